@@ -1,0 +1,70 @@
+# make demo     run examples/index_sources.py
+# make test     everything that CI runs: lint, types, suite, then every other Python here
+# make stress   the long random histories
+# make bench    measure against ThreadPoolExecutor
+#
+# Needs GNU make and Python 3.10 or newer (PYTHON=... names another); all else goes into .venv.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+
+heading = @printf '\n==== %s ====\n' '$(1)'
+
+.PHONY: demo test lint types suite pythons stress bench find-python clean
+.NOTPARALLEL: # The steps of `test` run in their order, and the first that fails ends it.
+
+demo: $(VENV)/.package
+	$(BIN)/python examples/index_sources.py
+
+test: lint types suite pythons
+
+lint: $(VENV)/.tools
+	$(call heading,ruff)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.tools
+	$(call heading,mypy: oldest and newest Python)
+	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.14
+	$(call heading,pyright)
+	$(BIN)/pyright --warnings
+
+suite: $(VENV)/.tools
+	$(call heading,pytest with coverage)
+	$(BIN)/pytest --cov
+
+pythons: $(VENV)/.tools
+	$(call heading,other Pythons and conformance)
+	$(BIN)/python tests/run_all.py
+
+stress: $(VENV)/.tools
+	$(BIN)/pytest -m stress
+
+bench: $(VENV)/.package
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv .venv-* .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist htmlcov
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Prints the first Python that will do; says what is missing if there is none.
+find-python:
+	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10); do \
+	    "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && \
+	        { echo "$$python"; exit; }; \
+	done; echo 'no Python 3.10 or newer with the venv module found; name one: make PYTHON=...' >&2; exit 1
+
+# A stamp is the last thing that its recipe writes: a step that was interrupted is done again, one that was not is not.
+$(VENV)/.created:
+	python=$$($(MAKE) --silent --no-print-directory find-python) && "$$python" -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.created pyproject.toml
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.created pyproject.toml
+	$(PIP) --editable '.[test]'
+	@touch $(VENV)/.package $@

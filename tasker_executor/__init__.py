@@ -1,0 +1,66 @@
+"""Thread pools whose workers hold something.
+
+`ResourceExecutor` is a `concurrent.futures.Executor` in which each worker thread owns one resource (a database connection, an
+HTTP session, a browser, a model): made on its thread, checked, replaced when it breaks, destroyed exactly once.
+
+    >>> import sqlite3
+    >>> def fetch(connection, sql):
+    ...     return connection.execute(sql).fetchall()
+    >>> with ResourceExecutor(4, on_create=lambda: sqlite3.connect(":memory:"), on_destroy=sqlite3.Connection.close) as pool:
+    ...     rows = pool.submit(fetch, "select 1")
+    ...     urgent = pool.submit_priority(fetch, "select 2")
+    ...     rows.result(), urgent.result(), pool.run_now(fetch, "select 3")
+    ([(1,)], [(2,)], [(3,)])
+"""
+
+from ._base import ExecutorView
+from ._current import TaskContext, current_task
+from ._executor import ResourceExecutor
+from .exceptions import (
+    NoCurrentTask,
+    QueueFull,
+    ResourceCreationError,
+    ShutdownTimeout,
+    TaskCancelled,
+    TaskerError,
+    TaskExpired,
+)
+from .observers import Observer, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
+from .policies import BacklogPolicy, Hysteresis, Maximum, Minimum, QueueWaitPolicy, RatePolicy, ScalingPolicy
+from .simulation import Simulation, simulate
+from .stats import DurationSummary, ExecutorMetrics, ExecutorStats, LoadSample
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BacklogPolicy",
+    "DurationSummary",
+    "ExecutorMetrics",
+    "ExecutorStats",
+    "ExecutorView",
+    "Hysteresis",
+    "LoadSample",
+    "Maximum",
+    "Minimum",
+    "NoCurrentTask",
+    "Observer",
+    "QueueFull",
+    "QueueWaitPolicy",
+    "RatePolicy",
+    "ResourceCreationError",
+    "ResourceEvent",
+    "ResourceExecutor",
+    "ScaleEvent",
+    "ScalingPolicy",
+    "ShutdownTimeout",
+    "Simulation",
+    "StateEvent",
+    "TaskCancelled",
+    "TaskContext",
+    "TaskEvent",
+    "TaskExpired",
+    "TaskerError",
+    "WorkerEvent",
+    "current_task",
+    "simulate",
+]

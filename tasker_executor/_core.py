@@ -1,0 +1,874 @@
+"""What the workers of an executor share, and who decides how many there are.
+
+The executor object that the user holds is a handle; this is what it holds. Workers and the supervisor hold the core and never
+the handle, so a dropped executor is collected, and its core drains and ends.
+
+**Population.** Every decision to start a worker is made in one place, `_populate`, under the lock and from the facts as they
+are (how many live, how many are starting, how many tasks wait), never from a count of requests. It is asked whenever a fact
+changes: a task finds nobody idle, a worker ended, the factory may be tried again, the policy or the user wants another number.
+So whatever is interrupted half-way is put right the next time. `ROOM`, at the bottom of the idle stack, stands for the workers
+that may still be
+started: a submitter that finds no idle worker above it pops it, and thereby asks.
+
+**The end.** `shutdown` swaps `idle` (what submitters look at after they have queued their task) for something that is always
+true: the slow path behind it takes the task back and refuses it, or lets it be if a worker has it already. A worker ends when
+it finds the executor draining and, looking afterwards, the lanes empty. So a task is either refused or run, and nobody needs a
+lock for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures.thread import BrokenThreadPool
+from operator import methodcaller
+from typing import Any
+
+from ._admission import Admission
+from ._current import current
+from ._lanes import Lane, Lanes
+from ._recorder import Outcome, Recorder
+from ._resources import REPLACED, End, NoResource, ResourceHooks, ResourcePool, ResourceSource
+from ._supervisor import Supervisor
+from ._types import Bell, Latch, State, clock, lock_timeout
+from ._work_item import WITHDRAWN, TaskFuture
+from ._worker import Worker, describe
+from .exceptions import ResourceCreationError, ShutdownTimeout
+from .observers import ObserverHub, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
+from .policies import ScalingPolicy
+from .stats import ExecutorMetrics, ExecutorStats, LoadSample
+
+__all__ = ["Core"]
+
+logger = logging.getLogger("tasker_executor")
+
+BACKOFF_FIRST, BACKOFF_LIMIT = 0.1, 30.0  # seconds between attempts of a failing factory: doubling, with full jitter
+
+#: What submitters see instead of the idle stack once nothing is accepted any more: always true.
+_CLOSED: list[Any] = ["closed"]
+
+#: Every core that may still have threads or resources. Strong references, until it is closed: the exit hook needs them.
+_cores: dict[int, Core] = {}
+#: Threads that have done all for their core and may still take a moment to end. The exit hook joins them: a daemon thread that
+#: the interpreter stops in mid-air may hold a lock.
+_ending: set[threading.Thread] = set()
+_exiting = False
+
+
+class Room:
+    """At the bottom of the idle stack: workers may still be started."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = weakref.ref(core)
+
+    def release(self) -> None:
+        """A submitter found nobody else: start a worker."""
+        core = self._core()
+        if core is not None:
+            core.grow()
+
+
+class Core:
+    """See the module's docstring. All attributes are private to this package."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        thread_name_prefix: str,
+        min_workers: int,
+        max_workers: int,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        hooks: ResourceHooks[Any] | None,
+        create_timeout: float,
+        max_retries: int,
+        max_queued: int | None,
+        propagate_context: bool,
+        policy: ScalingPolicy | None,
+        idle_timeout: float | None,
+        resource_pool_size: int,
+        observers: Iterable[Any],
+    ) -> None:
+        self.name = name
+        self.thread_name_prefix = thread_name_prefix
+        self.initializer, self.initargs = initializer, initargs
+        self.create_timeout = create_timeout
+        self.max_retries = max_retries
+        self.propagate_context = propagate_context
+        self.idle_limit = idle_timeout
+        self.hub = ObserverHub(observers)
+        self.recorder = Recorder()
+        self.lanes = Lanes(self._task_settled)
+        self.killed = Latch()
+        self.terminated = Latch()
+        self.source = None if hooks is None else ResourceSource(name, hooks, self.recorder, self.hub)
+        self.pool: ResourcePool[Any] | None = (
+            None if self.source is None else ResourcePool(self.source, resource_pool_size, self, self.killed)
+        )
+        self.careful = self.hub.hears_tasks or (self.source is not None and self.source.needs_care)
+
+        # Guards what follows. Reentrant: a signal handler or a destructor may submit, shut down or ask for stats while its own
+        # thread is in here; so every step below leaves the facts in order. Never held while user code runs.
+        self.lock = threading.RLock()
+        self.changed = Bell()  # rung when a worker is ready or has ended, and when the state changes
+        self.state = State.RUNNING
+        self.refusal: Callable[[], Exception] = self._refuse_after_shutdown
+        self.min_workers, self.max_workers = min_workers, max_workers
+        #: How many workers are wanted: what the policy said last, within the bounds.
+        self.wanted = max_workers if policy is None else min_workers
+        #: Workers whose thread exists. One that ends leaves before its successor enters, so there are never more than the
+        #: limit.
+        self.workers: set[Worker] = set()
+        self.leaving: set[Worker] = set()  # of these, those that have been retired and are about to end
+        self.ended: set[threading.Thread] = set()  # threads that have left `workers` and may still take a moment to end
+        self.replaced = 0
+        self.broken = False  # an initializer failed
+        #: Failures of the factory in a row. While there are any, one worker at most is being started, and none before
+        #: `retry_at`.
+        self.failures = 0
+        self.total_failures = 0
+        self.failed_at = self.retry_at = 0.0
+        self.last_failure: BaseException | None = None
+        #: Since when no worker has owned a resource; None while one does.
+        self.bare_since: float | None = clock()
+        self._submitted_before = 0
+
+        #: One token for each busy worker that shall leave after its task. Workers look at it between tasks.
+        self.leave: list[None] = []
+        #: Who may be woken up for a task: Room at the bottom, idle workers above, the last one to become idle on top. Pushed to
+        #: and popped from without the lock.
+        self.idle_stack: list[Any] = []
+        #: What submitters look at: the idle stack, and _CLOSED in the end.
+        self.idle = self.idle_stack
+        self._room = Room(self)
+        # Pops and wakes in one step of the interpreter, so that no signal handler can raise between the two: the worker would
+        # be off the stack and never be woken. (operator.methodcaller calls `release`, iter(f, x) calls f for ever, next does it
+        # once.)
+        self._wakes = map(methodcaller("release"), iter(self.idle_stack.pop, None))
+        self.admission = Admission(max_queued, self._waiting_beyond_free_workers)
+        self.supervisor = Supervisor(self, policy)
+        self._handle: weakref.ref[object] | None = None
+
+    # -- birth
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def start(self, handle: object) -> None:
+        """Make the resource pool and start the base workers. Raises what prevents that, with nothing left behind."""
+        _cores[id(self)] = self
+        self._handle = weakref.ref(handle, lambda _: self._dropped())
+        try:
+            if _exiting:
+                self._refuse_at_exit()
+                self.close()
+                return
+            if self.pool is not None:
+                self.pool.fill()
+            with self.lock:
+                self._offer_room()
+                while len(self.workers) < self.min_workers:
+                    self._start_worker()
+        except BaseException:
+            self.close()
+            raise
+
+    # -- submission, the slow half
+    # ----------------------------------------------------------------------------------------------
+
+    def wake(self, future: TaskFuture[Any]) -> None:
+        """`future` has been queued, and somebody is on the idle stack, or the executor accepts nothing any more.
+
+        Raises RuntimeError if it was refused; then the task does not run.
+        """
+        if self.idle is _CLOSED:
+            self._take_back(future)
+            return
+        try:
+            next(self._wakes)
+        except IndexError:  # others took them: those find this task, too, before they go to sleep
+            return
+        except Exception:
+            # A thread could not be started. If there are others, the task is in good hands.
+            if not self.workers and future._settle(WITHDRAWN):
+                raise
+            logger.warning("executor %r: cannot start another worker", self.name, exc_info=True)
+        except BaseException:  # Ctrl-C. The caller will not get the future, so the task had better not run
+            future._settle(WITHDRAWN)
+            raise
+
+    def _take_back(self, future: TaskFuture[Any]) -> None:
+        """Nothing is accepted any more. Raises, unless a worker was quicker and has the task."""
+        future._settle(WITHDRAWN)
+        if future.cancelled():
+            self._check_terminated()
+            raise self.refusal()
+
+    def wake_if_waiting(self) -> None:
+        """Somebody who was woken for a task did not take one, or tasks came back: wake another."""
+        if self.lanes.look():
+            try:
+                next(self._wakes)
+            except IndexError:
+                pass
+            except Exception:
+                logger.exception("executor %r: cannot start a worker", self.name)
+
+    def wake_many(self, count: int) -> None:
+        """`count` tasks have been queued at once."""
+        for _ in range(min(count, len(self.idle_stack))):
+            self.wake_if_waiting()
+
+    def requeue(self, future: TaskFuture[Any], lane: Lane) -> None:
+        """A task's resource broke: it goes to the front of its lane, whatever the bound."""
+        lane.appendleft(future)
+        if self.state >= State.KILLED:
+            self._cancel_queue()  # the killer may have looked at the lane before
+        else:
+            self.wake_if_waiting()
+
+    def _waiting_beyond_free_workers(self) -> int:
+        limit = self._limit() if self.failures == 0 else len(self.workers) - self._starting()
+        busy = sum(worker.item is not None for worker in tuple(self.workers))
+        return self.lanes.waiting() - max(0, limit - busy)
+
+    def _task_settled(self, future: TaskFuture[Any]) -> None:
+        """A task was ended before it started."""
+        if self.admission.blocked:
+            self.admission.refill()
+        if self.state >= State.DRAINING:
+            self._check_terminated()
+        if self.hub.hears("task_finished"):
+            sidecar = future._sidecar
+            if sidecar is not None and sidecar.verdict is WITHDRAWN:
+                return
+            error = None if future.cancelled() else future._exception
+            waited = max(0.0, clock() - future._submitted)
+            outcome = "cancelled" if error is None else "failed"
+            event = TaskEvent(self.name, id(future), "", future._lane.name, 0, None, waited, 0.0, outcome, error)
+            self.hub.tell("task_finished", event)
+
+    # -- population
+    # -------------------------------------------------------------------------------------------------------------
+
+    def grow(self) -> None:
+        """A submitter found nobody idle. Raises if a thread is needed and cannot be started."""
+        with self.lock:
+            try:
+                self._populate()
+            finally:
+                self._offer_room()
+
+    def _starting(self) -> int:
+        """How many workers have yet to look at the lanes for the first time."""
+        return sum(not worker.ready for worker in tuple(self.workers))
+
+    def _limit(self) -> int:
+        """How many workers there may be: as many as wanted, but one at least, or nothing would ever run."""
+        return max(self.wanted, self.min_workers, 1)
+
+    def _may_start(self) -> bool:
+        """May a worker be started, if one is needed? Lock held."""
+        if self.broken or self.state >= State.KILLED or len(self.workers) >= self._limit():
+            return False
+        return self.failures == 0 or (clock() >= self.retry_at and not self._starting())
+
+    def _needed(self) -> bool:
+        """Is another worker needed? Each that is starting will look at the lanes, so only the tasks beyond those count."""
+        if (waiting := self.lanes.waiting()) and waiting > self._starting():
+            return True
+        return self.state is State.RUNNING and len(self.workers) - len(self.leaving) < self.min_workers
+
+    def _populate(self) -> None:
+        """Start what is needed. Lock held. Raises if a thread cannot be started.
+
+        Room is offered before the last look at the lanes: a submitter that finds the stack empty has queued its task before
+        that.
+        """
+        while True:
+            self._offer_room()
+            if not (self._may_start() and self._needed()):
+                break
+            self._start_worker()
+
+    def _populate_or_retry(self) -> None:
+        """The same, for callers that have nobody to raise to: failing to start a thread is like failing to make a resource."""
+        try:
+            self._populate()
+        except Exception as error:
+            self._creation_failed(error, clock())
+
+    def _offer_room(self) -> None:
+        """Put Room on the stack if there is room. Lock held. If there is none, who pops it finds that out."""
+        if self.state is State.RUNNING and self._may_start() and self._room not in self.idle_stack:
+            self.idle_stack.insert(0, self._room)
+
+    def _start_worker(self) -> None:
+        """Lock held. Whatever interrupts this, the worker is either in `workers` and runs, or in neither state."""
+        used = {worker.index for worker in self.workers}
+        index = next(index for index in range(len(used) + 1) if index not in used)
+        worker = Worker(self, index)
+        try:
+            self.workers.add(worker)
+            worker.thread.start()
+        except BaseException:
+            if worker.birth.acquire(False):  # it has not begun to live, and now never will
+                self._forget(worker)
+            raise
+        if self.source is not None and self.bare_since is not None:
+            self.supervisor.kick()  # for create_timeout
+
+    def _forget(self, worker: Worker) -> None:
+        """The worker is no more. Lock held."""
+        self.workers.discard(worker)
+        self.leaving.discard(worker)
+        if self.bare_since is None and self._starting() == len(self.workers):
+            self.bare_since = clock()
+        self.recorder.close_log(worker.log)
+
+    # -- called by workers
+    # ------------------------------------------------------------------------------------------------------
+
+    def worker_ready(self, worker: Worker) -> None:
+        """The worker owns its resource and is about to look at the lanes for the first time.
+
+        Without resources this takes no lock: who started the worker has it, and a task should be in hand when `submit` returns.
+        """
+        if self.source is not None:
+            with self.lock:
+                self.bare_since = None
+                if self.failures:
+                    self.failures = 0
+                    self._populate_or_retry()
+        worker.ready = True
+        self.changed.ring()
+        if self.admission.blocked:
+            self.admission.refill()
+        logger.debug("executor %r: worker %s is ready", self.name, worker.name)
+        worker.announce()
+
+    def worker_ended(self, worker: Worker, end: End, error: BaseException | None) -> None:
+        """The exit path of every worker, on its thread, its resource being gone: the one place that decides on a successor."""
+        with self.lock:
+            self._forget(worker)
+            self.ended = {thread for thread in self.ended if thread.is_alive()}
+            self.ended.add(worker.thread)
+            _note_ending(worker.thread)
+            if end in REPLACED:
+                self.replaced += 1
+            failed = error is not None and end is End.CREATION_FAILED and self._creation_failed(error, worker.started_at)
+            self.broken = self.broken or end is End.INITIALIZER_FAILED
+            self._populate_or_retry()
+        self.changed.ring()
+        level = logging.WARNING if end in {End.BROKEN, End.CRASHED} else logging.DEBUG
+        logger.log(level, "executor %r: worker %s ends: %s", self.name, worker.name, end.value)
+        if end is End.INITIALIZER_FAILED:
+            self._break()
+        if failed:
+            self._report_failure(worker.name, error)
+        if isinstance(error, NoResource):  # no outage, but a mistake: waiting will not help
+            self._fail_queue(error)
+        if self.hub.hears("worker_ended"):
+            self.hub.tell("worker_ended", WorkerEvent(self.name, worker.name, end.value, error))
+        self.wake_if_waiting()
+        self._check_terminated()
+
+    def takes_leave(self, worker: Worker) -> bool:
+        """A worker found that some are too many: may it be the one to go?"""
+        with self.lock:
+            if not self.leave:
+                return False
+            self.leave.pop()
+            self.leaving.add(worker)
+            return True
+
+    def may_retire(self, worker: Worker) -> bool:
+        """A worker has been idle for so long that it could go: is it one of the burst?"""
+        with self.lock:
+            if self.state is State.RUNNING and len(self.workers) - len(self.leaving) <= self.min_workers:
+                return False
+            self.leaving.add(worker)
+            return True
+
+    # -- the factory
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _creation_failed(self, error: BaseException, begun: float) -> bool:
+        """A resource could not be made, in an attempt begun then. Lock held. Tell whether it counts.
+
+        Attempts that were under way when another failed are of the same round, and do not stretch the back-off.
+        """
+        self.total_failures += 1
+        self.last_failure = error
+        if self.failures and begun < self.failed_at:
+            return False
+        self.failures += 1
+        self.failed_at = clock()
+        longest = min(BACKOFF_LIMIT, BACKOFF_FIRST * 2.0 ** min(self.failures - 1, 16))
+        self.retry_at = self.failed_at + random.uniform(0.0, longest)
+        self.supervisor.kick()
+        return True
+
+    def _report_failure(self, worker: str, error: BaseException | None) -> None:
+        delay = max(0.0, self.retry_at - clock())
+        logger.warning(
+            "executor %r: on_create failed (%d in a row), next attempt in %.2g s",
+            self.name,
+            self.failures,
+            delay,
+            exc_info=error,
+        )
+        if self.hub.hears("creation_failed"):
+            self.hub.tell("creation_failed", ResourceEvent(self.name, worker, 0.0, error))
+
+    def tend_creation(self, now: float) -> float | None:
+        """Supervisor: try the factory again when it is time; return when that is."""
+        with self.lock:
+            if not self.failures or self._starting():
+                return None
+            if now < self.retry_at:
+                return self.retry_at
+            self._populate_or_retry()
+            return self.retry_at if self.failures and not self._starting() and self._needed() else None
+
+    def fail_starved(self, now: float) -> float | None:
+        """Supervisor: fail the tasks that have waited too long for a worker with a resource; return when the next is due."""
+        bare_since = self.bare_since
+        if self.source is None or bare_since is None or self.state >= State.KILLED:
+            return None
+        oldest = self.lanes.oldest()
+        due = max(bare_since, oldest or now) + self.create_timeout
+        if now < due:
+            return due if oldest is not None or self._starting() else None  # whatever is queued later is due later
+        self._fail_queue(self.last_failure, before=now - self.create_timeout)
+        oldest = self.lanes.oldest()
+        return None if oldest is None else max(bare_since, oldest) + self.create_timeout
+
+    def creation_error(self, cause: BaseException | None, waited: float | None = None) -> ResourceCreationError:
+        """The error for those who waited for a resource in vain."""
+        why = "on_create has not returned" if cause is None else f"on_create failed: {cause!r}"
+        spent = "" if waited is None else f" within {waited:.3g} s"
+        error = ResourceCreationError(f"executor {self.name!r}: no worker has got a resource{spent}; {why}")
+        error.__cause__ = cause
+        return error
+
+    def _fail_queue(self, cause: BaseException | None, before: float | None = None) -> None:
+        """Fail the tasks queued, or those queued before that moment."""
+        for lane in self.lanes:
+            for _ in range(len(lane)):
+                try:
+                    future = lane.popleft()
+                except IndexError:
+                    break
+                if before is not None and future._submitted > before:
+                    lane.appendleft(future)
+                    break
+                future._fail_popped(self.creation_error(cause, clock() - future._submitted))
+        self.wake_if_waiting()
+        self._check_terminated()
+
+    def wait_ready(self, timeout: float) -> Exception | None:
+        """Block until the base workers are ready; return None, or what to raise."""
+        begun = clock()
+        while True:
+            change = self.changed.listen()
+            if self.state is not State.RUNNING:
+                return self.refusal()
+            if sum(worker.ready for worker in tuple(self.workers)) >= self.min_workers:
+                return None
+            failure = self.last_failure if self.failures else None
+            remaining = begun + timeout - clock()
+            if isinstance(failure, NoResource) or remaining <= 0:
+                return self.creation_error(failure, clock() - begun)
+            change.wait(remaining)
+
+    # -- wishes
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def want(self, wanted: int, reason: str) -> None:
+        """So many workers are wanted from now on, within the bounds."""
+        with self.lock:
+            before = self.wanted
+            after = self.wanted = min(max(wanted, self.min_workers), self.max_workers)
+            self._retire_idle()
+            self._populate_or_retry()
+        self.wake_if_waiting()
+        if after != before:
+            logger.debug("executor %r: %d workers wanted instead of %d: %s", self.name, after, before, reason)
+            if self.hub.hears("scaled"):
+                self.hub.tell("scaled", ScaleEvent(self.name, before, after, reason))
+
+    def resize(self, min_workers: int, max_workers: int) -> None:
+        """Change the bounds. Those too many leave: idle ones at once, busy ones after their task."""
+        with self.lock:
+            self.min_workers, self.max_workers = min_workers, max_workers
+            wanted = max_workers if self.supervisor.policy is None else self.wanted
+        self.want(wanted, f"resize to {min_workers}..{max_workers}")
+        with self.lock:
+            self.leave[:] = [None] * max(0, len(self.workers) - len(self.leaving) - self._limit())
+            self._nudge()
+
+    def _retire_idle(self) -> None:
+        """Retire idle workers above the number wanted, the longest idle first, so that warm resources stay. Lock held."""
+        surplus = len(self.workers) - len(self.leaving) - max(self.wanted, self.min_workers)
+        for worker in self.idle_stack[:]:  # from the bottom
+            if surplus <= 0:
+                break
+            if isinstance(worker, Worker) and worker not in self.leaving:
+                try:
+                    self.idle_stack.remove(worker)
+                except ValueError:  # it was just woken for a task
+                    continue
+                worker.told_to_leave = True
+                self.leaving.add(worker)
+                worker.release()
+                surplus -= 1
+
+    def _nudge(self) -> None:
+        """Have every idle worker look up: how long it may be idle, or whether to leave, has changed. Lock held."""
+        for worker in self.idle_stack[:]:
+            if isinstance(worker, Worker):
+                try:
+                    self.idle_stack.remove(worker)
+                except ValueError:
+                    continue
+                worker.release()
+
+    # -- the end
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def close(self, *, cancel: bool = False, kill: bool = False) -> None:
+        """Accept nothing any more, and drain; `cancel` cancels what waits; `kill` also sets the tokens and aborts resources."""
+        with self.lock:
+            before = self.state
+            if kill and self.state < State.KILLED:
+                self.state = State.KILLED
+            elif self.state < State.DRAINING:
+                self.state = State.DRAINING
+            self.idle = _CLOSED
+            after = self.state
+            self._populate_or_retry()  # tasks may wait with nobody there to run them
+        self.changed.ring()
+        if kill:
+            self.killed.open()
+        if cancel or kill:
+            self._cancel_queue()
+        self._wake_all()
+        self.admission.close()
+        if after is not before and self.hub.hears("state_changed"):
+            self.hub.tell("state_changed", StateEvent(self.name, after.name.lower()))
+        if kill:
+            self._abort_running()
+        if self.pool is not None:
+            self.pool.close()
+        if self.supervisor.thread is not None:
+            self.supervisor.kick()
+        self._check_terminated()
+
+    def _wake_all(self) -> None:
+        while self.idle_stack:
+            try:
+                next(self._wakes)
+            except IndexError:
+                break
+            except Exception:
+                logger.exception("executor %r: cannot start a worker", self.name)
+
+    def _cancel_queue(self) -> None:
+        """Cancel what waits. Whoever pops a task owns it, so a task in between two attempts gets the error of the last."""
+        for lane in self.lanes:
+            while lane:
+                try:
+                    future = lane.popleft()
+                except IndexError:
+                    break
+                sidecar = future._sidecar
+                if sidecar is not None and sidecar.error is not None:
+                    future._fail_popped(sidecar.error)
+                else:
+                    future.cancel()
+                    lane.drop_tombstone()
+
+    def _abort_running(self) -> None:
+        hook = None if self.source is None else self.source.hooks.on_abort
+        if hook is None or self.pool is None:
+            return
+        for worker in tuple(self.workers):
+            holding = worker.holding
+            if worker.item is not None and holding is not None:
+                holding.abort(hook)
+        for holding in self.pool.in_use:
+            holding.abort(hook)
+
+    def _break(self) -> None:
+        """The initializer failed: as in the standard library, the pool is broken for good."""
+        message = "A thread initializer failed, the thread pool is not usable anymore"
+        self.refusal = lambda: BrokenThreadPool(message)
+        self.close()
+        for lane in self.lanes:
+            while lane:
+                try:
+                    future = lane.popleft()
+                except IndexError:
+                    break
+                future._fail_popped(BrokenThreadPool(message))
+        self._check_terminated()
+
+    def _check_terminated(self) -> None:
+        """Draining, nothing waits, nobody lives: that was it."""
+        with self.lock:
+            if self.state < State.DRAINING or self.state is State.CLOSED or self.workers:
+                return
+            if self.lanes.look() and self.lanes.waiting():  # tombstones may stay
+                return
+            self.state = State.CLOSED
+        if self.supervisor.thread is not None:
+            _note_ending(self.supervisor.thread)
+            self.supervisor.kick()
+        _cores.pop(id(self), None)
+        self.terminated.open()
+        if self.hub.hears("state_changed"):
+            self.hub.tell("state_changed", StateEvent(self.name, "closed"))
+
+    def join(self, timeout: float | None) -> None:
+        """Block until the end, threads included. Raises ShutdownTimeout.
+
+        Returns at once on a thread of the executor itself, which would wait for itself; and in a signal handler that
+        interrupted its thread inside of the lock, since the workers need that to end.
+        """
+        if current.owner is self or self.lock._is_owned():  # type: ignore[attr-defined]  # private, but Condition relies on it
+            return
+        deadline = None if timeout is None else clock() + timeout
+        done = self.terminated.wait(timeout)
+        while done:
+            with self.lock:
+                threads = [thread for thread in self.ended if thread.is_alive()]
+                if self.supervisor.thread is not None and self.supervisor.thread.is_alive():
+                    threads.append(self.supervisor.thread)
+            if not threads:
+                break
+            remaining = None if deadline is None else max(0.0, deadline - clock())
+            threads[0].join(None if remaining is None else lock_timeout(remaining))
+            done = not threads[0].is_alive()
+        if done and self.pool is not None:
+            done = self.pool.wait_until_returned(deadline)
+        if not done:
+            raise ShutdownTimeout(self._what_still_runs(timeout))
+
+    def _what_still_runs(self, timeout: float | None) -> str:
+        running = [f"{describe(item)} on {worker.name}" for worker in tuple(self.workers) if (item := worker.item) is not None]
+        in_use = [] if self.pool is None else self.pool.in_use
+        running += [f"run_now in thread {holding.thread}" for holding in in_use]
+        what = ", ".join(running) or f"{len(self.workers)} workers that are starting or ending"
+        return (
+            f"executor {self.name!r} has not shut down within {timeout} s: still running: {what}; "
+            f"{self.lanes.waiting()} tasks are queued; the drain goes on, kill() would cut it short"
+        )
+
+    def _dropped(self) -> None:
+        """The user's last reference to the executor is gone. May be called by the garbage collector, anywhere."""
+        if _exiting or self.state is State.CLOSED:  # all is done, and the lock may be held by a thread that is no more
+            return
+        if self.pool is not None and self.pool.available:
+            # Hooks have no business inside of the garbage collector: let them run on a thread of their own.
+            try:
+                threading.Thread(target=self.close, name=f"{self.thread_name_prefix}_closer", daemon=True).start()
+                return
+            except RuntimeError:
+                pass
+        self.close()
+
+    # -- refusals
+    # ---------------------------------------------------------------------------------------------------------------
+
+    def _refuse_after_shutdown(self) -> Exception:
+        return RuntimeError("cannot schedule new futures after shutdown")
+
+    def _refuse_at_exit(self) -> None:
+        self.refusal = lambda: RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    def reinit_after_fork(self) -> None:
+        """In the child of a fork: the threads are gone, whatever they held is held for ever, and so are the tasks."""
+        self.lock = threading.RLock()
+        for lane in self.lanes:
+            lane.reinit_after_fork()
+        self.recorder.reinit_after_fork()
+        self.admission.reinit_after_fork()
+        if self.source is not None:
+            self.source.reinit_after_fork()
+        self.state = State.CLOSED
+        self.idle = _CLOSED
+        message = (
+            f"executor {self.name!r} was inherited through fork(): its threads and resources belong to the parent process; "
+            f"make a new executor in this one"
+        )
+        self.refusal = lambda: RuntimeError(message)
+        lost = [worker.item for worker in self.workers if worker.item is not None]
+        for lane in self.lanes:
+            lost += lane
+            lane.clear()
+            lane.tombstones = 0
+        for future in lost:
+            if not future.done():
+                future._sidecar = None  # its lock may have been held by a thread that is no more
+                future._finish(None, RuntimeError(message))
+        self.workers.clear()
+        self.leaving.clear()
+        self.ended.clear()
+        self.supervisor.thread = None
+        self.terminated.open()
+
+    # -- what it tells of itself
+    # ------------------------------------------------------------------------------------------------
+
+    def stats(self) -> ExecutorStats:
+        """One consistent moment.
+
+        Read in the order log, hand, lane, against the way a task takes: one that moves meanwhile may be missed for this moment,
+        but is never counted twice. `submitted` never decreases, and a task missed is one in hand.
+        """
+        with self.lock:
+            counts = self.recorder.counts()
+            workers = tuple(self.workers)
+            busy = sum(worker.item is not None for worker in workers)
+            normal, priority = self.lanes.normal, self.lanes.priority
+            queued, urgent = normal.waiting(), priority.waiting()
+            completed = counts[False, Outcome.COMPLETED] + counts[True, Outcome.COMPLETED]
+            settled = normal.settled_failed + priority.settled_failed
+            failed = counts[False, Outcome.FAILED] + counts[True, Outcome.FAILED] + settled
+            cancelled = normal.cancelled + priority.cancelled
+            elsewhere = completed + failed + cancelled + queued + urgent
+            submitted = self._submitted_before = max(self._submitted_before, elsewhere + busy)
+            base = min(len(workers), self.min_workers)
+            source, pool = self.source, self.pool
+            return ExecutorStats(
+                base_workers=base,
+                active_workers=len(workers),
+                burst_workers=len(workers) - base,
+                idle_workers=len(workers) - busy,
+                running_tasks=submitted - elsewhere,
+                queued_tasks=queued,
+                priority_tasks=urgent,
+                available_resources=0 if pool is None else pool.available,
+                submitted=submitted,
+                completed=completed,
+                failed=failed,
+                cancelled=cancelled,
+                retried=counts[False, Outcome.RETRIED] + counts[True, Outcome.RETRIED],
+                resources_created=0 if source is None else source.created,
+                resources_destroyed=0 if source is None else source.destroyed,
+                workers_replaced=self.replaced,
+                create_failures=self.total_failures,
+                state=self.state.name.lower(),
+            )
+
+    def metrics(self, *, reset: bool) -> ExecutorMetrics:
+        """Durations and rates of the period."""
+        wait, run, create, counts = self.recorder.durations(reset=reset)
+        arrival_rate, completion_rate, _ = self._rates()
+        finished = counts[Outcome.COMPLETED] + counts[Outcome.FAILED]
+        return ExecutorMetrics(
+            wait=wait.summary(),
+            run=run.summary(),
+            create=create.summary(),
+            arrival_rate=arrival_rate,
+            completion_rate=completion_rate,
+            success_rate=counts[Outcome.COMPLETED] / finished if finished else 0.0,
+            failure_rate=counts[Outcome.FAILED] / finished if finished else 0.0,
+        )
+
+    def _rates(self) -> tuple[float, float, float]:
+        in_hand = [item._submitted for worker in tuple(self.workers) if (item := worker.item) is not None]
+        return self.recorder.rates(self.lanes, in_hand)
+
+    def sample(self) -> LoadSample:
+        """What a policy is shown."""
+        arrival_rate, completion_rate, service_time = self._rates()
+        oldest = self.lanes.oldest()
+        now = clock()
+        with self.lock:
+            workers = tuple(self.workers)
+            busy = sum(worker.item is not None for worker in workers)
+            return LoadSample(
+                time=now,
+                workers=len(workers),
+                busy=busy,
+                idle=max(0, len(workers) - busy - self._starting()),
+                queued_normal=self.lanes.normal.waiting(),
+                queued_priority=self.lanes.priority.waiting(),
+                oldest_wait=0.0 if oldest is None else max(0.0, now - oldest),
+                arrival_rate=arrival_rate,
+                completion_rate=completion_rate,
+                mean_service_time=service_time,
+                mean_create_time=self.recorder.mean_create_time(),
+                create_failures=self.failures,
+                min_workers=self.min_workers,
+                max_workers=self.max_workers,
+                target=self.wanted,
+            )
+
+    def at_rest(self) -> bool:
+        """Does nothing wait or run, and is nobody there but the base?"""
+        with self.lock:
+            busy = any(worker.item is not None for worker in self.workers)
+            return not busy and not self.lanes.look() and len(self.workers) <= max(self.min_workers, 0)
+
+    def check(self) -> None:
+        """Assert the invariants that can be asked at any moment."""
+        stats = self.stats()
+        for name, value in vars(stats).items():
+            assert isinstance(value, str) or value >= 0, f"{name} is {value}"
+        final = stats.completed + stats.failed + stats.cancelled
+        assert stats.submitted == final + stats.queued_tasks + stats.priority_tasks + stats.running_tasks, stats
+        with self.lock:
+            assert self.leaving <= self.workers
+            assert len({worker.index for worker in self.workers}) == len(self.workers), "two workers have one name"
+            assert self.min_workers <= self.max_workers
+            for worker in self.workers:
+                assert worker.thread.is_alive() or worker.thread.ident is None, f"{worker} has no thread"
+            if self.source is not None:
+                holding = sum(worker.holding is not None for worker in self.workers)
+                assert self.source.created >= self.source.destroyed, "destroyed more resources than were made"
+                assert holding <= len(self.workers)
+            if self.state is State.CLOSED:
+                assert not self.workers, "closed, with workers"
+                assert stats.queued_tasks == stats.priority_tasks == stats.running_tasks == 0, stats
+
+
+def _at_exit() -> None:
+    """Before the interpreter joins its threads: refuse new tasks, finish those queued. As the standard library does."""
+    global _exiting  # read by executors made later
+    _exiting = True
+    cores = list(_cores.values())
+    for core in cores:
+        if core.state is State.RUNNING:
+            core._refuse_at_exit()
+        core.close()
+    for core in cores:
+        if core.state is not State.KILLED:
+            core.join(None)
+    for thread in list(_ending):
+        thread.join()
+
+
+def _note_ending(thread: threading.Thread) -> None:
+    for other in list(_ending):
+        if not other.is_alive():
+            _ending.discard(other)
+    _ending.add(thread)
+
+
+def _after_fork_in_child() -> None:
+    for core in list(_cores.values()):
+        core.reinit_after_fork()
+    _cores.clear()
+    _ending.clear()
+
+
+# Before threads are joined, and so before any `atexit` callback. Private, and what concurrent.futures itself uses.
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # not in typeshed
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

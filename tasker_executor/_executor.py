@@ -1,0 +1,561 @@
+"""`ResourceExecutor`.
+
+**Life of a task.** What happens to ``pool.submit(fetch, "select 1")``, and where to read it:
+
+1. `ResourceExecutor.submit` (here) makes a `TaskFuture`, future and work item in one (``_work_item.py``), appends it to a lane
+   (``_lanes.py``) and, if anybody is on the idle stack, wakes the top: an idle worker, or `Room`, which starts one
+   (``_core.py``).
+2. A worker (``_worker.py``), which made its resource when it started (``_resources.py``), takes the task, priority lane first,
+and
+   calls ``fetch(resource, "select 1")`` in the submitter's context.
+3. It notes three moments in its log (``_recorder.py``) and stores the result into the future, which wakes whoever waits for it.
+4. Or ``fetch`` raised: is the resource broken? No: the error is the result. Yes: the task goes back to the front of its lane,
+the
+   worker destroys the resource and ends, and the exit path (`Core.worker_ended`) starts a successor.
+5. When there is time to deal with (a factory that fails, a deadline, a policy's tick), the supervisor does
+(``_supervisor.py``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextvars import copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from typing_extensions import override
+
+from ._base import BaseExecutor
+from ._core import Core
+from ._current import Caller, current, current_holder
+from ._lanes import Lane
+from ._options import UNSET, TaskOptions, Unset
+from ._resources import ResourceHooks
+from ._types import (
+    AbortHook,
+    CreateHook,
+    DestroyHook,
+    HealthHook,
+    ResourceHook,
+    State,
+    check_callable,
+    check_count,
+    check_seconds,
+    clock,
+)
+from ._work_item import PENDING, RUNNING, TaskFuture
+from .exceptions import NoCurrentTask, QueueFull
+from .observers import Observer, TaskEvent
+from .policies import ScalingPolicy
+from .stats import ExecutorMetrics, ExecutorStats
+
+__all__ = ["ResourceExecutor"]
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+_numbers = itertools.count()
+
+
+class ResourceExecutor(BaseExecutor[R]):
+    """A `concurrent.futures.Executor` in which each worker thread owns one resource.
+
+    Without `on_create` it is a `ThreadPoolExecutor` in all that callers can see. With it, tasks are called
+    ``fn(resource, *args, **kwargs)``, and:
+
+    - a resource is made, used and destroyed on one thread, its worker's, and destroyed exactly once;
+    - a broken one is replaced, and the task that met it is run again on another;
+    - every future reaches a final state, however the executor ends.
+
+    The ideas are those of the Go library *tasker* (asaidimu/tasker), brought to Python's conventions.
+
+    Args:
+        max_workers: The most workers there may be. None: ``min(32, CPUs + 4)``, as in the standard library.
+        thread_name_prefix: Workers are named ``<prefix>_0``, ``<prefix>_1``, ... By default the executor's name.
+        initializer: Called on each worker's thread before its resource is made. If it raises, the pool is broken for good, as
+        in
+            the standard library; `on_create` is the hook that may fail.
+        initargs: Arguments for `initializer`.
+        on_create: Makes a resource. Called on the thread that will own it. If it raises it is tried again, after a pause that
+            doubles from 0.1 s to 30 s (with full jitter), while tasks wait.
+        on_destroy: Gives a resource up. If it raises, that is logged and costs nothing else.
+        check_health: A task raised this error: is the resource still good? False, or an exception: it is replaced, and the task
+            is run again. Errors that are no `Exception` (SystemExit, KeyboardInterrupt) are the task's own, and not asked
+            about.
+        check_resource: Is this resource still good? Asked when a task raised; and before a task, if the resource was idle for
+            longer than `check_after_idle` or another one was found broken since this one was last known good.
+        check_after_idle: Seconds.
+        max_age: Seconds after which a resource is replaced between tasks, give or take 10 %, so that workers do not recycle in
+        step.
+        max_uses: Tasks after which a resource is replaced.
+        create_timeout: Seconds. A task that has waited so long with no worker owning a resource fails with
+            `ResourceCreationError`. The pool itself lives on: when the factory works again, so does the pool.
+        on_abort: Unblocks a call that hangs inside a resource. Called by `kill`, from its thread, for each resource in use:
+            `sqlite3.Connection.interrupt`, ``psycopg.Connection.cancel``, ``socket.shutdown``.
+        max_retries: How often a task is run again after its resource broke. 0: at most once.
+        max_queued: How many tasks may wait, those not counted that a free worker is about to take. None: no limit. A task
+            submitted by a worker of this executor is always let in: waiting for itself, it would wait for ever.
+        on_full: What `submit` does at that limit: ``"block"`` until there is room, ``"raise"`` `QueueFull`, or run the task in
+        the
+            ``"caller"``, as `run_now` does.
+        propagate_context: Run each task in a copy of its submitter's `contextvars` context, as `asyncio.to_thread` does.
+        min_workers: The base: so many workers are started by the constructor and kept.
+        policy: Says how many workers are wanted, between `min_workers` and `max_workers`. None: `max_workers` are.
+        idle_timeout: Seconds after which an idle worker above the base ends. None: never.
+        resource_pool_size: How many resources to keep for `run_now`. They are made here, and if one fails, so does this call.
+        observers: Told of events; see `tasker_executor.Observer`.
+        name: What the executor is called in logs, thread names and events.
+
+    Raises:
+        ValueError, TypeError: An argument is no good; the message names it and its value.
+        ResourceCreationError: The resources for `run_now` could not be made. Those already made have been destroyed.
+
+    Example:
+        >>> import sqlite3
+        >>> def add(connection, a, b):
+        ...     return connection.execute("select ? + ?", (a, b)).fetchone()[0]
+        >>> with ResourceExecutor(2, on_create=lambda: sqlite3.connect(":memory:"), on_destroy=sqlite3.Connection.close) as
+        pool:
+        ...     pool.submit(add, 1, 2).result()
+        3
+        >>> with ResourceExecutor(2) as pool:
+        ...     list(pool.map(len, ["a", "bb"]))
+        [1, 2]
+    """
+
+    @overload
+    def __init__(
+        self: ResourceExecutor[None],
+        max_workers: int | None = None,
+        thread_name_prefix: str = "",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_retries: int = 3,
+        max_queued: int | None = None,
+        on_full: Literal["block", "raise", "caller"] = "block",
+        propagate_context: bool = True,
+        min_workers: int = 0,
+        policy: ScalingPolicy | None = None,
+        idle_timeout: float | None = None,
+        observers: Iterable[Observer] = (),
+        name: str | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        thread_name_prefix: str = "",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        on_create: CreateHook[R],
+        on_destroy: DestroyHook[R] | None = None,
+        check_health: HealthHook | None = None,
+        check_resource: ResourceHook[R] | None = None,
+        check_after_idle: float = 0.5,
+        max_age: float | None = None,
+        max_uses: int | None = None,
+        create_timeout: float = 30.0,
+        on_abort: AbortHook[R] | None = None,
+        max_retries: int = 3,
+        max_queued: int | None = None,
+        on_full: Literal["block", "raise", "caller"] = "block",
+        propagate_context: bool = True,
+        min_workers: int = 0,
+        policy: ScalingPolicy | None = None,
+        idle_timeout: float | None = None,
+        resource_pool_size: int = 0,
+        observers: Iterable[Observer] = (),
+        name: str | None = None,
+    ) -> None: ...
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        thread_name_prefix: str = "",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        on_create: CreateHook[R] | None = None,
+        on_destroy: DestroyHook[R] | None = None,
+        check_health: HealthHook | None = None,
+        check_resource: ResourceHook[R] | None = None,
+        check_after_idle: float = 0.5,
+        max_age: float | None = None,
+        max_uses: int | None = None,
+        create_timeout: float = 30.0,
+        on_abort: AbortHook[R] | None = None,
+        max_retries: int = 3,
+        max_queued: int | None = None,
+        on_full: Literal["block", "raise", "caller"] = "block",
+        propagate_context: bool = True,
+        min_workers: int = 0,
+        policy: ScalingPolicy | None = None,
+        idle_timeout: float | None = None,
+        resource_pool_size: int = 0,
+        observers: Iterable[Observer] = (),
+        name: str | None = None,
+    ) -> None:
+        if max_workers is None:
+            max_workers = min(32, (getattr(os, "process_cpu_count", os.cpu_count)() or 1) + 4)
+        if not isinstance(max_workers, int):
+            raise TypeError(f"max_workers must be an int, not {max_workers!r}")
+        if max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")  # the standard library's words
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")  # the standard library's words
+        check_bounds(min_workers, max_workers)
+        hooks = {
+            "on_create": on_create,
+            "on_destroy": on_destroy,
+            "check_health": check_health,
+            "check_resource": check_resource,
+            "on_abort": on_abort,
+        }
+        for argument, hook in hooks.items():
+            check_callable(argument, hook)
+        check_count("resource_pool_size", resource_pool_size, 0)
+        needing = {**hooks, "max_age": max_age, "max_uses": max_uses, "resource_pool_size": resource_pool_size or None}
+        if on_create is None:
+            for argument, value in needing.items():
+                if value is not None:
+                    raise ValueError(f"{argument}={value!r} is of no use without on_create")
+        if max_uses is not None:
+            check_count("max_uses", max_uses, 1)
+        if max_queued is not None:
+            check_count("max_queued", max_queued, 0)
+        if on_full not in ("block", "raise", "caller"):
+            raise ValueError(f"on_full must be 'block', 'raise' or 'caller', not {on_full!r}")
+        if policy is not None and not isinstance(policy, ScalingPolicy):
+            raise TypeError(f"policy must have an interval and a target(load), and {policy!r} has not")
+        if policy is not None:
+            check_seconds("policy.interval", policy.interval, above_zero=True)
+        name = name or thread_name_prefix or f"{type(self).__name__}-{next(_numbers)}"
+        self._on_full = on_full
+        self._core = core = Core(
+            name=name,
+            thread_name_prefix=thread_name_prefix or name,
+            min_workers=min_workers,
+            max_workers=max_workers,
+            initializer=initializer,
+            initargs=initargs,
+            hooks=None
+            if on_create is None
+            else ResourceHooks(
+                on_create=on_create,
+                on_destroy=on_destroy,
+                check_health=check_health,
+                check_resource=check_resource,
+                check_after_idle=check_seconds("check_after_idle", check_after_idle),
+                max_age=None if max_age is None else check_seconds("max_age", max_age, above_zero=True),
+                max_uses=max_uses,
+                on_abort=on_abort,
+            ),
+            create_timeout=check_seconds("create_timeout", create_timeout),
+            max_retries=check_count("max_retries", max_retries, 0),
+            max_queued=max_queued,
+            propagate_context=bool(propagate_context),
+            policy=policy,
+            idle_timeout=None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout),
+            resource_pool_size=resource_pool_size,
+            observers=observers,
+        )
+        self._normal, self._priority = core.lanes.normal, core.lanes.priority
+        # What the path in line of `submit` does not do.
+        self._needs_care = max_queued is not None or core.hub.hears("task_submitted")
+        core.start(self)
+
+    # -- tasks
+    # ------------------------------------------------------------------------------------------------------------------
+
+    if not TYPE_CHECKING:
+        # The hot path: `BaseExecutor.submit`, where the types and the promises are, with `_enqueue` written out in line.
+
+        def submit(self, fn, /, *args, **kwargs):
+            if self._needs_care:
+                return self._enqueue(fn, args, kwargs, self._options)
+            core = self._core
+            future = TaskFuture()
+            future._status = PENDING
+            future._sidecar = None
+            future._result = partial(fn, **kwargs) if kwargs else fn
+            future._exception = args
+            future._context = copy_context() if core.propagate_context else None
+            future._lane = lane = self._normal
+            future._submitted = clock()
+            lane.append(future)
+            if core.idle:
+                core.wake(future)
+            return future
+
+        submit.__doc__ = BaseExecutor.submit.__doc__
+        _submit_as_defined = submit
+
+        def submit_priority(self, fn, /, *args, **kwargs):
+            if self._needs_care:
+                return self._enqueue(fn, args, kwargs, self._options.derive(priority=True))
+            core = self._core
+            future = TaskFuture()
+            future._status = PENDING
+            future._sidecar = None
+            future._result = partial(fn, **kwargs) if kwargs else fn
+            future._exception = args
+            future._context = copy_context() if core.propagate_context else None
+            future._lane = lane = self._priority
+            future._submitted = clock()
+            lane.append(future)
+            if core.idle:
+                core.wake(future)
+            return future
+
+        submit_priority.__doc__ = BaseExecutor.submit_priority.__doc__
+
+    @override
+    def _enqueue_each(self, fn: Callable[..., T], calls: Iterable[tuple[Any, ...]], futures: list[Future[T]]) -> None:
+        if self._needs_care:
+            super()._enqueue_each(fn, calls, futures)
+            return
+        core, lane = self._core, self._normal
+        make, propagate = self._make, core.propagate_context
+        for args in calls:
+            future = make(fn, args, lane, copy_context() if propagate else None)
+            futures.append(future)
+            lane.append(future)
+            if core.idle:
+                core.wake(future)
+
+    @staticmethod
+    def _make(fn: Callable[..., T], args: tuple[Any, ...], lane: Lane, context: Any) -> TaskFuture[T]:
+        future: TaskFuture[T] = TaskFuture()
+        future._status = PENDING
+        future._sidecar = None
+        future._result = fn
+        future._exception = args
+        future._context = context
+        future._lane = lane
+        future._submitted = clock()
+        return future
+
+    @override
+    def _enqueue(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
+    ) -> Future[Any]:
+        core = self._core
+        call = partial(fn, **kwargs) if kwargs else fn
+        if not options.pass_resource and core.source is not None:
+            call = WithoutResource(call)
+        lane = self._priority if options.priority else self._normal
+        future = self._make(call, args, lane, copy_context() if core.propagate_context else None)
+        deadline = None
+        if options.max_retries is not None or options.start_within is not None:
+            sidecar = future._observe()
+            assert sidecar is not None
+            sidecar.max_retries = options.max_retries
+            if options.start_within is not None:
+                sidecar.deadline = deadline = future._submitted + options.start_within
+
+        admission = core.admission
+        bounded = admission.limit is not None and current.owner is not core
+        if bounded and not admission.enter(block=self._on_full == "block"):
+            if self._on_full == "raise":
+                raise QueueFull(
+                    f"executor {core.name!r}: {admission.limit} tasks wait already, and that is the limit (max_queued)"
+                )
+            return self._run_in_caller(future, fn, args, kwargs, options)
+        try:
+            lane.append(future)
+        finally:
+            if bounded:
+                admission.entered()
+        if core.idle:
+            core.wake(future)
+        if deadline is not None:
+            core.supervisor.watch(future, deadline)
+        if core.hub.hears("task_submitted"):
+            name = getattr(fn, "__qualname__", type(fn).__name__)
+            core.hub.tell("task_submitted", TaskEvent(core.name, id(future), name, lane.name))
+        return future
+
+    def _run_in_caller(
+        self,
+        future: TaskFuture[T],
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: TaskOptions,
+    ) -> Future[T]:
+        """The queue is full: run the task here."""
+        future._status = RUNNING
+        try:
+            future._finish(self._run_now(fn, args, kwargs, options), None)
+        except Exception as error:
+            future._finish(None, error)
+        return future
+
+    if not TYPE_CHECKING:
+
+        def run_now(self, fn, /, *args, **kwargs):
+            core = self._core
+            if core.pool is None or core.state:
+                return self._run_now(fn, args, kwargs, self._options)
+            return core.pool.run(fn, args, kwargs, core.max_retries)
+
+        run_now.__doc__ = BaseExecutor.run_now.__doc__
+
+    @override
+    def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
+        core, pool = self._core, self._core.pool
+        if core.state is not State.RUNNING:
+            raise core.refusal()
+        if pool is None:
+            before, current.holder = current.holder, Caller(core, core.killed, fn)
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                current.holder = before
+        if not options.pass_resource:
+            fn = WithoutResource(fn)
+        limit = core.max_retries if options.max_retries is None else options.max_retries
+        return pool.run(fn, args, kwargs, limit)
+
+    def current_resource(self) -> R:
+        """Return the resource of the task that this is called from, for code too deep inside to be handed it.
+
+        Raises:
+            NoCurrentTask: Called outside of a task of this executor.
+        """
+        holder = current_holder()
+        if holder.owner is not self._core:
+            raise NoCurrentTask(f"the current task is not one of executor {self._core.name!r}")
+        return holder.resource  # type: ignore[no-any-return]  # the holder's resource is an R
+
+    @override
+    def _inside(self) -> bool:
+        return current.owner is self._core
+
+    # -- workers
+    # ----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _max_workers(self) -> int:
+        return self._core.max_workers
+
+    def resize(self, *, min_workers: int | Unset = UNSET, max_workers: int | Unset = UNSET) -> None:
+        """Change the bounds on the number of workers. What is not given stays.
+
+        New base workers start at once, others with the tasks that need them. Workers above the new maximum leave: idle ones at
+        once, busy ones after their task. This does not wait for them.
+
+        Raises:
+            ValueError, TypeError: A bound is no good, or they contradict each other.
+        """
+        core = self._core
+        least = core.min_workers if isinstance(min_workers, Unset) else min_workers
+        most = core.max_workers if isinstance(max_workers, Unset) else max_workers
+        check_count("max_workers", most, 1)
+        check_bounds(least, most)
+        core.resize(least, most)
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Block until the base workers have their resources.
+
+        Args:
+            timeout: Seconds. None: as long as `create_timeout`.
+
+        Raises:
+            ResourceCreationError: They have not, in that time; ``__cause__`` is the last error of `on_create`.
+            RuntimeError: The executor has been shut down.
+        """
+        core = self._core
+        limit = core.create_timeout if timeout is None else check_seconds("timeout", timeout)
+        error = core.wait_ready(limit)
+        if error is not None:
+            raise error
+
+    # -- the end
+    # ----------------------------------------------------------------------------------------------------------------
+
+    @override
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
+        """Accept no more tasks, run those accepted, retries included, destroy every resource, and end the threads.
+
+        May be called any number of times, from any thread, from a task, a done-callback and a signal handler. On a thread of
+        the executor itself it does not wait. A drain never sets a cancel token: see `kill`.
+
+        Args:
+            wait: Block until all that is done.
+            cancel_futures: Cancel the tasks that have not started. Those who wait for them are told.
+            timeout: Seconds to wait at most. None: no limit.
+
+        Raises:
+            ShutdownTimeout: It was not done in time; the message names what still runs. The drain goes on.
+        """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        self._core.close(cancel=cancel_futures)
+        if wait:
+            self._core.join(timeout)
+
+    def kill(self) -> None:
+        """End as soon as possible: cancel what waits, ask what runs to stop, and return at once.
+
+        The cancel token of every running task is set (`current_task`), and `on_abort` is called for every resource in use. A
+        task that takes no notice of either runs on, since threads cannot be killed in Python; but it does not keep the
+        interpreter from exiting, and leaving a ``with`` block after `kill` does not wait for it. `shutdown` does.
+
+        May be called any number of times, from anywhere, also after `shutdown`, which it cuts short.
+        """
+        self._core.close(kill=True)
+
+    @override
+    def __exit__(self, *exc_info: object) -> None:
+        self.shutdown(wait=not self._core.killed.is_open)
+
+    # -- what it tells of itself
+    # ------------------------------------------------------------------------------------------------
+
+    def stats(self) -> ExecutorStats:
+        """Return gauges and counters, all of one moment."""
+        return self._core.stats()
+
+    def metrics(self, *, reset: bool = False) -> ExecutorMetrics:
+        """Return durations and rates. They take constant memory, however many tasks have run.
+
+        Args:
+            reset: Start a new period: the next call tells of what comes after this one. (`stats` counts on.)
+        """
+        return self._core.metrics(reset=reset)
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        queued = stats.queued_tasks + stats.priority_tasks
+        return (
+            f"<{type(self).__name__} {self._core.name!r} {stats.state}: {stats.active_workers - stats.idle_workers} busy, "
+            f"{stats.idle_workers} idle | {queued} queued ({stats.priority_tasks} high)>"
+        )
+
+    def _check(self) -> None:
+        """Assert the invariants that can be asked at any moment."""
+        self._core.check()
+
+
+def check_bounds(min_workers: int, max_workers: int) -> None:
+    """Raise unless these are bounds for a number of workers."""
+    check_count("min_workers", min_workers, 0)
+    if min_workers > max_workers:
+        raise ValueError(f"min_workers={min_workers} is more than max_workers={max_workers}")
+
+
+class WithoutResource:
+    """Calls a function without the resource that the worker hands out."""
+
+    __slots__ = ("__wrapped__",)
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.__wrapped__ = fn
+
+    def __call__(self, _resource: object, /, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)

@@ -1,0 +1,120 @@
+"""The two lanes that tasks wait in, and what is known of them without a lock.
+
+A lane is a deque: `append`, `appendleft` and `popleft` are atomic, and whoever pops a task owns it. A task that is settled
+while it waits (cancelled, expired) stays in its lane as a tombstone until somebody pops it; the lane counts its tombstones, so
+that `waiting` is exact all the same.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from operator import attrgetter
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._work_item import TaskFuture
+
+__all__ = ["Lane", "Lanes"]
+
+_submitted = attrgetter("_submitted")
+
+
+class Lane(deque["TaskFuture[Any]"]):
+    """One lane, first in first out."""
+
+    __slots__ = ("_lock", "cancelled", "name", "on_settled", "priority", "settled_failed", "tombstones")
+
+    def __init__(self, name: str, on_settled: Callable[[TaskFuture[Any]], None]) -> None:
+        super().__init__()
+        self.name = name
+        self.priority = name == "priority"
+        #: Called, under no lock, when a task of this lane was settled before it started.
+        self.on_settled = on_settled
+        # Guards the three counters. A leaf: nothing else is acquired while it is held. Reentrant, for signal handlers that
+        # cancel.
+        self._lock = RLock()
+        self.tombstones = 0
+        self.cancelled = 0
+        self.settled_failed = 0
+
+    def count_tombstone(self, *, cancelled: bool, failed: bool) -> None:
+        """A waiting task was settled; it is still in the deque."""
+        with self._lock:
+            self.tombstones += 1
+            self.cancelled += cancelled
+            self.settled_failed += failed
+
+    def count_failed(self) -> None:
+        """A task of this lane that was popped already got an error without being run (again)."""
+        with self._lock:
+            self.settled_failed += 1
+
+    def drop_tombstone(self) -> None:
+        """A tombstone was popped."""
+        with self._lock:
+            self.tombstones -= 1
+
+    def waiting(self) -> int:
+        """How many tasks wait here."""
+        return max(0, len(self) - self.tombstones)
+
+    def oldest(self) -> float | None:
+        """When the task that has waited longest was submitted; None if none waits."""
+        try:
+            for future in self:
+                if not future.done():
+                    return future._submitted
+        except RuntimeError:  # a worker popped while we looked: what is at the head now will do
+            try:
+                return self[0]._submitted
+            except IndexError:
+                pass
+        return None
+
+    def submitted_since(self, moment: float) -> int:
+        """How many of those in the lane were submitted at `moment` or later."""
+        try:
+            return len(self) - bisect_left(self, moment, key=_submitted)
+        except IndexError:  # it shrank while we searched: workers are faster than arrivals
+            return 0
+
+    def reinit_after_fork(self) -> None:
+        self._lock = RLock()
+
+
+class Lanes:
+    """Both lanes of an executor."""
+
+    __slots__ = ("normal", "priority")
+
+    def __init__(self, on_settled: Callable[[TaskFuture[Any]], None]) -> None:
+        self.normal = Lane("normal", on_settled)
+        self.priority = Lane("priority", on_settled)
+
+    def __iter__(self) -> Any:
+        yield self.priority
+        yield self.normal
+
+    def waiting(self) -> int:
+        """How many tasks wait, tombstones not counted."""
+        return self.priority.waiting() + self.normal.waiting()
+
+    def look(self) -> bool:
+        """Is anything in the lanes? For decisions that race with a submitter.
+
+        The submitter appends first and looks for idle workers afterwards; who goes to sleep or to the end makes that known
+        first and looks at the lanes afterwards: one of the two sees the other. Without the GIL a plain look is not ordered
+        after our own store; `rotate(0)` does nothing but passes through the deque's own lock, and that orders it.
+        """
+        self.priority.rotate(0)
+        self.normal.rotate(0)
+        return bool(self.priority) or bool(self.normal)
+
+    def oldest(self) -> float | None:
+        """When the task that has waited longest was submitted; None if none waits."""
+        moments = [moment for lane in self if (moment := lane.oldest()) is not None]
+        return min(moments, default=None)

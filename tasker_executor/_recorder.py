@@ -1,0 +1,371 @@
+"""Counters and histograms in constant memory.
+
+A worker writes one thing per task: how long it waited, how long it ran and when it ended, appended to a list that is its own.
+Every few hundred tasks, or when somebody asks, the list is *folded* into the histograms, in bulk and mostly in C. So a task
+costs one `extend`, and exact counts are to be had at any time: what is folded plus what is listed.
+
+**Buckets.** The top 16 bits of a positive double are its sign (0), its exponent and the first four bits of its mantissa. Taken
+as a number they grow with the value, in 16 steps per doubling: a ready-made bucket number, at most 6.25 % wide, over all
+magnitudes there are. Packed doubles are a string of bytes, and the bytes of a string are counted without a Python instruction
+per value.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from threading import RLock
+from typing import TYPE_CHECKING
+
+from ._types import clock
+from .stats import DurationSummary
+
+if TYPE_CHECKING:
+    from ._lanes import Lanes
+
+__all__ = ["RATE_WINDOW", "Histogram", "Outcome", "Recorder", "TaskLog"]
+
+#: Rates look back about this many seconds.
+RATE_WINDOW = 5
+
+# Where the upper and the lower byte of the top 16 bits are in a double.
+_UPPER, _LOWER = (7, 6) if sys.byteorder == "little" else (0, 1)
+_NEGATIVE = 0x80  # the sign bit, in the upper
+_BYTES = bytes(range(256))
+_INFINITY = float("inf")
+
+
+def _bucket(value: float) -> int:
+    """The bucket that `value` falls into."""
+    return int.from_bytes(struct.pack(">d", value)[:2], "big")
+
+
+class Outcome(enum.IntEnum):
+    """How an attempt at a task ended."""
+
+    COMPLETED = 0
+    FAILED = 1
+    RETRIED = 2
+
+
+def _bucket_start(bucket: int) -> float:
+    """The smallest value that falls into `bucket`."""
+    start: float = struct.unpack(">d", struct.pack(">Hxxxxxx", bucket))[0]
+    return start
+
+
+class Histogram:
+    """A distribution of durations in seconds. Adds up: histograms of threads, processes and machines can be merged."""
+
+    __slots__ = ("_pages", "count", "maximum", "minimum", "total")
+
+    def __init__(self) -> None:
+        # Counts by the lower byte of the bucket number, for each upper byte. A page spans a factor of 65,536: one or two do.
+        self._pages: dict[int, Counter[int]] = {}
+        self.count = 0
+        self.total = 0.0
+        self.minimum = _INFINITY
+        self.maximum = 0.0
+
+    def add(self, values: list[float]) -> float:
+        """Add all values, at least one, and return their sum."""
+        raw = struct.pack(f"={len(values)}d", *values)
+        upper, lower = raw[_UPPER::8], raw[_LOWER::8]
+        page = upper[0]
+        if upper.count(page) < len(upper) or page >= _NEGATIVE:
+            if max(upper) >= _NEGATIVE:
+                # A worker takes the end of a task for the start of the next; this one was submitted between the two.
+                return self.add([value if value > 0.0 else 0.0 for value in values])
+            return sum(
+                self.add([value for value, byte in zip(values, upper, strict=True) if byte == page]) for page in set(upper)
+            )
+        counts = self._pages.get(page)
+        if counts is None:
+            counts = self._pages[page] = Counter()
+        counts.update(lower)
+        # The extremes are worth a look only if some value may lie outside of them: bytes.translate deletes those that do not.
+        high, low = _bucket(self.maximum), _bucket(self.minimum)
+        if page << 8 >= high or (high >> 8 == page and lower.translate(None, _BYTES[: high & 0xFF])):
+            self.maximum = max(self.maximum, max(values))
+        if page << 8 | 0xFF <= low or (low >> 8 == page and lower.translate(None, _BYTES[(low & 0xFF) + 1 :])):
+            self.minimum = min(self.minimum, min(values))
+        total = sum(values)
+        self.count += len(values)
+        self.total += total
+        return total
+
+    @property
+    def buckets(self) -> dict[int, int]:
+        """Count by bucket number, ascending."""
+        return {
+            page << 8 | byte: count for page, counts in sorted(self._pages.items()) for byte, count in sorted(counts.items())
+        }
+
+    def merge(self, other: Histogram) -> None:
+        """Add what `other` has counted."""
+        for page, counts in other._pages.items():
+            self._pages.setdefault(page, Counter()).update(counts)
+        self.count += other.count
+        self.total += other.total
+        self.minimum = min(self.minimum, other.minimum)
+        self.maximum = max(self.maximum, other.maximum)
+
+    def copy(self) -> Histogram:
+        """Return an independent copy."""
+        twin = Histogram()
+        twin.merge(self)
+        return twin
+
+    def quantile(self, share: float) -> float:
+        """Return the value that `share` of all values do not exceed, interpolated inside its bucket; 0.0 without values."""
+        return self._quantiles([share])[0]
+
+    def _quantiles(self, shares: list[float]) -> list[float]:
+        """Return the quantiles for ascending `shares`."""
+        found: list[float] = []
+        below = 0
+        for bucket, count in self.buckets.items():
+            while len(found) < len(shares) and shares[len(found)] * self.count <= below + count:
+                start, end = _bucket_start(bucket), _bucket_start(bucket + 1)
+                value = start + (end - start) * (shares[len(found)] * self.count - below) / count
+                found.append(min(max(value, self.minimum), self.maximum))
+            below += count
+        return found + [self.maximum] * (len(shares) - len(found))
+
+    def summary(self) -> DurationSummary:
+        """Return the distribution in a few numbers."""
+        if not self.count:
+            return DurationSummary(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        p50, p95, p99 = self._quantiles([0.50, 0.95, 0.99])
+        return DurationSummary(self.count, self.total, self.minimum, self.maximum, self.total / self.count, p50, p95, p99)
+
+    def cumulative(self, bounds: Iterable[float]) -> list[int]:
+        """Return for each ascending bound how many values do not exceed it; exact to within the bucket the bound falls into."""
+        buckets = list(self.buckets.items())
+        reached: list[int] = []
+        at, below = 0, 0
+        for bound in bounds:
+            while at < len(buckets) and _bucket_start(buckets[at][0] + 1) <= bound:
+                below += buckets[at][1]
+                at += 1
+            inside = 0.0
+            if at < len(buckets):
+                start, end = _bucket_start(buckets[at][0]), _bucket_start(buckets[at][0] + 1)
+                inside = buckets[at][1] * min(max((bound - start) / (end - start), 0.0), 1.0)
+            reached.append(below + round(inside))
+        return reached
+
+
+class TaskLog:
+    """What one worker did and nobody has folded yet: by lane and outcome, flat lists of (waited, ran, ended)."""
+
+    __slots__ = ("entries",)
+
+    def __init__(self) -> None:
+        self.entries: dict[tuple[bool, Outcome], list[float]] = {
+            (priority, outcome): [] for priority in (False, True) for outcome in Outcome
+        }
+
+    def of(self, priority: bool, outcome: Outcome) -> list[float]:
+        """The list for attempts of that lane which ended so. Only its owner appends, three numbers at a time."""
+        return self.entries[priority, outcome]
+
+
+class _Tally:
+    """What became of the tasks of one lane, with one outcome."""
+
+    __slots__ = ("count", "run", "wait")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.wait = Histogram()
+        self.run = Histogram()
+
+
+class _Rates:
+    """Arrivals, completions and run time of the last seconds, in one slot a second."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, list[float]] = {}
+
+    def add(self, waits: list[float], runs: list[float], ended: list[float], run_time: float) -> None:
+        """Count attempts of one worker and lane, in the order in which they ended."""
+        last = int(ended[-1])
+        if int(ended[0]) == last:
+            slot = self._slot(last)
+            slot[1] += len(ended)
+            slot[2] += run_time
+        else:
+            for second, count in Counter(map(int, ended)).items():
+                slot = self._slot(second)
+                slot[1] += count
+                slot[2] += run_time * count / len(ended)
+        # A lane is first in, first out: what lies between the first and the last was queued between the two.
+        first = int(ended[0] - runs[0] - waits[0])
+        if first == int(ended[-1] - runs[-1] - waits[-1]):
+            queued = {first: len(ended)}
+        else:
+            queued = Counter(int(end - run - wait) for wait, run, end in zip(waits, runs, ended, strict=True))
+        for second, count in queued.items():
+            if second > last - 2 * RATE_WINDOW:
+                self._slot(second)[0] += count
+
+    def _slot(self, second: int) -> list[float]:
+        slot = self._slots.get(second)
+        if slot is None:
+            slot = self._slots[second] = [0, 0, 0.0]
+            for old in [moment for moment in self._slots if moment < second - 2 * RATE_WINDOW]:
+                del self._slots[old]
+        return slot
+
+    def since(self, second: int) -> tuple[float, float, float]:
+        """(arrivals, completions, run time) since that second began."""
+        slots = [slot for moment, slot in self._slots.items() if moment >= second]
+        return sum(slot[0] for slot in slots), sum(slot[1] for slot in slots), sum(slot[2] for slot in slots)
+
+
+class Recorder:
+    """The counters and histograms of one executor."""
+
+    def __init__(self) -> None:
+        # Guards all below and the removal of entries from logs: a log entry is either listed or folded, never both, never
+        # neither. A leaf. Reentrant, for signal handlers that ask for stats.
+        self.lock = RLock()
+        self._logs: set[TaskLog] = set()
+        self._tallies = {key: _Tally() for key in TaskLog().entries}
+        self._create = Histogram()
+        self._created: list[float] = []  # not folded yet
+        self._rates = _Rates()
+        self._born = clock()
+        self._last_service_time = 0.0
+        # The period of metrics(reset=True): its own histograms, made of what was folded since; None while it is the whole life.
+        self._period: tuple[Histogram, Histogram, Histogram] | None = None
+        self._period_counts = dict.fromkeys(Outcome, 0)
+
+    # -- writing
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def open_log(self) -> TaskLog:
+        """Return a log for a new worker."""
+        log = TaskLog()
+        with self.lock:
+            self._logs.add(log)
+        return log
+
+    def close_log(self, log: TaskLog) -> None:
+        """Fold what the worker that ends has listed, and forget its log."""
+        with self.lock:
+            self.fold(log)
+            self._logs.discard(log)
+
+    def fold(self, log: TaskLog) -> None:
+        """Move what `log` lists into the histograms. Its owner may append meanwhile: that stays for the next time."""
+        with self.lock:
+            for key, entries in log.entries.items():
+                if entries:
+                    taken = entries[:]
+                    del entries[: len(taken)]
+                    self._add(key, taken)
+
+    def _add(self, key: tuple[bool, Outcome], taken: list[float]) -> None:
+        waits, runs, ended = taken[0::3], taken[1::3], taken[2::3]
+        tally = self._tallies[key]
+        tally.count += len(ended)
+        tally.wait.add(waits)
+        run_time = tally.run.add(runs)
+        if self._period is not None:
+            self._period[0].add(waits)
+            self._period[1].add(runs)
+        if key[1] is not Outcome.RETRIED:
+            self._rates.add(waits, runs, ended, run_time)
+
+    def add_creation(self, seconds: float) -> None:
+        """``on_create`` took so long and succeeded."""
+        self._created.append(seconds)
+        if len(self._created) > 512:
+            with self.lock:
+                self._fold_created()
+
+    def _fold_created(self) -> None:
+        taken = self._created[:]
+        del self._created[: len(taken)]
+        if taken:
+            self._create.add(taken)
+            if self._period is not None:
+                self._period[2].add(taken)
+
+    # -- reading
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def counts(self) -> dict[tuple[bool, Outcome], int]:
+        """How many attempts ended how, by lane."""
+        with self.lock:
+            return {
+                key: tally.count + sum(len(log.entries[key]) for log in self._logs) // 3 for key, tally in self._tallies.items()
+            }
+
+    def _fold_all(self) -> None:
+        self._fold_created()
+        for log in self._logs:
+            self.fold(log)
+
+    def histograms(self) -> Iterator[tuple[bool, Outcome, Histogram, Histogram]]:
+        """Yield (priority lane?, outcome, wait, run) over the executor's whole life, whatever was reset: for exporters."""
+        with self.lock:
+            self._fold_all()
+            copies = [(key[0], key[1], tally.wait.copy(), tally.run.copy()) for key, tally in self._tallies.items()]
+        yield from copies
+
+    def create_histogram(self) -> Histogram:
+        """Durations of ``on_create`` over the executor's whole life."""
+        with self.lock:
+            self._fold_created()
+            return self._create.copy()
+
+    def durations(self, *, reset: bool) -> tuple[Histogram, Histogram, Histogram, dict[Outcome, int]]:
+        """Return the period's (wait, run, create) histograms and counts by outcome; start a new period if `reset`."""
+        with self.lock:
+            self._fold_all()
+            totals = {outcome: sum(t.count for (_, o), t in self._tallies.items() if o is outcome) for outcome in Outcome}
+            if self._period is None:
+                wait, run, create = Histogram(), Histogram(), self._create.copy()
+                for tally in self._tallies.values():
+                    wait.merge(tally.wait)
+                    run.merge(tally.run)
+            else:
+                wait, run, create = (histogram.copy() for histogram in self._period)
+            counts = {outcome: totals[outcome] - self._period_counts[outcome] for outcome in Outcome}
+            if reset:
+                self._period = Histogram(), Histogram(), Histogram()
+                self._period_counts = totals
+        return wait, run, create, counts
+
+    def rates(self, lanes: Lanes, in_hand: list[float]) -> tuple[float, float, float]:
+        """Return (arrivals per second, completions per second, mean service time) over the last few seconds.
+
+        The log knows the arrival of a task when it has ended; of those in the lanes and `in_hand`, it is told here.
+        """
+        with self.lock:
+            self._fold_all()
+            now = clock()
+            second = int(now - RATE_WINDOW) + 1
+            arrived, finished, run_time = self._rates.since(second)
+            if finished:
+                self._last_service_time = run_time / finished
+            service_time = self._last_service_time
+        arrived += sum(lane.submitted_since(second) for lane in lanes)
+        arrived += sum(moment >= second for moment in in_hand)
+        span = max(min(now - second, now - self._born), 1.0)  # one second at least, or the first task would be a flood
+        return arrived / span, finished / span, service_time
+
+    def mean_create_time(self) -> float:
+        """Mean duration of ``on_create``; 0.0 when there was none."""
+        with self.lock:
+            self._fold_created()
+            return self._create.total / self._create.count if self._create.count else 0.0
+
+    def reinit_after_fork(self) -> None:
+        self.lock = RLock()

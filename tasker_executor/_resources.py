@@ -1,0 +1,390 @@
+"""Making, checking and giving up resources: for workers, which own one each, and for the resource pool of ``run_now``."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import random
+import sys
+import threading
+from _thread import get_ident
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ._current import current
+from ._types import AbortHook, Bell, CreateHook, DestroyHook, HealthHook, Latch, ResourceHook, clock
+from .exceptions import ResourceCreationError
+from .observers import ObserverHub, ResourceEvent
+
+if TYPE_CHECKING:
+    from ._recorder import Recorder
+
+__all__ = ["REPLACED", "End", "Holding", "NoResource", "ResourceHooks", "ResourcePool", "ResourceSource"]
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+AGE_JITTER = 0.1  # max_age is stretched or shortened by up to this share, so that workers do not recycle in step
+
+
+class NoResource(TypeError):
+    """``on_create`` returned None."""
+
+
+class End(enum.Enum):
+    """Why a worker, or a resource of the resource pool, ends. Whatever the reason, it ends in the same way."""
+
+    BROKEN = "its resource was broken"
+    AGED = "its resource reached max_age"
+    USED_UP = "its resource reached max_uses"
+    RETIRED = "there was one worker too many"
+    DRAINED = "the executor shut down"
+    CREATION_FAILED = "its resource could not be made"
+    INITIALIZER_FAILED = "the initializer raised"
+    CRASHED = "an exception was thrown into its thread"
+
+
+#: The ends of a worker whose place somebody takes.
+REPLACED = frozenset({End.BROKEN, End.AGED, End.USED_UP, End.CRASHED})
+
+
+@dataclass(frozen=True)
+class ResourceHooks(Generic[R]):
+    """What the user told us about resources."""
+
+    on_create: CreateHook[R]
+    on_destroy: DestroyHook[R] | None
+    check_health: HealthHook | None
+    check_resource: ResourceHook[R] | None
+    check_after_idle: float
+    max_age: float | None
+    max_uses: int | None
+    on_abort: AbortHook[R] | None
+
+
+class Holding(Generic[R]):
+    """One resource and what is known of it. Has one owner at a time, who alone may touch it; `abort` excepted."""
+
+    __slots__ = (
+        "_aborting",
+        "_given_up",
+        "arguments",
+        "expires",
+        "good_at",
+        "item",
+        "killed",
+        "last_used",
+        "owner",
+        "resource",
+        "thread",
+        "uses",
+    )
+
+    def __init__(self, resource: R, expires: float, good_at: int) -> None:
+        self.resource = resource
+        #: What goes before a task's own arguments.
+        self.arguments = (resource,)
+        self.last_used = clock()
+        self.expires = expires
+        self.uses = 0
+        #: The count of breaks, anywhere, up to which this one is known to be good.
+        self.good_at = good_at
+        self._given_up = False
+        self._aborting: Latch | None = None
+        # For the resource pool, where the holding stands for the call of run_now that has it (a `Holder`).
+        self.item: Any = None
+        self.thread = 0
+        self.owner: object = None
+        self.killed: Latch | None = None
+
+    @property
+    def name(self) -> str:
+        """The thread that uses it."""
+        return threading.current_thread().name
+
+    def abort(self, hook: AbortHook[R]) -> None:
+        """Call the `on_abort` hook, from a thread that does not own the resource, unless it is given up already.
+
+        The killer announces itself first and looks afterwards; the owner marks the resource as given up first and looks for a
+        killer afterwards. So either the killer stays away or the owner waits for it: no resource is aborted once it is
+        destroyed.
+        """
+        latch = self._aborting = Latch()
+        try:
+            if not self._given_up:
+                hook(self.resource)
+        except Exception:
+            logger.warning("on_abort raised", exc_info=True)
+        finally:
+            latch.open()
+
+    def give_up(self) -> None:
+        """From here on nobody aborts it."""
+        self._given_up = True
+        if self._aborting is not None:
+            self._aborting.wait()
+
+
+class ResourceSource(Generic[R]):
+    """Makes, judges and gives up resources, and counts them. Calls hooks, and so must never be called under a lock."""
+
+    def __init__(self, name: str, hooks: ResourceHooks[R], recorder: Recorder, hub: ObserverHub) -> None:
+        self.name = name
+        self.hooks = hooks
+        #: Must a resource be looked at around each task?
+        self.needs_care = bool(hooks.check_resource or hooks.max_age is not None or hooks.max_uses is not None)
+        #: Can a task's error be the resource's fault?
+        self.can_break = bool(hooks.check_health or hooks.check_resource)
+        self._recorder = recorder
+        self._hub = hub
+        # Guards the counters.
+        self._lock = threading.RLock()
+        self.created = 0
+        self.destroyed = 0
+        self.breaks = 0
+
+    def create(self, worker: str | None) -> Holding[R]:
+        """Make a resource on this thread. Raises what ``on_create`` raises, and NoResource if it returns None."""
+        begun = clock()
+        good_at = self.breaks
+        resource = self.hooks.on_create()
+        seconds = clock() - begun
+        if resource is None:
+            raise NoResource(
+                f"executor {self.name!r}: on_create returned None; "
+                "return the resource, or use initializer= for set-up without one"
+            )
+        max_age = self.hooks.max_age
+        expires = float("inf") if max_age is None else clock() + max_age * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
+        holding = Holding(resource, expires, good_at)
+        with self._lock:
+            self.created += 1
+        self._recorder.add_creation(seconds)
+        if self._hub.hears("resource_created"):
+            self._hub.tell("resource_created", ResourceEvent(self.name, worker, seconds))
+        return holding
+
+    def destroy(self, holding: Holding[R], worker: str | None) -> None:
+        """Give a resource up. An ``on_destroy`` that raises is logged and costs nothing else."""
+        begun = clock()
+        failure = None
+        holding.give_up()
+        try:
+            if self.hooks.on_destroy is not None:
+                self.hooks.on_destroy(holding.resource)
+        except Exception as error:
+            failure = error
+            logger.exception("executor %r: on_destroy raised; the resource counts as destroyed", self.name)
+        finally:
+            with self._lock:
+                self.destroyed += 1
+        if self._hub.hears("resource_destroyed"):
+            self._hub.tell("resource_destroyed", ResourceEvent(self.name, worker, clock() - begun, failure))
+
+    def is_broken_after(self, error: BaseException, holding: Holding[R]) -> bool:
+        """A task raised `error`: is the resource broken? A check that raises says yes."""
+        check_health = self.hooks.check_health
+        broken = False
+        if check_health is not None:
+            try:
+                broken = not check_health(error)
+            except Exception:
+                logger.warning("executor %r: check_health raised; the resource counts as broken", self.name, exc_info=True)
+                broken = True
+        if broken:
+            self.count_break()
+            return True
+        return self.hooks.check_resource is not None and not self.passes_check(holding)
+
+    def passes_check(self, holding: Holding[R]) -> bool:
+        """Ask ``check_resource``. A check that raises says no."""
+        check_resource = self.hooks.check_resource
+        if check_resource is None:
+            return True
+        good_at = self.breaks
+        try:
+            passed = bool(check_resource(holding.resource))
+        except Exception:
+            logger.warning("executor %r: check_resource raised; the resource counts as broken", self.name, exc_info=True)
+            passed = False
+        if passed:
+            holding.good_at = good_at
+            holding.last_used = clock()
+        else:
+            self.count_break()
+        return passed
+
+    def count_break(self) -> None:
+        """A resource is broken: every other one is under suspicion until it has been checked."""
+        with self._lock:
+            self.breaks += 1
+
+    def unfit(self, holding: Holding[R]) -> End | None:
+        """May the resource serve another task? None if so. Asks ``check_resource`` only where there is reason for doubt."""
+        now = clock()
+        if now >= holding.expires:
+            return End.AGED
+        if self.used_up(holding):
+            return End.USED_UP
+        in_doubt = holding.good_at != self.breaks or now - holding.last_used > self.hooks.check_after_idle
+        if in_doubt and not self.passes_check(holding):
+            return End.BROKEN
+        return None
+
+    def used_up(self, holding: Holding[R]) -> bool:
+        """Has it served ``max_uses`` tasks?"""
+        return self.hooks.max_uses is not None and holding.uses >= self.hooks.max_uses
+
+    def reinit_after_fork(self) -> None:
+        self._lock = threading.RLock()
+
+
+class ResourcePool(Generic[R]):
+    """The few resources kept for ``run_now``. They are used from whichever thread calls.
+
+    The free ones lie on a stack: the one used last is used next. `pop` and `append` are atomic, so a resource that is taken
+    belongs to the taker, and no lock is needed.
+    """
+
+    def __init__(self, source: ResourceSource[R], size: int, owner: object, killed: Latch) -> None:
+        self._source = source
+        self._size = size
+        self._owner = owner
+        self._killed = killed
+        self._free: deque[Holding[R]] = deque()
+        #: All there are: free, in use, temporary.
+        self._all: set[Holding[R]] = set()
+        self._closed = False
+        self._returned = Bell()  # rung, once closed, when a resource comes back
+
+    def fill(self) -> None:
+        """Make the resources, on this thread. If one fails, those made are destroyed and the error is raised."""
+        try:
+            for _ in range(self._size):
+                self._free.append(self._create())
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def available(self) -> int:
+        """How many resources are free."""
+        return len(self._free)
+
+    @property
+    def in_use(self) -> list[Holding[R]]:
+        """Those that a call of ``run_now`` has in hand."""
+        return [holding for holding in tuple(self._all) if holding.thread]
+
+    def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int) -> T:
+        """Call `fn` with a resource, as the current task of this thread; again with another, if the resource broke."""
+        source, retries, before = self._source, 0, current.holder
+        while True:
+            broken = False
+            holding = self._take()
+            holding.item = fn
+            holding.thread = get_ident()
+            current.holder = holding
+            try:
+                return fn(holding.resource, *args, **kwargs)
+            except BaseException as error:
+                holding.item = None
+                if not isinstance(error, Exception):
+                    holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
+                broken = isinstance(error, Exception) and source.can_break and source.is_broken_after(error, holding)
+                if not broken:
+                    raise
+                if retries >= max_retries or self._killed.is_open:
+                    if retries:
+                        add_note(error, f"gave up after {retries} retries; the resource was unhealthy each time")
+                    raise
+                retries += 1
+            finally:
+                current.holder = before
+                holding.item = None
+                self._give_back(holding, broken)
+
+    def _take(self) -> Holding[R]:
+        """Return a resource that is fit to use: a free one, or a new one. Raises ResourceCreationError if none can be made."""
+        while True:
+            try:
+                holding = self._free.pop()
+            except IndexError:
+                return self._create()
+            if not self._source.needs_care or self._source.unfit(holding) is None:
+                return holding
+            self._destroy(holding)
+
+    def _create(self) -> Holding[R]:
+        try:
+            holding = self._source.create(None)
+        except Exception as error:
+            raise ResourceCreationError(f"executor {self._source.name!r}: cannot make a resource for run_now") from error
+        holding.owner, holding.killed = self._owner, self._killed
+        self._all.add(holding)
+        return holding
+
+    def _destroy(self, holding: Holding[R]) -> None:
+        self._source.destroy(holding, None)
+        self._all.discard(holding)
+
+    def _give_back(self, holding: Holding[R], broken: bool) -> None:
+        """Keep the resource for the next call. Or destroy it: it was temporary, is broken or used up, or the pool is closed."""
+        source = self._source
+        if source.needs_care:
+            holding.uses += 1
+            holding.last_used = clock()
+            broken = broken or source.used_up(holding)
+        holding.thread = 0
+        if not broken and len(self._free) < self._size:
+            self._free.append(holding)
+            if len(self._free) > self._size:  # two temporary ones came back at once
+                self._destroy_free(keep=self._size)
+        else:
+            self._destroy(holding)
+            if len(self._all) < self._size and not self._closed:
+                self._refill()
+        if self._closed:  # looked at last: whoever comes last clears up
+            self._destroy_free()
+            self._returned.ring()
+
+    def _refill(self) -> None:
+        try:
+            self._free.append(self._create())
+        except ResourceCreationError:
+            logger.warning("executor %r: cannot replace a resource of the resource pool yet", self._source.name, exc_info=True)
+
+    def _destroy_free(self, keep: int = 0) -> None:
+        while len(self._free) > keep:
+            try:
+                holding = self._free.popleft()
+            except IndexError:
+                return
+            self._destroy(holding)
+
+    def close(self) -> None:
+        """Destroy the free resources; those in use follow when they are given back."""
+        self._closed = True
+        self._destroy_free()
+
+    def wait_until_returned(self, deadline: float | None) -> bool:
+        """After `close`: block until every other thread has given its resource back; tell whether they did by `deadline`."""
+        me = get_ident()
+        while True:
+            returned = self._returned.listen()
+            if all(holding.thread == me for holding in tuple(self._all)):
+                return True
+            if not returned.wait(None if deadline is None else deadline - clock()):
+                return all(holding.thread == me for holding in tuple(self._all))
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """`BaseException.add_note`, which Python 3.10 lacks."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    else:
+        vars(error).setdefault("__notes__", []).append(note)

@@ -1,0 +1,153 @@
+"""Names shared by all modules: documented aliases for callables, the states of an executor, and a latch."""
+
+from __future__ import annotations
+
+import _thread
+import enum
+from _thread import LockType, allocate_lock
+from collections import deque
+from collections.abc import Callable
+from threading import TIMEOUT_MAX
+from time import perf_counter
+from typing import Any, TypeVar
+
+__all__ = [
+    "DAEMON",
+    "AbortHook",
+    "Bell",
+    "CreateHook",
+    "DestroyHook",
+    "HealthHook",
+    "Latch",
+    "ResourceHook",
+    "State",
+    "check_callable",
+    "check_count",
+    "check_seconds",
+    "clock",
+    "lock_timeout",
+]
+
+R = TypeVar("R")
+
+#: The one clock of the library: monotonic, in seconds, as fine as the system has it.
+clock = perf_counter
+
+#: Are our threads daemons? Wherever that is allowed, so that a task which ignores kill() cannot keep the interpreter from
+#: exiting; the exit hook joins all others. It is not in a subinterpreter with a GIL of its own (Python 3.12).
+DAEMON: bool = getattr(_thread, "daemon_threads_allowed", lambda: True)()
+
+#: Makes a resource, on the thread that will own it.
+CreateHook = Callable[[], R]
+#: Gives a resource up, on the thread that owns it. What it returns is ignored.
+DestroyHook = Callable[[R], Any]
+#: Is the resource still good, after a task raised this error?
+HealthHook = Callable[[BaseException], bool]
+#: Is the resource still good?
+ResourceHook = Callable[[R], bool]
+#: Unblocks a call that hangs inside the resource. Called from another thread than the owner's.
+AbortHook = Callable[[R], Any]
+
+
+class State(enum.IntEnum):
+    """The life of an executor. A state never goes backwards, so ``state >= State.DRAINING`` is a safe question.
+
+    RUNNING -> DRAINING: ``shutdown``, the executor was dropped, the interpreter exits, an initializer failed.
+    RUNNING, DRAINING -> KILLED: ``kill``.
+    DRAINING, KILLED -> CLOSED: nothing is queued and the last worker has ended.
+    """
+
+    RUNNING = 0
+    DRAINING = 1
+    KILLED = 2
+    CLOSED = 3
+
+
+class Latch:
+    """A gate that opens once and for all, like an Event without a lock inside.
+
+    `threading.Event` holds a lock while it is set: a signal handler, or a destructor run by the garbage collector, that comes
+    by in that moment and touches the same event waits for itself. Here every step is a single store or a single call into C.
+    """
+
+    __slots__ = ("_waiting", "is_open")
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self._waiting: deque[LockType] = deque()
+
+    def open(self) -> None:
+        """Let everybody through, now and later."""
+        self.is_open = True
+        while self._waiting:
+            try:
+                self._waiting.popleft().release()
+            except IndexError:  # another opener took it
+                break
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until the latch is open, at most `timeout` seconds; tell whether it is."""
+        if not self.is_open:
+            permit = allocate_lock()
+            permit.acquire()
+            self._waiting.append(permit)
+            if not self.is_open:  # asked again, now that an opener would see us
+                permit.acquire(True, lock_timeout(timeout))
+                if not self.is_open:
+                    try:
+                        self._waiting.remove(permit)
+                    except ValueError:  # opened in this moment
+                        pass
+        return self.is_open
+
+
+class Bell:
+    """Tells those who listen that something may have changed. As free of locks as the latch, and for the same reason."""
+
+    __slots__ = ("_listening",)
+
+    def __init__(self) -> None:
+        self._listening: deque[Latch] = deque()
+
+    def listen(self) -> Latch:
+        """Return a latch that the next ring opens. Look at what you wait for *after* this, and then wait."""
+        latch = Latch()
+        self._listening.append(latch)
+        return latch
+
+    def ring(self) -> None:
+        """Open the latches of all who listen."""
+        while self._listening:
+            try:
+                self._listening.popleft().open()
+            except IndexError:  # another ringer took it
+                break
+
+
+def check_count(name: str, value: Any, least: int) -> int:
+    """Return `value` if it is a whole number of at least `least`, or raise, naming the argument."""
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")
+    return value
+
+
+def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> float:
+    """Return `value` as seconds if it is a number and not negative, or raise, naming the argument."""
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not (value > 0 if above_zero else value >= 0):  # in this form, because it refuses NaN
+        raise ValueError(f"{name} must {'be above 0' if above_zero else 'not be negative'}, not {value!r}")
+    return float(value)
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise TypeError, naming the argument, unless `value` is callable or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable, not {value!r}")
+
+
+def lock_timeout(timeout: float | None) -> float:
+    """Translate a timeout into what `lock.acquire` takes: -1 for no limit."""
+    return -1 if timeout is None else min(max(timeout, 0.0), TIMEOUT_MAX)

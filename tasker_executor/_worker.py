@@ -1,0 +1,431 @@
+"""A worker: one thread, one resource, one loop. This is the hot path.
+
+**A worker is an immutable binding of a thread to a resource.** Whatever happens to it (its resource broke, is too old or used
+up, it is one too many, the executor shuts down) it does the same: it destroys the resource, reports why, and ends. The exit
+path (`Core.worker_ended`) alone decides whether a successor starts.
+
+**Taking turns.** A submitter appends its task to a lane first and then looks at the *idle stack*; if somebody is there, it pops
+the top and releases that worker's `park` lock: exactly one wake-up, the warmest worker first. A worker that runs out of work
+registers on the idle stack first and then looks at the lanes again. One of the two sees the other, so no task is left behind.
+From this follows the rule of the park lock: *who is on the stack has no permit; who was popped gets exactly one.* A worker that
+finds a task although it is registered takes itself off the stack, or, if it has been popped already, takes the permit and
+passes the wake-up on.
+
+**No lock, no test per task that it does not need.** What a task may need besides its call (a listener, a deadline, a
+cancellation) is in its sidecar, and one load tells whether there is one. The end of a task serves as the start of the next. The
+result is stored after the worker has registered as idle, so that a caller in a ``submit().result()`` loop never starts a second
+thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from _thread import allocate_lock
+from concurrent.futures._base import LOGGER as FUTURES_LOGGER
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+from ._current import current
+from ._recorder import Outcome
+from ._resources import End, Holding, add_note
+from ._types import DAEMON, State, clock, lock_timeout
+from ._work_item import FINISHED, RUNNING, TaskFuture
+from .observers import TaskEvent, WorkerEvent
+
+if TYPE_CHECKING:
+    from ._core import Core
+    from ._lanes import Lane
+    from ._types import Latch
+
+__all__ = ["Worker", "describe"]
+
+logger = logging.getLogger(__name__)
+
+#: Tasks between two foldings of the log. A tuple, since iterating over one makes no objects.
+_SHIFT = (None,) * 512
+_NEVER = float("inf")
+_RUNNING = State.RUNNING  # looking up a member of an enum takes its time
+
+
+class Worker:
+    """One thread and the resource that it owns."""
+
+    __slots__ = (
+        "__weakref__",
+        "birth",  # taken by the thread when it begins to live, or by who started it, to disown it
+        "core",
+        "holding",  # None before it is made, after it is destroyed, and without on_create
+        "index",
+        "item",  # the task in hand
+        "killed",
+        "log",
+        "name",
+        "ready",  # is it about to look at the lanes, or has it?
+        "release",  # releases `park`; what the idle stack calls
+        "park",
+        "started_at",
+        "thread",
+        "told_to_leave",  # set, before its permit, by who took it off the idle stack to retire it
+    )
+
+    def __init__(self, core: Core, index: int) -> None:
+        self.core = core
+        self.index = index
+        self.name = f"{core.thread_name_prefix}_{index}"
+        self.killed: Latch = core.killed
+        self.holding: Holding[Any] | None = None
+        self.item: TaskFuture[Any] | None = None
+        self.log = core.recorder.open_log()
+        self.ready = False
+        self.told_to_leave = False
+        self.birth = allocate_lock()
+        self.park = allocate_lock()
+        self.park.acquire()
+        self.release = self.park.release
+        self.started_at = clock()
+        # Daemons, so that a task that ignores kill() cannot keep the interpreter from exiting; the exit hook joins all others.
+        # An empty context: a burst worker starts inside some caller's submit and must not carry its contextvars for life.
+        self.thread = threading.Thread(target=Context().run, args=(self._main,), name=self.name, daemon=DAEMON)
+
+    @property
+    def owner(self) -> Core:
+        """The core whose tasks it runs."""
+        return self.core
+
+    @property
+    def resource(self) -> Any:
+        """The resource it owns."""
+        return None if self.holding is None else self.holding.resource
+
+    def __repr__(self) -> str:
+        item = self.item
+        return f"<Worker {self.name} {'idle' if item is None else describe(item)}>"
+
+    # -- a worker's life
+    # --------------------------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        core = self.core
+        if not self.birth.acquire(False):  # whoever started this thread was interrupted, and has disowned it
+            return
+        current.owner = core
+        current.holder = self
+        end, error = End.CRASHED, None
+        try:
+            end, error = self._live()
+        except BaseException as thrown:
+            error = thrown
+        finally:
+            self.item = None
+            core.worker_ended(self, end, error)
+
+    def _live(self) -> tuple[End, BaseException | None]:
+        """Set up, serve, and give the resource up; say why it is over."""
+        core = self.core
+        try:
+            if core.initializer is not None:
+                core.initializer(*core.initargs)
+        except BaseException as error:
+            FUTURES_LOGGER.critical("Exception in initializer:", exc_info=True)
+            return End.INITIALIZER_FAILED, error
+        if core.state >= State.KILLED:
+            return End.DRAINED, None
+        if core.source is not None:
+            try:
+                self.holding = core.source.create(self.name)
+            except BaseException as error:
+                return End.CREATION_FAILED, error
+        try:
+            core.worker_ready(self)
+            return self._serve(), None
+        except BaseException as thrown:  # from outside: PyThreadState_SetAsyncExc, as some libraries do to stop a task
+            logger.warning("executor %r: an exception was thrown into worker %s", core.name, self.name, exc_info=True)
+            return End.CRASHED, thrown
+        finally:
+            holding, self.holding = self.holding, None
+            if holding is not None:
+                assert core.source is not None
+                core.source.destroy(holding, self.name)
+
+    def _serve(self) -> End:
+        """Run tasks until there is a reason not to."""
+        core = self.core
+        high, low = core.lanes.priority, core.lanes.normal
+        high_pop, low_pop = high.popleft, low.popleft
+        high_done = self.log.of(True, Outcome.COMPLETED).extend
+        low_done = self.log.of(False, Outcome.COMPLETED).extend
+        idle_append, leave, blocked = core.idle_stack.append, core.leave, core.admission.blocked
+        holding = self.holding
+        prefix: tuple[Any, ...] = () if holding is None else holding.arguments
+        in_context, careful = core.propagate_context, core.careful
+        # A retry must not see what the attempt before it set.
+        fresh_context = core.source is not None and core.source.can_break
+        future: TaskFuture[Any] | None = None
+        lane = low
+        registered = False
+        start = clock()
+        try:
+            while True:
+                for _ in _SHIFT:
+                    # -- take a task: priority first
+                    try:
+                        if high:
+                            lane, done = high, high_done
+                            future = high_pop()
+                        elif low:
+                            lane, done = low, low_done
+                            future = low_pop()
+                        else:
+                            future = None
+                            if not registered:
+                                idle_append(self)
+                                registered = True
+                            end = self._rest()
+                            registered = False
+                            if end is not None:
+                                return end
+                            start = clock()
+                            continue
+                    except IndexError:  # another worker was quicker
+                        continue
+                    if registered:
+                        registered = False
+                        self._leave_idle_stack()
+                        start = clock()
+                    if blocked:
+                        core.admission.refill()
+                    if leave and core.takes_leave(self):
+                        lane.appendleft(future)
+                        return End.RETIRED
+                    if careful:
+                        unfit = self._unfit()
+                        if unfit is not None:
+                            lane.appendleft(future)
+                            return unfit
+
+                    # -- run it
+                    future._status = RUNNING
+                    if future._sidecar is not None and not future._may_start():
+                        continue
+                    self.item = future
+                    if careful:
+                        self._before(future, start)
+                    try:
+                        if in_context:
+                            context = future._context
+                            assert context is not None
+                            if fresh_context:
+                                context = context.copy()
+                            value = context.run(future._result, *(prefix + future._exception))
+                            context = None
+                        else:
+                            value = future._result(*(prefix + future._exception))
+                        error = None
+                    except BaseException as raised:
+                        value = None
+                        error = _without_this_frame(raised)
+                    end_time = clock()
+                    self.item = None
+                    if error is None:
+                        done((start - future._submitted, end_time - start, end_time))
+                    elif self._judge(future, lane, error, start, end_time):
+                        return End.BROKEN
+                    used_up = careful and self._after(future, error, start, end_time)
+                    start = end_time
+
+                    # -- hand over the result, being idle already if nothing else waits
+                    if not (high or low or used_up):
+                        idle_append(self)
+                        registered = True
+                    future._result = value
+                    future._exception = error
+                    future._context = None
+                    future._status = FINISHED
+                    if future._sidecar is not None:
+                        future._publish()
+                    value = error = None
+                    if used_up:
+                        return End.USED_UP
+                core.recorder.fold(self.log)
+        except BaseException as thrown:
+            # Nothing in this loop raises, so this came from outside. The task in hand, if any, gets it: it is that task which
+            # somebody wanted to stop, and nobody knows how far it got.
+            self.item = None
+            if future is not None and not future.done():
+                self.log.of(lane.priority, Outcome.FAILED).extend((start - future._submitted, clock() - start, clock()))
+                future._finish(None, thrown)
+            # Only off the stack: whether a permit is to come, has come, or is used up already, nobody can tell. Nor need we:
+            # the exit path looks at the lanes.
+            self._off_idle_stack()
+            raise
+
+    # -- going idle
+    # -------------------------------------------------------------------------------------------------------------
+
+    def _rest(self) -> End | None:
+        """Registered as idle, with nothing to do: block until woken up (None) or until there is a reason to end.
+
+        Off the idle stack at return, in either case.
+        """
+        core, holding = self.core, self.holding
+        idle_limit = core.idle_limit
+        since = clock()
+        while True:
+            draining = core.state is not _RUNNING
+            if core.lanes.look():  # registered, and looked again: see "Taking turns"
+                self._leave_idle_stack()
+                return None
+            if draining:
+                self._leave_idle_stack()
+                return End.DRAINED
+            if core.admission.blocked:  # nothing is queued, so somebody may come in
+                core.admission.refill()
+            if core.leave and core.takes_leave(self):
+                self._leave_idle_stack()
+                return End.RETIRED
+            expires = _NEVER if holding is None else holding.expires
+            if self.park.acquire(True, -1 if idle_limit is None and expires == _NEVER else self._patience(since, idle_limit)):
+                return End.RETIRED if self.told_to_leave else None
+            if not self._off_idle_stack():  # popped in this very moment: there is work
+                self.park.acquire()
+                return End.RETIRED if self.told_to_leave else None
+            if clock() >= expires:
+                return End.AGED
+            if core.may_retire(self):
+                return End.RETIRED
+            idle_limit = None  # one of the base: stays
+            core.idle_stack.append(self)
+
+    def _patience(self, since: float, idle_limit: float | None) -> float:
+        """How many seconds to sleep, at most, when idle since that moment."""
+        until = _NEVER if idle_limit is None else since + idle_limit
+        if self.holding is not None:
+            until = min(until, self.holding.expires)
+        return lock_timeout(until - clock())
+
+    def _off_idle_stack(self) -> bool:
+        """Take ourselves off the idle stack; False if somebody popped us already."""
+        try:
+            self.core.idle_stack.remove(self)
+        except ValueError:
+            return False
+        return True
+
+    def _leave_idle_stack(self) -> None:
+        """Registered as idle, but not about to sleep.
+
+        1. A submitter popped us for its task. 2. We found a task ourselves, perhaps another one. 3. So the permit, come or
+        coming, is ours to take, and the wake-up to pass on if tasks wait.
+        """
+        if not self._off_idle_stack():
+            self.park.acquire()
+            self.core.wake_if_waiting()
+
+    # -- around a task
+    # ----------------------------------------------------------------------------------------------------------
+
+    def _unfit(self) -> End | None:
+        """Is there a reason not to run another task on this resource?"""
+        if self.holding is None or self.core.source is None or not self.core.source.needs_care:
+            return None
+        return self.core.source.unfit(self.holding)
+
+    def _before(self, future: TaskFuture[Any], start: float) -> None:
+        hub = self.core.hub
+        if hub.hears("task_started"):
+            hub.tell("task_started", self._event(future, start, start))
+
+    def _after(self, future: TaskFuture[Any], error: BaseException | None, start: float, end: float) -> bool:
+        """Keep the resource's record, tell observers; say whether the resource is used up."""
+        holding, hub = self.holding, self.core.hub
+        if holding is not None:
+            holding.uses += 1
+            holding.last_used = end
+            if error is not None and not isinstance(error, Exception):
+                holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
+        if hub.hears("task_finished"):
+            outcome = "completed" if error is None else "failed"
+            hub.tell("task_finished", self._event(future, start, end, outcome, error))
+        return holding is not None and self.core.source is not None and self.core.source.used_up(holding)
+
+    def _event(
+        self, future: TaskFuture[Any], start: float, end: float, outcome: str = "", error: BaseException | None = None
+    ) -> TaskEvent:
+        sidecar = future._sidecar
+        attempt = 1 if sidecar is None else 1 + sidecar.retries
+        return TaskEvent(
+            self.core.name,
+            id(future),
+            describe(future),
+            future._lane.name,
+            attempt,
+            self.name,
+            max(0.0, start - future._submitted),
+            end - start,
+            outcome,
+            error,
+        )
+
+    def _judge(self, future: TaskFuture[Any], lane: Lane, error: BaseException, start: float, end: float) -> bool:
+        """The task raised. Tell whether the worker must end, its resource being broken; the task has been taken care of then.
+
+        An error that is not the resource's fault is the task's own: it is left to the loop to deliver.
+        """
+        core, holding = self.core, self.holding
+        broken = (
+            holding is not None
+            and core.source is not None
+            and core.source.can_break
+            and isinstance(error, Exception)
+            and core.source.is_broken_after(error, holding)
+        )
+        if not broken:
+            self.log.of(lane.priority, Outcome.FAILED).extend((start - future._submitted, end - start, end))
+            return False
+        sidecar = future._observe()
+        assert sidecar is not None
+        limit = core.max_retries if sidecar.max_retries is None else sidecar.max_retries
+        if sidecar.retries < limit and core.state < State.KILLED:
+            self.log.of(lane.priority, Outcome.RETRIED).extend((start - future._submitted, end - start, end))
+            if core.hub.hears("task_retried"):
+                core.hub.tell("task_retried", self._event(future, start, end, error=error))
+            with sidecar:
+                sidecar.started = True  # it may have come into being while the task ran
+                sidecar.retries += 1
+                sidecar.error = error
+            future._submitted = clock()
+            core.requeue(future, lane)
+            return True
+        if sidecar.retries:
+            add_note(error, f"gave up after {sidecar.retries} retries; the resource was unhealthy each time")
+        self.log.of(lane.priority, Outcome.FAILED).extend((start - future._submitted, end - start, end))
+        if core.hub.hears("task_finished"):
+            core.hub.tell("task_finished", self._event(future, start, end, "failed", error))
+        future._result = None
+        future._exception = error
+        future._context = None
+        future._status = FINISHED
+        future._publish()
+        return True
+
+    def announce(self) -> None:
+        """Tell observers that we take tasks from now on."""
+        if self.core.hub.hears("worker_started"):
+            self.core.hub.tell("worker_started", WorkerEvent(self.core.name, self.name))
+
+
+def _without_this_frame(error: BaseException) -> BaseException:
+    """Drop the worker's own frame from a traceback: its locals would keep the task alive, and its lines help nobody."""
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next
+    return error
+
+
+def describe(future: TaskFuture[Any]) -> str:
+    """Return the name of a task's function."""
+    function: Any = future._result
+    while (inner := getattr(function, "__wrapped__", None) or getattr(function, "func", None)) is not None:
+        function = inner
+    name = getattr(function, "__qualname__", None)
+    return name if isinstance(name, str) else type(function).__name__

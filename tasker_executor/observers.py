@@ -1,0 +1,158 @@
+"""Observers are told of events: what happened, to whom, how long it took.
+
+Gauges are pulled (`ResourceExecutor.stats`), events are pushed. An executor calls only the methods that an observer's class
+really overrides, so an event that nobody listens to costs nothing. Methods run on the thread where the event happens, never
+under a lock of the executor; one that raises is logged and ignored.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["Observer", "ObserverHub", "ResourceEvent", "ScaleEvent", "StateEvent", "TaskEvent", "WorkerEvent"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TaskEvent:
+    """Something happened to a task.
+
+    Attributes:
+        executor: Name of the executor.
+        task: A number that the events of one task share, unique among the tasks alive.
+        function: Name of the function.
+        lane: ``"normal"`` or ``"priority"``.
+        attempt: 1 for the first run, 2 for the first retry; 0 when the task never ran.
+        worker: Name of the worker, or None.
+        wait: Seconds from submission (or from being queued again) to the start.
+        run: Seconds that the attempt ran.
+        outcome: For `Observer.task_finished`: ``"completed"``, ``"failed"`` or ``"cancelled"``.
+        error: What the task raised, if it did.
+    """
+
+    executor: str
+    task: int
+    function: str
+    lane: str
+    attempt: int = 0
+    worker: str | None = None
+    wait: float = 0.0
+    run: float = 0.0
+    outcome: str = ""
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class WorkerEvent:
+    """A worker started or ended; `reason` says why it ended, `error` what broke it."""
+
+    executor: str
+    worker: str
+    reason: str = ""
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class ResourceEvent:
+    """A resource was made or given up, or could not be made. `worker` is None for the resource pool of ``run_now``."""
+
+    executor: str
+    worker: str | None
+    seconds: float = 0.0
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class ScaleEvent:
+    """The number of workers wanted changed."""
+
+    executor: str
+    before: int
+    after: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class StateEvent:
+    """The executor entered another state: ``"draining"``, ``"killed"`` or ``"closed"``."""
+
+    executor: str
+    state: str
+
+
+class Observer:
+    """Base of observers: override the methods for the events that you want to hear of.
+
+    Example:
+        >>> class Replacements(Observer):
+        ...     def worker_ended(self, event: WorkerEvent) -> None:
+        ...         print(event.worker, "ended:", event.reason)
+    """
+
+    def task_submitted(self, event: TaskEvent) -> None:
+        """A task was accepted into a lane."""
+
+    def task_started(self, event: TaskEvent) -> None:
+        """A worker is about to run a task, on the thread that calls this."""
+
+    def task_retried(self, event: TaskEvent) -> None:
+        """A task's resource broke, and it was queued again."""
+
+    def task_finished(self, event: TaskEvent) -> None:
+        """A task's future is done: it returned, raised, was cancelled or expired."""
+
+    def worker_started(self, event: WorkerEvent) -> None:
+        """A worker owns its resource and takes tasks from now on."""
+
+    def worker_ended(self, event: WorkerEvent) -> None:
+        """A worker has given up its resource and ends."""
+
+    def resource_created(self, event: ResourceEvent) -> None:
+        """A resource was made."""
+
+    def resource_destroyed(self, event: ResourceEvent) -> None:
+        """A resource was given up."""
+
+    def creation_failed(self, event: ResourceEvent) -> None:
+        """A resource could not be made."""
+
+    def scaled(self, event: ScaleEvent) -> None:
+        """The number of workers wanted changed."""
+
+    def state_changed(self, event: StateEvent) -> None:
+        """The executor began to drain, was killed, or has closed."""
+
+
+EVENTS = [name for name in vars(Observer) if not name.startswith("_")]
+
+
+class ObserverHub:
+    """Who listens to what, found out once."""
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        members = list(observers)
+        for member in members:
+            if not isinstance(member, Observer):
+                raise TypeError(f"observers must be Observer instances, not {member!r}")
+        self._listeners = {
+            event: tuple(
+                getattr(member, event) for member in members if getattr(type(member), event) is not getattr(Observer, event)
+            )
+            for event in EVENTS
+        }
+        self.hears_tasks = any(self._listeners[event] for event in EVENTS if event.startswith("task_"))
+
+    def hears(self, event: str) -> bool:
+        """Does anybody listen to this event?"""
+        return bool(self._listeners[event])
+
+    def tell(self, event: str, what: TaskEvent | WorkerEvent | ResourceEvent | ScaleEvent | StateEvent) -> None:
+        """Call those who listen. Never under a lock."""
+        for listener in self._listeners[event]:
+            try:
+                listener(what)
+            except Exception:
+                logger.exception("observer %r raised in %s and was ignored", listener, event)

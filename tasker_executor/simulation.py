@@ -1,0 +1,548 @@
+"""What would this policy do with that load? A simulation of the executor's workers, without threads and without waiting.
+
+`simulate` asks the very policy object that an executor would ask, at its interval, through the same `LoadSample`; an hour of
+load takes about a second. The load is made up, or recorded in production.
+
+What is modelled, as in the executor:
+
+- A task takes an idle worker, or else waits: priority tasks before normal ones, in order of arrival within each lane.
+- A worker is started when a task waits and no worker is on its way for it, up to the number wanted, and one in any case. It
+  takes tasks once ``create_time`` has passed.
+- The policy's answer is clamped to ``min_workers`` and ``max_workers``. Idle workers above it are retired at that moment, busy
+  ones never. (The executor takes the least recently used first. Here one idle worker is like another: only the number counts.)
+- The base, ``min_workers``, is started first of all and kept.
+- The questions pause at rest: nothing queued, nobody busy, no worker above the base. They begin, and go on after a pause, one
+  interval after an arrival.
+
+What is not: tasks that fail, are retried or cancelled, an ``on_create`` that fails, the time that threads and locks take, and
+the processor: simulated tasks never slow each other down, as real ones do that compute, or that share a database.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import operator
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import islice
+from numbers import Real
+from random import Random
+from typing import NamedTuple, SupportsIndex, TypeAlias
+
+from typing_extensions import override
+
+from .policies import ScalingPolicy
+from .stats import LoadSample
+
+__all__ = ["Arrivals", "Moment", "ServiceTime", "Simulation", "simulate"]
+
+#: When tasks arrive, in seconds: numbers, or a file that has them.
+Arrivals: TypeAlias = Iterable[float] | str | os.PathLike[str]
+
+#: How long tasks run, in seconds: all the same, one after the other, drawn from a distribution, or as recorded (None).
+ServiceTime: TypeAlias = float | Iterable[float] | Callable[[Random], float] | None
+
+# The executor measures rates over so many seconds, in slots of one second.
+_WINDOW = 5
+
+# After the last task, so long at most for a policy to come back to the base.
+_SETTLE = 60.0
+
+# Without a policy nobody asks; the timeline has a point so often.
+_RESOLUTION = 0.1
+
+
+class Moment(NamedTuple):
+    """One point of a timeline; ``zip(*timeline)`` gives the columns.
+
+    Attributes:
+        time: When, on the clock of the arrivals.
+        workers: Workers that exist, those still making their resource included.
+        busy: Workers that run a task.
+        queued: Tasks waiting, in both lanes.
+        oldest_wait: How long the task that waits longest has waited; 0.0 when none waits.
+        target: The number of workers wanted from now on.
+    """
+
+    time: float
+    workers: int
+    busy: int
+    queued: int
+    oldest_wait: float
+    target: int
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a policy made of a load.
+
+    Attributes:
+        completed: Tasks that ran: all of them.
+        mean_wait: Seconds from arrival to start, on average; 0.0 when there were no tasks.
+        p99_wait: The shortest wait that 99 % of the tasks did not exceed.
+        max_wait: The longest wait.
+        worker_seconds: What it cost: the time that workers existed, summed up over them.
+        creations: Workers started, and resources made, those of the base included.
+        peak_workers: The most workers at one time.
+        flaps: How often the number wanted turned round: a change up less than ``flap_window`` seconds after a change down, or
+            the other way about, with no change in between.
+        end: When the simulation ended, on the clock of the arrivals.
+        timeline: The state at the start, after each question to the policy (without one, ten times a second), when the
+            questions go on after a rest, and at the end. During a rest nothing changes.
+        waits: The wait of each task, in order of arrival.
+        priority: Whether each task was in the priority lane, in the same order.
+    """
+
+    completed: int
+    mean_wait: float
+    p99_wait: float
+    max_wait: float
+    worker_seconds: float
+    creations: int
+    peak_workers: int
+    flaps: int
+    end: float
+    timeline: tuple[Moment, ...] = field(repr=False)
+    waits: tuple[float, ...] = field(repr=False)
+    priority: tuple[bool, ...] = field(repr=False)
+
+    @override
+    def __str__(self) -> str:
+        """Return the summary in one line."""
+        return (
+            f"{self.completed} tasks by {self.end:.1f} s: mean wait {self.mean_wait:.3f} s, p99 {self.p99_wait:.3f} s"
+            f" | {self.worker_seconds:.0f} worker-seconds, peak {self.peak_workers}, created {self.creations},"
+            f" flaps {self.flaps}"
+        )
+
+
+def simulate(
+    policy: ScalingPolicy | None,
+    arrivals: Arrivals,
+    service_time: ServiceTime = None,
+    *,
+    max_workers: int,
+    min_workers: int = 0,
+    create_time: float = 0.0,
+    priority_share: float = 0.0,
+    start: float | None = 0.0,
+    until: float | None = None,
+    flap_window: float = 10.0,
+    seed: int = 0,
+) -> Simulation:
+    """Return what a policy would make of a load: the waits of the tasks, what it costs, and the timeline.
+
+    The same arguments give the same result, every time. The load is drawn before the first task runs, so under one seed
+    two policies face the same tasks. A policy that remembers things is left as the last question left it: give each simulation
+    a new one.
+
+        >>> from tasker_executor.policies import BacklogPolicy
+        >>> step = [n / 10 for n in range(100)] + [10 + n / 100 for n in range(1000)]  # 10 tasks a second, then 100
+        >>> print(simulate(None, step, 0.1, min_workers=11, max_workers=11))
+        1100 tasks by 20.1 s: mean wait 0.000 s, p99 0.000 s | 221 worker-seconds, peak 11, created 11, flaps 0
+        >>> print(simulate(BacklogPolicy(), step, 0.1, min_workers=2, max_workers=16))
+        1100 tasks by 20.5 s: mean wait 0.008 s, p99 0.170 s | 151 worker-seconds, peak 14, created 14, flaps 1
+
+    A file holds one number a line, or is a CSV file with a header and a column ``arrival``. Its columns ``duration`` and
+    ``lane`` are used if they are there, other columns are not. Empty lines, and those that begin with ``#``, are skipped.
+
+    Args:
+        policy: Is asked at its interval. None for an executor without one: `max_workers` are wanted all the time.
+        arrivals: When the tasks arrive, in seconds: numbers in any order, or the path of a file.
+        service_time: How long a task runs, in seconds: a number; an iterable with one number for each of the arrivals, in their
+            order; a function of a random generator, such as ``lambda random: random.expovariate(10)``; or None for the
+            ``duration`` recorded in the file, where rows without a duration are tasks that never ran, and left out.
+        max_workers: The policy's answer is cut to this.
+        min_workers: The base.
+        create_time: Seconds that a new worker needs before it can take a task.
+        priority_share: The share of the tasks, chosen at random, that goes to the priority lane. If 0.0, a file's column
+            ``lane`` decides: those with ``priority`` there do, the rest does not.
+        start: When the executor starts, on the clock of the arrivals. None for the first arrival: if that clock shows the time
+            of day, or began long before.
+        until: When to end, but not before the last task is done. None for that moment, or when the policy has come back to the
+            base after it, which it is given 60 seconds for.
+        flap_window: What counts as a flap, see `Simulation`.
+        seed: For what is drawn at random.
+
+    Raises:
+        ValueError: A number that cannot be: negative, not finite, before the start; a file that cannot be understood.
+        TypeError: An argument that is of no use as what it should be.
+        OSError: A file that cannot be read.
+    """
+    if policy is not None and (isinstance(policy, type) or not isinstance(policy, ScalingPolicy)):
+        raise TypeError(f"policy must be a ScalingPolicy or None, not {policy!r}")
+    base = _whole("min_workers", min_workers, 0)
+    limit = _whole("max_workers", max_workers, max(1, base))
+    load = _load(arrivals, service_time, priority_share, seed)
+    first = load.arrivals[0] if load.arrivals else 0.0
+    begin = first if start is None else _number("start", start)
+    if load.arrivals and first < begin:
+        raise ValueError(f"start must not be later than the first arrival at {first!r}, not {start!r}")
+    run = _Run(policy, load, base, limit, _number("create_time", create_time), begin, _number("flap_window", flap_window))
+    return run.result(None if until is None else _number("until", until))
+
+
+class _Load(NamedTuple):
+    """The tasks, in order of arrival."""
+
+    arrivals: list[float]
+    durations: list[float]
+    priority: list[bool]  # is it in the priority lane?
+
+
+class _Run:
+    """The state of a simulation, and the events that change it.
+
+    Events are: a task is done, a worker is ready, a task arrives, the policy is asked; in this order if at the same time.
+    """
+
+    def __init__(
+        self,
+        policy: ScalingPolicy | None,
+        load: _Load,
+        min_workers: int,
+        max_workers: int,
+        create_time: float,
+        start: float,
+        flap_window: float,
+    ) -> None:
+        self._policy = policy
+        self._arrivals, self._durations, self._priority = load
+        self._min_workers = min_workers
+        self._max_workers = max_workers
+        self._create_time = create_time
+        self._flap_window = flap_window
+
+        self._start = start
+        self._target: int = max_workers if policy is None else min_workers
+        self._workers = 0
+        self._idle = 0
+        self._arrived = 0
+        self._waits = [0.0] * len(load.arrivals)
+        # Indices of tasks that wait.
+        self._normal_lane: deque[int] = deque()
+        self._priority_lane: deque[int] = deque()
+        # When a running task will be done, and how long it runs: a heap. One entry for each busy worker.
+        self._running: list[tuple[float, float]] = []
+        # When a worker that is making its resource will be ready. All take as long, so they are ready in the order they start.
+        self._starting: deque[float] = deque()
+
+        # For the rates: the tasks that finished within the window, and the first arrival that is.
+        self._finished: deque[tuple[float, float]] = deque()
+        self._finished_seconds = 0.0
+        self._first_in_window = 0
+        self._mean_duration = 0.0
+
+        self._worker_seconds = 0.0
+        self._counted_until = start
+        self._creations = 0
+        self._peak_workers = 0
+        self._flaps = 0
+        self._changed_at = -math.inf
+        self._grew = False
+        self._timeline: list[Moment] = []
+
+    def result(self, until: float | None) -> Simulation:
+        """Run from start to end."""
+        end = self._simulate(until)
+        self._change_workers(end, 0)
+        self._record(end)
+        waits = self._waits
+        ranked = sorted(waits)
+        return Simulation(
+            completed=len(waits),
+            mean_wait=math.fsum(waits) / len(waits) if waits else 0.0,
+            p99_wait=ranked[(99 * len(ranked) + 99) // 100 - 1] if ranked else 0.0,
+            max_wait=ranked[-1] if ranked else 0.0,
+            worker_seconds=self._worker_seconds,
+            creations=self._creations,
+            peak_workers=self._peak_workers,
+            flaps=self._flaps,
+            end=end,
+            timeline=tuple(self._timeline),
+            waits=tuple(waits),
+            priority=tuple(self._priority),
+        )
+
+    def _simulate(self, until: float | None) -> float:
+        """Let everything happen, and return the time of the end."""
+        arrivals, running, starting = self._arrivals, self._running, self._starting
+        tasks = len(arrivals)
+        undone = tasks
+        self._start_workers(self._start, self._min_workers)
+        self._record(self._start)
+        arrival = arrivals[0] if tasks else math.inf
+        question = math.inf  # as the executor does, it begins with a pause
+        end = math.inf if undone else max(self._start, until or 0.0)
+        while True:
+            # A choice of four and no common heap: arrivals are sorted already, and would be most of what it had to sort.
+            done = running[0][0] if running else math.inf
+            ready = starting[0] if starting else math.inf
+            now = min(done, ready, arrival, question)
+            if now > end:
+                return end
+            if now == done:
+                task = heappop(running)
+                self._finished.append(task)
+                self._finished_seconds += task[1]
+                self._take_task(now)
+                undone -= 1
+                if not undone:
+                    end = self._end(now, until)
+            elif now == ready:
+                starting.popleft()
+                self._take_task(now)
+            elif now == arrival:
+                self._arrive(now)
+                arrival = arrivals[self._arrived] if self._arrived < tasks else math.inf
+                if question == math.inf:
+                    self._record(now)
+                    question = now + self._interval()
+            else:
+                if self._policy is not None:
+                    self._ask(self._policy, now)
+                self._record(now)
+                question = math.inf if self._at_rest() else now + self._interval()
+                if question == math.inf and not undone and until is None:
+                    return now
+
+    def _end(self, done: float, until: float | None) -> float:
+        """Return when to end at the latest, now that all tasks are done."""
+        if until is not None:
+            return max(done, until)
+        return done if self._policy is None else done + _SETTLE
+
+    def _interval(self) -> float:
+        if self._policy is None:
+            return _RESOLUTION
+        interval = self._policy.interval
+        if not 0.0 < interval < math.inf:  # or time would stand still
+            raise ValueError(f"the interval of {self._policy!r} must be a finite number above 0.0, not {interval!r}")
+        return interval
+
+    def _at_rest(self) -> bool:
+        if self._running or self._queued():
+            return False
+        return self._policy is None or self._workers <= self._min_workers
+
+    def _queued(self) -> int:
+        return len(self._normal_lane) + len(self._priority_lane)
+
+    def _oldest_wait(self, now: float) -> float:
+        first = min(lane[0] for lane in (self._normal_lane, self._priority_lane) if lane) if self._queued() else None
+        return 0.0 if first is None else now - self._arrivals[first]
+
+    def _arrive(self, now: float) -> None:
+        """The next task arrives."""
+        task = self._arrived
+        self._arrived += 1
+        if self._idle:
+            self._idle -= 1
+            duration = self._durations[task]
+            heappush(self._running, (now + duration, duration))
+        else:
+            (self._priority_lane if self._priority[task] else self._normal_lane).append(task)
+            self._start_needed(now)
+
+    def _take_task(self, now: float) -> None:
+        """A worker that has nothing to do takes a task, if there is one."""
+        if self._priority_lane:
+            task = self._priority_lane.popleft()
+        elif self._normal_lane:
+            task = self._normal_lane.popleft()
+        else:
+            self._idle += 1
+            return
+        self._waits[task] = now - self._arrivals[task]
+        duration = self._durations[task]
+        heappush(self._running, (now + duration, duration))
+
+    def _start_needed(self, now: float) -> None:
+        """Start a worker for each task that waits and has none on its way, as far as workers are wanted."""
+        limit = max(1, self._min_workers, self._target)
+        self._start_workers(now, min(self._queued() - len(self._starting), limit - self._workers))
+
+    def _start_workers(self, now: float, number: int) -> None:
+        if number > 0:
+            self._change_workers(now, number)
+            self._creations += number
+            self._starting.extend([now + self._create_time] * number)
+
+    def _change_workers(self, now: float, change: int) -> None:
+        self._worker_seconds += self._workers * (now - self._counted_until)
+        self._counted_until = now
+        self._workers += change
+        self._peak_workers = max(self._peak_workers, self._workers)
+
+    def _ask(self, policy: ScalingPolicy, now: float) -> None:
+        """Do what the executor does with a policy: ask, clamp, retire, start."""
+        wanted = policy.target(self._sample(now))
+        if not isinstance(wanted, int):
+            raise TypeError(f"{policy!r} answered {wanted!r}, which is no number of workers")
+        target = min(max(self._min_workers, wanted), self._max_workers)
+        if target != self._target:
+            grows = target > self._target
+            if grows != self._grew and now - self._changed_at < self._flap_window:
+                self._flaps += 1
+            self._grew = grows
+            self._changed_at = now
+            self._target = target
+        retired = min(self._workers - target, self._idle)
+        if retired > 0:
+            self._idle -= retired
+            self._change_workers(now, -retired)
+        self._start_needed(now)
+
+    def _sample(self, now: float) -> LoadSample:
+        """Return what the executor would show the policy."""
+        window_start = math.floor(now - _WINDOW) + 1  # whole seconds: the executor counts in slots
+        window = max(min(now - window_start, now - self._start), 1.0)
+        arrivals, finished = self._arrivals, self._finished
+        while self._first_in_window < self._arrived and arrivals[self._first_in_window] < window_start:
+            self._first_in_window += 1
+        while finished and finished[0][0] < window_start:
+            self._finished_seconds -= finished.popleft()[1]
+        if finished:
+            self._mean_duration = self._finished_seconds / len(finished)
+        else:
+            self._finished_seconds = 0.0  # so that rounding errors do not add up for ever
+        return LoadSample(
+            time=now,
+            workers=self._workers,
+            busy=len(self._running),
+            idle=self._idle,
+            queued_normal=len(self._normal_lane),
+            queued_priority=len(self._priority_lane),
+            oldest_wait=self._oldest_wait(now),
+            arrival_rate=(self._arrived - self._first_in_window) / window,
+            completion_rate=len(finished) / window,
+            mean_service_time=self._mean_duration,
+            mean_create_time=self._create_time if self._creations > len(self._starting) else 0.0,
+            create_failures=0,
+            min_workers=self._min_workers,
+            max_workers=self._max_workers,
+            target=self._target,
+        )
+
+    def _record(self, now: float) -> None:
+        moment = Moment(now, self._workers, len(self._running), self._queued(), self._oldest_wait(now), self._target)
+        if not self._timeline or moment != self._timeline[-1]:
+            self._timeline.append(moment)
+
+
+# -- reading the load -------------------------------------------------------------------------------------------------------
+
+
+class _Trace(NamedTuple):
+    """What a file holds, or what the caller gave."""
+
+    arrivals: list[float]
+    durations: list[float] | None = None
+    priority: list[bool] | None = None
+
+
+def _load(arrivals: Arrivals, service_time: ServiceTime, priority_share: float, seed: int) -> _Load:
+    """Read and draw the tasks, and sort them by arrival."""
+    if isinstance(arrivals, (str, os.PathLike)):
+        trace = _read(os.fspath(arrivals), use_durations=service_time is None)
+    elif isinstance(arrivals, Iterable):
+        trace = _Trace([_number(f"arrivals[{n}]", arrival) for n, arrival in enumerate(arrivals)])
+    else:
+        raise TypeError(f"arrivals must be numbers or the path of a file, not {arrivals!r}")
+    number = len(trace.arrivals)
+
+    # Each with a generator of its own, so that another share of priority tasks leaves the service times as they are; and not
+    # the one that the caller gets from the same seed: arrivals drawn from that would keep step with the service times.
+    if service_time is not None:
+        durations = _draw(service_time, number, Random(f"service times {seed}"))
+    elif trace.durations is not None:
+        durations = trace.durations
+    else:
+        raise TypeError("service_time is needed unless arrivals is the path of a file with a column 'duration'")
+    if not _number("priority_share", priority_share) <= 1.0:
+        raise ValueError(f"priority_share must be at most 1.0, not {priority_share!r}")
+    if priority_share or trace.priority is None:
+        lottery = Random(f"lanes {seed}")
+        priority = [lottery.random() < priority_share for _ in range(number)]
+    else:
+        priority = trace.priority
+
+    # A recorder writes a task when it is done, so a file need not be sorted by arrival.
+    order = sorted(range(number), key=trace.arrivals.__getitem__)
+    return _Load([trace.arrivals[n] for n in order], [durations[n] for n in order], [priority[n] for n in order])
+
+
+def _draw(service_time: float | Iterable[float] | Callable[[Random], float], number: int, random: Random) -> list[float]:
+    """Return the service times of so many tasks."""
+    if callable(service_time):
+        return [_number("service_time(random)", service_time(random)) for _ in range(number)]
+    if isinstance(service_time, Iterable) and not isinstance(service_time, (str, bytes)):
+        durations = [_number(f"service_time[{n}]", duration) for n, duration in enumerate(islice(service_time, number))]
+        if len(durations) < number:
+            raise ValueError(f"service_time must have a number for each of the {number} arrivals, not {len(durations)}")
+        return durations
+    return [_number("service_time", service_time)] * number
+
+
+def _read(path: str, *, use_durations: bool) -> _Trace:
+    """Read a file of arrivals. If their durations are used, tasks without one are left out."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        rows = [(f"{path}, line {reader.line_num}", row) for row in reader if "".join(row).strip() and row[0][0:1] != "#"]
+    if not rows:
+        return _Trace([], [])
+    first_line, first_row = rows[0]
+    header = [name.strip().lower() for name in first_row]
+    if "arrival" not in header:
+        if len(header) > 1:
+            raise ValueError(f"{first_line}: a header with a column 'arrival' is needed, not {','.join(first_row)!r}")
+        header = ["arrival"]
+    else:
+        del rows[0]
+
+    use_durations = use_durations and "duration" in header
+    trace = _Trace([], [] if use_durations else None, [] if "lane" in header else None)
+    for line, row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"{line}: {len(header)} columns are needed, not {','.join(row)!r}")
+        cells = dict(zip(header, row, strict=True))
+        if trace.durations is not None:
+            if not cells["duration"].strip():
+                continue
+            trace.durations.append(_parse(line, "duration", cells["duration"]))
+        trace.arrivals.append(_parse(line, "arrival", cells["arrival"]))
+        if trace.priority is not None:
+            trace.priority.append(cells["lane"].strip().lower() == "priority")
+    return trace
+
+
+def _parse(line: str, column: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{line}: {column} must be a number, not {text!r}") from None
+    return _number(f"{line}: {column}", value)
+
+
+def _number(name: str, value: object) -> float:
+    """Return the value of an argument that must be a finite number, and not negative."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    number = float(value)
+    if not 0.0 <= number < math.inf:  # nor NaN
+        raise ValueError(f"{name} must be a finite number, at least 0.0, not {value!r}")
+    return number
+
+
+def _whole(name: str, value: int, least: int) -> int:
+    """Return the value of an argument that counts something."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    number = operator.index(value)
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")
+    return number

@@ -1,0 +1,146 @@
+"""What an executor tells of itself: frozen snapshots, each of one moment.
+
+`ExecutorStats` answers "what is it doing now", `ExecutorMetrics` "how long do things take", and a `LoadSample` is what a
+scaling policy is shown. All three are plain data: they hold no executor alive and may be kept, compared, pickled and sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["DurationSummary", "ExecutorMetrics", "ExecutorStats", "LoadSample"]
+
+
+@dataclass(frozen=True)
+class ExecutorStats:
+    """Gauges and counters of an executor at one moment.
+
+    At every moment ``submitted == completed + failed + cancelled + queued_tasks + priority_tasks + running_tasks``.
+
+    Gauges:
+        base_workers: Live workers that belong to the base (at most ``min_workers``).
+        active_workers: Live workers: threads that exist, busy or idle.
+        burst_workers: Live workers above the base.
+        idle_workers: Live workers without a task.
+        running_tasks: Tasks that a worker has in hand.
+        queued_tasks: Tasks that wait in the normal lane.
+        priority_tasks: Tasks that wait in the priority lane.
+        available_resources: Free resources in the resource pool of ``run_now``.
+        state: ``"running"``, ``"draining"``, ``"killed"`` or ``"closed"``.
+
+    Counters, since the executor was made:
+        submitted: Tasks accepted into a lane. Calls of ``run_now`` pass no lane and are not counted.
+        completed: Tasks that returned.
+        failed: Tasks whose future got an exception.
+        cancelled: Tasks cancelled before they started.
+        retried: Times that a task was queued again because its resource broke.
+        resources_created: Resources that ``on_create`` returned.
+        resources_destroyed: Resources given up, whether ``on_destroy`` succeeded or raised.
+        workers_replaced: Workers that ended because their resource was broken, too old or used up.
+        create_failures: Times that ``on_create`` failed.
+    """
+
+    base_workers: int
+    active_workers: int
+    burst_workers: int
+    idle_workers: int
+    running_tasks: int
+    queued_tasks: int
+    priority_tasks: int
+    available_resources: int
+    submitted: int
+    completed: int
+    failed: int
+    cancelled: int
+    retried: int
+    resources_created: int
+    resources_destroyed: int
+    workers_replaced: int
+    create_failures: int
+    state: str
+
+
+@dataclass(frozen=True)
+class DurationSummary:
+    """The distribution of a duration, in seconds. All zero when nothing was measured.
+
+    ``count``, ``total``, ``minimum``, ``maximum`` and ``mean`` are exact; the percentiles are interpolated inside buckets that
+    are at most 6.25 % wide.
+    """
+
+    count: int
+    total: float
+    minimum: float
+    maximum: float
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class ExecutorMetrics:
+    """Durations and rates, since the executor was made or since ``metrics(reset=True)``.
+
+    Attributes:
+        wait: From submission (for a retry: from the moment it was queued again) to the start.
+        run: From start to end of an attempt, whether it returned, raised or was retried.
+        create: Duration of ``on_create``, when it succeeded.
+        arrival_rate: Tasks submitted per second, over the last few seconds.
+        completion_rate: Tasks finished (returned or raised) per second, over the last few seconds.
+        success_rate: Share of the finished tasks that returned, 0.0 to 1.0; 0.0 when none finished.
+        failure_rate: Share of the finished tasks that raised, 0.0 to 1.0; 0.0 when none finished.
+    """
+
+    wait: DurationSummary
+    run: DurationSummary
+    create: DurationSummary
+    arrival_rate: float
+    completion_rate: float
+    success_rate: float
+    failure_rate: float
+
+
+@dataclass(frozen=True)
+class LoadSample:
+    """What a scaling policy is shown: the load at one moment. Durations are seconds, rates are per second.
+
+    Attributes:
+        time: When, on a monotonic clock whose zero means nothing.
+        workers: Workers that exist, those still making their resource included.
+        busy: Workers that run a task.
+        idle: Workers that could take one.
+        queued_normal: Tasks waiting in the normal lane.
+        queued_priority: Tasks waiting in the priority lane.
+        oldest_wait: How long the task that waits longest has waited; 0.0 when none waits.
+        arrival_rate: Tasks submitted per second, over the last few seconds.
+        completion_rate: Tasks finished per second, over the last few seconds. A task that raised has finished, too.
+        mean_service_time: Mean run time of the tasks that finished in the last few seconds; when none did, of the last that
+        did.
+        mean_create_time: Mean duration of ``on_create``.
+        create_failures: How often ``on_create`` has failed in a row; 0 when the last one succeeded.
+        min_workers: The base: the policy's answer is raised to this.
+        max_workers: The policy's answer is cut to this.
+        target: The number wanted until now.
+    """
+
+    time: float
+    workers: int
+    busy: int
+    idle: int
+    queued_normal: int
+    queued_priority: int
+    oldest_wait: float
+    arrival_rate: float
+    completion_rate: float
+    mean_service_time: float
+    mean_create_time: float
+    create_failures: int
+    min_workers: int
+    max_workers: int
+    target: int
+
+    @property
+    def queued(self) -> int:
+        """Tasks waiting, in both lanes."""
+        return self.queued_normal + self.queued_priority
