@@ -115,10 +115,10 @@ class ResourceExecutor(BaseExecutor[R]):
 
     Example:
         >>> import sqlite3
+        >>> connect = lambda: sqlite3.connect(":memory:")
         >>> def add(connection, a, b):
         ...     return connection.execute("select ? + ?", (a, b)).fetchone()[0]
-        >>> with ResourceExecutor(2, on_create=lambda: sqlite3.connect(":memory:"), on_destroy=sqlite3.Connection.close) as
-        pool:
+        >>> with ResourceExecutor(2, on_create=connect, on_destroy=sqlite3.Connection.close) as pool:
         ...     pool.submit(add, 1, 2).result()
         3
         >>> with ResourceExecutor(2) as pool:

@@ -278,7 +278,8 @@ def test_rates_are_of_the_last_five_seconds_in_whole_ones() -> None:
     simulate(policy, [*evenly(10.0, number=100), 30.0], 0.01, max_workers=1)
 
     rates = {load.time: load.arrival_rate for load in policy.samples}
-    assert rates[0.75] == pytest.approx(8 / 0.75)  # since the start
+    assert rates[0.75] == pytest.approx(8 / 1.0)  # over one second at least
+    assert rates[1.5] == pytest.approx(16 / 1.5)  # since the start
     assert rates[9.0] == pytest.approx(41 / 4.0)  # since 5.0
     assert rates[9.75] == pytest.approx(48 / 4.75)  # since 5.0
     assert all(load.mean_service_time == pytest.approx(0.01) for load in policy.samples)
