@@ -195,9 +195,11 @@ class Core:
             # A thread could not be started. If there are others, the task is in good hands.
             if not self.workers and future._settle(WITHDRAWN):
                 raise
-            logger.warning("executor %r: cannot start another worker", self.name, exc_info=True)
+            logger.warning("executor %r: cannot start another worker", self.name, exc_info=True, extra={"executor": self.name})
         except BaseException:  # Ctrl-C. The caller will not get the future, so the task had better not run
             future._settle(WITHDRAWN)
+            with self.lock:
+                self._offer_room()  # it may have been popped, and not have come to anything
             raise
 
     def _take_back(self, future: TaskFuture[Any]) -> None:
@@ -215,7 +217,7 @@ class Core:
             except IndexError:
                 pass
             except Exception:
-                logger.exception("executor %r: cannot start a worker", self.name)
+                logger.exception("executor %r: cannot start a worker", self.name, extra={"executor": self.name})
 
     def wake_many(self, count: int) -> None:
         """`count` tasks have been queued at once."""
@@ -347,7 +349,8 @@ class Core:
         self.changed.ring()
         if self.admission.blocked:
             self.admission.refill()
-        logger.debug("executor %r: worker %s is ready", self.name, worker.name)
+        fields = {"executor": self.name, "worker": worker.name}
+        logger.debug("executor %r: worker %s is ready", self.name, worker.name, extra=fields)
         worker.announce()
 
     def worker_ended(self, worker: Worker, end: End, error: BaseException | None) -> None:
@@ -364,7 +367,8 @@ class Core:
             self._populate_or_retry()
         self.changed.ring()
         level = logging.WARNING if end in {End.BROKEN, End.CRASHED} else logging.DEBUG
-        logger.log(level, "executor %r: worker %s ends: %s", self.name, worker.name, end.value)
+        fields = {"executor": self.name, "worker": worker.name, "reason": end.value}
+        logger.log(level, "executor %r: worker %s ends: %s", self.name, worker.name, end.value, extra=fields)
         if end is End.INITIALIZER_FAILED:
             self._break()
         if failed:
@@ -420,6 +424,7 @@ class Core:
             self.failures,
             delay,
             exc_info=error,
+            extra={"executor": self.name, "worker": worker, "failures": self.failures, "delay": delay},
         )
         if self.hub.hears("creation_failed"):
             self.hub.tell("creation_failed", ResourceEvent(self.name, worker, 0.0, error))
@@ -440,12 +445,14 @@ class Core:
         if self.source is None or bare_since is None or self.state >= State.KILLED:
             return None
         oldest = self.lanes.oldest()
-        due = max(bare_since, oldest or now) + self.create_timeout
-        if now < due:
-            return due if oldest is not None or self._starting() else None  # whatever is queued later is due later
-        self._fail_queue(self.last_failure, before=now - self.create_timeout)
-        oldest = self.lanes.oldest()
-        return None if oldest is None else max(bare_since, oldest) + self.create_timeout
+        if oldest is not None and now >= max(bare_since, oldest) + self.create_timeout:
+            self._fail_queue(self.last_failure if self.failures else None, before=now - self.create_timeout)
+            oldest = self.lanes.oldest()
+        if oldest is not None:
+            return max(bare_since, oldest) + self.create_timeout
+        # Whatever is queued from now on is due later than this. It wakes us only if it starts a worker, which it does not
+        # while one is starting or the factory is left in peace; and that is when somebody must look.
+        return now + max(self.create_timeout, BACKOFF_FIRST) if self._starting() or now < self.retry_at else None
 
     def creation_error(self, cause: BaseException | None, waited: float | None = None) -> ResourceCreationError:
         """The error for those who waited for a resource in vain."""
@@ -497,7 +504,14 @@ class Core:
             self._populate_or_retry()
         self.wake_if_waiting()
         if after != before:
-            logger.debug("executor %r: %d workers wanted instead of %d: %s", self.name, after, before, reason)
+            logger.debug(
+                "executor %r: %d workers wanted instead of %d: %s",
+                self.name,
+                after,
+                before,
+                reason,
+                extra={"executor": self.name, "before": before, "after": after, "reason": reason},
+            )
             if self.hub.hears("scaled"):
                 self.hub.tell("scaled", ScaleEvent(self.name, before, after, reason))
 
@@ -575,7 +589,7 @@ class Core:
             except IndexError:
                 break
             except Exception:
-                logger.exception("executor %r: cannot start a worker", self.name)
+                logger.exception("executor %r: cannot start a worker", self.name, extra={"executor": self.name})
 
     def _cancel_queue(self) -> None:
         """Cancel what waits. Whoever pops a task owns it, so a task in between two attempts gets the error of the last."""
@@ -599,9 +613,9 @@ class Core:
         for worker in tuple(self.workers):
             holding = worker.holding
             if worker.item is not None and holding is not None:
-                holding.abort(hook)
+                holding.abort(hook, self.name)
         for holding in self.pool.in_use:
-            holding.abort(hook)
+            holding.abort(hook, self.name)
 
     def _break(self) -> None:
         """The initializer failed: as in the standard library, the pool is broken for good."""

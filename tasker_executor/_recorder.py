@@ -162,9 +162,10 @@ class Histogram:
 class TaskLog:
     """What one worker did and nobody has folded yet: by lane and outcome, flat lists of (waited, ran, ended)."""
 
-    __slots__ = ("entries",)
+    __slots__ = ("entries", "folded")
 
     def __init__(self) -> None:
+        self.folded = 0  # attempts
         self.entries: dict[tuple[bool, Outcome], list[float]] = {
             (priority, outcome): [] for priority in (False, True) for outcome in Outcome
         }
@@ -172,6 +173,10 @@ class TaskLog:
     def of(self, priority: bool, outcome: Outcome) -> list[float]:
         """The list for attempts of that lane which ended so. Only its owner appends, three numbers at a time."""
         return self.entries[priority, outcome]
+
+    def attempts(self) -> int:
+        """How many attempts its owner has made."""
+        return self.folded + sum(map(len, self.entries.values())) // 3
 
 
 class _Tally:
@@ -268,6 +273,7 @@ class Recorder:
                 if entries:
                     taken = entries[:]
                     del entries[: len(taken)]
+                    log.folded += len(taken) // 3
                     self._add(key, taken)
 
     def _add(self, key: tuple[bool, Outcome], taken: list[float]) -> None:

@@ -73,6 +73,7 @@ class Holding(Generic[R]):
         "_aborting",
         "_given_up",
         "arguments",
+        "born",
         "expires",
         "good_at",
         "item",
@@ -88,7 +89,7 @@ class Holding(Generic[R]):
         self.resource = resource
         #: What goes before a task's own arguments.
         self.arguments = (resource,)
-        self.last_used = clock()
+        self.born = self.last_used = clock()
         self.expires = expires
         self.uses = 0
         #: The count of breaks, anywhere, up to which this one is known to be good.
@@ -106,7 +107,7 @@ class Holding(Generic[R]):
         """The thread that uses it."""
         return threading.current_thread().name
 
-    def abort(self, hook: AbortHook[R]) -> None:
+    def abort(self, hook: AbortHook[R], executor: str) -> None:
         """Call the `on_abort` hook, from a thread that does not own the resource, unless it is given up already.
 
         The killer announces itself first and looks afterwards; the owner marks the resource as given up first and looks for a
@@ -118,7 +119,7 @@ class Holding(Generic[R]):
             if not self._given_up:
                 hook(self.resource)
         except Exception:
-            logger.warning("on_abort raised", exc_info=True)
+            logger.warning("executor %r: on_abort raised", executor, exc_info=True, extra={"executor": executor})
         finally:
             latch.open()
 
@@ -178,7 +179,11 @@ class ResourceSource(Generic[R]):
                 self.hooks.on_destroy(holding.resource)
         except Exception as error:
             failure = error
-            logger.exception("executor %r: on_destroy raised; the resource counts as destroyed", self.name)
+            logger.exception(
+                "executor %r: on_destroy raised; the resource counts as destroyed",
+                self.name,
+                extra={"executor": self.name, "worker": worker},
+            )
         finally:
             with self._lock:
                 self.destroyed += 1
@@ -193,7 +198,12 @@ class ResourceSource(Generic[R]):
             try:
                 broken = not check_health(error)
             except Exception:
-                logger.warning("executor %r: check_health raised; the resource counts as broken", self.name, exc_info=True)
+                logger.warning(
+                    "executor %r: check_health raised; the resource counts as broken",
+                    self.name,
+                    exc_info=True,
+                    extra={"executor": self.name},
+                )
                 broken = True
         if broken:
             self.count_break()
@@ -209,7 +219,12 @@ class ResourceSource(Generic[R]):
         try:
             passed = bool(check_resource(holding.resource))
         except Exception:
-            logger.warning("executor %r: check_resource raised; the resource counts as broken", self.name, exc_info=True)
+            logger.warning(
+                "executor %r: check_resource raised; the resource counts as broken",
+                self.name,
+                exc_info=True,
+                extra={"executor": self.name},
+            )
             passed = False
         if passed:
             holding.good_at = good_at
@@ -356,7 +371,12 @@ class ResourcePool(Generic[R]):
         try:
             self._free.append(self._create())
         except ResourceCreationError:
-            logger.warning("executor %r: cannot replace a resource of the resource pool yet", self._source.name, exc_info=True)
+            logger.warning(
+                "executor %r: cannot replace a resource of the resource pool yet",
+                self._source.name,
+                exc_info=True,
+                extra={"executor": self._source.name},
+            )
 
     def _destroy_free(self, keep: int = 0) -> None:
         while len(self._free) > keep:

@@ -83,7 +83,9 @@ class Supervisor:
             thread.start()
         except Exception:
             self.thread = None
-            logger.exception("executor %r: cannot start the supervisor thread", self.core.name)
+            logger.exception(
+                "executor %r: cannot start the supervisor thread", self.core.name, extra={"executor": self.core.name}
+            )
         except BaseException:
             if thread.ident is None:
                 self.thread = None
@@ -120,7 +122,8 @@ class Supervisor:
             except queue.Empty:
                 pass
             except Exception:
-                logger.exception("executor %r: the supervisor stumbled and goes on", self.core.name)
+                fields = {"executor": self.core.name}
+                logger.exception("executor %r: the supervisor stumbled and goes on", self.core.name, extra=fields)
 
     def _turn(self) -> float | None:
         """Do what is due; return when something is due next."""
@@ -158,7 +161,8 @@ class Supervisor:
             self._policy_failed = False
         except Exception:
             if not self._policy_failed:
-                logger.exception("executor %r: %r raised; the last target stands", core.name, policy)
+                fields = {"executor": core.name, "policy": type(policy).__name__}
+                logger.exception("executor %r: %r raised; the last target stands", core.name, policy, extra=fields)
             self._policy_failed = True
         else:
             core.want(wanted, repr(policy))

@@ -140,7 +140,13 @@ class Worker:
             core.worker_ready(self)
             return self._serve(), None
         except BaseException as thrown:  # from outside: PyThreadState_SetAsyncExc, as some libraries do to stop a task
-            logger.warning("executor %r: an exception was thrown into worker %s", core.name, self.name, exc_info=True)
+            logger.warning(
+                "executor %r: an exception was thrown into worker %s",
+                core.name,
+                self.name,
+                exc_info=True,
+                extra={"executor": core.name, "worker": self.name},
+            )
             return End.CRASHED, thrown
         finally:
             holding, self.holding = self.holding, None
@@ -365,6 +371,7 @@ class Worker:
             end - start,
             outcome,
             error,
+            future._context,
         )
 
     def _judge(self, future: TaskFuture[Any], lane: Lane, error: BaseException, start: float, end: float) -> bool:

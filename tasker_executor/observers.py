@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextvars import Context
+from dataclasses import dataclass, field
 
 __all__ = ["Observer", "ObserverHub", "ResourceEvent", "ScaleEvent", "StateEvent", "TaskEvent", "WorkerEvent"]
 
@@ -31,6 +32,8 @@ class TaskEvent:
         run: Seconds that the attempt ran.
         outcome: For `Observer.task_finished`: ``"completed"``, ``"failed"`` or ``"cancelled"``.
         error: What the task raised, if it did.
+        context: The `contextvars` context that the task runs in, each attempt in a copy of its own if resources can break; None
+            before it is started, and without `propagate_context`. What `Observer.task_started` sets in it, the task sees.
     """
 
     executor: str
@@ -43,6 +46,7 @@ class TaskEvent:
     run: float = 0.0
     outcome: str = ""
     error: BaseException | None = None
+    context: Context | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -155,4 +159,5 @@ class ObserverHub:
             try:
                 listener(what)
             except Exception:
-                logger.exception("observer %r raised in %s and was ignored", listener, event)
+                fields = {"executor": what.executor, "event": event}
+                logger.exception("observer %r raised in %s and was ignored", listener, event, extra=fields)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DurationSummary", "ExecutorMetrics", "ExecutorStats", "LoadSample"]
+__all__ = ["DurationSummary", "ExecutorMetrics", "ExecutorStats", "LoadSample", "WorkerInfo"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,31 @@ class ExecutorStats:
     workers_replaced: int
     create_failures: int
     state: str
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What one worker is doing, at one moment.
+
+    Attributes:
+        name: Name of the worker and of its thread.
+        state: ``"starting"`` (it makes its resource), ``"idle"`` or ``"busy"``.
+        function: Name of the function it runs; None if it runs none.
+        lane: Lane of the task it runs, ``"normal"`` or ``"priority"``; None if it runs none.
+        attempt: 1 for the first run of the task, 2 for the first retry; 0 if it runs none.
+        running_for: Seconds since the task was started; 0.0 if it runs none.
+        resource_uses: Tasks that its resource has served.
+        resource_age: Seconds since its resource was made; 0.0 without one.
+    """
+
+    name: str
+    state: str
+    function: str | None
+    lane: str | None
+    attempt: int
+    running_for: float
+    resource_uses: int
+    resource_age: float
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,347 @@
+"""What the exporters export: the table of measures, and where each comes from.
+
+There is one table, so that Prometheus and OpenTelemetry tell the same story. Everything is read when somebody asks: an executor
+that is watched does nothing for it, and does not know. The watched are held weakly; a core lives as long as its executor is
+referenced or has work to do, so a dropped executor is told of until its queue is empty.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ._core import Core
+from ._recorder import Histogram, Outcome
+from ._types import State, clock
+from .stats import ExecutorStats
+
+if TYPE_CHECKING:
+    from ._executor import ResourceExecutor
+
+__all__ = ["BOUNDS", "DISTRIBUTIONS", "MEASURES", "Distribution", "Labels", "Measure", "Reading", "Watched", "histograms"]
+
+#: Upper bounds of the buckets that are exported, in seconds.
+BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+#: The values of a measure's labels.
+Labels = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The numbers of one executor at one moment."""
+
+    stats: ExecutorStats
+    min_workers: int
+    max_workers: int
+    wanted_workers: int
+    oldest_wait: float
+    failures_in_a_row: int
+    #: By lane and outcome.
+    tasks: Mapping[Labels, int]
+    #: By lane.
+    retries: Mapping[Labels, int]
+
+    @classmethod
+    def of(cls, core: Core) -> Reading:
+        """Read the numbers."""
+        oldest = core.lanes.oldest()
+        oldest_wait = 0.0 if oldest is None else max(0.0, clock() - oldest)
+        with core.lock:  # so that all are of the same moment; reentrant
+            counts = core.recorder.counts()
+            tasks: dict[Labels, int] = {}
+            for lane in core.lanes:
+                tasks[lane.name, "completed"] = counts[lane.priority, Outcome.COMPLETED]
+                tasks[lane.name, "failed"] = counts[lane.priority, Outcome.FAILED] + lane.settled_failed
+                tasks[lane.name, "cancelled"] = lane.cancelled
+            return cls(
+                stats=core.stats(),
+                min_workers=core.min_workers,
+                max_workers=core.max_workers,
+                wanted_workers=core.wanted,
+                oldest_wait=oldest_wait,
+                failures_in_a_row=core.failures,
+                tasks=tasks,
+                retries={(lane.name,): counts[lane.priority, Outcome.RETRIED] for lane in core.lanes},
+            )
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number, or one for each combination of labels.
+
+    Attributes:
+        kind: A ``counter`` only grows. A ``gauge`` goes up and down; ``sum`` and ``max`` say what becomes of the gauges of two
+            executors that share a name.
+        name: In Prometheus, without prefix and ``_total``.
+        otel_name: In OpenTelemetry, without prefix.
+        unit: In OpenTelemetry (UCUM).
+        help: What it is.
+        labels: Names of the labels.
+        read: Returns the numbers, by labels.
+    """
+
+    kind: Literal["counter", "gauge sum", "gauge max"]
+    name: str
+    otel_name: str
+    unit: str
+    help: str
+    labels: Labels
+    read: Callable[[Reading], Mapping[Labels, float]]
+
+    def combined(self, readings: Iterable[Reading]) -> Mapping[Labels, float]:
+        """The numbers of executors that share a name."""
+        combined: dict[Labels, float] = {}
+        for reading in readings:
+            for labels, value in self.read(reading).items():
+                before = combined.get(labels, 0)
+                combined[labels] = max(before, value) if self.kind == "gauge max" else before + value
+        return combined
+
+
+def _one(read: Callable[[Reading], float]) -> Callable[[Reading], Mapping[Labels, float]]:
+    """A measure without labels."""
+    return lambda reading: {(): read(reading)}
+
+
+MEASURES = (
+    Measure(
+        "gauge sum",
+        "workers",
+        "worker.count",
+        "{worker}",
+        "Live workers: of the base, and of the burst above it.",
+        ("kind",),
+        lambda reading: {("base",): reading.stats.base_workers, ("burst",): reading.stats.burst_workers},
+    ),
+    Measure(
+        "gauge sum",
+        "idle_workers",
+        "worker.idle",
+        "{worker}",
+        "Live workers without a task.",
+        (),
+        _one(lambda reading: reading.stats.idle_workers),
+    ),
+    Measure(
+        "gauge sum",
+        "min_workers",
+        "worker.min",
+        "{worker}",
+        "Workers always kept.",
+        (),
+        _one(lambda reading: reading.min_workers),
+    ),
+    Measure(
+        "gauge sum",
+        "max_workers",
+        "worker.max",
+        "{worker}",
+        "The most workers allowed.",
+        (),
+        _one(lambda reading: reading.max_workers),
+    ),
+    Measure(
+        "gauge sum",
+        "wanted_workers",
+        "worker.wanted",
+        "{worker}",
+        "The number of workers that the policy wants now.",
+        (),
+        _one(lambda reading: reading.wanted_workers),
+    ),
+    Measure(
+        "counter",
+        "worker_replacements",
+        "worker.replacements",
+        "{worker}",
+        "Workers that ended because their resource was broken, too old or used up.",
+        (),
+        _one(lambda reading: reading.stats.workers_replaced),
+    ),
+    Measure(
+        "gauge sum",
+        "queued_tasks",
+        "task.queued",
+        "{task}",
+        "Tasks that wait.",
+        ("lane",),
+        lambda reading: {("normal",): reading.stats.queued_tasks, ("priority",): reading.stats.priority_tasks},
+    ),
+    Measure(
+        "gauge sum",
+        "running_tasks",
+        "task.running",
+        "{task}",
+        "Tasks that a worker has in hand.",
+        (),
+        _one(lambda reading: reading.stats.running_tasks),
+    ),
+    Measure(
+        "gauge max",
+        "oldest_wait_seconds",
+        "task.oldest_wait",
+        "s",
+        "How long the task that waits longest has waited.",
+        (),
+        _one(lambda reading: reading.oldest_wait),
+    ),
+    Measure(
+        "counter",
+        "tasks_submitted",
+        "task.submitted",
+        "{task}",
+        "Tasks accepted into a lane.",
+        (),
+        _one(lambda reading: reading.stats.submitted),
+    ),
+    Measure(
+        "counter",
+        "tasks",
+        "task.finished",
+        "{task}",
+        "Tasks whose future is done.",
+        ("lane", "outcome"),
+        lambda reading: reading.tasks,
+    ),
+    Measure(
+        "counter",
+        "task_retries",
+        "task.retries",
+        "{retry}",
+        "Times that a task was queued again because its resource broke.",
+        ("lane",),
+        lambda reading: reading.retries,
+    ),
+    Measure(
+        "counter",
+        "resource_creations",
+        "resource.creations",
+        "{resource}",
+        "Calls of on_create that ended.",
+        ("outcome",),
+        lambda reading: {
+            ("created",): reading.stats.resources_created,
+            ("failed",): reading.stats.create_failures,
+        },
+    ),
+    Measure(
+        "gauge max",
+        "resource_failures_in_a_row",
+        "resource.failures_in_a_row",
+        "{failure}",
+        "How often on_create has failed since it last succeeded.",
+        (),
+        _one(lambda reading: reading.failures_in_a_row),
+    ),
+    Measure(
+        "counter",
+        "resource_destructions",
+        "resource.destructions",
+        "{resource}",
+        "Resources given up.",
+        (),
+        _one(lambda reading: reading.stats.resources_destroyed),
+    ),
+    Measure(
+        "gauge sum",
+        "available_resources",
+        "resource.available",
+        "{resource}",
+        "Free resources in the pool of run_now.",
+        (),
+        _one(lambda reading: reading.stats.available_resources),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A histogram of seconds, or one for each combination of labels."""
+
+    name: str
+    otel_name: str
+    help: str
+    labels: Labels
+
+
+_WAIT = Distribution(
+    "queue_wait_seconds",
+    "task.wait_time",
+    "From submission, or from being queued again, to the start of an attempt.",
+    ("lane",),
+)
+_RUN = Distribution(
+    "run_seconds",
+    "task.run_time",
+    "From start to end of an attempt.",
+    ("outcome",),
+)
+_CREATE = Distribution(
+    "resource_create_seconds",
+    "resource.create_time",
+    "Duration of on_create, when it succeeded.",
+    (),
+)
+DISTRIBUTIONS = (_WAIT, _RUN, _CREATE)
+
+
+def histograms(cores: Iterable[Core]) -> dict[Distribution, dict[Labels, Histogram]]:
+    """The histograms of executors that share a name, over their whole lives, added up."""
+    added: dict[Distribution, dict[Labels, Histogram]] = {
+        _WAIT: {("normal",): Histogram(), ("priority",): Histogram()},
+        _RUN: {("completed",): Histogram(), ("failed",): Histogram(), ("retried",): Histogram()},
+        _CREATE: {(): Histogram()},
+    }
+    for core in cores:
+        for priority, outcome, wait, run in core.recorder.histograms():
+            added[_WAIT]["priority" if priority else "normal",].merge(wait)
+            added[_RUN][outcome.name.lower(),].merge(run)
+        added[_CREATE][()].merge(core.recorder.create_histogram())
+    return added
+
+
+class Watched:
+    """Executors that somebody watches, held weakly."""
+
+    def __init__(self) -> None:
+        # Guards the exchange of the tuple below. Who reads takes the tuple as it is.
+        self._lock = threading.RLock()
+        self._cores: tuple[weakref.ref[Core], ...] = ()
+
+    def add(self, executors: Iterable[ResourceExecutor[Any]]) -> None:
+        """Watch these, too."""
+        cores = [self._core_of(executor) for executor in executors]
+        with self._lock:
+            watched = {id(core): weakref.ref(core) for core in [*self, *cores]}
+            self._cores = tuple(watched.values())
+
+    def discard(self, executors: Iterable[ResourceExecutor[Any]]) -> None:
+        """Watch these no longer."""
+        gone = [self._core_of(executor) for executor in executors]
+        with self._lock:
+            self._cores = tuple(weakref.ref(core) for core in self if core not in gone)
+
+    def __iter__(self) -> Iterator[Core]:
+        for reference in self._cores:
+            core = reference()
+            if core is not None:
+                yield core
+
+    def by_name(self, *, closed: bool) -> dict[str, list[Core]]:
+        """Those that are left, the closed ones among them or not, by name."""
+        named: dict[str, list[Core]] = {}
+        for core in self:
+            if closed or core.state is not State.CLOSED:
+                named.setdefault(core.name, []).append(core)
+        return named
+
+    @staticmethod
+    def _core_of(executor: ResourceExecutor[Any]) -> Core:
+        core = getattr(executor, "_core", None)
+        if not isinstance(core, Core):
+            raise TypeError(f"only a ResourceExecutor can be watched, and this is none: {executor!r}")
+        return core
