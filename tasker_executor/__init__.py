@@ -28,7 +28,7 @@ from .exceptions import (
 from .observers import Observer, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
 from .policies import BacklogPolicy, Hysteresis, Maximum, Minimum, QueueWaitPolicy, RatePolicy, ScalingPolicy
 from .simulation import Simulation, simulate
-from .stats import DurationSummary, ExecutorMetrics, ExecutorStats, LoadSample
+from .stats import DurationSummary, ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
 
 __version__ = "0.1.0"
 
@@ -61,6 +61,7 @@ __all__ = [
     "TaskExpired",
     "TaskerError",
     "WorkerEvent",
+    "WorkerInfo",
     "current_task",
     "simulate",
 ]

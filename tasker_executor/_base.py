@@ -35,7 +35,6 @@ class BaseExecutor(Executor, Generic[R]):
     _options: TaskOptions = DEFAULT_OPTIONS
 
     # -- what differs
-    # -----------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def _enqueue(
@@ -57,7 +56,6 @@ class BaseExecutor(Executor, Generic[R]):
         """Is this called on a thread of the executor itself, which must not wait for its own tasks?"""
 
     # -- tasks
-    # ------------------------------------------------------------------------------------------------------------------
 
     @overload  # type: ignore[override]  # with a resource, fn takes one argument more than Executor says: that is the point
     def submit(self: BaseExecutor[None], fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
@@ -172,7 +170,6 @@ class BaseExecutor(Executor, Generic[R]):
             futures.append(self._enqueue(fn, args, {}, self._options))
 
     # -- views
-    # ------------------------------------------------------------------------------------------------------------------
 
     @overload
     def with_options(
@@ -334,7 +331,6 @@ class _ThreadPoolView(ThreadPoolExecutor):
 
 
 # -- map
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 class _Chunk:

@@ -36,11 +36,11 @@ from ._resources import REPLACED, End, NoResource, ResourceHooks, ResourcePool, 
 from ._supervisor import Supervisor
 from ._types import Bell, Latch, State, clock, lock_timeout
 from ._work_item import WITHDRAWN, TaskFuture
-from ._worker import Worker, describe
+from ._worker import Worker
 from .exceptions import ResourceCreationError, ShutdownTimeout
 from .observers import ObserverHub, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
 from .policies import ScalingPolicy
-from .stats import ExecutorMetrics, ExecutorStats, LoadSample
+from .stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
 
 __all__ = ["Core"]
 
@@ -155,7 +155,6 @@ class Core:
         self._handle: weakref.ref[object] | None = None
 
     # -- birth
-    # ------------------------------------------------------------------------------------------------------------------
 
     def start(self, handle: object) -> None:
         """Make the resource pool and start the base workers. Raises what prevents that, with nothing left behind."""
@@ -177,7 +176,6 @@ class Core:
             raise
 
     # -- submission, the slow half
-    # ----------------------------------------------------------------------------------------------
 
     def wake(self, future: TaskFuture[Any]) -> None:
         """`future` has been queued, and somebody is on the idle stack, or the executor accepts nothing any more.
@@ -254,7 +252,6 @@ class Core:
             self.hub.tell("task_finished", event)
 
     # -- population
-    # -------------------------------------------------------------------------------------------------------------
 
     def grow(self) -> None:
         """A submitter found nobody idle. Raises if a thread is needed and cannot be started."""
@@ -332,7 +329,6 @@ class Core:
         self.recorder.close_log(worker.log)
 
     # -- called by workers
-    # ------------------------------------------------------------------------------------------------------
 
     def worker_ready(self, worker: Worker) -> None:
         """The worker owns its resource and is about to look at the lanes for the first time.
@@ -398,7 +394,6 @@ class Core:
             return True
 
     # -- the factory
-    # ------------------------------------------------------------------------------------------------------------
 
     def _creation_failed(self, error: BaseException, begun: float) -> bool:
         """A resource could not be made, in an attempt begun then. Lock held. Tell whether it counts.
@@ -493,7 +488,6 @@ class Core:
             change.wait(remaining)
 
     # -- wishes
-    # -----------------------------------------------------------------------------------------------------------------
 
     def want(self, wanted: int, reason: str) -> None:
         """So many workers are wanted from now on, within the bounds."""
@@ -552,7 +546,6 @@ class Core:
                 worker.release()
 
     # -- the end
-    # ----------------------------------------------------------------------------------------------------------------
 
     def close(self, *, cancel: bool = False, kill: bool = False) -> None:
         """Accept nothing any more, and drain; `cancel` cancels what waits; `kill` also sets the tokens and aborts resources."""
@@ -673,7 +666,8 @@ class Core:
             raise ShutdownTimeout(self._what_still_runs(timeout))
 
     def _what_still_runs(self, timeout: float | None) -> str:
-        running = [f"{describe(item)} on {worker.name}" for worker in tuple(self.workers) if (item := worker.item) is not None]
+        busy = [info for info in self.worker_infos() if info.function is not None]
+        running = [f"{info.function} on {info.name} for {info.running_for:.3g} s" for info in busy]
         in_use = [] if self.pool is None else self.pool.in_use
         running += [f"run_now in thread {holding.thread}" for holding in in_use]
         what = ", ".join(running) or f"{len(self.workers)} workers that are starting or ending"
@@ -696,7 +690,6 @@ class Core:
         self.close()
 
     # -- refusals
-    # ---------------------------------------------------------------------------------------------------------------
 
     def _refuse_after_shutdown(self) -> Exception:
         return RuntimeError("cannot schedule new futures after shutdown")
@@ -736,7 +729,6 @@ class Core:
         self.terminated.open()
 
     # -- what it tells of itself
-    # ------------------------------------------------------------------------------------------------
 
     def stats(self) -> ExecutorStats:
         """One consistent moment.
@@ -778,6 +770,10 @@ class Core:
                 create_failures=self.total_failures,
                 state=self.state.name.lower(),
             )
+
+    def worker_infos(self) -> tuple[WorkerInfo, ...]:
+        """What each worker is doing, in the order of their names."""
+        return tuple(worker.info() for worker in sorted(tuple(self.workers), key=lambda worker: worker.index))
 
     def metrics(self, *, reset: bool) -> ExecutorMetrics:
         """Durations and rates of the period."""

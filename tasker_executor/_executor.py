@@ -50,7 +50,7 @@ from ._work_item import PENDING, RUNNING, TaskFuture
 from .exceptions import NoCurrentTask, QueueFull
 from .observers import Observer, TaskEvent
 from .policies import ScalingPolicy
-from .stats import ExecutorMetrics, ExecutorStats
+from .stats import ExecutorMetrics, ExecutorStats, WorkerInfo
 
 __all__ = ["ResourceExecutor"]
 
@@ -134,6 +134,7 @@ class ResourceExecutor(BaseExecutor[R]):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         *,
+        on_create: None = None,
         max_retries: int = 3,
         max_queued: int | None = None,
         on_full: Literal["block", "raise", "caller"] = "block",
@@ -269,7 +270,6 @@ class ResourceExecutor(BaseExecutor[R]):
         core.start(self)
 
     # -- tasks
-    # ------------------------------------------------------------------------------------------------------------------
 
     if not TYPE_CHECKING:
         # The hot path: `BaseExecutor.submit`, where the types and the promises are, with `_enqueue` written out in line.
@@ -322,8 +322,9 @@ class ResourceExecutor(BaseExecutor[R]):
         make, propagate = self._make, core.propagate_context
         for args in calls:
             future = make(fn, args, lane, copy_context() if propagate else None)
-            futures.append(future)
+            # In this order: after Ctrl-C between the two, `futures` are cancelled, and one that is in no lane has no tombstone.
             lane.append(future)
+            futures.append(future)
             if core.idle:
                 core.wake(future)
 
@@ -437,7 +438,6 @@ class ResourceExecutor(BaseExecutor[R]):
         return current.owner is self._core
 
     # -- workers
-    # ----------------------------------------------------------------------------------------------------------------
 
     @property
     def _max_workers(self) -> int:
@@ -476,7 +476,6 @@ class ResourceExecutor(BaseExecutor[R]):
             raise error
 
     # -- the end
-    # ----------------------------------------------------------------------------------------------------------------
 
     @override
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
@@ -515,11 +514,14 @@ class ResourceExecutor(BaseExecutor[R]):
         self.shutdown(wait=not self._core.killed.is_open)
 
     # -- what it tells of itself
-    # ------------------------------------------------------------------------------------------------
 
     def stats(self) -> ExecutorStats:
         """Return gauges and counters, all of one moment."""
         return self._core.stats()
+
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """Return what each worker is doing now, in the order of their names."""
+        return self._core.worker_infos()
 
     def metrics(self, *, reset: bool = False) -> ExecutorMetrics:
         """Return durations and rates. They take constant memory, however many tasks have run.

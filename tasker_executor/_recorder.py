@@ -251,7 +251,6 @@ class Recorder:
         self._period_counts = dict.fromkeys(Outcome, 0)
 
     # -- writing
-    # ----------------------------------------------------------------------------------------------------------------
 
     def open_log(self) -> TaskLog:
         """Return a log for a new worker."""
@@ -304,7 +303,6 @@ class Recorder:
                 self._period[2].add(taken)
 
     # -- reading
-    # ----------------------------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[tuple[bool, Outcome], int]:
         """How many attempts ended how, by lane."""

@@ -62,7 +62,6 @@ class Supervisor:
             self._pause()
 
     # -- called from other threads
-    # ----------------------------------------------------------------------------------------------
 
     def kick(self) -> None:
         """Look again what is due. Starts the thread if there is none yet."""
@@ -109,7 +108,6 @@ class Supervisor:
             self.kick()
 
     # -- the thread
-    # -------------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         current.owner = self.core

@@ -133,7 +133,6 @@ class TaskFuture(Future[T]):
     __init__ = object.__init__
 
     # -- what callers use
-    # -------------------------------------------------------------------------------------------------------
 
     def result(self, timeout: float | None = None) -> T:
         """Return what the task returned, or raise what it raised; wait for it at most `timeout` seconds.
@@ -194,7 +193,6 @@ class TaskFuture(Future[T]):
         self._call(fn)
 
     # -- what workers use
-    # -------------------------------------------------------------------------------------------------------
 
     def _may_start(self) -> bool:
         """The worker has stored RUNNING and found a sidecar. False: the task is settled, forget it."""
@@ -299,7 +297,6 @@ class TaskFuture(Future[T]):
             LOGGER.exception("exception calling callback for %r", self)
 
     # -- observing
-    # --------------------------------------------------------------------------------------------------------------
 
     def _observe(self) -> Sidecar | None:
         """Return the sidecar, made if need be; None if the task is final and nobody ever observed it."""
@@ -333,7 +330,6 @@ class TaskFuture(Future[T]):
             raise CancelledError
 
     # -- what concurrent.futures.wait, as_completed and foreign executors use
-    # ----------------------------------------------------
 
     @property
     def _state(self) -> str:  # type: ignore[override]  # a property, since the truth is spread over the slots

@@ -32,6 +32,7 @@ from ._resources import End, Holding, add_note
 from ._types import DAEMON, State, clock, lock_timeout
 from ._work_item import FINISHED, RUNNING, TaskFuture
 from .observers import TaskEvent, WorkerEvent
+from .stats import WorkerInfo
 
 if TYPE_CHECKING:
     from ._core import Core
@@ -64,6 +65,7 @@ class Worker:
         "ready",  # is it about to look at the lanes, or has it?
         "release",  # releases `park`; what the idle stack calls
         "park",
+        "since",  # when it took the task in hand
         "started_at",
         "thread",
         "told_to_leave",  # set, before its permit, by who took it off the idle stack to retire it
@@ -83,7 +85,7 @@ class Worker:
         self.park = allocate_lock()
         self.park.acquire()
         self.release = self.park.release
-        self.started_at = clock()
+        self.started_at = self.since = clock()
         # Daemons, so that a task that ignores kill() cannot keep the interpreter from exiting; the exit hook joins all others.
         # An empty context: a burst worker starts inside some caller's submit and must not carry its contextvars for life.
         self.thread = threading.Thread(target=Context().run, args=(self._main,), name=self.name, daemon=DAEMON)
@@ -102,8 +104,18 @@ class Worker:
         item = self.item
         return f"<Worker {self.name} {'idle' if item is None else describe(item)}>"
 
+    def info(self) -> WorkerInfo:
+        """What it is doing now."""
+        item, holding, now = self.item, self.holding, clock()
+        uses = self.log.attempts()
+        age = 0.0 if holding is None else now - holding.born
+        if item is None:
+            return WorkerInfo(self.name, "idle" if self.ready else "starting", None, None, 0, 0.0, uses, age)
+        sidecar = item._sidecar
+        attempt = 1 if sidecar is None else 1 + sidecar.retries
+        return WorkerInfo(self.name, "busy", describe(item), item._lane.name, attempt, max(0.0, now - self.since), uses, age)
+
     # -- a worker's life
-    # --------------------------------------------------------------------------------------------------------
 
     def _main(self) -> None:
         core = self.core
@@ -214,6 +226,7 @@ class Worker:
                     future._status = RUNNING
                     if future._sidecar is not None and not future._may_start():
                         continue
+                    self.since = start
                     self.item = future
                     if careful:
                         self._before(future, start)
@@ -267,7 +280,6 @@ class Worker:
             raise
 
     # -- going idle
-    # -------------------------------------------------------------------------------------------------------------
 
     def _rest(self) -> End | None:
         """Registered as idle, with nothing to do: block until woken up (None) or until there is a reason to end.
@@ -329,7 +341,6 @@ class Worker:
             self.core.wake_if_waiting()
 
     # -- around a task
-    # ----------------------------------------------------------------------------------------------------------
 
     def _unfit(self) -> End | None:
         """Is there a reason not to run another task on this resource?"""
