@@ -18,12 +18,14 @@ from ._current import TaskContext, current_task
 from ._executor import ResourceExecutor
 from .exceptions import (
     NoCurrentTask,
+    PoolDeadlockError,
     QueueFull,
     ResourceCreationError,
     ShutdownTimeout,
     TaskCancelled,
     TaskerError,
     TaskExpired,
+    TaskLost,
 )
 from .observers import Observer, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
 from .policies import BacklogPolicy, Hysteresis, Maximum, Minimum, QueueWaitPolicy, RatePolicy, ScalingPolicy
@@ -44,6 +46,7 @@ __all__ = [
     "Minimum",
     "NoCurrentTask",
     "Observer",
+    "PoolDeadlockError",
     "QueueFull",
     "QueueWaitPolicy",
     "RatePolicy",
@@ -59,6 +62,7 @@ __all__ = [
     "TaskContext",
     "TaskEvent",
     "TaskExpired",
+    "TaskLost",
     "TaskerError",
     "WorkerEvent",
     "WorkerInfo",

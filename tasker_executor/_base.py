@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from copy import copy
 from functools import partial
 from itertools import islice, starmap
 from typing import Any, Concatenate, Generic, Literal, TypeVar, overload
@@ -16,7 +17,7 @@ from typing import Any, Concatenate, Generic, Literal, TypeVar, overload
 from typing_extensions import ParamSpec, override
 
 from ._options import DEFAULT_OPTIONS, UNSET, TaskOptions, Unset
-from ._types import check_count, check_seconds, clock
+from ._types import check_count, check_seconds, clock, lock_timeout
 from .exceptions import ShutdownTimeout
 
 __all__ = ["BaseExecutor", "ExecutorView"]
@@ -294,7 +295,7 @@ class ExecutorView(BaseExecutor[R]):
         if cancel_futures:
             _cancel(futures)
         if wait and futures and not self._inside():
-            not_done = wait_for(futures, timeout).not_done
+            not_done = wait_for(futures, None if timeout is None else lock_timeout(timeout)).not_done
             if not_done:
                 raise ShutdownTimeout(f"{len(not_done)} tasks of {self!r} are not done within {timeout} s; they go on")
 
@@ -323,7 +324,11 @@ class _ThreadPoolView(ThreadPoolExecutor):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[T]:
-        return self._view.map(fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
+        view = self._view
+        if "submit" in vars(self) or type(self) is not _ThreadPoolView:  # replaced, perhaps: see `_submit_each`
+            view = copy(view)
+            vars(view)["submit"] = self.submit
+        return view.map(fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
 
     @override
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

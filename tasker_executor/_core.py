@@ -23,6 +23,7 @@ import os
 import random
 import threading
 import weakref
+from _thread import LockType, get_ident
 from collections.abc import Callable, Iterable
 from concurrent.futures.thread import BrokenThreadPool
 from operator import methodcaller
@@ -37,7 +38,7 @@ from ._supervisor import Supervisor
 from ._types import Bell, Latch, State, clock, lock_timeout
 from ._work_item import WITHDRAWN, TaskFuture
 from ._worker import Worker
-from .exceptions import ResourceCreationError, ShutdownTimeout
+from .exceptions import PoolDeadlockError, ResourceCreationError, ShutdownTimeout
 from .observers import ObserverHub, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
 from .policies import ScalingPolicy
 from .stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
@@ -88,6 +89,8 @@ class Core:
         create_timeout: float,
         max_retries: int,
         max_queued: int | None,
+        detect_deadlocks: bool,
+        log_lost_errors: bool,
         propagate_context: bool,
         policy: ScalingPolicy | None,
         idle_timeout: float | None,
@@ -99,11 +102,13 @@ class Core:
         self.initializer, self.initargs = initializer, initargs
         self.create_timeout = create_timeout
         self.max_retries = max_retries
+        self.detect_deadlocks = detect_deadlocks
+        self.log_lost_errors = log_lost_errors
         self.propagate_context = propagate_context
         self.idle_limit = idle_timeout
         self.hub = ObserverHub(observers)
         self.recorder = Recorder()
-        self.lanes = Lanes(self._task_settled)
+        self.lanes = Lanes(self, self._task_settled)
         self.killed = Latch()
         self.terminated = Latch()
         self.source = None if hooks is None else ResourceSource(name, hooks, self.recorder, self.hub)
@@ -137,6 +142,8 @@ class Core:
         #: Since when no worker has owned a resource; None while one does.
         self.bare_since: float | None = clock()
         self._submitted_before = 0
+        #: Workers, by thread, that wait without limit for a task of this executor.
+        self.waiting_inside: dict[int, TaskFuture[Any]] = {}
 
         #: One token for each busy worker that shall leave after its task. Workers look at it between tasks.
         self.leave: list[None] = []
@@ -239,17 +246,15 @@ class Core:
         """A task was ended before it started."""
         if self.admission.blocked:
             self.admission.refill()
-        if self.state >= State.DRAINING:
-            self._check_terminated()
-        if self.hub.hears("task_finished"):
-            sidecar = future._sidecar
-            if sidecar is not None and sidecar.verdict is WITHDRAWN:
-                return
+        sidecar = future._sidecar
+        if self.hub.hears("task_finished") and not (sidecar is not None and sidecar.verdict is WITHDRAWN):
             error = None if future.cancelled() else future._exception
             waited = max(0.0, clock() - future._submitted)
             outcome = "cancelled" if error is None else "failed"
             event = TaskEvent(self.name, id(future), "", future._lane.name, 0, None, waited, 0.0, outcome, error)
             self.hub.tell("task_finished", event)
+        if self.state >= State.DRAINING:  # afterwards: the end of the executor is the last that observers hear
+            self._check_terminated()
 
     # -- population
 
@@ -376,6 +381,34 @@ class Core:
         self.wake_if_waiting()
         self._check_terminated()
 
+    def wait_inside(self, future: TaskFuture[Any], permit: LockType) -> None:
+        """On one of our own threads: wait for `permit`, which comes when `future` is done.
+
+        If every worker there may be waits for a task of this executor, none is left to run one. Who comes last sees that, and
+        raises PoolDeadlockError instead of joining the others.
+        """
+        me = get_ident()
+        with self.lock:
+            self.waiting_inside[me] = future
+            stuck = (
+                self.detect_deadlocks
+                and len(self.workers) >= max(self.max_workers, self._limit())
+                and all(worker.thread.ident in self.waiting_inside for worker in self.workers)
+                and not any(other.done() for other in self.waiting_inside.values())
+            )
+            if stuck:
+                del self.waiting_inside[me]
+        if stuck:
+            raise PoolDeadlockError(
+                f"executor {self.name!r}: this task waits for another of its own executor, and so do all {len(self.workers)} "
+                "workers: none is left to run it; use more workers, another executor, or wait outside of the pool"
+            )
+        try:
+            permit.acquire()
+        finally:
+            with self.lock:
+                self.waiting_inside.pop(me, None)
+
     def takes_leave(self, worker: Worker) -> bool:
         """A worker found that some are too many: may it be the one to go?"""
         with self.lock:
@@ -402,13 +435,13 @@ class Core:
         """
         self.total_failures += 1
         self.last_failure = error
+        self.supervisor.kick()  # in any case: it waits for the last attempt of a round to end
         if self.failures and begun < self.failed_at:
             return False
         self.failures += 1
         self.failed_at = clock()
         longest = min(BACKOFF_LIMIT, BACKOFF_FIRST * 2.0 ** min(self.failures - 1, 16))
         self.retry_at = self.failed_at + random.uniform(0.0, longest)
-        self.supervisor.kick()
         return True
 
     def _report_failure(self, worker: str, error: BaseException | None) -> None:
@@ -610,6 +643,17 @@ class Core:
         for holding in self.pool.in_use:
             holding.abort(hook, self.name)
 
+    def abandon(self) -> None:
+        """Kill, and destroy the resources that are still in use: see `ResourceExecutor.abandon`."""
+        self.close(kill=True)
+        if self.source is None or self.pool is None:
+            return
+        for worker in tuple(self.workers):
+            holding = worker.holding
+            if holding is not None:
+                self.source.destroy(holding, worker.name)
+        self.pool.abandon()
+
     def _break(self) -> None:
         """The initializer failed: as in the standard library, the pool is broken for good."""
         message = "A thread initializer failed, the thread pool is not usable anymore"
@@ -773,7 +817,7 @@ class Core:
 
     def worker_infos(self) -> tuple[WorkerInfo, ...]:
         """What each worker is doing, in the order of their names."""
-        return tuple(worker.info() for worker in sorted(tuple(self.workers), key=lambda worker: worker.index))
+        return tuple(worker.info() for worker in sorted(list(self.workers), key=lambda worker: worker.index))  # noqa: C414  # atomic
 
     def metrics(self, *, reset: bool) -> ExecutorMetrics:
         """Durations and rates of the period."""

@@ -102,6 +102,10 @@ class ResourceExecutor(BaseExecutor[R]):
         the
             ``"caller"``, as `run_now` does.
         propagate_context: Run each task in a copy of its submitter's `contextvars` context, as `asyncio.to_thread` does.
+        detect_deadlocks: When every worker waits, without a timeout, for a task of this executor, raise `PoolDeadlockError` in
+            the last one instead of waiting for ever.
+        log_lost_errors: Log the error of a task when its future is collected and nobody has asked for its outcome, as asyncio
+            does.
         min_workers: The base: so many workers are started by the constructor and kept.
         policy: Says how many workers are wanted, between `min_workers` and `max_workers`. None: `max_workers` are.
         idle_timeout: Seconds after which an idle worker above the base ends. None: never.
@@ -139,6 +143,8 @@ class ResourceExecutor(BaseExecutor[R]):
         max_queued: int | None = None,
         on_full: Literal["block", "raise", "caller"] = "block",
         propagate_context: bool = True,
+        detect_deadlocks: bool = True,
+        log_lost_errors: bool = True,
         min_workers: int = 0,
         policy: ScalingPolicy | None = None,
         idle_timeout: float | None = None,
@@ -166,6 +172,8 @@ class ResourceExecutor(BaseExecutor[R]):
         max_queued: int | None = None,
         on_full: Literal["block", "raise", "caller"] = "block",
         propagate_context: bool = True,
+        detect_deadlocks: bool = True,
+        log_lost_errors: bool = True,
         min_workers: int = 0,
         policy: ScalingPolicy | None = None,
         idle_timeout: float | None = None,
@@ -193,6 +201,8 @@ class ResourceExecutor(BaseExecutor[R]):
         max_queued: int | None = None,
         on_full: Literal["block", "raise", "caller"] = "block",
         propagate_context: bool = True,
+        detect_deadlocks: bool = True,
+        log_lost_errors: bool = True,
         min_workers: int = 0,
         policy: ScalingPolicy | None = None,
         idle_timeout: float | None = None,
@@ -224,13 +234,14 @@ class ResourceExecutor(BaseExecutor[R]):
             for argument, value in needing.items():
                 if value is not None:
                     raise ValueError(f"{argument}={value!r} is of no use without on_create")
+        check_seconds("check_after_idle", check_after_idle)
         if max_uses is not None:
             check_count("max_uses", max_uses, 1)
         if max_queued is not None:
             check_count("max_queued", max_queued, 0)
         if on_full not in ("block", "raise", "caller"):
             raise ValueError(f"on_full must be 'block', 'raise' or 'caller', not {on_full!r}")
-        if policy is not None and not isinstance(policy, ScalingPolicy):
+        if policy is not None and (isinstance(policy, type) or not isinstance(policy, ScalingPolicy)):
             raise TypeError(f"policy must have an interval and a target(load), and {policy!r} has not")
         if policy is not None:
             check_seconds("policy.interval", policy.interval, above_zero=True)
@@ -250,7 +261,7 @@ class ResourceExecutor(BaseExecutor[R]):
                 on_destroy=on_destroy,
                 check_health=check_health,
                 check_resource=check_resource,
-                check_after_idle=check_seconds("check_after_idle", check_after_idle),
+                check_after_idle=check_after_idle,
                 max_age=None if max_age is None else check_seconds("max_age", max_age, above_zero=True),
                 max_uses=max_uses,
                 on_abort=on_abort,
@@ -258,6 +269,8 @@ class ResourceExecutor(BaseExecutor[R]):
             create_timeout=check_seconds("create_timeout", create_timeout),
             max_retries=check_count("max_retries", max_retries, 0),
             max_queued=max_queued,
+            detect_deadlocks=detect_deadlocks,
+            log_lost_errors=log_lost_errors,
             propagate_context=bool(propagate_context),
             policy=policy,
             idle_timeout=None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout),
@@ -508,6 +521,16 @@ class ResourceExecutor(BaseExecutor[R]):
         May be called any number of times, from anywhere, also after `shutdown`, which it cuts short.
         """
         self._core.close(kill=True)
+
+    def abandon(self) -> None:
+        """Kill, and destroy at once, from this thread, the resources that are in use: the process is about to be killed.
+
+        A server that takes the lock of a connection back only when that is closed, a browser that outlives its driver: what a
+        process leaves behind when somebody ends it by force, `abandon` gives up while there is time. Each resource is
+        destroyed exactly once, here or by its owner. Tasks that still run find theirs destroyed under them; in a process that
+        lives on, call `shutdown` or `kill` instead.
+        """
+        self._core.abandon()
 
     @override
     def __exit__(self, *exc_info: object) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._core import Core
     from ._work_item import TaskFuture
 
 __all__ = ["Lane", "Lanes"]
@@ -26,11 +27,12 @@ _submitted = attrgetter("_submitted")
 class Lane(deque["TaskFuture[Any]"]):
     """One lane, first in first out."""
 
-    __slots__ = ("_lock", "cancelled", "name", "on_settled", "priority", "settled_failed", "tombstones")
+    __slots__ = ("_lock", "cancelled", "name", "on_settled", "owner", "priority", "settled_failed", "tombstones")
 
-    def __init__(self, name: str, on_settled: Callable[[TaskFuture[Any]], None]) -> None:
+    def __init__(self, name: str, owner: Core, on_settled: Callable[[TaskFuture[Any]], None]) -> None:
         super().__init__()
         self.name = name
+        self.owner = owner
         self.priority = name == "priority"
         #: Called, under no lock, when a task of this lane was settled before it started.
         self.on_settled = on_settled
@@ -91,9 +93,9 @@ class Lanes:
 
     __slots__ = ("normal", "priority")
 
-    def __init__(self, on_settled: Callable[[TaskFuture[Any]], None]) -> None:
-        self.normal = Lane("normal", on_settled)
-        self.priority = Lane("priority", on_settled)
+    def __init__(self, owner: Core, on_settled: Callable[[TaskFuture[Any]], None]) -> None:
+        self.normal = Lane("normal", owner, on_settled)
+        self.priority = Lane("priority", owner, on_settled)
 
     def __iter__(self) -> Any:
         yield self.priority

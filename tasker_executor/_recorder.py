@@ -1,6 +1,6 @@
 """Counters and histograms in constant memory.
 
-A worker writes one thing per task: how long it waited, how long it ran and when it ended, appended to a list that is its own.
+A worker writes two numbers per task, how long it waited and how long it ran, to lists that are its own.
 Every few hundred tasks, or when somebody asks, the list is *folded* into the histograms, in bulk and mostly in C. So a task
 costs one `extend`, and exact counts are to be had at any time: what is folded plus what is listed.
 
@@ -16,7 +16,7 @@ import enum
 import struct
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from threading import RLock
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,10 @@ from .stats import DurationSummary
 if TYPE_CHECKING:
     from ._lanes import Lanes
 
-__all__ = ["RATE_WINDOW", "Histogram", "Outcome", "Recorder", "TaskLog"]
+__all__ = ["LULL", "RATE_WINDOW", "Histogram", "Outcome", "Recorder", "TaskLog"]
 
+#: A worker that wakes up after so many seconds without a task folds its log first: no log spans a lull.
+LULL = 0.5
 #: Rates look back about this many seconds.
 RATE_WINDOW = 5
 
@@ -119,6 +121,15 @@ class Histogram:
         twin.merge(self)
         return twin
 
+    def new_since(self, before: Mapping[int, int]) -> list[tuple[float, int]]:
+        """What was added since `buckets` was `before`: ascending values, each to within half a bucket, and how many of them."""
+        new: list[tuple[float, int]] = []
+        for bucket, count in self.buckets.items():
+            if count > before.get(bucket, 0):
+                middle = (_bucket_start(bucket) + _bucket_start(bucket + 1)) / 2
+                new.append((min(max(middle, self.minimum), self.maximum), count - before.get(bucket, 0)))
+        return new
+
     def quantile(self, share: float) -> float:
         """Return the value that `share` of all values do not exceed, interpolated inside its bucket; 0.0 without values."""
         return self._quantiles([share])[0]
@@ -160,23 +171,33 @@ class Histogram:
 
 
 class TaskLog:
-    """What one worker did and nobody has folded yet: by lane and outcome, flat lists of (waited, ran, ended)."""
+    """What one worker did and nobody has folded yet: how long its tasks waited and ran, by lane and outcome.
 
-    __slots__ = ("entries", "folded")
+    Only its owner appends. When the tasks ended is not noted one by one: between two foldings a worker is never idle for long
+    (`LULL`), so they are taken as spread evenly from `since` to `until`. That is as good as the rates need.
+    """
+
+    __slots__ = ("entries", "folded", "since", "until")
 
     def __init__(self) -> None:
         self.folded = 0  # attempts
-        self.entries: dict[tuple[bool, Outcome], list[float]] = {
-            (priority, outcome): [] for priority in (False, True) for outcome in Outcome
+        self.since = clock()
+        #: When its owner became idle; None while it is busy.
+        self.until: float | None = None
+        #: For each lane and outcome, (waits, runs). An attempt is counted by its run, which is appended last.
+        self.entries: dict[tuple[bool, Outcome], tuple[list[float], list[float]]] = {
+            (priority, outcome): ([], []) for priority in (False, True) for outcome in Outcome
         }
 
-    def of(self, priority: bool, outcome: Outcome) -> list[float]:
-        """The list for attempts of that lane which ended so. Only its owner appends, three numbers at a time."""
-        return self.entries[priority, outcome]
+    def note(self, priority: bool, outcome: Outcome, wait: float, run: float) -> None:
+        """An attempt has ended. The worker's loop does the same in line."""
+        waits, runs = self.entries[priority, outcome]
+        waits.append(wait)
+        runs.append(run)
 
     def attempts(self) -> int:
         """How many attempts its owner has made."""
-        return self.folded + sum(map(len, self.entries.values())) // 3
+        return self.folded + sum(len(runs) for _, runs in self.entries.values())
 
 
 class _Tally:
@@ -190,38 +211,39 @@ class _Tally:
         self.run = Histogram()
 
 
+_ARRIVED, _FINISHED, _RUN_TIME = range(3)  # columns of a slot
+
+
 class _Rates:
     """Arrivals, completions and run time of the last seconds, in one slot a second."""
 
     def __init__(self) -> None:
         self._slots: dict[int, list[float]] = {}
 
-    def add(self, waits: list[float], runs: list[float], ended: list[float], run_time: float) -> None:
-        """Count attempts of one worker and lane, in the order in which they ended."""
-        last = int(ended[-1])
-        if int(ended[0]) == last:
-            slot = self._slot(last)
-            slot[1] += len(ended)
-            slot[2] += run_time
-        else:
-            for second, count in Counter(map(int, ended)).items():
-                slot = self._slot(second)
-                slot[1] += count
-                slot[2] += run_time * count / len(ended)
-        # A lane is first in, first out: what lies between the first and the last was queued between the two.
-        first = int(ended[0] - runs[0] - waits[0])
-        if first == int(ended[-1] - runs[-1] - waits[-1]):
-            queued = {first: len(ended)}
-        else:
-            queued = Counter(int(end - run - wait) for wait, run, end in zip(waits, runs, ended, strict=True))
-        for second, count in queued.items():
-            if second > last - 2 * RATE_WINDOW:
-                self._slot(second)[0] += count
+    def add(self, waits: list[float], runs: list[float], run_time: float, since: float, until: float) -> None:
+        """Count attempts of one worker and lane, which ended between those moments, the last one at `until`."""
+        if len(runs) == 1:
+            since = until
+        self._spread(_FINISHED, len(runs), since, until)
+        self._spread(_RUN_TIME, run_time, since, until)
+        # A lane is first in, first out: the others came between the first and the last.
+        first, last = since - runs[0] - waits[0], until - runs[-1] - waits[-1]
+        self._spread(_ARRIVED, len(runs), min(first, last), last)
+
+    def _spread(self, column: int, amount: float, first: float, last: float) -> None:
+        """Spread `amount` evenly over the time from `first` to `last`."""
+        end = int(last)
+        if int(first) == end:
+            self._slot(end)[column] += amount
+            return
+        share = amount / (last - first)
+        for second in range(max(int(first), end - 2 * RATE_WINDOW), end + 1):
+            self._slot(second)[column] += share * (min(last, second + 1) - max(first, second))
 
     def _slot(self, second: int) -> list[float]:
         slot = self._slots.get(second)
         if slot is None:
-            slot = self._slots[second] = [0, 0, 0.0]
+            slot = self._slots[second] = [0.0, 0.0, 0.0]
             for old in [moment for moment in self._slots if moment < second - 2 * RATE_WINDOW]:
                 del self._slots[old]
         return slot
@@ -229,7 +251,8 @@ class _Rates:
     def since(self, second: int) -> tuple[float, float, float]:
         """(arrivals, completions, run time) since that second began."""
         slots = [slot for moment, slot in self._slots.items() if moment >= second]
-        return sum(slot[0] for slot in slots), sum(slot[1] for slot in slots), sum(slot[2] for slot in slots)
+        arrived, finished, run_time = (sum(column) for column in zip((0.0, 0.0, 0.0), *slots, strict=True))
+        return arrived, finished, run_time
 
 
 class Recorder:
@@ -268,24 +291,27 @@ class Recorder:
     def fold(self, log: TaskLog) -> None:
         """Move what `log` lists into the histograms. Its owner may append meanwhile: that stays for the next time."""
         with self.lock:
-            for key, entries in log.entries.items():
-                if entries:
-                    taken = entries[:]
-                    del entries[: len(taken)]
-                    log.folded += len(taken) // 3
-                    self._add(key, taken)
+            now = clock()
+            until = log.until
+            for key, (waits, runs) in log.entries.items():
+                count = len(runs)
+                if count:
+                    self._add(key, waits[:count], runs[:count], log.since, max(log.since, now if until is None else until))
+                    log.folded += count
+                    del runs[:count]
+                    del waits[:count]
+            log.since = now
 
-    def _add(self, key: tuple[bool, Outcome], taken: list[float]) -> None:
-        waits, runs, ended = taken[0::3], taken[1::3], taken[2::3]
+    def _add(self, key: tuple[bool, Outcome], waits: list[float], runs: list[float], since: float, until: float) -> None:
         tally = self._tallies[key]
-        tally.count += len(ended)
+        tally.count += len(runs)
         tally.wait.add(waits)
         run_time = tally.run.add(runs)
         if self._period is not None:
             self._period[0].add(waits)
             self._period[1].add(runs)
         if key[1] is not Outcome.RETRIED:
-            self._rates.add(waits, runs, ended, run_time)
+            self._rates.add(waits, runs, run_time, since, until)
 
     def add_creation(self, seconds: float) -> None:
         """``on_create`` took so long and succeeded."""
@@ -308,7 +334,7 @@ class Recorder:
         """How many attempts ended how, by lane."""
         with self.lock:
             return {
-                key: tally.count + sum(len(log.entries[key]) for log in self._logs) // 3 for key, tally in self._tallies.items()
+                key: tally.count + sum(len(log.entries[key][1]) for log in self._logs) for key, tally in self._tallies.items()
             }
 
     def _fold_all(self) -> None:

@@ -7,7 +7,7 @@ import logging
 import random
 import sys
 import threading
-from _thread import get_ident
+from _thread import allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,6 +71,7 @@ class Holding(Generic[R]):
 
     __slots__ = (
         "_aborting",
+        "_claim",
         "_given_up",
         "arguments",
         "born",
@@ -96,6 +97,7 @@ class Holding(Generic[R]):
         self.good_at = good_at
         self._given_up = False
         self._aborting: Latch | None = None
+        self._claim = allocate_lock()  # taken once, by whoever destroys it: its owner, or `ResourceExecutor.abandon`
         # For the resource pool, where the holding stands for the call of run_now that has it (a `Holder`).
         self.item: Any = None
         self.thread = 0
@@ -123,11 +125,12 @@ class Holding(Generic[R]):
         finally:
             latch.open()
 
-    def give_up(self) -> None:
-        """From here on nobody aborts it."""
+    def give_up(self) -> bool:
+        """From here on nobody aborts it. Tell whether the caller is the one to destroy it: True once, and never again."""
         self._given_up = True
         if self._aborting is not None:
             self._aborting.wait()
+        return self._claim.acquire(False)
 
 
 class ResourceSource(Generic[R]):
@@ -170,10 +173,11 @@ class ResourceSource(Generic[R]):
         return holding
 
     def destroy(self, holding: Holding[R], worker: str | None) -> None:
-        """Give a resource up. An ``on_destroy`` that raises is logged and costs nothing else."""
+        """Give a resource up, unless that is done. An ``on_destroy`` that raises is logged and costs nothing else."""
         begun = clock()
         failure = None
-        holding.give_up()
+        if not holding.give_up():
+            return
         try:
             if self.hooks.on_destroy is not None:
                 self.hooks.on_destroy(holding.resource)
@@ -273,6 +277,8 @@ class ResourcePool(Generic[R]):
         self._free: deque[Holding[R]] = deque()
         #: All there are: free, in use, temporary.
         self._all: set[Holding[R]] = set()
+        #: Threads that have no resource in hand but will: they make one, or try a call again. `shutdown` waits for these, too.
+        self._pending: list[int] = []
         self._closed = False
         self._returned = Bell()  # rung, once closed, when a resource comes back
 
@@ -298,30 +304,36 @@ class ResourcePool(Generic[R]):
     def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int) -> T:
         """Call `fn` with a resource, as the current task of this thread; again with another, if the resource broke."""
         source, retries, before = self._source, 0, current.holder
-        while True:
-            broken = False
-            holding = self._take()
-            holding.item = fn
-            holding.thread = get_ident()
-            current.holder = holding
-            try:
-                return fn(holding.resource, *args, **kwargs)
-            except BaseException as error:
-                holding.item = None
-                if not isinstance(error, Exception):
-                    holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
-                broken = isinstance(error, Exception) and source.can_break and source.is_broken_after(error, holding)
-                if not broken:
-                    raise
-                if retries >= max_retries or self._killed.is_open:
-                    if retries:
-                        add_note(error, f"gave up after {retries} retries; the resource was unhealthy each time")
-                    raise
-                retries += 1
-            finally:
-                current.holder = before
-                holding.item = None
-                self._give_back(holding, broken)
+        try:
+            while True:
+                broken = False
+                holding = self._take()
+                holding.item = fn
+                holding.thread = get_ident()
+                current.holder = holding
+                try:
+                    return fn(holding.resource, *args, **kwargs)
+                except BaseException as error:
+                    holding.item = None
+                    if not isinstance(error, Exception):
+                        holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
+                    broken = isinstance(error, Exception) and source.can_break and source.is_broken_after(error, holding)
+                    if not broken:
+                        raise
+                    if retries >= max_retries or self._killed.is_open:
+                        if retries:
+                            add_note(error, f"gave up after {retries} retries; the resource was unhealthy each time")
+                        raise
+                    if not retries:
+                        self._pending.append(get_ident())
+                    retries += 1
+                finally:
+                    current.holder = before
+                    holding.item = None
+                    self._give_back(holding, broken)
+        finally:
+            if retries:
+                self._no_longer_pending()
 
     def _take(self) -> Holding[R]:
         """Return a resource that is fit to use: a free one, or a new one. Raises ResourceCreationError if none can be made."""
@@ -330,22 +342,39 @@ class ResourcePool(Generic[R]):
                 holding = self._free.pop()
             except IndexError:
                 return self._create()
-            if not self._source.needs_care or self._source.unfit(holding) is None:
+            fit = False
+            try:
+                fit = not self._source.needs_care or self._source.unfit(holding) is None
+            finally:  # Ctrl-C in the check
+                if not fit:
+                    self._destroy(holding)
+            if fit:
                 return holding
-            self._destroy(holding)
 
     def _create(self) -> Holding[R]:
+        self._pending.append(get_ident())
         try:
             holding = self._source.create(None)
+            holding.owner, holding.killed = self._owner, self._killed
+            self._all.add(holding)
+            return holding
         except Exception as error:
             raise ResourceCreationError(f"executor {self._source.name!r}: cannot make a resource for run_now") from error
-        holding.owner, holding.killed = self._owner, self._killed
-        self._all.add(holding)
-        return holding
+        finally:
+            self._no_longer_pending()
 
     def _destroy(self, holding: Holding[R]) -> None:
-        self._source.destroy(holding, None)
-        self._all.discard(holding)
+        try:
+            self._source.destroy(holding, None)
+        finally:
+            self._all.discard(holding)
+            if self._closed:
+                self._returned.ring()
+
+    def _no_longer_pending(self) -> None:
+        self._pending.remove(get_ident())
+        if self._closed:
+            self._returned.ring()
 
     def _give_back(self, holding: Holding[R], broken: bool) -> None:
         """Keep the resource for the next call. Or destroy it: it was temporary, is broken or used up, or the pool is closed."""
@@ -360,9 +389,13 @@ class ResourcePool(Generic[R]):
             if len(self._free) > self._size:  # two temporary ones came back at once
                 self._destroy_free(keep=self._size)
         else:
-            self._destroy(holding)
-            if len(self._all) < self._size and not self._closed:
-                self._refill()
+            self._pending.append(get_ident())
+            try:
+                self._destroy(holding)
+                if len(self._all) < self._size and not self._closed:
+                    self._refill()
+            finally:
+                self._no_longer_pending()
         if self._closed:  # looked at last: whoever comes last clears up
             self._destroy_free()
             self._returned.ring()
@@ -391,15 +424,25 @@ class ResourcePool(Generic[R]):
         self._closed = True
         self._destroy_free()
 
+    def abandon(self) -> None:
+        """Destroy what calls of ``run_now`` have in hand."""
+        for holding in tuple(self._all):
+            self._source.destroy(holding, None)
+
     def wait_until_returned(self, deadline: float | None) -> bool:
         """After `close`: block until every other thread has given its resource back; tell whether they did by `deadline`."""
-        me = get_ident()
         while True:
             returned = self._returned.listen()
-            if all(holding.thread == me for holding in tuple(self._all)):
+            if self._all_returned():
                 return True
             if not returned.wait(None if deadline is None else deadline - clock()):
-                return all(holding.thread == me for holding in tuple(self._all))
+                return self._all_returned()
+
+    def _all_returned(self) -> bool:
+        """Has no other thread a resource? Those that are about to have one are looked at first: they change sides last."""
+        me = get_ident()
+        pending = any(thread != me for thread in tuple(self._pending))
+        return not pending and all(holding.thread == me for holding in tuple(self._all))
 
 
 def add_note(error: BaseException, note: str) -> None:

@@ -20,7 +20,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from ._current import current
-from ._types import DAEMON, State, clock
+from ._types import DAEMON, State, clock, lock_timeout
 from .exceptions import TaskExpired
 from .policies import ScalingPolicy
 
@@ -114,7 +114,7 @@ class Supervisor:
         while self.core.state < State.CLOSED:
             try:
                 due = self._turn()
-                self._mail.get(timeout=None if due is None else max(0.0, due - clock()))
+                self._mail.get(timeout=None if due is None else lock_timeout(due - clock()))
                 while not self._mail.empty():
                     self._mail.get_nowait()
             except queue.Empty:

@@ -23,6 +23,7 @@ stores ``_sidecar`` again even if it is there already.
 
 from __future__ import annotations
 
+import logging
 import threading
 from _thread import LockType, allocate_lock
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, P
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ._current import current
 from ._types import clock, lock_timeout
 from .exceptions import TaskExpired
 
@@ -49,6 +51,8 @@ else:
 __all__ = ["CANCELLED", "FINISHED", "PENDING", "RUNNING", "WITHDRAWN", "Sidecar", "TaskFuture"]
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 #: Verdicts on a task that never starts, besides an exception for it. A withdrawn task was never handed out to anybody.
 CANCELLED: Any = CancelledError("cancelled")
@@ -107,6 +111,30 @@ class _Nobody(list[Any]):
 _NOBODY = _Nobody()
 
 
+class Unretrieved:
+    """Kept by the future of a task that raised, and by nothing else. Logs the error if it goes before somebody has seen it.
+
+    asyncio does this for its futures; an error that nobody asks for is lost otherwise. An object of its own, because a
+    finalizer on the future would cost every task something.
+    """
+
+    __slots__ = ("error", "function", "name")
+
+    def __init__(self, name: str, function: str, error: BaseException) -> None:
+        self.name = name
+        self.function = function
+        self.error: BaseException | None = error
+
+    def __del__(self) -> None:
+        if self.error is not None:
+            logger.error(
+                "executor %r: task %s raised, and its exception was never retrieved",
+                self.name,
+                self.function,
+                exc_info=self.error,
+            )
+
+
 class TaskFuture(Future[T]):
     """The future of one task, which carries its call until it has run. Made by an executor only."""
 
@@ -144,6 +172,7 @@ class TaskFuture(Future[T]):
         if self._status is not FINISHED:
             self._join(timeout)
         if self._exception is not None:
+            self._note_retrieved()
             try:
                 raise self._exception
             finally:
@@ -154,6 +183,8 @@ class TaskFuture(Future[T]):
         """Return what the task raised, or None; wait for it at most `timeout` seconds. Raises as `result` does."""
         if self._status is not FINISHED:
             self._join(timeout)
+        if self._exception is not None:
+            self._note_retrieved()
         return self._exception  # type: ignore[no-any-return]  # the slot serves two masters
 
     def done(self) -> bool:
@@ -296,6 +327,15 @@ class TaskFuture(Future[T]):
         except Exception:
             LOGGER.exception("exception calling callback for %r", self)
 
+    def _arm(self, name: str, function: str, error: BaseException) -> None:
+        """The task raised: if nobody ever asks for that, log it when the future is collected."""
+        self.__dict__["unretrieved"] = Unretrieved(name, function, error)
+
+    def _note_retrieved(self) -> None:
+        guard = self.__dict__.get("unretrieved")
+        if guard is not None:
+            guard.error = None
+
     # -- observing
 
     def _observe(self) -> Sidecar | None:
@@ -321,11 +361,15 @@ class TaskFuture(Future[T]):
                 permit = allocate_lock()
                 permit.acquire()
                 sidecar.blocked += (permit,)
-        if permit is not None and not permit.acquire(True, -1 if timeout is None else lock_timeout(timeout)):
-            with sidecar:
-                if not sidecar.published:
-                    sidecar.blocked = tuple(other for other in sidecar.blocked if other is not permit)
-                    raise FutureTimeoutError
+        if permit is not None:
+            owner = current.owner
+            if owner is not None and timeout is None and owner is self._lane.owner:
+                self._lane.owner.wait_inside(self, permit)
+            elif not permit.acquire(True, -1 if timeout is None else lock_timeout(timeout)):
+                with sidecar:
+                    if not sidecar.published:
+                        sidecar.blocked = tuple(other for other in sidecar.blocked if other is not permit)
+                        raise FutureTimeoutError
         if sidecar.verdict in _NOT_RUN:
             raise CancelledError
 

@@ -24,13 +24,15 @@ import threading
 from _thread import allocate_lock
 from concurrent.futures._base import LOGGER as FUTURES_LOGGER
 from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._current import current
-from ._recorder import Outcome
+from ._recorder import LULL, Outcome
 from ._resources import End, Holding, add_note
 from ._types import DAEMON, State, clock, lock_timeout
 from ._work_item import FINISHED, RUNNING, TaskFuture
+from .exceptions import TaskCancelled
 from .observers import TaskEvent, WorkerEvent
 from .stats import WorkerInfo
 
@@ -107,13 +109,14 @@ class Worker:
     def info(self) -> WorkerInfo:
         """What it is doing now."""
         item, holding, now = self.item, self.holding, clock()
+        function = "" if item is None else describe(item)
         uses = self.log.attempts()
         age = 0.0 if holding is None else now - holding.born
-        if item is None:
+        if item is None or self.item is not item:  # done meanwhile, and perhaps its result described instead of its function
             return WorkerInfo(self.name, "idle" if self.ready else "starting", None, None, 0, 0.0, uses, age)
         sidecar = item._sidecar
         attempt = 1 if sidecar is None else 1 + sidecar.retries
-        return WorkerInfo(self.name, "busy", describe(item), item._lane.name, attempt, max(0.0, now - self.since), uses, age)
+        return WorkerInfo(self.name, "busy", function, item._lane.name, attempt, max(0.0, now - self.since), uses, age)
 
     # -- a worker's life
 
@@ -171,8 +174,9 @@ class Worker:
         core = self.core
         high, low = core.lanes.priority, core.lanes.normal
         high_pop, low_pop = high.popleft, low.popleft
-        high_done = self.log.of(True, Outcome.COMPLETED).extend
-        low_done = self.log.of(False, Outcome.COMPLETED).extend
+        log = self.log
+        high_waits, high_runs = log.entries[True, Outcome.COMPLETED]
+        low_waits, low_runs = log.entries[False, Outcome.COMPLETED]
         idle_append, leave, blocked = core.idle_stack.append, core.leave, core.admission.blocked
         holding = self.holding
         prefix: tuple[Any, ...] = () if holding is None else holding.arguments
@@ -189,21 +193,25 @@ class Worker:
                     # -- take a task: priority first
                     try:
                         if high:
-                            lane, done = high, high_done
+                            lane, waits, runs = high, high_waits, high_runs
                             future = high_pop()
                         elif low:
-                            lane, done = low, low_done
+                            lane, waits, runs = low, low_waits, low_runs
                             future = low_pop()
                         else:
                             future = None
                             if not registered:
                                 idle_append(self)
                                 registered = True
+                            since = log.until = start
                             end = self._rest()
                             registered = False
                             if end is not None:
                                 return end
                             start = clock()
+                            if start - since > LULL:
+                                core.recorder.fold(log)
+                            log.until = None
                             continue
                     except IndexError:  # another worker was quicker
                         continue
@@ -247,7 +255,8 @@ class Worker:
                     end_time = clock()
                     self.item = None
                     if error is None:
-                        done((start - future._submitted, end_time - start, end_time))
+                        waits.append(start - future._submitted)
+                        runs.append(end_time - start)
                     elif self._judge(future, lane, error, start, end_time):
                         return End.BROKEN
                     used_up = careful and self._after(future, error, start, end_time)
@@ -266,13 +275,13 @@ class Worker:
                     value = error = None
                     if used_up:
                         return End.USED_UP
-                core.recorder.fold(self.log)
+                core.recorder.fold(log)
         except BaseException as thrown:
             # Nothing in this loop raises, so this came from outside. The task in hand, if any, gets it: it is that task which
             # somebody wanted to stop, and nobody knows how far it got.
             self.item = None
             if future is not None and not future.done():
-                self.log.of(lane.priority, Outcome.FAILED).extend((start - future._submitted, clock() - start, clock()))
+                log.note(lane.priority, Outcome.FAILED, start - future._submitted, clock() - start)
                 future._finish(None, thrown)
             # Only off the stack: whether a permit is to come, has come, or is used up already, nobody can tell. Nor need we:
             # the exit path looks at the lanes.
@@ -399,13 +408,14 @@ class Worker:
             and core.source.is_broken_after(error, holding)
         )
         if not broken:
-            self.log.of(lane.priority, Outcome.FAILED).extend((start - future._submitted, end - start, end))
+            self._arm(future, error)
+            self.log.note(lane.priority, Outcome.FAILED, start - future._submitted, end - start)
             return False
         sidecar = future._observe()
         assert sidecar is not None
         limit = core.max_retries if sidecar.max_retries is None else sidecar.max_retries
         if sidecar.retries < limit and core.state < State.KILLED:
-            self.log.of(lane.priority, Outcome.RETRIED).extend((start - future._submitted, end - start, end))
+            self.log.note(lane.priority, Outcome.RETRIED, start - future._submitted, end - start)
             if core.hub.hears("task_retried"):
                 core.hub.tell("task_retried", self._event(future, start, end, error=error))
             with sidecar:
@@ -417,7 +427,8 @@ class Worker:
             return True
         if sidecar.retries:
             add_note(error, f"gave up after {sidecar.retries} retries; the resource was unhealthy each time")
-        self.log.of(lane.priority, Outcome.FAILED).extend((start - future._submitted, end - start, end))
+        self._arm(future, error)
+        self.log.note(lane.priority, Outcome.FAILED, start - future._submitted, end - start)
         if core.hub.hears("task_finished"):
             core.hub.tell("task_finished", self._event(future, start, end, "failed", error))
         future._result = None
@@ -426,6 +437,11 @@ class Worker:
         future._status = FINISHED
         future._publish()
         return True
+
+    def _arm(self, future: TaskFuture[Any], error: BaseException) -> None:
+        """See that the error does not get lost, unless it is the task's way of obeying `kill`."""
+        if self.core.log_lost_errors and not isinstance(error, TaskCancelled):
+            future._arm(self.core.name, describe(future), error)
 
     def announce(self) -> None:
         """Tell observers that we take tasks from now on."""
@@ -443,7 +459,13 @@ def _without_this_frame(error: BaseException) -> BaseException:
 def describe(future: TaskFuture[Any]) -> str:
     """Return the name of a task's function."""
     function: Any = future._result
-    while (inner := getattr(function, "__wrapped__", None) or getattr(function, "func", None)) is not None:
-        function = inner
-    name = getattr(function, "__qualname__", None)
+    try:
+        for _ in range(10):  # a callable may have every attribute that it is asked for, a mock for instance
+            inner = function.func if isinstance(function, partial) else getattr(function, "__wrapped__", None)
+            if inner is None:
+                break
+            function = inner
+        name = getattr(function, "__qualname__", None)
+    except Exception:  # or raise, whatever it is asked for
+        name = None
     return name if isinstance(name, str) else type(function).__name__

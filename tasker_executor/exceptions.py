@@ -6,16 +6,18 @@ Each is a `TaskerError` and also the class that callers of the standard library 
 
 import queue
 import sys
-from concurrent.futures import CancelledError
+from concurrent.futures import BrokenExecutor, CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 __all__ = [
     "NoCurrentTask",
+    "PoolDeadlockError",
     "QueueFull",
     "ResourceCreationError",
     "ShutdownTimeout",
     "TaskCancelled",
     "TaskExpired",
+    "TaskLost",
     "TaskerError",
 ]
 
@@ -52,6 +54,14 @@ else:  # Python 3.10
 
 class TaskCancelled(TaskerError, CancelledError):
     """Raised in a task by ``current_task().raise_if_cancelled()`` after ``kill()``."""
+
+
+class PoolDeadlockError(TaskerError, RuntimeError):
+    """A task waits for a task of its own executor, and so does every other worker: no result would ever come."""
+
+
+class TaskLost(TaskerError, BrokenExecutor):
+    """The process that had the task is gone, or cannot be reached, and the task is not run again. It may have run."""
 
 
 class NoCurrentTask(TaskerError, LookupError):

@@ -137,6 +137,8 @@ class ObserverHub:
     """Who listens to what, found out once."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
+        if not isinstance(observers, Iterable):
+            raise TypeError(f"observers must be an iterable of Observer instances, not {observers!r}")
         members = list(observers)
         for member in members:
             if not isinstance(member, Observer):

@@ -9,7 +9,7 @@ One line makes any number of executors visible on the page that ``prometheus_cli
     >>> pool.submit(len, "abc").result()
     3
     >>> REGISTRY.get_sample_value("tasker_executor_tasks_submitted_total", {"executor": "crawler"})
-    1.0
+    1
     >>> pool.shutdown()
 
 Numbers are read when Prometheus scrapes; between scrapes nothing happens, and no task is slowed down. Executors are held

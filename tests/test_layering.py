@@ -18,8 +18,8 @@ LAYERS = [
     {"_work_item", "_lanes", "_resources", "_recorder", "_admission"},
     {"_worker", "_supervisor"},
     {"_core", "_base"},
-    {"_executor"},
-    {"testing", "simulation", "prometheus", "opentelemetry", "monitor", "plot", "dask"},
+    {"_executor", "_telemetry"},
+    {"testing", "simulation", "tracing", "prometheus", "opentelemetry", "monitor", "plot", "dask"},
     {"__init__"},
 ]
 EXTRAS = {"prometheus", "opentelemetry", "monitor", "plot", "dask"}

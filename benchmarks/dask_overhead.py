@@ -1,0 +1,61 @@
+"""What does `DaskResourceExecutor` cost on top of Dask's own `ClientExecutor`? Both in turn, on one cluster of processes.
+
+    .venv/bin/python benchmarks/dask_overhead.py [rounds] [tasks a round]
+
+Prints microseconds a task, from the first submission to the last result: the median of all rounds, and the median of the ratios
+of two rounds that were neighbours, which a machine that is busy with other things disturbs least. The order alternates.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from statistics import median
+
+from distributed import Client, LocalCluster
+
+from tasker_executor.dask import DaskResourceExecutor
+
+
+def work(resource: object, number: int) -> int:
+    return number + 1
+
+
+def seconds(executor: Executor, call: Callable[[Executor, int], object], tasks: int) -> float:
+    begun = time.perf_counter()
+    futures = [call(executor, number) for number in range(tasks)]
+    for future in futures:
+        future.result()  # type: ignore[attr-defined]  # both make futures
+    return time.perf_counter() - begun
+
+
+def main(rounds: int = 10, tasks: int = 500) -> None:
+    cluster = LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None)
+    with cluster, Client(cluster) as client, DaskResourceExecutor(client, on_create=object) as ours:
+        theirs = client.get_executor(pure=False)
+        contestants: dict[str, Callable[[], float]] = {
+            "ClientExecutor": lambda: seconds(theirs, lambda pool, number: pool.submit(work, None, number), tasks),
+            "DaskResourceExecutor": lambda: seconds(ours, lambda pool, number: pool.submit(work, number), tasks),
+            "max_retries=0": lambda: seconds(ours.with_options(max_retries=0), lambda pool, number: pool.submit(work, number), tasks),
+        }
+        times: dict[str, list[float]] = {name: [] for name in contestants}
+        for number in range(rounds + 1):
+            names = list(contestants) if number % 2 else list(reversed(contestants))
+            for name in names:
+                spent = contestants[name]()
+                if number:  # the first round makes the resources
+                    times[name].append(spent)
+
+        for name, spent_in_rounds in times.items():
+            ratio = median(mine / his for mine, his in zip(spent_in_rounds, times["ClientExecutor"], strict=True))
+            print(f"{name:21} {median(spent_in_rounds) / tasks * 1e6:7.0f} us a task   {ratio:.2f} x")
+        begun = time.perf_counter()
+        many = 20 * tasks
+        assert sum(1 for _ in ours.map(work, range(many), chunksize=100)) == many
+        print(f"{'map, chunksize=100':21} {(time.perf_counter() - begun) / many * 1e6:7.0f} us a call")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

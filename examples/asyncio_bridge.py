@@ -1,0 +1,85 @@
+"""From asyncio: three ways to await work that needs a resource and would block the event loop.
+
+    python examples/asyncio_bridge.py
+
+The resource is a SQLite connection. A future of the executor is a `concurrent.futures.Future`, so all that asyncio knows of
+those holds here, cancellation included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+import threading
+
+from tasker_executor import ResourceExecutor
+
+PRIMES = """
+    WITH RECURSIVE number (n) AS (VALUES (2) UNION ALL SELECT n + 1 FROM number WHERE n < ?1)
+    SELECT count(*) FROM number AS candidate
+    WHERE NOT EXISTS (SELECT 1 FROM number WHERE number.n * number.n <= candidate.n AND candidate.n % number.n = 0)
+"""
+
+
+def connect() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:")
+
+
+def count_primes(connection: sqlite3.Connection, below: int) -> int:
+    """A task that keeps its thread busy for a while."""
+    return int(connection.execute(PRIMES, (below,)).fetchone()[0])
+
+
+async def tick(ticks: list[float]) -> None:
+    """Shows that the event loop is not blocked."""
+    while True:
+        ticks.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(0.005)
+
+
+async def main(pool: ResourceExecutor[sqlite3.Connection]) -> None:
+    loop = asyncio.get_running_loop()
+    ticks: list[float] = []
+    ticking = asyncio.create_task(tick(ticks))
+
+    # 1. Submit as ever, and await the future. The task gets its worker's connection.
+    counts = await asyncio.gather(*(asyncio.wrap_future(pool.submit(count_primes, below)) for below in (100, 1000, 5000)))
+    print(f"1. wrap_future(pool.submit(...)):     {counts} primes below 100, 1000 and 5000")
+    urgent = await asyncio.wrap_future(pool.submit_priority(count_primes, 50))
+    print(f"   and with priority:                 {urgent} primes below 50")
+
+    # 2. run_in_executor calls functions as they are; a view of the pool without resources does, too. One that needs the
+    #    connection after all, from deep inside, asks the pool for it.
+    def version() -> str:
+        return str(pool.current_resource().execute("SELECT sqlite_version()").fetchone()[0])
+
+    plain = pool.with_options(pass_resource=False)
+    answer = await loop.run_in_executor(plain, version)
+    print(f"2. loop.run_in_executor(view, ...):   SQLite {answer}")
+
+    # 3. The same for all code that runs in the loop's default executor, such as asyncio.to_thread. asyncio insists on a
+    #    ThreadPoolExecutor there, and as_thread_pool() is one.
+    loop.set_default_executor(pool.as_thread_pool())
+    worker = await asyncio.to_thread(lambda: threading.current_thread().name)
+    print(f"3. asyncio.to_thread(...):            ran on {worker}, a worker of ours")
+
+    ticking.cancel()
+    print(f"The event loop went on meanwhile: it ticked {len(ticks)} times.")
+
+    if counts != [25, 168, 669] or urgent != 15 or answer != sqlite3.sqlite_version:
+        sys.exit("FAILED: a result is wrong")
+    if not worker.startswith("bridge"):
+        sys.exit(f"FAILED: to_thread ran on {worker}")
+    # asyncio.run() shuts the default executor down. That ends the view, not the pool behind it.
+
+
+if __name__ == "__main__":
+    with ResourceExecutor(2, on_create=connect, on_destroy=sqlite3.Connection.close, name="bridge") as workers:
+        asyncio.run(main(workers))
+        again = workers.submit(count_primes, 30).result()
+        print(f"The pool outlives the event loop: {again} primes below 30.")
+    end = workers.stats()
+    print(f"Connections: {end.resources_created} opened, {end.resources_destroyed} closed")
+    if again != 10 or end.resources_created != end.resources_destroyed:
+        sys.exit("FAILED: a result is wrong, or a connection was left open")

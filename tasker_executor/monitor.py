@@ -1,0 +1,462 @@
+"""See an executor at work, in the terminal: ``pip install tasker-executor[monitor]``.
+
+    with monitor(pool):          # a live panel while the block runs
+        do_the_work(pool)
+
+    watch(pool)                  # the same, until the executor closes or Ctrl-C
+
+    for page in progress(pool.map(fetch, urls), total=len(urls)):
+        ...                      # a bar with rate and remaining time
+    for future in progress(futures):
+        ...                      # each as it completes
+
+Where the output is no terminal (a log file, CI), the panel and the bar become a plain line every now and then.
+
+The panel is a pure function of a `Snapshot`, which can be had without a terminal, too: ``print(line(take_snapshot(pool)))``.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+import weakref
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Future, as_completed
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from typing_extensions import Self
+
+from ._core import Core
+from ._executor import ResourceExecutor
+from ._types import State, check_seconds, clock
+from .stats import DurationSummary, ExecutorMetrics, ExecutorStats, WorkerInfo
+
+try:
+    from rich.console import Console, Group
+    from rich.errors import LiveError
+    from rich.live import Live
+    from rich.panel import Panel
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.segment import Segment
+    from rich.table import Table
+    from rich.text import Text
+except ModuleNotFoundError as error:
+    raise ImportError("rich is missing: pip install tasker-executor[monitor]") from error
+
+if TYPE_CHECKING:
+    from rich.console import ConsoleOptions, RenderableType, RenderResult
+
+__all__ = ["Monitor", "Point", "Snapshot", "line", "monitor", "panel", "progress", "take_snapshot", "watch"]
+
+T = TypeVar("T")
+
+_FRAME = 0.25  # seconds between two frames of the panel
+_LINE = 10.0  # seconds between two plain lines
+_HISTORY = 600  # points of the sparklines
+_ROWS = 10  # workers shown, at most
+
+
+# -- what is seen
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of the history: how many workers lived, and how many tasks waited."""
+
+    workers: int
+    backlog: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What an executor was doing at one moment, and how it came there.
+
+    Attributes:
+        name: Name of the executor.
+        stats: Gauges and counters.
+        metrics: Durations and rates.
+        workers: What each worker was doing.
+        max_workers: The most workers allowed.
+        wanted_workers: The number wanted.
+        oldest_wait: How long the task that waits longest had waited.
+        failures: How often ``on_create`` has failed in a row.
+        last_failure: Its last error; None if it does not fail.
+        retry_in: Seconds until it is tried again.
+        history: Earlier points, and the one of this moment.
+    """
+
+    name: str
+    stats: ExecutorStats
+    metrics: ExecutorMetrics
+    workers: tuple[WorkerInfo, ...]
+    max_workers: int
+    wanted_workers: int
+    oldest_wait: float
+    failures: int
+    last_failure: str | None
+    retry_in: float
+    history: tuple[Point, ...]
+
+    @property
+    def busy(self) -> int:
+        """Workers that run a task."""
+        return self.stats.active_workers - self.stats.idle_workers
+
+
+def take_snapshot(pool: ResourceExecutor[Any], history: Iterable[Point] = ()) -> Snapshot:
+    """Return what an executor is doing now.
+
+    Args:
+        pool: The executor.
+        history: Earlier points, for the sparklines.
+    """
+    return _snapshot_of(pool._core, history)
+
+
+def _snapshot_of(core: Core, history: Iterable[Point]) -> Snapshot:
+    metrics, oldest = core.metrics(reset=False), core.lanes.oldest()
+    with core.lock:  # so that all is of the same moment; reentrant
+        now = clock()
+        stats = core.stats()
+        failure = core.last_failure if core.failures else None
+        return Snapshot(
+            name=core.name,
+            stats=stats,
+            metrics=metrics,
+            workers=core.worker_infos(),
+            max_workers=core.max_workers,
+            wanted_workers=core.wanted,
+            oldest_wait=0.0 if oldest is None else max(0.0, now - oldest),
+            failures=core.failures,
+            last_failure=None if failure is None else f"{type(failure).__name__}: {failure}",
+            retry_in=max(0.0, core.retry_at - now) if core.failures else 0.0,
+            history=(*history, Point(stats.active_workers, stats.queued_tasks + stats.priority_tasks)),
+        )
+
+
+# -- how it looks
+
+
+def line(snapshot: Snapshot) -> str:
+    """Return a snapshot as one line of plain text."""
+    stats, metrics = snapshot.stats, snapshot.metrics
+    parts = [
+        f"{stats.active_workers} of {snapshot.max_workers} workers ({snapshot.busy} busy)",
+        f"{stats.queued_tasks + stats.priority_tasks} queued ({stats.priority_tasks} priority)",
+        f"{metrics.completion_rate:.1f}/s done",
+        f"{stats.failed} failed",
+        f"wait p95 {_duration(metrics.wait.p95)}",
+        f"run p95 {_duration(metrics.run.p95)}",
+    ]
+    if snapshot.failures:
+        parts.append(f"{_factory(snapshot)}: {snapshot.last_failure}")
+    return f"{snapshot.name}: {stats.state}, {', '.join(parts)}"
+
+
+def panel(snapshot: Snapshot) -> Panel:
+    """Return a snapshot as a panel, for any console of `rich`."""
+    parts: list[RenderableType] = [_facts(snapshot), Text(), _times(snapshot.metrics)]
+    if snapshot.workers:
+        parts += [Text(), *_workers(snapshot)]
+    parts += [
+        Text(),
+        _Sparkline("workers", [point.workers for point in snapshot.history], "cyan"),
+        _Sparkline("backlog", [point.backlog for point in snapshot.history], "yellow"),
+    ]
+    title = Text.assemble(" ", (snapshot.name, "bold"), " ", snapshot.stats.state, " ")
+    return Panel(Group(*parts), title=title, border_style="red" if snapshot.failures else "blue")
+
+
+def _facts(snapshot: Snapshot) -> Table:
+    stats, metrics = snapshot.stats, snapshot.metrics
+    facts = {
+        "workers": f"{stats.active_workers} of {snapshot.max_workers}: {snapshot.busy} busy, {stats.idle_workers} idle; "
+        f"{stats.base_workers} base, {stats.burst_workers} burst; {snapshot.wanted_workers} wanted",
+        "queued": f"{stats.queued_tasks} normal, {stats.priority_tasks} priority"
+        + (f"; the oldest waits for {_duration(snapshot.oldest_wait)}" if snapshot.oldest_wait else ""),
+        "rates": f"{metrics.arrival_rate:.1f}/s submitted, {metrics.completion_rate:.1f}/s done",
+        "tasks": f"{stats.completed} completed, {stats.failed} failed, {stats.cancelled} cancelled; {stats.retried} retried",
+    }
+    if stats.resources_created or stats.create_failures:
+        facts["resources"] = (
+            f"{stats.resources_created} made, {stats.resources_destroyed} given up; {stats.workers_replaced} replaced"
+        )
+    table = _grid(2)
+    table.columns[0].min_width = len("resources")
+    for name, fact in facts.items():
+        table.add_row(Text(name, "bold"), fact)
+    if snapshot.failures:
+        table.add_row(Text("factory", "bold red"), Text(_factory(snapshot), "red"))
+        table.add_row("", Text(snapshot.last_failure or "", "red"))
+    return table
+
+
+def _factory(snapshot: Snapshot) -> str:
+    return f"on_create failed {snapshot.failures} times in a row, next attempt in {_duration(snapshot.retry_in)}"
+
+
+def _times(metrics: ExecutorMetrics) -> Table:
+    table = _grid(6, numbers=range(1, 6))
+    table.add_row("", *(Text(name, "bold") for name in ("p50", "p95", "p99", "max", "count")))
+    for name, times in (("wait", metrics.wait), ("run", metrics.run), ("create", metrics.create)):
+        if times.count:
+            table.add_row(Text(name, "bold"), *_percentiles(times), str(times.count))
+    return table
+
+
+def _percentiles(times: DurationSummary) -> list[str]:
+    return [_duration(seconds) for seconds in (times.p50, times.p95, times.p99, times.maximum)]
+
+
+def _workers(snapshot: Snapshot) -> list[RenderableType]:
+    """A row for each worker; if there are too many, for those that are busy for longest."""
+    shown = snapshot.workers
+    if len(shown) > _ROWS:
+        longest = sorted(shown, key=lambda worker: worker.running_for, reverse=True)[:_ROWS]
+        shown = tuple(worker for worker in snapshot.workers if worker in longest)
+    table = _grid(5, numbers=(2,))
+    table.add_row(*(Text(name, "bold") for name in ("worker", "state", "for", "task", "resource")))
+    with_resources = bool(snapshot.stats.resources_created)
+    for worker in shown:
+        resource = f"{_duration(worker.resource_age)} old, {worker.resource_uses} uses"
+        table.add_row(
+            Text(worker.name),
+            Text(worker.state, {"busy": "green", "starting": "yellow"}.get(worker.state, "dim")),
+            _duration(worker.running_for) if worker.state == "busy" else "",
+            Text(_task(worker)),
+            resource if with_resources and worker.state != "starting" else "",
+        )
+    rest = len(snapshot.workers) - len(shown)
+    return [table, Text(f"and {rest} more", "dim")] if rest else [table]
+
+
+def _task(worker: WorkerInfo) -> str:
+    if worker.function is None:
+        return ""
+    remarks = ["priority"] * (worker.lane == "priority") + [f"attempt {worker.attempt}"] * (worker.attempt > 1)
+    return f"{worker.function} ({', '.join(remarks)})" if remarks else worker.function
+
+
+def _grid(columns: int, numbers: Collection[int] = ()) -> Table:
+    """A table without lines. Text that is too long is cut."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for column in range(columns):
+        table.add_column(justify="right" if column in numbers else "left", no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _duration(seconds: float) -> str:
+    """A duration in the unit that suits it."""
+    if seconds < 0.001:
+        return f"{seconds * 1e6:.0f} us" if seconds >= 5e-7 else "0 s"
+    if seconds < 1.0:
+        return f"{seconds * 1e3:.1f} ms"
+    if seconds < 60.0:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+class _Sparkline:
+    """A curve as wide as the console lets it be. Each cell shows the most of its share of the values: no peak is lost."""
+
+    def __init__(self, name: str, values: list[int], style: str) -> None:
+        self._name = name
+        self._values = values
+        self._style = style
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        most = max(self._values, default=0)
+        label = f" {most} at most"
+        width = max(1, options.max_width - len(self._name) - 1 - len(label))
+        steps = " .:-=+*#@" if options.ascii_only else "\N{BOX DRAWINGS LIGHT HORIZONTAL}▁▂▃▄▅▆▇█"
+        yield Segment(f"{self._name} ", console.get_style("bold"))
+        cells = [steps[-(-value * 8 // most) if most else 0] for value in _resampled(self._values, width)]
+        yield Segment("".join(cells), console.get_style(self._style))
+        yield Segment(label)
+        yield Segment.line()
+
+
+def _resampled(values: list[int], width: int) -> list[int]:
+    """As many values as there are cells at most, the largest of those that share a cell."""
+    count = len(values)
+    if count <= width:
+        return values
+    return [max(values[cell * count // width : (cell + 1) * count // width]) for cell in range(width)]
+
+
+# -- live
+
+
+class Monitor:
+    """A live view of one executor: see `monitor`. The view ends with the block, or when the executor is dropped."""
+
+    def __init__(self, pool: ResourceExecutor[Any], console: Console | None, interval: float | None) -> None:
+        self._core = weakref.ref(pool._core)
+        self._console = Console() if console is None else console
+        self._live: Live | None = None
+        if interval is None:
+            interval = _FRAME if self._console.is_terminal else _LINE
+        self._interval = check_seconds("interval", interval, above_zero=True)
+        self._history: deque[Point] = deque(maxlen=_HISTORY)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"{pool._core.name}_monitor", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        try:
+            self._show()
+        finally:
+            if self._live is not None:
+                self._live.stop()
+
+    def _run(self) -> None:
+        while self._show() and not self._stop.wait(self._interval):
+            pass
+
+    def _show(self) -> bool:
+        """Show the executor as it is; tell whether it will change."""
+        core = self._core()
+        if core is None:
+            return False
+        snapshot = _snapshot_of(core, self._history)
+        self._history.append(snapshot.history[-1])
+        if self._live is not None:
+            self._live.update(panel(snapshot), refresh=True)
+        else:
+            self._console.print(line(snapshot), soft_wrap=True, highlight=False, markup=False)
+        return core.state is not State.CLOSED
+
+
+def monitor(pool: ResourceExecutor[Any], *, console: Console | None = None, interval: float | None = None) -> Monitor:
+    """Show an executor while a ``with`` block runs. It is not kept alive by that.
+
+    Args:
+        pool: The executor.
+        console: Where to show it. None for the standard output.
+        interval: Seconds between two frames, or between two lines where there is no terminal. None for 0.25 and 10.
+    """
+    return Monitor(pool, console, interval)
+
+
+def watch(pool: ResourceExecutor[Any], *, console: Console | None = None, interval: float | None = None) -> None:
+    """Block, showing an executor, until it has closed. Ctrl-C ends the view and not the executor.
+
+    Args:
+        pool: The executor.
+        console: As for `monitor`.
+        interval: As for `monitor`.
+    """
+    with Monitor(pool, console, interval):
+        try:
+            pool._core.terminated.wait()
+        except KeyboardInterrupt:
+            pass
+
+
+# -- progress
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed or (task.completed / task.elapsed if task.elapsed else 0.0)
+        return Text(f"{rate:.1f}/s", "cyan")
+
+
+def progress(
+    work: Iterable[T],
+    *,
+    total: int | None = None,
+    description: str = "",
+    console: Console | None = None,
+) -> Iterator[T]:
+    """Iterate over results and show how far the work is, how fast it goes, and how long it will take.
+
+    Closing the iterator closes `work`, if it can be closed: leaving the loop early cancels the rest of ``pool.map(...)``.
+
+    Args:
+        work: Results, such as ``pool.map(...)``, which come in their order; or a collection of futures, which come as they
+            complete.
+        total: How many there will be. None for ``len(work)``; if it has no length, no remaining time is shown.
+        description: What is being done.
+        console: Where to show it. None for the standard output.
+    """
+    console = Console() if console is None else console
+    if isinstance(work, Collection):
+        total = len(work) if total is None else total
+        if work and all(isinstance(item, Future) for item in work):
+            work = as_completed(work)  # type: ignore[assignment]  # T is Future, which nobody can tell the checker
+    elif total is None:
+        total = operator.length_hint(work) or None
+    return _shown(iter(work), total, description, console)
+
+
+def _shown(work: Iterator[T], total: int | None, description: str, console: Console) -> Iterator[T]:
+    try:
+        if console.is_terminal:
+            bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _RateColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            try:
+                bar.start()
+            except LiveError:  # an old rich, and something else is live, such as the panel
+                yield from _with_lines(work, total, description, console)
+                return
+            with bar:
+                yield from bar.track(work, total, description=description)
+        else:
+            yield from _with_lines(work, total, description, console)
+    finally:
+        close = getattr(work, "close", None)
+        if close is not None:
+            close()
+
+
+def _with_lines(work: Iterator[T], total: int | None, description: str, console: Console) -> Iterator[T]:
+    done = 0
+    begun = shown = clock()
+    for item in work:
+        yield item
+        done += 1
+        now = clock()
+        if now - shown >= _LINE:
+            shown = now
+            console.print(_progress_line(description, done, total, now - begun), soft_wrap=True, highlight=False, markup=False)
+    text = _progress_line(description, done, done, clock() - begun)
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _progress_line(description: str, done: int, total: int | None, seconds: float) -> str:
+    rate = done / seconds if seconds > 0.0 else 0.0
+    parts = [f"{done} done" if total is None else f"{done} of {total} done", f"{rate:.1f}/s"]
+    if total is not None and done < total and rate:
+        parts.append(f"{_duration((total - done) / rate)} to go")
+    else:
+        parts.append(f"in {_duration(seconds)}")
+    return f"{description}: {', '.join(parts)}" if description else ", ".join(parts)

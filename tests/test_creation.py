@@ -1,0 +1,543 @@
+"""A factory that fails: back-off, waiting tasks, and the way back to health."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from concurrent.futures.thread import BrokenThreadPool
+from functools import partial
+
+import pytest
+
+from support import FakeResource, Gate, Ledger, MakePool, Watched, eventually
+from tasker_executor import ResourceCreationError, ResourceExecutor
+from tasker_executor._supervisor import Supervisor
+
+
+class Jitter:
+    """Takes the place of `random.uniform` where the back-off is drawn: books the ranges, and answers a share of the longest."""
+
+    def __init__(self) -> None:
+        self.share = 0.0
+        self.ranges: list[tuple[float, float]] = []
+
+    def __call__(self, low: float, high: float) -> float:
+        self.ranges.append((low, high))
+        return low + self.share * (high - low)
+
+
+@pytest.fixture
+def jitter(monkeypatch: pytest.MonkeyPatch) -> Jitter:
+    """By default there is no pause between two attempts: a long outage takes no time."""
+    jitter = Jitter()
+    monkeypatch.setattr("tasker_executor._core.random.uniform", jitter)
+    return jitter
+
+
+class Factory(Watched):
+    """Makes resources, and knows how many calls are under way. It fails in the first `failures` calls."""
+
+    def __init__(self, ledger: Ledger, failures: int = 0) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self.failures = failures
+        self.calls = 0
+        self.under_way = 0
+        self.most_after_failure = 0
+        self.error = OSError("connection refused")
+
+    def __call__(self) -> FakeResource:
+        with self._changed:
+            self.calls += 1
+            call = self.calls
+            self.under_way += 1
+            if call > 1:
+                self.most_after_failure = max(self.most_after_failure, self.under_way)
+            self._changed.notify_all()
+        try:
+            if call <= self.failures:
+                raise self.error
+            return self._ledger.create()
+        finally:
+            with self._changed:
+                self.under_way -= 1
+
+    def wait_until_called(self, n: int) -> None:
+        self._wait_until(lambda: self.calls >= n, f"{n} calls")
+
+
+def has_length(items: list[float | None], least: int) -> bool:
+    return len(items) >= least
+
+
+def hour_long_back_off(jitter: Jitter) -> None:
+    """From the next failure on there is no second attempt within the time of this test."""
+    jitter.share = 36_000.0
+
+
+# -- outages that end --
+
+
+def test_factory_that_fails_once_costs_a_task_nothing_but_time(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=Factory(ledger, failures=1), on_destroy=ledger.destroy, max_retries=0)
+
+    assert pool.submit(FakeResource.use).result() == 0
+    assert pool.stats().create_failures == 1
+    assert pool.stats().retried == 0
+
+
+def test_worker_whose_first_attempt_fails_is_not_missed_for_ever(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(2, min_workers=2, on_create=Factory(ledger, failures=1), on_destroy=ledger.destroy)
+    for _ in range(2):
+        pool.submit(gate.hold)
+    gate.wait_until_held(2)
+
+    assert pool.stats().active_workers == 2
+
+
+def test_tasks_wait_out_an_outage_of_two_seconds(make_pool: MakePool, ledger: Ledger, jitter: Jitter) -> None:
+    jitter.share = 0.2
+    ends_at = time.monotonic() + 2.0
+
+    def create() -> FakeResource:
+        if time.monotonic() < ends_at:
+            raise OSError("connection refused")
+        return ledger.create()
+
+    pool = make_pool(4, on_create=create, on_destroy=ledger.destroy)
+    results = [future.result() for future in [pool.submit(FakeResource.use) for _ in range(50)]]
+
+    assert len(results) == 50
+    assert pool.stats().completed == 50
+
+
+def test_outage_in_mid_life_does_not_lose_the_task_that_met_it(make_pool: MakePool, ledger: Ledger, jitter: Jitter) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
+    pool.submit(FakeResource.use).result()
+    ledger.created[0].broken = True
+    ledger.outage = OSError("connection refused")
+    future = pool.submit(FakeResource.use)
+    ledger.wait_until_attempted(5)
+    done_early = future.done()
+    ledger.outage = None
+
+    assert not done_early
+    assert future.result() == 1
+
+
+def test_after_an_outage_the_pool_grows_to_its_full_size(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter, gate: Gate
+) -> None:
+    pool = make_pool(4, on_create=Factory(ledger, failures=10), on_destroy=ledger.destroy)
+    for _ in range(4):
+        pool.submit(gate.hold)
+    gate.wait_until_held(4)
+
+    assert len(ledger.created) == 4
+
+
+def test_base_workers_come_back_by_themselves(make_pool: MakePool, ledger: Ledger, jitter: Jitter) -> None:
+    pool = make_pool(3, min_workers=3, on_create=Factory(ledger, failures=10), on_destroy=ledger.destroy)
+    pool.wait_ready()
+
+    assert len(ledger.created) == 3
+
+
+def test_thread_that_cannot_be_started_for_a_successor_is_tried_again(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    refusals = [RuntimeError("can't start new thread")] * 3
+
+    def start_or_refuse(thread: threading.Thread) -> None:
+        if refusals and "supervisor" not in thread.name:
+            raise refusals.pop()
+        start(thread)
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
+
+    def break_down(resource: FakeResource) -> int:
+        if resource.number == 0:
+            monkeypatch.setattr(threading.Thread, "start", start_or_refuse)
+            resource.break_down()
+        return resource.use()
+
+    assert pool.submit(break_down).result() == 1
+    assert refusals == []
+
+
+# -- back-off --
+
+
+def test_back_off_doubles_from_a_tenth_of_a_second_to_thirty_seconds_with_full_jitter(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter
+) -> None:
+    pool = make_pool(1, on_create=Factory(ledger, failures=12), on_destroy=ledger.destroy)
+    pool.submit(FakeResource.use).result()
+
+    assert [low for low, _ in jitter.ranges] == [0.0] * 12
+    assert [high for _, high in jitter.ranges] == pytest.approx([0.1 * 2**n for n in range(9)] + [30.0] * 3)
+
+
+def test_back_off_starts_anew_after_a_success(make_pool: MakePool, ledger: Ledger, jitter: Jitter) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_uses=1)
+    for _ in range(2):
+        ledger.outage = OSError("connection refused")
+        attempted = ledger.attempts
+        future = pool.submit(FakeResource.use)
+        ledger.wait_until_attempted(attempted + 3)
+        ledger.outage = None
+        future.result()
+    starts = [high for _, high in jitter.ranges if high < 0.15]
+
+    assert len(starts) == 2
+
+
+def test_next_attempt_waits_for_the_end_of_the_pause(make_pool: MakePool, ledger: Ledger, jitter: Jitter) -> None:
+    hour_long_back_off(jitter)
+    factory = Factory(ledger, failures=1)
+    pool = make_pool(4, on_create=factory, on_destroy=ledger.destroy, create_timeout=0.2)
+    futures = [pool.submit(FakeResource.use)]
+    eventually(lambda: pool.stats().create_failures == 1, "the first failure")
+    futures += [pool.submit(FakeResource.use) for _ in range(10)]
+    errors = [future.exception() for future in futures]
+
+    assert factory.calls == 1
+    assert all(isinstance(error, ResourceCreationError) for error in errors)
+
+
+def test_at_most_one_worker_probes_a_factory_that_is_down(make_pool: MakePool, ledger: Ledger, jitter: Jitter) -> None:
+    factory = Factory(ledger, failures=30)
+    pool = make_pool(8, on_create=factory, on_destroy=ledger.destroy)
+    futures = [pool.submit(FakeResource.use)]
+    factory.wait_until_called(2)
+    futures += [pool.submit(FakeResource.use) for _ in range(8)]
+    factory.wait_until_called(30)
+    most = factory.most_after_failure
+    for future in futures:
+        future.result()
+
+    assert most == 1
+
+
+def test_while_a_probe_is_under_way_nobody_else_tries(make_pool: MakePool, ledger: Ledger, jitter: Jitter, gate: Gate) -> None:
+    def create() -> FakeResource:
+        if ledger.attempts == 1:
+            gate.hold()
+            ledger.outage = None
+        return ledger.create()
+
+    ledger.outage = OSError("connection refused")
+    pool = make_pool(4, on_create=create, on_destroy=ledger.destroy)
+    futures = [pool.submit(FakeResource.use)]
+    gate.wait_until_held()
+    futures += [pool.submit(FakeResource.use) for _ in range(8)]
+    workers = pool.stats().active_workers
+    gate.release()
+    for future in futures:
+        future.result()
+
+    assert workers == 1
+
+
+def test_attempts_that_fail_together_count_as_one_round(make_pool: MakePool, jitter: Jitter) -> None:
+    together = threading.Barrier(4)
+
+    def create() -> object:
+        together.wait()
+        raise OSError("connection refused")
+
+    hour_long_back_off(jitter)
+    pool = make_pool(4, on_create=create, create_timeout=0.2)
+    futures = [pool.submit(lambda _: None) for _ in range(4)]
+    eventually(lambda: pool.stats().create_failures == 4, "four failures")
+
+    assert jitter.ranges == [(0.0, 0.1)]
+    assert all(isinstance(future.exception(), ResourceCreationError) for future in futures)
+
+
+def test_factory_is_tried_again_after_the_last_attempt_of_a_round_has_failed(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. Two attempts begin. 2. One fails. 3. The supervisor sees that another is under way. 4. That one fails as well."""
+    turns: list[float | None] = []
+    turn = Supervisor._turn
+
+    def count_turn(supervisor: Supervisor) -> float | None:
+        due = turn(supervisor)
+        turns.append(due)
+        return due
+
+    def create() -> FakeResource:
+        call = next(calls)
+        if call == 0:
+            gate.hold()
+        if call < 2:
+            raise OSError("connection refused")
+        return ledger.create()
+
+    monkeypatch.setattr(Supervisor, "_turn", count_turn)
+    calls = itertools.count()
+    pool = make_pool(2, on_create=create, on_destroy=ledger.destroy)
+    futures = [pool.submit(FakeResource.use) for _ in range(2)]
+    gate.wait_until_held()
+    eventually(lambda: pool.stats().create_failures == 1, "the first failure")
+    for expected in (len(turns) + 1, len(turns) + 2):  # the first of these turns may have begun before that
+        pool._core.supervisor.kick()
+        eventually(partial(has_length, turns, expected), "a turn of the supervisor")
+    gate.release()
+
+    assert {future.result(timeout=10) for future in futures} <= {0, 1}
+
+
+def test_each_failure_is_logged_once(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool(1, on_create=Factory(ledger, failures=5), on_destroy=ledger.destroy)
+    pool.submit(FakeResource.use).result()
+    pool.shutdown()
+    records = [record for record in caplog.records if "on_create failed" in record.message]
+
+    assert [record.levelno for record in records] == [logging.WARNING] * 5
+    assert all(record.exc_info is not None for record in records)
+
+
+# -- create_timeout --
+
+
+def test_task_that_waited_too_long_for_a_resource_fails_and_names_the_last_error(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter
+) -> None:
+    jitter.share = 0.05
+    ledger.outage = OSError("connection refused")
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.5)
+    error = pool.submit(FakeResource.use).exception()
+
+    assert isinstance(error, ResourceCreationError)
+    assert error.__cause__ is ledger.outage
+    assert "connection refused" in str(error)
+
+
+def test_pool_whose_tasks_timed_out_lives_on(make_pool: MakePool, ledger: Ledger, jitter: Jitter) -> None:
+    jitter.share = 0.05
+    ledger.outage = OSError("connection refused")
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.1)
+    pool.submit(FakeResource.use).exception()
+    ledger.outage = None
+
+    assert pool.submit(FakeResource.use).result() == 0
+    assert pool.stats().failed == 1
+
+
+def test_tasks_in_both_lanes_time_out(make_pool: MakePool, ledger: Ledger, jitter: Jitter) -> None:
+    jitter.share = 0.05
+    ledger.outage = OSError("connection refused")
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.1)
+    futures = [submit(FakeResource.use) for submit in (pool.submit, pool.submit_priority) for _ in range(3)]
+
+    assert all(isinstance(future.exception(), ResourceCreationError) for future in futures)
+    assert pool.stats().failed == 6
+
+
+def test_task_submitted_during_a_long_pause_does_not_wait_for_its_end(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter
+) -> None:
+    hour_long_back_off(jitter)
+    pool = make_pool(1, on_create=Factory(ledger, failures=1), on_destroy=ledger.destroy, create_timeout=0.05)
+    pool.submit(FakeResource.use).exception()
+    late = pool.submit(FakeResource.use)
+
+    assert isinstance(late.exception(timeout=10), ResourceCreationError)
+
+
+def test_while_one_worker_has_a_resource_tasks_do_not_time_out(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter, gate: Gate
+) -> None:
+    jitter.share = 0.05
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.05)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    ledger.outage = OSError("connection refused")
+    waiting = pool.submit(FakeResource.use)
+    attempts_after_timeout = ledger.attempts + 1
+    expired = pool.with_options(start_within=0.1).submit(FakeResource.use)
+    assert expired.exception() is not None  # so 0.1 s have passed
+    ledger.wait_until_attempted(attempts_after_timeout)
+    done_early = waiting.done()
+    gate.release()
+
+    assert not done_early
+    assert waiting.result() == 0
+
+
+def test_shutdown_during_an_outage_waits_for_create_timeout_at_most(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter
+) -> None:
+    jitter.share = 0.05
+    ledger.outage = OSError("connection refused")
+    pool = make_pool(2, min_workers=2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.1)
+    future = pool.submit(FakeResource.use)
+    pool.shutdown()
+
+    assert isinstance(future.exception(), ResourceCreationError)
+
+
+def test_shutdown_of_an_idle_pool_does_not_wait_for_a_factory_that_is_down(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter
+) -> None:
+    hour_long_back_off(jitter)
+    ledger.outage = OSError("connection refused")
+    pool = make_pool(2, min_workers=2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=3600)
+    ledger.wait_until_attempted(1)
+    pool.shutdown(timeout=10)
+
+    assert pool.stats().state == "closed"
+
+
+# -- None is no resource --
+
+
+def test_factory_that_returns_none_fails_the_task_at_once_with_the_cure(make_pool: MakePool) -> None:
+    def create() -> object:
+        return None
+
+    pool = make_pool(1, on_create=create, create_timeout=3600)
+    error = pool.submit(lambda _: "never run").exception(timeout=10)
+
+    assert isinstance(error, ResourceCreationError)
+    assert isinstance(error.__cause__, TypeError)
+    assert "on_create returned None" in str(error)
+    assert "initializer=" in str(error)
+
+
+def test_wait_ready_reports_a_factory_that_returns_none_at_once(make_pool: MakePool) -> None:
+    def create() -> object:
+        return None
+
+    pool = make_pool(1, min_workers=1, on_create=create, create_timeout=3600)
+
+    with pytest.raises(ResourceCreationError, match="on_create returned None"):
+        pool.wait_ready()
+
+
+# -- a factory that hangs --
+
+
+def test_task_does_not_wait_for_ever_for_a_factory_that_hangs(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    def create() -> FakeResource:
+        gate.hold()
+        return ledger.create()
+
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, create_timeout=0.05)
+    error = pool.submit(FakeResource.use).exception()
+
+    assert isinstance(error, ResourceCreationError)
+    assert error.__cause__ is None
+    assert "on_create has not returned" in str(error)
+
+
+def test_every_task_that_waits_for_a_factory_that_hangs_times_out(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    def create() -> FakeResource:
+        gate.hold()
+        return ledger.create()
+
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, create_timeout=0.05)
+    errors = [pool.submit(FakeResource.use).exception(timeout=10) for _ in range(3)]
+
+    assert all(isinstance(error, ResourceCreationError) for error in errors)
+
+
+def test_factory_that_hangs_is_not_blamed_for_the_error_of_an_earlier_outage(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter, gate: Gate
+) -> None:
+    def create() -> FakeResource:
+        if ledger.created:
+            gate.hold()
+        return ledger.create()
+
+    ledger.outage = OSError("an old story")
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, max_uses=1, create_timeout=1.0)
+    recovered = pool.submit(FakeResource.use)
+    ledger.wait_until_attempted(1)
+    ledger.outage = None
+    recovered.result()
+    error = pool.submit(FakeResource.use).exception()
+
+    assert isinstance(error, ResourceCreationError)
+    assert error.__cause__ is None
+
+
+def test_pool_is_back_when_a_factory_that_hung_returns(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    def create() -> FakeResource:
+        gate.hold()
+        return ledger.create()
+
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, create_timeout=0.05)
+    pool.submit(FakeResource.use).exception()
+    gate.release()
+
+    assert pool.submit(FakeResource.use).result() == 0
+
+
+def test_kill_while_a_resource_is_being_made_cancels_its_task_and_destroys_the_resource(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    def create() -> FakeResource:
+        gate.hold()
+        return ledger.create()
+
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy)
+    future = pool.submit(FakeResource.use)
+    gate.wait_until_held()
+    pool.kill()
+    cancelled_at_once = future.cancelled()
+    gate.release()
+    pool.shutdown()
+
+    assert cancelled_at_once
+    assert [resource.uses for resource in ledger.destroyed] == [0]
+
+
+def test_kill_during_an_outage_ends_the_pool(make_pool: MakePool, ledger: Ledger, jitter: Jitter) -> None:
+    hour_long_back_off(jitter)
+    ledger.outage = OSError("connection refused")
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=3600)
+    future = pool.submit(FakeResource.use)
+    ledger.wait_until_attempted(1)
+    pool.kill()
+    pool.shutdown(timeout=10)
+
+    assert future.cancelled()
+
+
+# -- the initializer --
+
+
+def test_initializer_that_fails_breaks_the_pool(make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    def initializer() -> None:
+        raise LookupError("no such setting")
+
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, initializer=initializer)
+    error = pool.submit(FakeResource.use).exception()
+
+    assert isinstance(error, BrokenThreadPool)
+    with pytest.raises(BrokenThreadPool):
+        pool.submit(FakeResource.use)
+    assert ledger.attempts == 0
+    assert "Exception in initializer" in caplog.text
+
+
+def test_initializer_runs_before_the_resource_is_made_on_the_same_thread(make_pool: MakePool, ledger: Ledger) -> None:
+    ran: list[tuple[threading.Thread, int, str]] = []
+
+    def initializer(argument: str) -> None:
+        ran.append((threading.current_thread(), ledger.attempts, argument))
+
+    pool: ResourceExecutor[FakeResource] = make_pool(
+        1, on_create=ledger.create, on_destroy=ledger.destroy, initializer=initializer, initargs=("argument",)
+    )
+    pool.submit(FakeResource.use).result()
+
+    assert ran == [(ledger.created[0].maker, 0, "argument")]

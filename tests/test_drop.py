@@ -1,0 +1,357 @@
+"""Who is forgotten must leave nothing: executors dropped without shutdown, and tasks that are done."""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from support import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, eventually, join_all
+from tasker_executor import ResourceExecutor
+
+
+class Thing:
+    """Something that can be watched by a weak reference."""
+
+
+def workers_of(pool: ResourceExecutor[Any]) -> list[threading.Thread]:
+    return [worker.thread for worker in pool._core.workers]
+
+
+def collected(reference: weakref.ref[Any]) -> bool:
+    gc.collect()
+    return reference() is None
+
+
+def make(ledger: Ledger, workers: int = 1, **options: Any) -> ResourceExecutor[FakeResource]:
+    """A pool that nobody but the test holds."""
+    return ResourceExecutor(workers, on_create=ledger.create, on_destroy=ledger.destroy, **options)
+
+
+# -- executors --
+
+
+def test_a_dropped_pool_is_collected_and_its_idle_worker_ends(ledger: Ledger) -> None:
+    pool = make(ledger)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    threads, reference = workers_of(pool), weakref.ref(pool)
+
+    del pool
+
+    assert reference() is None
+    assert join_all(threads) == []
+    assert ledger.alive == []
+
+
+def test_a_dropped_pool_finishes_its_queue(ledger: Ledger, gate: Gate) -> None:
+    pool = make(ledger)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    futures = [pool.submit(FakeResource.use) for _ in range(10)]
+    threads = workers_of(pool)
+
+    del pool
+    gate.release()
+
+    assert [future.result(DEADLINE) for future in futures] == [0] * 10
+    assert join_all(threads) == []
+
+
+def test_a_dropped_pool_destroys_the_resources_of_run_now_on_a_thread_of_its_own(ledger: Ledger) -> None:
+    # Hooks have no business inside of the garbage collector.
+    ledger.any_thread = True
+    pool = make(ledger, resource_pool_size=2)
+    reference = weakref.ref(pool)
+
+    del pool
+
+    assert reference() is None
+    ledger.wait_until_destroyed(2)
+    assert threading.current_thread() not in [resource.destroyers[0] for resource in ledger.created]
+
+
+def test_a_pool_dropped_in_a_cycle_is_ended_by_the_garbage_collector(ledger: Ledger) -> None:
+    holder: Any = Thing()
+    holder.pool = make(ledger)
+    holder.pool.owner = holder
+    holder.pool.submit(FakeResource.use).result(DEADLINE)
+    threads, reference = workers_of(holder.pool), weakref.ref(holder.pool)
+
+    del holder
+
+    assert collected(reference)
+    assert join_all(threads) == []
+    ledger.wait_until_destroyed(1)
+
+
+def test_a_pool_with_base_workers_and_a_policy_can_be_dropped(ledger: Ledger) -> None:
+    from tasker_executor import BacklogPolicy
+
+    pool = make(ledger, 3, min_workers=2, policy=BacklogPolicy(), idle_timeout=60.0)
+    pool.wait_ready()
+    pool.submit(FakeResource.use).result(DEADLINE)
+    threads, reference = workers_of(pool), weakref.ref(pool)
+
+    del pool
+
+    assert collected(reference)
+    assert join_all(threads) == []
+
+
+def test_a_pool_dropped_while_its_factory_fails_ends_and_fails_its_tasks(ledger: Ledger) -> None:
+    ledger.outage = OSError("down")
+    pool = make(ledger, create_timeout=0.01)
+    future = pool.submit(FakeResource.use)
+    reference = weakref.ref(pool)
+
+    del pool
+
+    assert reference() is None
+    assert future.exception(DEADLINE) is not None
+
+
+def test_a_pool_dropped_by_its_last_task_ends(ledger: Ledger, gate: Gate) -> None:
+    pools = [make(ledger)]
+    future = pools[0].submit(lambda _: (gate.hold(), pools.clear()))
+    gate.wait_until_held()
+    threads = workers_of(pools[0])
+
+    gate.release()
+
+    assert future.exception(DEADLINE) is None
+    assert join_all(threads) == []
+
+
+def test_a_view_keeps_its_pool(ledger: Ledger) -> None:
+    view = make(ledger).with_options(priority=True)
+    gc.collect()
+
+    assert view.submit(FakeResource.use).result(DEADLINE) == 0
+
+    reference = weakref.ref(view._root)
+    del view
+    assert collected(reference)
+    ledger.wait_until_destroyed(1)
+
+
+def test_two_hundred_dropped_pools_leave_no_thread_and_no_resource(ledger: Ledger) -> None:
+    ledger.any_thread = True
+    before = set(threading.enumerate())
+    references: list[weakref.ref[Any]] = []
+
+    for number in range(200):
+        pool = make(ledger, 2, resource_pool_size=number % 2)
+        future = pool.submit(FakeResource.use)
+        if number % 3:
+            future.result(DEADLINE)
+        references += [weakref.ref(pool), weakref.ref(pool._core)]
+        del pool, future
+
+    assert join_all(set(threading.enumerate()) - before) == []
+    eventually(lambda: ledger.alive == [], "every resource to be destroyed")
+    gc.collect()
+    assert [reference for reference in references if reference() is not None] == []
+
+
+def test_a_kept_future_pins_neither_its_pool_nor_threads(ledger: Ledger) -> None:
+    pool = make(ledger)
+    future = pool.submit(FakeResource.use)
+    failed = pool.submit(FakeResource.break_down)
+    future.result(DEADLINE)
+    failed.exception(DEADLINE)
+    threads, reference = workers_of(pool), weakref.ref(pool)
+
+    del pool
+
+    assert collected(reference)
+    assert join_all(threads) == []
+    assert future.result() == 0
+
+
+def test_a_shut_down_pool_is_collected_with_all_that_it_shared(ledger: Ledger) -> None:
+    pool = make(ledger, 2)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    references = [weakref.ref(pool), weakref.ref(pool._core)]
+    pool.shutdown()
+
+    del pool
+
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
+
+
+# -- tasks. The pool lives and its worker is idle, which is when a stale reference would last longest. --
+
+
+class Watch:
+    """Weak references to all that a task touched, and a pool of one worker."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.pool = make(ledger, check_health=ledger.is_healthy)
+        self.references: dict[str, weakref.ref[Any]] = {}
+
+    def see(self, name: str, thing: Any) -> Any:
+        self.references[name] = weakref.ref(thing)
+        return thing
+
+    def left(self) -> list[str]:
+        """What is still alive, now that the worker is at rest."""
+        eventually(lambda: self.pool.stats().idle_workers == 1, "the worker to be idle")
+        gc.collect()
+        return [name for name, reference in self.references.items() if reference() is not None]
+
+
+@pytest.fixture
+def watch(ledger: Ledger) -> Any:
+    watch = Watch(ledger)
+    yield watch
+
+    watch.pool.shutdown()
+
+
+def test_nothing_of_a_finished_task_stays(watch: Watch) -> None:
+    def submit() -> Any:
+        def function(_: FakeResource, argument: Thing, *, keyword: Thing) -> Any:
+            return watch.see("result", Thing())
+
+        future = watch.pool.submit(watch.see("function", function), watch.see("argument", Thing()), keyword=watch.see("keyword", Thing()))
+        future.result(DEADLINE)
+        return watch.see("future", future)
+
+    submit()
+
+    assert watch.left() == []
+
+
+def test_a_kept_future_keeps_its_result_and_nothing_else(watch: Watch) -> None:
+    def submit() -> Future[Any]:
+        variable: contextvars.ContextVar[Thing] = contextvars.ContextVar("variable")
+        variable.set(watch.see("context", Thing()))
+
+        def function(_: FakeResource, argument: Thing) -> Any:
+            return watch.see("result", Thing())
+
+        return watch.pool.submit(watch.see("function", function), watch.see("argument", Thing()))
+
+    future = contextvars.Context().run(submit)
+    future.result(DEADLINE)
+
+    assert watch.left() == ["result"]
+
+
+def test_an_exception_does_not_outlive_its_future(watch: Watch) -> None:
+    def submit() -> None:
+        def function(_: FakeResource, argument: Thing) -> None:
+            raise watch.see("exception", ValueError())
+
+        future = watch.pool.submit(function, watch.see("argument", Thing()))
+        assert isinstance(future.exception(DEADLINE), ValueError)
+
+    submit()
+
+    assert watch.left() == []
+
+
+def test_a_raised_exception_leaves_no_cycle_behind(watch: Watch) -> None:
+    # Without the garbage collector: the frame of result() must not keep the future that keeps the exception.
+    def fail(_: FakeResource) -> None:
+        raise watch.see("exception", ValueError())
+
+    def submit() -> None:
+        try:
+            watch.see("future", watch.pool.submit(fail)).result(DEADLINE)
+        except ValueError:
+            pass
+
+    gc.disable()
+    try:
+        submit()
+        eventually(lambda: watch.pool.stats().idle_workers == 1, "the worker to be idle")
+        left = [name for name, reference in watch.references.items() if reference() is not None]
+    finally:
+        gc.enable()
+
+    assert left == []
+
+
+def test_nothing_of_a_task_that_was_retried_stays(watch: Watch) -> None:
+    def submit() -> None:
+        def function(resource: FakeResource, argument: Thing) -> Any:
+            if resource.number == 0:
+                raise watch.see("exception", ResourceBroken())
+            return watch.see("result", Thing())
+
+        watch.pool.submit(function, watch.see("argument", Thing())).result(DEADLINE)
+
+    submit()
+
+    assert watch.left() == []
+
+
+def test_nothing_of_a_cancelled_task_stays_in_its_kept_future(watch: Watch, gate: Gate) -> None:
+    watch.pool.submit(gate.hold)
+    gate.wait_until_held()
+
+    def submit() -> Future[Any]:
+        return watch.pool.submit(lambda _, argument: argument, watch.see("argument", Thing()))
+
+    future = submit()
+    future.cancel()
+    gc.collect()
+
+    assert watch.references["argument"]() is None
+    gate.release()
+
+
+def test_a_callback_does_not_outlive_its_call(watch: Watch) -> None:
+    def submit() -> Future[Any]:
+        def callback(_: Future[Any]) -> None:
+            pass
+
+        future = watch.pool.submit(FakeResource.use)
+        future.add_done_callback(watch.see("callback", callback))
+        return future
+
+    future = submit()
+    future.result(DEADLINE)
+
+    assert watch.left() == []
+
+
+def test_nothing_of_a_call_of_run_now_stays(ledger: Ledger, gate: Gate) -> None:
+    ledger.any_thread = True
+    pool = make(ledger, resource_pool_size=1)
+
+    def call() -> list[weakref.ref[Any]]:
+        argument, result = Thing(), Thing()
+        assert pool.run_now(lambda _, argument: result, argument) is result
+        return [weakref.ref(argument), weakref.ref(result)]
+
+    references = call()
+    gc.collect()
+
+    assert [reference() for reference in references] == [None, None]
+    pool.shutdown()
+
+
+def test_a_worker_does_not_keep_the_context_of_who_started_it(ledger: Ledger) -> None:
+    variable: contextvars.ContextVar[Thing] = contextvars.ContextVar("variable")
+
+    def start() -> tuple[ResourceExecutor[FakeResource], weakref.ref[Thing]]:
+        thing = Thing()
+        variable.set(thing)
+        pool = make(ledger, propagate_context=False)
+        pool.submit(FakeResource.use).result(DEADLINE)
+        return pool, weakref.ref(thing)
+
+    run: Callable[..., Any] = contextvars.Context().run
+    pool, reference = run(start)
+
+    assert collected(reference)
+    pool.shutdown()

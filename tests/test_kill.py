@@ -1,0 +1,436 @@
+"""`kill`: cancel what waits, ask what runs to stop, return."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from concurrent.futures import CancelledError, wait
+from typing import Any
+
+import pytest
+
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
+from tasker_executor import ResourceExecutor, TaskCancelled, current_task
+from tasker_executor._resources import Holding
+
+ENDLESS = "with recursive counter(n) as (select 1 union all select n + 1 from counter) select count(*) from counter"
+
+
+class Aborts:
+    """An `on_abort` hook that notes whom it was called for, from where, and how alive they were."""
+
+    def __init__(self) -> None:
+        self.resources: list[FakeResource] = []
+        self.threads: list[threading.Thread] = []
+        self.too_late: list[FakeResource] = []
+
+    def __call__(self, resource: FakeResource) -> None:
+        self.resources.append(resource)
+        self.threads.append(threading.current_thread())
+        if resource.destroyers:
+            self.too_late.append(resource)
+
+
+@pytest.fixture
+def aborts() -> Aborts:
+    return Aborts()
+
+
+@pytest.fixture
+def aborting(make_pool: MakePool, ledger: Ledger, aborts: Aborts) -> ResourceExecutor[FakeResource]:
+    """A pool of three workers that notes aborts."""
+    return make_pool(3, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=aborts)
+
+
+# -- what waits, what runs --
+
+
+def test_every_queued_future_is_cancelled_at_once(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    running = pool.submit(gate.hold)
+    gate.wait_until_held()
+    queued = [pool.submit(int) for _ in range(10)] + [pool.submit_priority(int) for _ in range(10)]
+
+    pool.kill()
+
+    assert all(future.cancelled() for future in queued)
+    assert not running.done()
+    gate.release()
+    assert wait([running, *queued], DEADLINE).not_done == set()
+    assert running.exception() is None
+
+
+def test_those_who_wait_for_a_queued_future_are_told(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    queued: Any = pool.submit(int)
+    results: list[Any] = []
+    waiter = threading.Thread(target=lambda: results.append(wait([queued], DEADLINE)))
+    waiter.start()
+    eventually(lambda: bool(queued._waiters), "the waiter to register")
+
+    pool.kill()
+    waiter.join(DEADLINE)
+
+    assert results[0].done == {queued}
+
+
+def test_the_token_of_a_running_task_is_set(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+
+    def work() -> bool:
+        task = current_task()
+        before = task.cancelled
+        gate.hold()
+        return not before and task.cancelled and task.wait(0)
+
+    future = pool.submit(work)
+    gate.wait_until_held()
+
+    pool.kill()
+    gate.release()
+
+    assert future.result(DEADLINE) is True
+
+
+def test_a_task_that_waits_for_its_token_wakes_up(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    future = pool.submit(lambda: (gate.release(), current_task().wait(DEADLINE))[1])
+    gate.hold()
+
+    pool.kill()
+
+    assert future.result(DEADLINE) is True
+
+
+def test_raise_if_cancelled_ends_a_task_with_task_cancelled(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    future = pool.submit(lambda: (gate.hold(), current_task().raise_if_cancelled()))
+    gate.wait_until_held()
+
+    pool.kill()
+    gate.release()
+
+    error = future.exception(DEADLINE)
+    assert isinstance(error, TaskCancelled)
+    assert isinstance(error, CancelledError)
+    assert not future.cancelled()
+
+
+def test_a_task_may_ignore_its_token(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    future = pool.submit(lambda: (gate.hold(), "as if nothing had happened")[1])
+    gate.wait_until_held()
+
+    pool.kill()
+    gate.release()
+
+    assert future.result(DEADLINE) == "as if nothing had happened"
+
+
+def test_kill_ends_an_idle_pool(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, min_workers=2)
+    pool.wait_ready()
+
+    pool.kill()
+    pool.shutdown()
+
+    assert ledger.alive == []
+    assert pool.stats().state == "closed"
+
+
+def test_nothing_is_accepted_after_kill(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    pool.kill()
+
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+        pool.submit(int)
+
+
+def test_a_task_whose_resource_breaks_after_kill_is_not_retried(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
+    future = pool.submit(lambda resource: (gate.hold(), resource.break_down()))
+    gate.wait_until_held()
+
+    pool.kill()
+    gate.release()
+
+    assert isinstance(future.exception(DEADLINE), ResourceBroken)
+    assert pool.stats().retried == 0
+
+
+def test_a_task_put_back_for_its_retry_just_before_kill_gets_its_error(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. The worker decides for a retry. 2. kill() empties the lanes. 3. The worker puts the task back: nobody would take it.
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
+    requeue = pool._core.requeue
+
+    def kill_first(*args: Any) -> None:
+        pool.kill()
+        requeue(*args)
+
+    monkeypatch.setattr(pool._core, "requeue", kill_first)
+
+    future = pool.submit(FakeResource.break_down)
+
+    assert isinstance(future.exception(DEADLINE), ResourceBroken)
+
+
+# -- on_abort --
+
+
+def test_on_abort_is_called_for_the_resources_in_use_and_no_other(
+    aborting: ResourceExecutor[FakeResource], aborts: Aborts, gate: Gate
+) -> None:
+    with Gate() as others:
+        idle = aborting.submit(lambda resource: (others.hold(), resource)[1])
+        others.wait_until_held()
+        used: list[FakeResource] = []
+        for count in (1, 2):
+            aborting.submit(lambda resource: (used.append(resource), gate.hold()))
+            gate.wait_until_held(count)
+    idle.result(DEADLINE)
+    eventually(lambda: aborting.stats().idle_workers == 1, "one idle worker")
+
+    aborting.kill()
+
+    assert sorted(aborts.resources, key=id) == sorted(used, key=id)
+    assert idle.result() not in aborts.resources
+
+
+def test_on_abort_is_called_from_the_killing_thread(
+    aborting: ResourceExecutor[FakeResource], aborts: Aborts, gate: Gate
+) -> None:
+    aborting.submit(gate.hold)
+    gate.wait_until_held()
+    killer = threading.Thread(target=aborting.kill)
+
+    killer.start()
+    killer.join(DEADLINE)
+
+    assert aborts.threads == [killer]
+
+
+def test_on_abort_is_called_for_resources_of_run_now(
+    make_pool: MakePool, ledger: Ledger, aborts: Aborts, gate: Gate
+) -> None:
+    ledger.any_thread = True
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=aborts, resource_pool_size=2)
+    caller = threading.Thread(target=pool.run_now, args=(gate.hold,))
+    caller.start()
+    gate.wait_until_held()
+
+    pool.kill()
+    gate.release()
+    caller.join(DEADLINE)
+
+    assert len(aborts.resources) == 1
+    assert aborts.too_late == []
+
+
+def test_an_on_abort_that_raises_is_logged_and_the_others_are_aborted(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[FakeResource] = []
+
+    def abort(resource: FakeResource) -> None:
+        tried.append(resource)
+        raise OSError("cannot abort")
+
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=abort)
+    for count in (1, 2):
+        pool.submit(gate.hold)
+        gate.wait_until_held(count)
+
+    pool.kill()
+
+    assert len(tried) == 2
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["cannot abort"] * 2
+
+
+def test_no_lock_is_held_while_on_abort_runs(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    seen: list[str] = []
+
+    def abort(_: FakeResource) -> None:
+        asker = threading.Thread(target=lambda: seen.append(pool.stats().state))
+        asker.start()
+        asker.join(DEADLINE)
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=abort)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+
+    pool.kill()
+
+    assert seen == ["killed"]
+
+
+def test_interrupt_of_sqlite_ends_a_query_that_would_never_end(make_pool: MakePool) -> None:
+    in_query = threading.Event()
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(":memory:", check_same_thread=False)
+        connection.create_function("started", 0, in_query.set)
+        return connection
+
+    pool = make_pool(
+        1, on_create=connect, on_destroy=sqlite3.Connection.close, on_abort=lambda connection: connection.interrupt()
+    )
+    future = pool.submit(lambda connection: connection.execute(f"select started(), ({ENDLESS})").fetchall())
+    assert in_query.wait(DEADLINE)
+
+    pool.kill()
+
+    error = future.exception(DEADLINE)
+    assert isinstance(error, sqlite3.OperationalError)
+    assert "interrupted" in str(error)
+
+
+def test_no_resource_is_aborted_once_it_is_destroyed(
+    make_pool: MakePool, ledger: Ledger, aborts: Aborts, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. The killer finds the resource in use. 2. The task ends and the worker destroys the resource. 3. The killer comes to it.
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=aborts)
+    future = pool.submit(gate.hold)
+    gate.wait_until_held()
+    abort = Holding.abort
+
+    def abort_late(holding: Holding[Any], *args: Any) -> None:
+        gate.release()
+        future.result(DEADLINE)
+        ledger.wait_until_destroyed(1)
+        abort(holding, *args)
+
+    monkeypatch.setattr(Holding, "abort", abort_late)
+
+    pool.kill()
+
+    assert aborts.resources == []
+
+
+def test_a_resource_is_not_destroyed_while_it_is_being_aborted(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    # 1. The killer is inside on_abort. 2. The task ends. 3. The worker must wait with destroying.
+    story: list[str] = []
+
+    def abort(resource: FakeResource) -> None:
+        gate.release()
+        future.result(DEADLINE)
+        eventually(lambda: resource_held()._given_up, "the worker to give its resource up")
+        story.append("aborted")
+
+    def destroy(resource: FakeResource) -> None:
+        story.append("destroyed")
+        ledger.destroy(resource)
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, on_abort=abort)
+    future = pool.submit(gate.hold)
+    gate.wait_until_held()
+    holding = next(iter(pool._core.workers)).holding
+
+    def resource_held() -> Holding[Any]:
+        assert holding is not None
+        return holding
+
+    pool.kill()
+    pool.shutdown()
+
+    assert story == ["aborted", "destroyed"]
+
+
+# -- when and from where --
+
+
+def test_kill_during_on_create_destroys_what_was_made_and_runs_nothing(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    ran: list[object] = []
+    pool = make_pool(1, on_create=lambda: (gate.hold(), ledger.create())[1], on_destroy=ledger.destroy)
+    future = pool.submit(ran.append)
+    gate.wait_until_held()
+
+    pool.kill()
+    gate.release()
+    pool.shutdown()
+
+    assert future.cancelled()
+    assert ran == []
+    assert len(ledger.created) == len(ledger.destroyed) == 1
+
+
+def test_kill_while_the_factory_fails_ends_the_pool(make_pool: MakePool, ledger: Ledger) -> None:
+    ledger.outage = OSError("down")
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy)
+    future = pool.submit(FakeResource.use)
+    ledger.wait_until_attempted(1)
+
+    pool.kill()
+    pool.shutdown(timeout=DEADLINE)
+
+    assert future.cancelled()
+
+
+def test_kill_cuts_a_drain_short(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    running = pool.submit(lambda: (gate.hold(), current_task().cancelled)[1])
+    gate.wait_until_held()
+    queued = pool.submit(int)
+    closer = threading.Thread(target=pool.shutdown)
+    closer.start()
+    eventually(lambda: pool.stats().state == "draining", "the drain")
+
+    pool.kill()
+    gate.release()
+    closer.join(DEADLINE)
+
+    assert queued.cancelled()
+    assert running.result(0) is True
+
+
+def test_kill_may_be_called_again_and_after_the_end(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    pool.submit(int).result()
+
+    pool.kill()
+    pool.kill()
+    pool.shutdown()
+    pool.kill()
+
+    assert pool.stats().state == "closed"
+
+
+def test_a_task_may_kill_its_own_pool(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+
+    def work() -> bool:
+        gate.hold()
+        pool.kill()
+        return current_task().cancelled
+
+    future = pool.submit(work)
+    gate.wait_until_held()
+    queued = pool.submit(int)
+    gate.release()
+
+    assert future.result(DEADLINE) is True
+    assert queued.cancelled()
+
+
+def test_a_done_callback_may_kill_the_pool(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    future = pool.submit(gate.hold)
+    future.add_done_callback(lambda _: pool.kill())
+    queued = pool.submit(int)
+
+    gate.release()
+
+    assert wait([queued], DEADLINE).done == {queued}
+    assert queued.cancelled()
+
+
+def test_leaving_the_with_block_after_kill_does_not_wait(make_pool: MakePool, gate: Gate) -> None:
+    with make_pool(1) as pool:
+        running = pool.submit(gate.hold)
+        gate.wait_until_held()
+        pool.kill()
+
+    assert not running.done()

@@ -1,0 +1,111 @@
+"""The README and the changelog speak of what exists. (That the snippets work: ``pytest README.rst``.)"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import re
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tasker_executor
+from tasker_executor import ExecutorMetrics, ExecutorStats, ResourceExecutor, exceptions, policies
+from tasker_executor._base import BaseExecutor
+from tasker_executor.observers import EVENTS
+from tasker_executor.stats import DurationSummary
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.rst").read_text("utf-8")
+WORDS = set(re.findall(r"\w+", README))
+COMING_FROM_GO = README.partition("\nComing from Go's tasker\n")[2].partition("\nWhat it gets wrong")[0]
+UNRELEASED = (ROOT / "CHANGELOG.md").read_text("utf-8").partition("## [Unreleased]")[2].partition("\n## ")[0]
+
+
+def public(thing: object) -> list[str]:
+    return [name for name in dir(thing) if not name.startswith("_")]
+
+
+def test_it_begins_with_commands_that_exist() -> None:
+    commands = re.findall(
+        r"^    make (\w+)", README.partition("tasker_executor\n===")[2].partition("A ``Thread")[0], re.MULTILINE
+    )
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+
+    assert commands == ["demo", "test"]
+    assert set(commands) <= set(targets)
+
+
+def test_every_python_snippet_is_one_that_pytest_runs() -> None:
+    blocks = re.findall(r"^\.\. (?:code|code-block|sourcecode)::.*|^(?!\.\. ).*::$", README, re.MULTILINE)
+
+    assert blocks == ["::"], "only the two commands are no doctest"
+
+
+def test_the_guide_speaks_of_every_argument_of_the_executor() -> None:
+    arguments = [name for name in inspect.signature(ResourceExecutor[Any]).parameters if name != "initargs"]
+
+    assert [name for name in arguments if name not in WORDS] == []
+
+
+def test_the_guide_speaks_of_every_method_of_the_executor() -> None:
+    assert [name for name in public(ResourceExecutor) if name not in WORDS] == []
+
+
+def test_the_guide_speaks_of_every_option_of_a_view() -> None:
+    options = [name for name in inspect.signature(vars(BaseExecutor)["with_options"]).parameters if name != "self"]
+
+    assert [name for name in options if f"``{name}=" not in README] == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(exceptions.__all__, id="exceptions"),
+        pytest.param([name for name in policies.__all__ if name.endswith("Policy") and name != "ScalingPolicy"], id="policies"),
+        pytest.param(EVENTS, id="events"),
+    ],
+)
+def test_the_guide_lists_all(names: list[str]) -> None:
+    assert [name for name in names if f"``{name}" not in README] == []
+
+
+def test_every_method_of_the_go_library_has_its_line() -> None:
+    variants = product(["", "WithPriority"], ["", "Once"], ["", "Async", "WithCallback"])
+    methods = ["".join(["QueueTask", *variant]) for variant in variants]
+    methods += ["NewTaskManager", "RunTask", "Stats", "Metrics", "Stop", "Kill"]
+
+    assert [method for method in methods if f"``{method}(" not in COMING_FROM_GO] == []
+
+
+@pytest.mark.parametrize(
+    "variable, thing", [("pool", ResourceExecutor), ("metrics", ExecutorMetrics), ("stats", ExecutorStats)]
+)
+def test_what_the_go_tables_name_as_ours_exists(variable: str, thing: type) -> None:
+    ours = re.findall(rf"\b{variable}\.(\w+)", COMING_FROM_GO)
+    fields = {*public(thing), *getattr(thing, "__dataclass_fields__", ())}
+
+    assert ours
+    assert [name for name in ours if name not in fields] == []
+
+
+def test_the_go_tables_name_fields_of_summaries_that_exist() -> None:
+    ours = re.findall(r"(?:\brun|\bwait|``)\.(\w+)", COMING_FROM_GO)
+
+    assert set(ours) == set(DurationSummary.__dataclass_fields__) - {"count", "total", "p50"}
+
+
+def test_it_is_restructuredtext_without_warnings() -> None:
+    core: Any = pytest.importorskip("docutils.core", reason="docutils is not installed")
+
+    core.publish_doctree(README, settings_overrides={"report_level": 1, "halt_level": 1})  # raises at the first
+
+
+def test_every_name_in_the_changelog_exists() -> None:
+    names = re.findall(r"`tasker_executor((?:\.\w+)+)[()`]", UNRELEASED)
+
+    assert names
+    for name in names:
+        operator.attrgetter(name.removeprefix("."))(tasker_executor)

@@ -1,0 +1,534 @@
+"""`run_now`: a task in the calling thread, ahead of every queue, on a resource from the resource pool."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+
+from support import FakeResource, Gate, Ledger, MakePool, ResourceBroken, Watched, eventually
+from tasker_executor import (
+    NoCurrentTask,
+    ResourceCreationError,
+    ResourceExecutor,
+    ShutdownTimeout,
+    TaskCancelled,
+    current_task,
+)
+
+T = TypeVar("T")
+Pool = ResourceExecutor[FakeResource]
+
+
+@pytest.fixture(autouse=True)
+def _any_thread(ledger: Ledger) -> None:
+    """The pool's resources are used by whichever thread calls."""
+    ledger.any_thread = True
+
+
+class Background(Watched):
+    """Calls a function in another thread; `result` is what it returned, or the error it raised."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        super().__init__()
+        self._function = function
+        self._result: object = None
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._function()
+        except Exception as error:
+            self._result = error
+
+    def result(self) -> object:
+        self.thread.join()
+        return self._result
+
+
+def hold_and_use(gate: Gate) -> Callable[[FakeResource], int]:
+    def task(resource: FakeResource) -> int:
+        gate.hold()
+        return resource.use()
+
+    return task
+
+
+# -- where it runs, and on what --
+
+
+def test_it_runs_in_the_calling_thread_and_returns_the_result(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+
+    def task(resource: FakeResource, first: int, *, second: int) -> tuple[int, int, int, threading.Thread]:
+        return resource.number, first, second, threading.current_thread()
+
+    assert pool.run_now(task, 1, second=2) == (0, 1, 2, threading.current_thread())
+
+
+def test_it_raises_what_the_task_raises(make_pool: MakePool, ledger: Ledger) -> None:
+    error = ValueError("mine")
+
+    def fail(_: FakeResource) -> None:
+        raise error
+
+    pool = make_pool(
+        1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, resource_pool_size=1
+    )
+    with pytest.raises(ValueError, match="mine") as caught:
+        pool.run_now(fail)
+
+    assert caught.value is error
+    assert pool.run_now(FakeResource.use) == 0
+
+
+def test_it_does_not_wait_for_busy_workers(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    waiting = pool.submit(FakeResource.use)
+
+    assert pool.run_now(FakeResource.use) == 0
+    assert not waiting.done()
+
+
+def test_without_on_create_it_calls_the_function_as_given(make_pool: MakePool) -> None:
+    assert make_pool(1).run_now(divmod, 7, 2) == (3, 1)
+
+
+def test_resources_are_made_in_the_constructor(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=3)
+
+    assert [resource.maker for resource in ledger.created] == [threading.current_thread()] * 3
+    assert pool.stats().available_resources == 3
+
+
+def test_constructor_that_cannot_make_all_resources_destroys_those_made_and_raises(ledger: Ledger) -> None:
+    outage = OSError("connection refused")
+
+    def create() -> FakeResource:
+        if len(ledger.created) == 2:
+            raise outage
+        return ledger.create()
+
+    with pytest.raises(ResourceCreationError) as caught:
+        ResourceExecutor(1, min_workers=1, on_create=create, on_destroy=ledger.destroy, resource_pool_size=3)
+
+    assert caught.value.__cause__ is outage
+    assert len(ledger.created) == len(ledger.destroyed) == 2
+
+
+def test_constructor_refuses_a_factory_that_returns_none() -> None:
+    def create() -> object:
+        return None
+
+    with pytest.raises(ResourceCreationError) as caught:
+        ResourceExecutor(1, on_create=create, resource_pool_size=1)
+
+    assert "return the resource, or use initializer=" in str(caught.value.__cause__)
+
+
+def test_resource_used_last_is_used_next(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=3)
+
+    def nested(resource: FakeResource) -> tuple[int, int]:
+        return resource.use(), pool.run_now(FakeResource.use)
+
+    outer, inner = pool.run_now(nested)
+
+    assert outer != inner
+    assert {pool.run_now(FakeResource.use) for _ in range(5)} == {outer}
+
+
+def test_resource_is_used_by_several_threads(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+    results = [Background(lambda: pool.run_now(FakeResource.use)).result() for _ in range(3)]
+
+    assert results == [0, 0, 0]
+
+
+def test_no_two_calls_have_one_resource_at_the_same_time(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=2)
+    calls = [Background(lambda: pool.run_now(hold_and_use(gate))) for _ in range(4)]
+    gate.wait_until_held(4)
+    available = pool.stats().available_resources
+    gate.release()
+
+    assert {call.result() for call in calls} == {0, 1, 2, 3}
+    assert available == 0
+
+
+# -- temporary resources --
+
+
+def test_without_a_resource_pool_each_call_has_a_temporary_resource(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy)
+    results = [pool.run_now(FakeResource.use) for _ in range(3)]
+
+    assert results == [0, 1, 2]
+    assert ledger.destroyed == ledger.created
+
+
+def test_call_that_finds_no_free_resource_gets_a_temporary_one(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+    holder = Background(lambda: pool.run_now(hold_and_use(gate)))
+    gate.wait_until_held()
+
+    assert pool.run_now(FakeResource.use) == 1
+    gate.release()
+    assert holder.result() == 0
+
+
+def test_no_more_resources_are_kept_than_the_resource_pool_has_room_for(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=2)
+    calls = [Background(lambda: pool.run_now(hold_and_use(gate))) for _ in range(6)]
+    gate.wait_until_held(6)
+    gate.release()
+    for call in calls:
+        call.result()
+
+    assert len(ledger.created) == 6
+    assert len(ledger.alive) == pool.stats().available_resources == 2
+
+
+def test_temporary_resource_that_cannot_be_made_is_an_error_of_the_call(make_pool: MakePool, ledger: Ledger) -> None:
+    ledger.outage = OSError("connection refused")
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy)
+
+    with pytest.raises(ResourceCreationError) as caught:
+        pool.run_now(FakeResource.use)
+    assert caught.value.__cause__ is ledger.outage
+
+
+# -- health --
+
+
+def test_broken_resource_is_destroyed_and_the_call_tried_again(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(
+        1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, resource_pool_size=1
+    )
+    ledger.created[0].broken = True
+
+    assert pool.run_now(FakeResource.use) == 1
+    assert ledger.destroyed == ledger.created[:1]
+
+
+def test_broken_resource_is_replaced_and_never_handed_out_again(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_health=ledger.is_healthy,
+        resource_pool_size=2,
+        max_retries=0,
+    )
+    with pytest.raises(ResourceBroken):
+        pool.run_now(FakeResource.break_down)
+    [broken] = [resource for resource in ledger.created if resource.broken]
+    uses_before = broken.uses
+    for _ in range(10):
+        pool.run_now(FakeResource.use)
+
+    assert broken in ledger.destroyed
+    assert broken.uses == uses_before
+    assert pool.stats().available_resources == 2
+
+
+def test_check_resource_condemns_a_resource_of_the_pool_as_well(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(
+        1, on_create=ledger.create, on_destroy=ledger.destroy, check_resource=ledger.is_usable, resource_pool_size=1
+    )
+    ledger.created[0].broken = True
+
+    assert pool.run_now(FakeResource.use) == 1
+
+
+def test_resource_that_lay_idle_is_checked_before_it_is_used(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_resource=ledger.is_usable,
+        check_after_idle=0,
+        resource_pool_size=1,
+        max_retries=0,
+    )
+    ledger.created[0].broken = True
+
+    assert pool.run_now(FakeResource.use) == 1
+    assert ledger.created[0].uses == 0
+
+
+def test_break_in_a_worker_puts_the_resource_pool_under_suspicion(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_health=ledger.is_healthy,
+        check_resource=ledger.is_usable,
+        check_after_idle=3600,
+        resource_pool_size=1,
+        max_retries=0,
+    )
+    ledger.created[0].broken = True
+    pool.submit(FakeResource.break_down).exception()
+    pool.run_now(FakeResource.use)
+
+    assert ledger.created[0].uses == 0
+
+
+def test_call_out_of_retries_raises_the_original_exception_with_a_note(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_health=ledger.is_healthy,
+        resource_pool_size=1,
+        max_retries=2,
+    )
+    with pytest.raises(ResourceBroken) as caught:
+        pool.run_now(FakeResource.break_down)
+
+    assert vars(caught.value)["__notes__"] == ["gave up after 2 retries; the resource was unhealthy each time"]
+    assert sum(resource.broken for resource in ledger.created) == 3
+    assert pool.stats().available_resources == 1
+
+
+def test_view_says_how_often_a_call_is_tried(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(
+        1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, resource_pool_size=1
+    )
+    with pytest.raises(ResourceBroken):
+        pool.with_options(max_retries=0).run_now(FakeResource.break_down)
+
+    assert sum(resource.broken for resource in ledger.created) == 1
+
+
+def test_broken_resource_that_cannot_be_replaced_yet_is_replaced_later(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_health=ledger.is_healthy,
+        resource_pool_size=1,
+        max_retries=0,
+    )
+    ledger.outage = OSError("connection refused")
+    with pytest.raises(ResourceBroken):
+        pool.run_now(FakeResource.break_down)
+    empty = pool.stats().available_resources
+    ledger.outage = None
+    pool.run_now(FakeResource.use)
+
+    assert empty == 0
+    assert pool.run_now(FakeResource.use) == 1
+    assert pool.stats().available_resources == 1
+
+
+def test_interrupted_call_gives_its_resource_back(make_pool: MakePool, ledger: Ledger) -> None:
+    def interrupt(_: FakeResource) -> None:
+        raise KeyboardInterrupt
+
+    pool = make_pool(
+        1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, resource_pool_size=1
+    )
+    with pytest.raises(KeyboardInterrupt):
+        pool.run_now(interrupt)
+
+    assert pool.run_now(FakeResource.use) == 0
+
+
+# -- age and uses --
+
+
+def test_resource_of_the_pool_serves_max_uses_calls(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1, max_uses=2)
+
+    assert [pool.run_now(FakeResource.use) for _ in range(5)] == [0, 0, 1, 1, 2]
+    assert len(ledger.alive) == 1
+
+
+def test_resource_of_the_pool_that_is_too_old_is_replaced(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1, max_age=1e-6)
+
+    assert pool.run_now(FakeResource.use) > 0
+    assert ledger.created[0].uses == 0
+    assert pool.stats().available_resources == 1
+
+
+# -- inside --
+
+
+def test_current_task_is_the_call(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+
+    def task(resource: FakeResource) -> tuple[str, bool, bool]:
+        return current_task().worker_name, current_task().cancelled, pool.current_resource() is resource
+
+    assert pool.run_now(task) == (threading.current_thread().name, False, True)
+
+
+def test_after_the_call_there_is_no_current_task(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+    pool.run_now(FakeResource.use)
+
+    with pytest.raises(NoCurrentTask):
+        current_task()
+
+
+def test_nested_call_has_a_resource_of_its_own_and_gives_the_outer_one_back(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=2)
+
+    def outer(resource: FakeResource) -> tuple[bool, bool]:
+        inner = pool.run_now(lambda other: (other, pool.current_resource()))
+        return inner[0] is inner[1] is not resource, pool.current_resource() is resource
+
+    assert pool.run_now(outer) == (True, True)
+
+
+def test_task_of_a_worker_may_call_it(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+
+    def task(resource: FakeResource) -> tuple[int, int, bool]:
+        return resource.use(), pool.run_now(FakeResource.use), pool.current_resource() is resource
+
+    assert pool.submit(task).result() == (1, 0, True)
+
+
+def test_view_without_the_resource_calls_the_function_as_given(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+
+    assert pool.with_options(pass_resource=False).run_now(lambda: pool.current_resource().number) == 0
+
+
+# -- the end --
+
+
+def test_closed_executor_refuses_the_call(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+    pool.shutdown()
+
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.run_now(FakeResource.use)
+    assert ledger.destroyed == ledger.created
+
+
+def test_closed_executor_without_resources_refuses_the_call(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    pool.shutdown()
+
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.run_now(int)
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_shutdown_waits_for_a_call_in_another_thread_and_destroys_its_resource(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, size: int
+) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=size)
+    call = Background(lambda: pool.run_now(hold_and_use(gate)))
+    gate.wait_until_held()
+    with pytest.raises(ShutdownTimeout, match="run_now"):
+        pool.shutdown(timeout=0.01)
+    destroyed_early = list(ledger.destroyed)
+    gate.release()
+    pool.shutdown()
+
+    assert destroyed_early == []
+    assert ledger.destroyed == ledger.created
+    assert call.result() == 0
+
+
+def test_shutdown_waits_for_a_call_whose_resource_is_still_being_made(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    def create() -> FakeResource:
+        gate.hold()
+        return ledger.create()
+
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy)
+    call = Background(lambda: pool.run_now(FakeResource.use))
+    gate.wait_until_held()
+    with pytest.raises(ShutdownTimeout):
+        pool.shutdown(timeout=0.01)
+    gate.release()
+    pool.shutdown()
+
+    assert call.result() == 0
+    assert len(ledger.destroyed) == 1
+
+
+def test_shutdown_waits_for_a_call_that_is_tried_again(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    def create() -> FakeResource:
+        if ledger.created:
+            gate.hold()
+        return ledger.create()
+
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, resource_pool_size=1)
+    ledger.created[0].broken = True
+    call = Background(lambda: pool.run_now(FakeResource.use))
+    gate.wait_until_held()
+    with pytest.raises(ShutdownTimeout):
+        pool.shutdown(timeout=0.01)
+    gate.release()
+    pool.shutdown()
+
+    assert call.result() == ledger.created[-1].number > 0
+    assert len(ledger.destroyed) == len(ledger.created)
+
+
+def test_shutdown_from_inside_a_call_does_not_wait_for_itself(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+
+    def task(resource: FakeResource) -> int:
+        pool.shutdown(timeout=10)
+        return resource.use()
+
+    assert pool.run_now(task) == 0
+    assert ledger.destroyed == ledger.created
+
+
+def test_shutdown_does_not_wait_for_a_call_that_was_interrupted_in_a_check(make_pool: MakePool, ledger: Ledger) -> None:
+    def check_resource(resource: FakeResource) -> bool:
+        raise KeyboardInterrupt
+
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_resource=check_resource,
+        check_after_idle=0,
+        resource_pool_size=1,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        pool.run_now(FakeResource.use)
+    pool.shutdown(timeout=10)
+
+    assert ledger.destroyed == ledger.created
+
+
+def test_kill_reaches_a_call_in_another_thread(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    aborted: list[FakeResource] = []
+
+    def task(_: FakeResource) -> None:
+        gate.hold()
+        current_task().raise_if_cancelled()
+
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        on_abort=aborted.append,
+        resource_pool_size=2,
+    )
+    call = Background(lambda: pool.run_now(task))
+    gate.wait_until_held()
+    pool.kill()
+    gate.release()
+
+    assert isinstance(call.result(), TaskCancelled)
+    assert len(aborted) == 1
+    eventually(lambda: len(ledger.destroyed) == 2, "both resources to be destroyed")

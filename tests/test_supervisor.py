@@ -1,0 +1,591 @@
+"""The supervisor, and what it does about time: policies, deadlines, idle workers; and how many workers there really are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from support import FakeResource, Gate, Ledger, MakePool, Watched, eventually
+from tasker_executor import BacklogPolicy, LoadSample, ResourceExecutor, TaskExpired
+from tasker_executor._supervisor import Supervisor
+
+
+def threads_of(prefix: str) -> list[str]:
+    """Names of the threads of a pool that was made with this `thread_name_prefix`; the supervisor's is not among them."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith(prefix) and not name.endswith("_supervisor")]
+
+
+def supervisors() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.endswith("_supervisor")]
+
+
+class Script(Watched):
+    """A policy that is told what to answer, and counts how often it was asked."""
+
+    interval = 0.005
+
+    def __init__(self, answer: int) -> None:
+        super().__init__()
+        self.answer = answer
+        self.error: Exception | None = None
+        self.asked = 0
+        self.loads: list[LoadSample] = []
+
+    def target(self, load: LoadSample, /) -> int:
+        with self._changed:
+            self.asked += 1
+            self.loads.append(load)
+            self._changed.notify_all()
+            if self.error is not None:
+                raise self.error
+            return self.answer
+
+    def wait_until_asked(self, more: int = 1) -> None:
+        """Block until it was asked so many times more, counted from now."""
+        with self._changed:
+            n = self.asked + more
+            self._wait_until(lambda: self.asked >= n, f"{n} questions")
+
+
+class Turns(Watched):
+    """Books when the supervisor has something to do next, after each of its turns. None: nothing, until it is woken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dues: list[float | None] = []
+
+    def book(self, due: float | None) -> float | None:
+        with self._changed:
+            self.dues.append(due)
+            self._changed.notify_all()
+        return due
+
+    def wait_until_asleep(self) -> None:
+        self._wait_until(lambda: bool(self.dues) and self.dues[-1] is None, "a supervisor that sleeps until it is woken")
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
+    turns = Turns()
+    original = Supervisor._turn
+
+    def turn(supervisor: Supervisor) -> float | None:
+        return turns.book(original(supervisor))
+
+    monkeypatch.setattr(Supervisor, "_turn", turn)
+    return turns
+
+
+def work_until_the_policy_is_asked(pool: ResourceExecutor[None], policy: Script) -> None:
+    """Queue more than the one base worker can take, until the policy has seen it."""
+    with Gate() as gate:
+        futures = [pool.submit(gate.hold) for _ in range(3)]
+        policy.wait_until_asked()
+    for future in futures:
+        future.result()
+
+
+# -- its thread --
+
+
+def test_plain_pool_has_no_supervisor(make_pool: MakePool) -> None:
+    pool = make_pool(4, min_workers=2, idle_timeout=3600)
+    list(pool.map(abs, range(100)))
+
+    assert supervisors() == []
+
+
+def test_pool_with_a_policy_has_no_supervisor_before_the_first_task(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(4, policy=BacklogPolicy())
+    before = supervisors()
+    pool.submit(gate.hold)
+    eventually(lambda: len(supervisors()) == 1, "the supervisor to start")
+
+    assert before == []
+
+
+def test_pool_has_one_supervisor(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(4, policy=Script(4), on_create=ledger.create, on_destroy=ledger.destroy, thread_name_prefix="crawler")
+    views = [pool.with_options(start_within=3600) for _ in range(3)]
+    for view in views:
+        view.submit(FakeResource.use).result()
+
+    assert supervisors() == ["crawler_supervisor"]
+
+
+def test_supervisor_ends_with_the_executor(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(2, policy=Script(2), on_create=ledger.create, on_destroy=ledger.destroy)
+    pool.submit(FakeResource.use).result()
+    alive = supervisors()
+    pool.shutdown()
+
+    assert len(alive) == 1
+    assert supervisors() == []
+
+
+def test_supervisor_ends_after_kill(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(2, policy=Script(2), on_create=ledger.create, on_destroy=ledger.destroy)
+    pool.submit(FakeResource.use).result()
+    pool.kill()
+
+    eventually(lambda: supervisors() == [], "the supervisor to end")
+
+
+def test_supervisor_sleeps_when_nothing_needs_it(make_pool: MakePool, ledger: Ledger, turns: Turns) -> None:
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy)
+    pool.submit(FakeResource.use).result()
+    turns.wait_until_asleep()
+    before = len(turns.dues)
+    for _ in range(50):
+        pool.submit(FakeResource.use).result()
+
+    assert len(turns.dues) == before
+
+
+def test_supervisor_that_stumbles_goes_on(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = [LookupError("a bug of ours")]
+    original = Supervisor._turn
+
+    def turn(supervisor: Supervisor) -> float | None:
+        if failures:
+            raise failures.pop()
+        return original(supervisor)
+
+    monkeypatch.setattr(Supervisor, "_turn", turn)
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    hasty = pool.with_options(start_within=0.01)
+    first = hasty.submit(int)
+    eventually(lambda: not failures, "the stumble")
+    second = hasty.submit(int)
+
+    assert isinstance(second.exception(), TaskExpired)
+    assert isinstance(first.exception(), TaskExpired)
+    assert "stumbled" in caplog.text
+
+
+# -- the policy's tick --
+
+
+def test_policy_is_asked_while_there_is_work(make_pool: MakePool, gate: Gate) -> None:
+    policy = Script(1)
+    pool = make_pool(4, policy=policy)
+    pool.submit(gate.hold)
+    policy.wait_until_asked(3)
+
+    assert policy.loads[-1].busy == 1
+
+
+def test_tick_pauses_at_rest(make_pool: MakePool, turns: Turns) -> None:
+    policy = Script(1)
+    pool = make_pool(4, min_workers=1, policy=policy)
+    work_until_the_policy_is_asked(pool, policy)
+    turns.wait_until_asleep()
+
+    assert policy.loads[-1].queued == policy.loads[-1].busy == 0
+
+
+def test_tick_resumes_with_the_next_task(make_pool: MakePool, turns: Turns, gate: Gate) -> None:
+    policy = Script(1)
+    pool = make_pool(4, min_workers=1, policy=policy)
+    work_until_the_policy_is_asked(pool, policy)
+    turns.wait_until_asleep()
+    asked = policy.asked
+    pool.submit(gate.hold)
+    eventually(lambda: policy.asked > asked, "the policy to be asked again")
+
+    assert policy.loads[-1].busy == 1
+
+
+def test_task_submitted_while_the_tick_pauses_is_run_at_once(make_pool: MakePool, turns: Turns) -> None:
+    policy = Script(1)
+    pool = make_pool(4, min_workers=1, policy=policy)
+    work_until_the_policy_is_asked(pool, policy)
+    for _ in range(3):
+        turns.wait_until_asleep()
+
+        assert pool.submit(abs, -1).result(timeout=10) == 1
+
+
+def test_policy_is_never_asked_when_no_task_ever_comes(make_pool: MakePool) -> None:
+    policy = Script(4)
+    pool = make_pool(4, min_workers=2, policy=policy)
+    pool.shutdown()
+
+    assert policy.asked == 0
+
+
+def test_policy_that_raises_is_logged_once_and_the_last_target_stands(
+    make_pool: MakePool, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = Script(3)
+    pool = make_pool(8, policy=policy)
+    for _ in range(8):
+        pool.submit(gate.hold)
+    gate.wait_until_held(3)
+    policy.error = LookupError("no such load")
+    policy.wait_until_asked(5)
+
+    assert caplog.text.count("the last target stands") == 1
+    assert pool.stats().active_workers == 3
+
+
+def test_policy_that_recovers_is_followed_again(make_pool: MakePool, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    policy = Script(1)
+    policy.error = LookupError("no such load")
+    pool = make_pool(8, policy=policy)
+    for _ in range(8):
+        pool.submit(gate.hold)
+    policy.wait_until_asked(2)
+    policy.answer, policy.error = 5, None
+    gate.wait_until_held(5)
+
+    assert pool.stats().active_workers == 5
+
+
+@pytest.mark.parametrize("answer", [None, 2.5, "many"])
+def test_policy_that_answers_no_number_is_logged_and_ignored(
+    make_pool: MakePool, gate: Gate, caplog: pytest.LogCaptureFixture, answer: object
+) -> None:
+    class Nonsense(Script):
+        def target(self, load: LoadSample, /) -> int:
+            super().target(load)
+            return answer  # type: ignore[return-value]  # that is the point
+
+    policy = Nonsense(0)
+    pool = make_pool(8, min_workers=2, policy=policy)
+    for _ in range(4):
+        pool.submit(gate.hold)
+    policy.wait_until_asked(3)
+
+    assert pool.stats().active_workers == 2
+    assert caplog.text.count("the last target stands") == 1
+
+
+@pytest.mark.parametrize("answer, workers", [(-5, 2), (0, 2), (3, 3), (1000, 4)])
+def test_answer_of_a_policy_is_clamped_to_the_bounds(make_pool: MakePool, gate: Gate, answer: int, workers: int) -> None:
+    policy = Script(answer)
+    pool = make_pool(4, min_workers=2, policy=policy)
+    for _ in range(8):
+        pool.submit(gate.hold)
+    gate.wait_until_held(workers)
+    policy.wait_until_asked(3)
+
+    assert pool.stats().active_workers == workers
+
+
+def test_idle_workers_that_a_policy_no_longer_wants_leave(make_pool: MakePool, ledger: Ledger) -> None:
+    policy = Script(3)
+    pool = make_pool(3, policy=policy, on_create=ledger.create, on_destroy=ledger.destroy)
+    with Gate() as busy, Gate() as idle:
+        futures = [pool.submit(idle.hold) for _ in range(2)]
+        idle.wait_until_held(2)
+        pool.submit(busy.hold)
+        busy.wait_until_held()
+        policy.answer = 1
+        policy.wait_until_asked(3)
+        still_there = pool.stats().active_workers
+        idle.release()
+        for future in futures:
+            future.result()
+        ledger.wait_until_destroyed(2)
+
+    assert still_there == 3
+    assert len(ledger.alive) <= 1
+
+
+def test_backlog_policy_grows_with_the_queue_and_shrinks_back_to_the_base(make_pool: MakePool, gate: Gate) -> None:
+    policy = BacklogPolicy(threshold=2, step=2, interval=0.005)
+    pool = make_pool(5, min_workers=1, policy=policy, thread_name_prefix="elastic")
+    at_first = len(threads_of("elastic"))
+    futures = [pool.submit(gate.hold) for _ in range(12)]
+    gate.wait_until_held(5)
+    at_most = len(threads_of("elastic"))
+    gate.release()
+    for future in futures:
+        future.result()
+    eventually(lambda: len(threads_of("elastic")) == 1, "the pool to shrink back to its base")
+
+    assert (at_first, at_most) == (1, 5)
+    assert pool.stats().active_workers == 1
+
+
+# -- deadlines --
+
+
+def test_task_expires_without_a_free_worker(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    ran: list[int] = []
+    future = pool.with_options(start_within=0.01).submit(ran.append, 1)
+    error = future.exception()
+    gate.release()
+    pool.shutdown()
+
+    assert isinstance(error, TaskExpired)
+    assert ran == []
+
+
+def test_task_that_starts_in_time_does_not_expire(make_pool: MakePool, turns: Turns) -> None:
+    pool = make_pool(1)
+
+    assert pool.with_options(start_within=3600).submit(int).result() == 0
+
+
+def test_task_that_runs_for_longer_than_it_may_wait_does_not_expire(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(2)
+    running = pool.with_options(start_within=5).submit(gate.hold)
+    gate.wait_until_held()
+    others = Gate()
+    with others:
+        pool.submit(others.hold)
+        others.wait_until_held()
+        expired = pool.with_options(start_within=0.01).submit(int).exception()
+        done_early = running.done()
+    gate.release()
+
+    assert isinstance(expired, TaskExpired)
+    assert not done_early
+    assert running.exception() is None
+
+
+def test_deadlines_are_kept_in_their_own_order(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    late = pool.with_options(start_within=3600).submit(int)
+    soon = pool.with_options(start_within=0.01).submit(int)
+
+    assert isinstance(soon.exception(), TaskExpired)
+    assert not late.done()
+
+
+def test_deadlines_of_tasks_that_are_done_are_forgotten(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    view = pool.with_options(start_within=3600)
+    for _ in range(1000):
+        view.submit(int).result()
+
+    assert len(pool._core.supervisor._deadlines) < 200
+
+
+# -- idle workers --
+
+
+def busy_workers(pool: ResourceExecutor[FakeResource], gates: list[Gate]) -> list[Callable[[], None]]:
+    """Make a worker busy with each gate, one after the other. Each function returned makes one of them idle again."""
+
+    def idle_again(gate: Gate, finished: Callable[[], object]) -> Callable[[], None]:
+        def release() -> None:
+            gate.release()
+            finished()
+
+        return release
+
+    releases: list[Callable[[], None]] = []
+    for gate in gates:
+        future = pool.submit(gate.hold)
+        gate.wait_until_held()
+        releases.append(idle_again(gate, future.result))
+    return releases
+
+
+def test_idle_timeout_retires_the_workers_above_the_base(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(5, min_workers=2, idle_timeout=0.01, thread_name_prefix="idle")
+    futures = [pool.submit(gate.hold) for _ in range(5)]
+    gate.wait_until_held(5)
+    gate.release()
+    for future in futures:
+        future.result()
+    eventually(lambda: len(threads_of("idle")) == 2, "the burst workers to end")
+
+    assert pool.stats().active_workers == pool.stats().base_workers == 2
+    assert pool.stats().burst_workers == 0
+
+
+def test_without_a_base_idle_timeout_retires_every_worker(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(3, on_create=ledger.create, on_destroy=ledger.destroy, idle_timeout=0.01)
+    pool.submit(FakeResource.use).result()
+    ledger.wait_until_destroyed(1)
+    eventually(lambda: pool.stats().active_workers == 0, "the worker to end")
+
+    assert pool.submit(FakeResource.use).result() == 1
+
+
+def test_busy_worker_is_not_retired(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, idle_timeout=0.01)
+    held = pool.submit(gate.hold)
+    gate.wait_until_held()
+    pool.submit(FakeResource.use).result()
+    ledger.wait_until_destroyed(1)
+    destroyed = list(ledger.destroyed)
+    gate.release()
+    held.result()
+
+    assert [resource.number for resource in destroyed] == [1]
+
+
+def test_without_idle_timeout_idle_workers_stay(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(3, on_create=ledger.create, on_destroy=ledger.destroy)
+    with Gate() as first, Gate() as second:
+        for release in busy_workers(pool, [first, second]):
+            release()
+
+    assert pool.stats().idle_workers == 2
+    assert ledger.destroyed == []
+
+
+def test_base_worker_that_is_idle_goes_and_a_burst_worker_that_is_busy_takes_its_place(
+    make_pool: MakePool, ledger: Ledger
+) -> None:
+    """The resource used last is the one to keep, whoever made it."""
+    pool = make_pool(2, min_workers=1, on_create=ledger.create, on_destroy=ledger.destroy, idle_timeout=0.01)
+    with Gate() as base, Gate() as burst:
+        make_base_idle, make_burst_idle = busy_workers(pool, [base, burst])
+        make_base_idle()
+        ledger.wait_until_destroyed(1)
+        make_burst_idle()
+
+    assert [resource.number for resource in ledger.destroyed] == [0]
+    assert pool.submit(FakeResource.use).result() == 1
+
+
+def test_worker_idle_for_the_longest_is_retired_first(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(3, on_create=ledger.create, on_destroy=ledger.destroy)
+    with Gate() as a, Gate() as b, Gate() as c:
+        idle_0, idle_1, idle_2 = busy_workers(pool, [a, b, c])
+        idle_1()
+        idle_2()
+        idle_0()
+    order: list[int] = []
+    for most in (2, 1):
+        pool.resize(max_workers=most)
+        ledger.wait_until_destroyed(3 - most)
+        order = [resource.number for resource in ledger.destroyed]
+
+    assert order == [1, 2]
+
+
+def test_worker_used_last_is_used_next(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(3, on_create=ledger.create, on_destroy=ledger.destroy)
+    with Gate() as a, Gate() as b, Gate() as c:
+        idle_0, idle_1, idle_2 = busy_workers(pool, [a, b, c])
+        idle_2()
+        idle_0()
+        idle_1()
+
+    assert {pool.submit(FakeResource.use).result() for _ in range(10)} == {1}
+
+
+# -- resize --
+
+
+def test_resize_up_starts_workers_for_the_tasks_that_wait(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    for _ in range(5):
+        pool.submit(gate.hold)
+    gate.wait_until_held(1)
+    pool.resize(max_workers=4)
+    gate.wait_until_held(4)
+
+    assert pool.stats().active_workers == 4
+
+
+def test_resize_of_the_base_starts_workers_at_once(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(4, on_create=ledger.create, on_destroy=ledger.destroy)
+    pool.resize(min_workers=3)
+    pool.wait_ready()
+
+    assert len(ledger.created) == 3
+
+
+def test_resize_down_retires_idle_workers_at_once(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(4, min_workers=4, on_create=ledger.create, on_destroy=ledger.destroy)
+    pool.wait_ready()
+    pool.resize(min_workers=1, max_workers=1)
+    ledger.wait_until_destroyed(3)
+    eventually(lambda: pool.stats().active_workers == 1, "three workers to end")
+
+    assert len(ledger.alive) == 1
+
+
+def test_resize_down_lets_busy_workers_finish_their_task_and_then_leave(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(3, thread_name_prefix="smaller")
+    futures = [pool.submit(gate.hold) for _ in range(3)]
+    gate.wait_until_held(3)
+    waiting = [pool.submit(int) for _ in range(10)]
+    pool.resize(max_workers=1)
+    busy = len(threads_of("smaller"))
+    gate.release()
+    for future in futures:
+        future.result()
+    results = [future.result() for future in waiting]
+    eventually(lambda: len(threads_of("smaller")) == 1, "two workers to end")
+
+    assert busy == 3
+    assert results == [0] * 10
+    assert pool.stats().active_workers == 1
+
+
+def test_resize_down_and_up_again_before_busy_workers_are_through_keeps_them(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    pool = make_pool(3, on_create=ledger.create, on_destroy=ledger.destroy)
+    futures = [pool.submit(gate.hold) for _ in range(3)]
+    gate.wait_until_held(3)
+    pool.resize(max_workers=1)
+    pool.resize(max_workers=3)
+    gate.release()
+    for future in futures:
+        future.result()
+
+    assert pool.stats().active_workers == 3
+    assert ledger.destroyed == []
+
+
+def test_lower_base_gives_idle_workers_to_idle_timeout(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(3, min_workers=3, on_create=ledger.create, on_destroy=ledger.destroy, idle_timeout=0.01)
+    pool.wait_ready()
+    pool.resize(min_workers=1)
+    ledger.wait_until_destroyed(2)
+    eventually(lambda: pool.stats().active_workers == 1, "two workers to end")
+
+    assert len(ledger.alive) == 1
+
+
+def test_resize_bounds_what_a_policy_may_want(make_pool: MakePool, gate: Gate) -> None:
+    policy = Script(100)
+    pool = make_pool(2, policy=policy)
+    for _ in range(8):
+        pool.submit(gate.hold)
+    gate.wait_until_held(2)
+    pool.resize(max_workers=4)
+    gate.wait_until_held(4)
+    policy.wait_until_asked(3)
+
+    assert pool.stats().active_workers == 4
+
+
+@pytest.mark.parametrize(
+    "bounds, message",
+    [
+        ({"max_workers": 0}, "max_workers must be at least 1, not 0"),
+        ({"min_workers": -1}, "min_workers must be at least 0, not -1"),
+        ({"min_workers": 5}, "min_workers=5 is more than max_workers=4"),
+    ],
+)
+def test_resize_refuses_bounds_that_make_no_sense_and_changes_nothing(
+    make_pool: MakePool, bounds: dict[str, int], message: str
+) -> None:
+    pool = make_pool(4, min_workers=1)
+    with pytest.raises(ValueError, match=message):
+        pool.resize(**bounds)
+
+    assert (pool._core.min_workers, pool._core.max_workers) == (1, 4)
