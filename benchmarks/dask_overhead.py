@@ -11,8 +11,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Future
 from statistics import median
+from typing import Any
 
 from distributed import Client, LocalCluster
 
@@ -23,28 +24,30 @@ def work(resource: object, number: int) -> int:
     return number + 1
 
 
-def seconds(executor: Executor, call: Callable[[Executor, int], object], tasks: int) -> float:
+def seconds(submit: Callable[[int], Future[int]], tasks: int) -> float:
     begun = time.perf_counter()
-    futures = [call(executor, number) for number in range(tasks)]
+    futures = [submit(number) for number in range(tasks)]
     for future in futures:
-        future.result()  # type: ignore[attr-defined]  # both make futures
+        future.result()
     return time.perf_counter() - begun
 
 
 def main(rounds: int = 10, tasks: int = 500) -> None:
-    cluster = LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None)
-    with cluster, Client(cluster) as client, DaskResourceExecutor(client, on_create=object) as ours:
+    cluster: Any = LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=":0")  # type: ignore[no-untyped-call]  # so
+    client: Any
+    with cluster, Client(cluster) as client, DaskResourceExecutor(client, on_create=object) as ours:  # type: ignore[no-untyped-call]  # too
         theirs = client.get_executor(pure=False)
-        contestants: dict[str, Callable[[], float]] = {
-            "ClientExecutor": lambda: seconds(theirs, lambda pool, number: pool.submit(work, None, number), tasks),
-            "DaskResourceExecutor": lambda: seconds(ours, lambda pool, number: pool.submit(work, number), tasks),
-            "max_retries=0": lambda: seconds(ours.with_options(max_retries=0), lambda pool, number: pool.submit(work, number), tasks),
+        once = ours.with_options(max_retries=0)
+        contestants: dict[str, Callable[[int], Future[int]]] = {
+            "ClientExecutor": lambda number: theirs.submit(work, None, number),
+            "DaskResourceExecutor": lambda number: ours.submit(work, number),
+            "max_retries=0": lambda number: once.submit(work, number),
         }
         times: dict[str, list[float]] = {name: [] for name in contestants}
         for number in range(rounds + 1):
             names = list(contestants) if number % 2 else list(reversed(contestants))
             for name in names:
-                spent = contestants[name]()
+                spent = seconds(contestants[name], tasks)
                 if number:  # the first round makes the resources
                     times[name].append(spent)
 

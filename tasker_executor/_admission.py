@@ -68,10 +68,13 @@ class Admission:
             self.refill()
 
     def refill(self) -> None:
-        """Let in as many as there is room for."""
+        """Let in whom there is room for: one after the other, each when the one before has queued its task.
+
+        Two let in at once could overtake each other on their way to the lane.
+        """
         assert self.limit is not None
         with self._lock:
-            while self.blocked and (self._closed or self._waiting() + self._reserved < self.limit):
+            while self.blocked and (self._closed or (not self._reserved and self._waiting() < self.limit)):
                 self._reserved += 1
                 next(self._handovers)
 

@@ -361,6 +361,8 @@ class _ChunkRunner:
         fn = partial(self.__wrapped__, *resource) if resource else self.__wrapped__
         # One item at a time: if a call raises, the results before it are there.
         chunk.results.extend(starmap(fn, chunk.calls[len(chunk.results) :]))
+        if len(chunk.results) < len(chunk.calls):  # for `extend`, a StopIteration of the function was the end of the calls
+            raise StopIteration
 
 
 def _chunked(calls: Iterator[tuple[Any, ...]], size: int, chunks: deque[_Chunk]) -> Iterator[tuple[_Chunk]]:

@@ -21,12 +21,14 @@ from __future__ import annotations
 import logging
 import os
 import random
+import sys
 import threading
 import weakref
 from _thread import LockType, get_ident
 from collections.abc import Callable, Iterable
 from concurrent.futures.thread import BrokenThreadPool
 from operator import methodcaller
+from types import FrameType
 from typing import Any
 
 from ._admission import Admission
@@ -131,6 +133,7 @@ class Core:
         self.workers: set[Worker] = set()
         self.leaving: set[Worker] = set()  # of these, those that have been retired and are about to end
         self.ended: set[threading.Thread] = set()  # threads that have left `workers` and may still take a moment to end
+        self._populating = False
         self.replaced = 0
         self.broken = False  # an initializer failed
         #: Failures of the factory in a row. While there are any, one worker at most is being started, and none before
@@ -141,11 +144,11 @@ class Core:
         self.last_failure: BaseException | None = None
         #: Since when no worker has owned a resource; None while one does.
         self.bare_since: float | None = clock()
-        self._submitted_before = 0
+        self._seen = 0  # tasks that stats() has known of, those withdrawn included
         #: Workers, by thread, that wait without limit for a task of this executor.
         self.waiting_inside: dict[int, TaskFuture[Any]] = {}
 
-        #: One token for each busy worker that shall leave after its task. Workers look at it between tasks.
+        #: Not empty: there are more workers than there may be. Workers look at it between tasks, and ask `takes_leave`.
         self.leave: list[None] = []
         #: Who may be woken up for a task: Room at the bottom, idle workers above, the last one to become idle on top. Pushed to
         #: and popped from without the lock.
@@ -205,6 +208,7 @@ class Core:
             future._settle(WITHDRAWN)
             with self.lock:
                 self._offer_room()  # it may have been popped, and not have come to anything
+            self.supervisor.resume()  # and so may its alarm
             raise
 
     def _take_back(self, future: TaskFuture[Any]) -> None:
@@ -224,11 +228,6 @@ class Core:
             except Exception:
                 logger.exception("executor %r: cannot start a worker", self.name, extra={"executor": self.name})
 
-    def wake_many(self, count: int) -> None:
-        """`count` tasks have been queued at once."""
-        for _ in range(min(count, len(self.idle_stack))):
-            self.wake_if_waiting()
-
     def requeue(self, future: TaskFuture[Any], lane: Lane) -> None:
         """A task's resource broke: it goes to the front of its lane, whatever the bound."""
         lane.appendleft(future)
@@ -239,7 +238,7 @@ class Core:
 
     def _waiting_beyond_free_workers(self) -> int:
         limit = self._limit() if self.failures == 0 else len(self.workers) - self._starting()
-        busy = sum(worker.item is not None for worker in tuple(self.workers))
+        busy = sum(worker.item is not None for worker in self.workers.copy())
         return self.lanes.waiting() - max(0, limit - busy)
 
     def _task_settled(self, future: TaskFuture[Any]) -> None:
@@ -268,7 +267,7 @@ class Core:
 
     def _starting(self) -> int:
         """How many workers have yet to look at the lanes for the first time."""
-        return sum(not worker.ready for worker in tuple(self.workers))
+        return sum(not worker.ready for worker in self.workers.copy())
 
     def _limit(self) -> int:
         """How many workers there may be: as many as wanted, but one at least, or nothing would ever run."""
@@ -292,11 +291,17 @@ class Core:
         Room is offered before the last look at the lanes: a submitter that finds the stack empty has queued its task before
         that.
         """
-        while True:
-            self._offer_room()
+        while not self._populating:  # a signal handler, or a destructor, that comes by in between leaves it to us
+            self._populating = True
+            try:
+                self._offer_room()
+                while self._may_start() and self._needed():
+                    self._start_worker()
+                    self._offer_room()
+            finally:
+                self._populating = False
             if not (self._may_start() and self._needed()):
                 break
-            self._start_worker()
 
     def _populate_or_retry(self) -> None:
         """The same, for callers that have nobody to raise to: failing to start a thread is like failing to make a resource."""
@@ -340,13 +345,15 @@ class Core:
 
         Without resources this takes no lock: who started the worker has it, and a task should be in hand when `submit` returns.
         """
-        if self.source is not None:
+        if self.source is None and not self.failures:
+            worker.ready = True
+        else:
             with self.lock:
                 self.bare_since = None
-                if self.failures:
-                    self.failures = 0
-                    self._populate_or_retry()
-        worker.ready = True
+                recovered, self.failures = self.failures > 0, 0
+                if recovered:
+                    self._populate_or_retry()  # this worker counts as starting still: it has yet to look at the lanes
+                worker.ready = True
         self.changed.ring()
         if self.admission.blocked:
             self.admission.refill()
@@ -356,6 +363,8 @@ class Core:
 
     def worker_ended(self, worker: Worker, end: End, error: BaseException | None) -> None:
         """The exit path of every worker, on its thread, its resource being gone: the one place that decides on a successor."""
+        if self.hub.hears("worker_ended"):  # before its successor, which may have its name, is told of
+            self.hub.tell("worker_ended", WorkerEvent(self.name, worker.name, end.value, error))
         with self.lock:
             self._forget(worker)
             self.ended = {thread for thread in self.ended if thread.is_alive()}
@@ -370,14 +379,14 @@ class Core:
         level = logging.WARNING if end in {End.BROKEN, End.CRASHED} else logging.DEBUG
         fields = {"executor": self.name, "worker": worker.name, "reason": end.value}
         logger.log(level, "executor %r: worker %s ends: %s", self.name, worker.name, end.value, extra=fields)
-        if end is End.INITIALIZER_FAILED:
+        if self.broken:
             self._break()
+        elif self.state >= State.KILLED:
+            self._cancel_queue()  # a task that came back too late for the killer
         if failed:
             self._report_failure(worker.name, error)
-        if isinstance(error, NoResource):  # no outage, but a mistake: waiting will not help
+        if end is End.CREATION_FAILED and isinstance(error, NoResource):  # no outage, but a mistake: waiting will not help
             self._fail_queue(error)
-        if self.hub.hears("worker_ended"):
-            self.hub.tell("worker_ended", WorkerEvent(self.name, worker.name, end.value, error))
         self.wake_if_waiting()
         self._check_terminated()
 
@@ -394,7 +403,7 @@ class Core:
                 self.detect_deadlocks
                 and len(self.workers) >= max(self.max_workers, self._limit())
                 and all(worker.thread.ident in self.waiting_inside for worker in self.workers)
-                and not any(other.done() for other in self.waiting_inside.values())
+                and not any(other.done() or other.may_expire() for other in self.waiting_inside.values())
             )
             if stuck:
                 del self.waiting_inside[me]
@@ -412,9 +421,9 @@ class Core:
     def takes_leave(self, worker: Worker) -> bool:
         """A worker found that some are too many: may it be the one to go?"""
         with self.lock:
-            if not self.leave:
+            if len(self.workers) - len(self.leaving) <= self._limit():
+                self.leave.clear()
                 return False
-            self.leave.pop()
             self.leaving.add(worker)
             return True
 
@@ -465,7 +474,7 @@ class Core:
             if now < self.retry_at:
                 return self.retry_at
             self._populate_or_retry()
-            return self.retry_at if self.failures and not self._starting() and self._needed() else None
+            return self.retry_at if self.failures and self.retry_at > now and not self._starting() else None
 
     def fail_starved(self, now: float) -> float | None:
         """Supervisor: fail the tasks that have waited too long for a worker with a resource; return when the next is due."""
@@ -508,17 +517,21 @@ class Core:
     def wait_ready(self, timeout: float) -> Exception | None:
         """Block until the base workers are ready; return None, or what to raise."""
         begun = clock()
+        change: Latch | None = None
         while True:
-            change = self.changed.listen()
             if self.state is not State.RUNNING:
                 return self.refusal()
-            if sum(worker.ready for worker in tuple(self.workers)) >= self.min_workers:
+            if sum(worker.ready for worker in self.workers.copy()) >= self.min_workers:
                 return None
             failure = self.last_failure if self.failures else None
             remaining = begun + timeout - clock()
             if isinstance(failure, NoResource) or remaining <= 0:
                 return self.creation_error(failure, clock() - begun)
-            change.wait(remaining)
+            if change is None:
+                change = self.changed.listen()  # and look again, before the wait
+            else:
+                change.wait(remaining)
+                change = None
 
     # -- wishes
 
@@ -529,7 +542,12 @@ class Core:
             after = self.wanted = min(max(wanted, self.min_workers), self.max_workers)
             self._retire_idle()
             self._populate_or_retry()
+        self._tell_wanted(before, after, reason)
+
+    def _tell_wanted(self, before: int, after: int, reason: str) -> None:
         self.wake_if_waiting()
+        if self.admission.blocked:
+            self.admission.refill()
         if after != before:
             logger.debug(
                 "executor %r: %d workers wanted instead of %d: %s",
@@ -545,12 +563,16 @@ class Core:
     def resize(self, min_workers: int, max_workers: int) -> None:
         """Change the bounds. Those too many leave: idle ones at once, busy ones after their task."""
         with self.lock:
+            before = self.wanted
             self.min_workers, self.max_workers = min_workers, max_workers
             wanted = max_workers if self.supervisor.policy is None else self.wanted
-        self.want(wanted, f"resize to {min_workers}..{max_workers}")
-        with self.lock:
-            self.leave[:] = [None] * max(0, len(self.workers) - len(self.leaving) - self._limit())
+            after = self.wanted = min(max(wanted, min_workers), max_workers)
+            self._retire_idle()
+            self._populate_or_retry()
+            if len(self.workers) - len(self.leaving) > self._limit():
+                self.leave[:] = [None]
             self._nudge()
+        self._tell_wanted(before, after, f"resize to {min_workers}..{max_workers}")
 
     def _retire_idle(self) -> None:
         """Retire idle workers above the number wanted, the longest idle first, so that warm resources stay. Lock held."""
@@ -594,8 +616,12 @@ class Core:
         self.changed.ring()
         if kill:
             self.killed.open()
+        escaped: BaseException | None = None
         if cancel or kill:
-            self._cancel_queue()
+            try:
+                self._cancel_queue()
+            except BaseException as error:  # first things first
+                escaped = error
         self._wake_all()
         self.admission.close()
         if after is not before and self.hub.hears("state_changed"):
@@ -607,6 +633,8 @@ class Core:
         if self.supervisor.thread is not None:
             self.supervisor.kick()
         self._check_terminated()
+        if escaped is not None:
+            raise escaped
 
     def _wake_all(self) -> None:
         while self.idle_stack:
@@ -618,25 +646,29 @@ class Core:
                 logger.exception("executor %r: cannot start a worker", self.name, extra={"executor": self.name})
 
     def _cancel_queue(self) -> None:
-        """Cancel what waits. Whoever pops a task owns it, so a task in between two attempts gets the error of the last."""
+        """Cancel what waits. A task in between two attempts gets the error of the last.
+
+        Cancelled tasks stay where they are, as tombstones: if Ctrl-C interrupts this, what is left waits as before.
+        """
+        escaped: BaseException | None = None
         for lane in self.lanes:
-            while lane:
-                try:
-                    future = lane.popleft()
-                except IndexError:
-                    break
+            for future in lane.snapshot():
                 sidecar = future._sidecar
-                if sidecar is not None and sidecar.error is not None:
-                    future._fail_popped(sidecar.error)
-                else:
-                    future.cancel()
-                    lane.drop_tombstone()
+                try:
+                    if sidecar is None or sidecar.error is None:
+                        future.cancel()
+                    elif lane.withdraw(future):
+                        future._fail_popped(sidecar.error)
+                except BaseException as error:  # of a done-callback, on the main thread
+                    escaped = error
+        if escaped is not None:
+            raise escaped
 
     def _abort_running(self) -> None:
         hook = None if self.source is None else self.source.hooks.on_abort
         if hook is None or self.pool is None:
             return
-        for worker in tuple(self.workers):
+        for worker in self.workers.copy():
             holding = worker.holding
             if worker.item is not None and holding is not None:
                 holding.abort(hook, self.name)
@@ -648,7 +680,7 @@ class Core:
         self.close(kill=True)
         if self.source is None or self.pool is None:
             return
-        for worker in tuple(self.workers):
+        for worker in self.workers.copy():
             holding = worker.holding
             if holding is not None:
                 self.source.destroy(holding, worker.name)
@@ -690,7 +722,7 @@ class Core:
         Returns at once on a thread of the executor itself, which would wait for itself; and in a signal handler that
         interrupted its thread inside of the lock, since the workers need that to end.
         """
-        if current.owner is self or self.lock._is_owned():  # type: ignore[attr-defined]  # private, but Condition relies on it
+        if current.owner is self or self._interrupted():
             return
         deadline = None if timeout is None else clock() + timeout
         done = self.terminated.wait(timeout)
@@ -709,6 +741,21 @@ class Core:
         if not done:
             raise ShutdownTimeout(self._what_still_runs(timeout))
 
+    def _interrupted(self) -> bool:
+        """Is this a signal handler that has interrupted its thread while that held a lock which workers need to end?
+
+        `_is_owned` is private, but Condition relies on it. Of the locks of futures nobody keeps a list; but what holds one is a
+        function of their module.
+        """
+        if any(lock._is_owned() for lock in (self.lock, self.recorder.lock, self.admission._lock)):  # type: ignore[attr-defined]
+            return True
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_filename == TaskFuture.result.__code__.co_filename:
+                return frame.f_code.co_name != "_call"  # that one calls a done-callback, with no lock held
+            frame = frame.f_back
+        return False
+
     def _what_still_runs(self, timeout: float | None) -> str:
         busy = [info for info in self.worker_infos() if info.function is not None]
         running = [f"{info.function} on {info.name} for {info.running_for:.3g} s" for info in busy]
@@ -724,8 +771,8 @@ class Core:
         """The user's last reference to the executor is gone. May be called by the garbage collector, anywhere."""
         if _exiting or self.state is State.CLOSED:  # all is done, and the lock may be held by a thread that is no more
             return
-        if self.pool is not None and self.pool.available:
-            # Hooks have no business inside of the garbage collector: let them run on a thread of their own.
+        if (self.pool is not None and self.pool.available) or self.hub.hears("state_changed"):
+            # Hooks and observers have no business inside of the garbage collector: they get a thread of their own.
             try:
                 threading.Thread(target=self.close, name=f"{self.thread_name_prefix}_closer", daemon=True).start()
                 return
@@ -748,8 +795,9 @@ class Core:
             lane.reinit_after_fork()
         self.recorder.reinit_after_fork()
         self.admission.reinit_after_fork()
-        if self.source is not None:
+        if self.source is not None and self.pool is not None:
             self.source.reinit_after_fork()
+            self.pool.reinit_after_fork()
         self.state = State.CLOSED
         self.idle = _CLOSED
         message = (
@@ -777,21 +825,30 @@ class Core:
     def stats(self) -> ExecutorStats:
         """One consistent moment.
 
-        Read in the order log, hand, lane, against the way a task takes: one that moves meanwhile may be missed for this moment,
-        but is never counted twice. `submitted` never decreases, and a task missed is one in hand.
+        Read against the way a task takes, its end first and its beginning last: one that moves meanwhile may be missed for this
+        moment, but is never counted twice. `submitted` never decreases, and a task missed is one in hand. Only a retry goes
+        the other way; if there was one, the reading is repeated.
         """
         with self.lock:
-            counts = self.recorder.counts()
-            workers = tuple(self.workers)
-            busy = sum(worker.item is not None for worker in workers)
             normal, priority = self.lanes.normal, self.lanes.priority
-            queued, urgent = normal.waiting(), priority.waiting()
+            while True:
+                counts = self.recorder.counts()
+                retried = counts[False, Outcome.RETRIED] + counts[True, Outcome.RETRIED]
+                settled = normal.settled_failed + priority.settled_failed
+                cancelled = normal.cancelled + priority.cancelled
+                withdrawn = normal.withdrawn + priority.withdrawn
+                workers = self.workers.copy()
+                busy = sum(worker.item is not None for worker in workers)
+                queued, urgent = normal.waiting(), priority.waiting()
+                counts_again = self.recorder.counts()
+                if retried == counts_again[False, Outcome.RETRIED] + counts_again[True, Outcome.RETRIED]:
+                    break
             completed = counts[False, Outcome.COMPLETED] + counts[True, Outcome.COMPLETED]
-            settled = normal.settled_failed + priority.settled_failed
             failed = counts[False, Outcome.FAILED] + counts[True, Outcome.FAILED] + settled
-            cancelled = normal.cancelled + priority.cancelled
             elsewhere = completed + failed + cancelled + queued + urgent
-            submitted = self._submitted_before = max(self._submitted_before, elsewhere + busy)
+            # A task that was refused may have been seen in its lane for a moment.
+            self._seen = max(self._seen, elsewhere + busy + withdrawn)
+            submitted = self._seen - withdrawn
             base = min(len(workers), self.min_workers)
             source, pool = self.source, self.pool
             return ExecutorStats(
@@ -807,7 +864,7 @@ class Core:
                 completed=completed,
                 failed=failed,
                 cancelled=cancelled,
-                retried=counts[False, Outcome.RETRIED] + counts[True, Outcome.RETRIED],
+                retried=retried,
                 resources_created=0 if source is None else source.created,
                 resources_destroyed=0 if source is None else source.destroyed,
                 workers_replaced=self.replaced,
@@ -817,7 +874,7 @@ class Core:
 
     def worker_infos(self) -> tuple[WorkerInfo, ...]:
         """What each worker is doing, in the order of their names."""
-        return tuple(worker.info() for worker in sorted(list(self.workers), key=lambda worker: worker.index))  # noqa: C414  # atomic
+        return tuple(worker.info() for worker in sorted(self.workers.copy(), key=lambda worker: worker.index))
 
     def metrics(self, *, reset: bool) -> ExecutorMetrics:
         """Durations and rates of the period."""
@@ -835,7 +892,7 @@ class Core:
         )
 
     def _rates(self) -> tuple[float, float, float]:
-        in_hand = [item._submitted for worker in tuple(self.workers) if (item := worker.item) is not None]
+        in_hand = [item._submitted for worker in self.workers.copy() if (item := worker.item) is not None]
         return self.recorder.rates(self.lanes, in_hand)
 
     def sample(self) -> LoadSample:
@@ -844,7 +901,7 @@ class Core:
         oldest = self.lanes.oldest()
         now = clock()
         with self.lock:
-            workers = tuple(self.workers)
+            workers = self.workers.copy()
             busy = sum(worker.item is not None for worker in workers)
             return LoadSample(
                 time=now,
@@ -868,7 +925,7 @@ class Core:
         """Does nothing wait or run, and is nobody there but the base?"""
         with self.lock:
             busy = any(worker.item is not None for worker in self.workers)
-            return not busy and not self.lanes.look() and len(self.workers) <= max(self.min_workers, 0)
+            return not busy and not self.lanes.look() and len(self.workers) <= self.min_workers
 
     def check(self) -> None:
         """Assert the invariants that can be asked at any moment."""

@@ -70,11 +70,12 @@ class TaskContext:
     Its cancel token is set by ``kill()``, and by nothing else: a drain lets every task finish.
     """
 
-    __slots__ = ("_item", "_killed", "worker_name")
+    __slots__ = ("_attempt", "_item", "_killed", "worker_name")
 
     def __init__(self, holder: Holder) -> None:
         self._killed = holder.killed
         self._item: TaskFuture[Any] | None = holder.item if hasattr(holder.item, "_sidecar") else None
+        self._attempt: int = getattr(holder, "attempt", 1)  # of ``run_now``, which has no item of its own
         #: Name of the worker that runs the task; of the calling thread in ``run_now``.
         self.worker_name = holder.name
 
@@ -96,7 +97,7 @@ class TaskContext:
     def attempt(self) -> int:
         """1 in the first run of the task, 2 in its first retry, and so on."""
         sidecar = None if self._item is None else self._item._sidecar
-        return 1 if sidecar is None else 1 + sidecar.retries
+        return self._attempt if sidecar is None else 1 + sidecar.retries
 
     def __repr__(self) -> str:
         return f"<TaskContext on {self.worker_name}, attempt {self.attempt}{', cancelled' if self.cancelled else ''}>"

@@ -27,7 +27,7 @@ _submitted = attrgetter("_submitted")
 class Lane(deque["TaskFuture[Any]"]):
     """One lane, first in first out."""
 
-    __slots__ = ("_lock", "cancelled", "name", "on_settled", "owner", "priority", "settled_failed", "tombstones")
+    __slots__ = ("_lock", "cancelled", "name", "on_settled", "owner", "priority", "settled_failed", "tombstones", "withdrawn")
 
     def __init__(self, name: str, owner: Core, on_settled: Callable[[TaskFuture[Any]], None]) -> None:
         super().__init__()
@@ -42,13 +42,31 @@ class Lane(deque["TaskFuture[Any]"]):
         self.tombstones = 0
         self.cancelled = 0
         self.settled_failed = 0
+        self.withdrawn = 0
 
-    def count_tombstone(self, *, cancelled: bool, failed: bool) -> None:
-        """A waiting task was settled; it is still in the deque."""
+    def count_tombstone(self, *, cancelled: bool, withdrawn: bool) -> None:
+        """A waiting task was settled: cancelled, withdrawn or failed. It is still in the deque."""
         with self._lock:
             self.tombstones += 1
             self.cancelled += cancelled
-            self.settled_failed += failed
+            self.withdrawn += withdrawn
+            self.settled_failed += not (cancelled or withdrawn)
+
+    def snapshot(self) -> tuple[TaskFuture[Any], ...]:
+        """Those that are in the lane, tombstones included."""
+        while True:
+            try:
+                return tuple(self)
+            except RuntimeError:  # without the GIL, somebody may come in between
+                pass
+
+    def withdraw(self, future: TaskFuture[Any]) -> bool:
+        """Take this task out; False if somebody has popped it."""
+        try:
+            self.remove(future)
+        except ValueError:
+            return False
+        return True
 
     def count_failed(self) -> None:
         """A task of this lane that was popped already got an error without being run (again)."""

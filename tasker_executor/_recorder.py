@@ -296,10 +296,11 @@ class Recorder:
             for key, (waits, runs) in log.entries.items():
                 count = len(runs)
                 if count:
-                    self._add(key, waits[:count], runs[:count], log.since, max(log.since, now if until is None else until))
-                    log.folded += count
-                    del runs[:count]
+                    taken = waits[:count], runs[:count]
                     del waits[:count]
+                    del runs[:count]
+                    log.folded += count
+                    self._add(key, *taken, log.since, max(log.since, now if until is None else until))
             log.since = now
 
     def _add(self, key: tuple[bool, Outcome], waits: list[float], runs: list[float], since: float, until: float) -> None:
@@ -334,12 +335,13 @@ class Recorder:
         """How many attempts ended how, by lane."""
         with self.lock:
             return {
-                key: tally.count + sum(len(log.entries[key][1]) for log in self._logs) for key, tally in self._tallies.items()
+                key: tally.count + sum(len(log.entries[key][1]) for log in self._logs.copy())
+                for key, tally in self._tallies.items()
             }
 
     def _fold_all(self) -> None:
         self._fold_created()
-        for log in self._logs:
+        for log in self._logs.copy():  # a signal handler may add one
             self.fold(log)
 
     def histograms(self) -> Iterator[tuple[bool, Outcome, Histogram, Histogram]]:

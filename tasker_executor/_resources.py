@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._current import current
-from ._types import AbortHook, Bell, CreateHook, DestroyHook, HealthHook, Latch, ResourceHook, clock
+from ._types import AbortHook, Bell, CreateHook, DestroyHook, HealthHook, Latch, ResourceHook, clock, must_escape
 from .exceptions import ResourceCreationError
 from .observers import ObserverHub, ResourceEvent
 
@@ -74,6 +74,7 @@ class Holding(Generic[R]):
         "_claim",
         "_given_up",
         "arguments",
+        "attempt",
         "born",
         "expires",
         "good_at",
@@ -96,10 +97,11 @@ class Holding(Generic[R]):
         #: The count of breaks, anywhere, up to which this one is known to be good.
         self.good_at = good_at
         self._given_up = False
-        self._aborting: Latch | None = None
+        self._aborting: list[Latch] = []  # one for each killer that is, or was, inside of the hook
         self._claim = allocate_lock()  # taken once, by whoever destroys it: its owner, or `ResourceExecutor.abandon`
         # For the resource pool, where the holding stands for the call of run_now that has it (a `Holder`).
         self.item: Any = None
+        self.attempt = 1
         self.thread = 0
         self.owner: object = None
         self.killed: Latch | None = None
@@ -116,11 +118,14 @@ class Holding(Generic[R]):
         killer afterwards. So either the killer stays away or the owner waits for it: no resource is aborted once it is
         destroyed.
         """
-        latch = self._aborting = Latch()
+        latch = Latch()
+        self._aborting.append(latch)
         try:
             if not self._given_up:
                 hook(self.resource)
-        except Exception:
+        except BaseException as error:
+            if must_escape(error):
+                raise
             logger.warning("executor %r: on_abort raised", executor, exc_info=True, extra={"executor": executor})
         finally:
             latch.open()
@@ -128,8 +133,8 @@ class Holding(Generic[R]):
     def give_up(self) -> bool:
         """From here on nobody aborts it. Tell whether the caller is the one to destroy it: True once, and never again."""
         self._given_up = True
-        if self._aborting is not None:
-            self._aborting.wait()
+        for latch in self._aborting.copy():
+            latch.wait()
         return self._claim.acquire(False)
 
 
@@ -181,7 +186,9 @@ class ResourceSource(Generic[R]):
         try:
             if self.hooks.on_destroy is not None:
                 self.hooks.on_destroy(holding.resource)
-        except Exception as error:
+        except BaseException as error:
+            if must_escape(error):
+                raise
             failure = error
             logger.exception(
                 "executor %r: on_destroy raised; the resource counts as destroyed",
@@ -201,7 +208,9 @@ class ResourceSource(Generic[R]):
         if check_health is not None:
             try:
                 broken = not check_health(error)
-            except Exception:
+            except BaseException as raised:
+                if must_escape(raised):
+                    raise
                 logger.warning(
                     "executor %r: check_health raised; the resource counts as broken",
                     self.name,
@@ -222,7 +231,9 @@ class ResourceSource(Generic[R]):
         good_at = self.breaks
         try:
             passed = bool(check_resource(holding.resource))
-        except Exception:
+        except BaseException as error:
+            if must_escape(error):
+                raise
             logger.warning(
                 "executor %r: check_resource raised; the resource counts as broken",
                 self.name,
@@ -245,7 +256,7 @@ class ResourceSource(Generic[R]):
     def unfit(self, holding: Holding[R]) -> End | None:
         """May the resource serve another task? None if so. Asks ``check_resource`` only where there is reason for doubt."""
         now = clock()
-        if now >= holding.expires:
+        if now >= holding.expires and holding.uses:  # however short its age, it serves one task
             return End.AGED
         if self.used_up(holding):
             return End.USED_UP
@@ -299,7 +310,7 @@ class ResourcePool(Generic[R]):
     @property
     def in_use(self) -> list[Holding[R]]:
         """Those that a call of ``run_now`` has in hand."""
-        return [holding for holding in tuple(self._all) if holding.thread]
+        return [holding for holding in self._all.copy() if holding.thread]
 
     def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int) -> T:
         """Call `fn` with a resource, as the current task of this thread; again with another, if the resource broke."""
@@ -309,6 +320,7 @@ class ResourcePool(Generic[R]):
                 broken = False
                 holding = self._take()
                 holding.item = fn
+                holding.attempt = 1 + retries
                 holding.thread = get_ident()
                 current.holder = holding
                 try:
@@ -344,7 +356,8 @@ class ResourcePool(Generic[R]):
                 return self._create()
             fit = False
             try:
-                fit = not self._source.needs_care or self._source.unfit(holding) is None
+                # Unlike a worker's, one that has not served yet may be too old as well: it may have lain here for hours.
+                fit = not self._source.needs_care or (clock() < holding.expires and self._source.unfit(holding) is None)
             finally:  # Ctrl-C in the check
                 if not fit:
                     self._destroy(holding)
@@ -419,6 +432,12 @@ class ResourcePool(Generic[R]):
                 return
             self._destroy(holding)
 
+    def reinit_after_fork(self) -> None:
+        """In the child: they are all the parent's."""
+        self._closed = True
+        self._free.clear()
+        self._all.clear()
+
     def close(self) -> None:
         """Destroy the free resources; those in use follow when they are given back."""
         self._closed = True
@@ -426,7 +445,7 @@ class ResourcePool(Generic[R]):
 
     def abandon(self) -> None:
         """Destroy what calls of ``run_now`` have in hand."""
-        for holding in tuple(self._all):
+        for holding in self._all.copy():
             self._source.destroy(holding, None)
 
     def wait_until_returned(self, deadline: float | None) -> bool:
@@ -442,7 +461,7 @@ class ResourcePool(Generic[R]):
         """Has no other thread a resource? Those that are about to have one are looked at first: they change sides last."""
         me = get_ident()
         pending = any(thread != me for thread in tuple(self._pending))
-        return not pending and all(holding.thread == me for holding in tuple(self._all))
+        return not pending and all(holding.thread == me for holding in self._all.copy())
 
 
 def add_note(error: BaseException, note: str) -> None:

@@ -20,7 +20,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from ._current import current
-from ._types import DAEMON, State, clock, lock_timeout
+from ._types import DAEMON, State, check_seconds, clock, lock_timeout
 from .exceptions import TaskExpired
 from .policies import ScalingPolicy
 
@@ -58,7 +58,9 @@ class Supervisor:
         self._lock = threading.RLock()  # guards _deadlines and the start of the thread; a leaf
         self._next_tick: float | None = None  # None: the tick pauses
         self._policy_failed = False
+        self._alarm = Alarm(self)
         if policy is not None:
+            self._interval = policy.interval
             self._pause()
 
     # -- called from other threads
@@ -104,7 +106,7 @@ class Supervisor:
     def resume(self) -> None:
         """The tick's pause is over."""
         if self._next_tick is None and self.policy is not None and self.core.state is State.RUNNING:
-            self._next_tick = clock() + self.policy.interval
+            self._next_tick = clock() + self._interval
             self.kick()
 
     # -- the thread
@@ -119,7 +121,7 @@ class Supervisor:
                     self._mail.get_nowait()
             except queue.Empty:
                 pass
-            except Exception:
+            except BaseException:
                 fields = {"executor": self.core.name}
                 logger.exception("executor %r: the supervisor stumbled and goes on", self.core.name, extra=fields)
 
@@ -147,32 +149,40 @@ class Supervisor:
     def _tick(self, now: float) -> float | None:
         """Ask the policy, if it is time."""
         policy, core = self.policy, self.core
-        if policy is None or self._next_tick is None or core.state >= State.KILLED:
+        if policy is None or core.state >= State.KILLED:
             return None
+        if self._next_tick is None:
+            if core.at_rest():
+                return None
+            self._next_tick = now + self._interval  # whoever popped the alarm was interrupted before it rang
         if now < self._next_tick:
             return self._next_tick
         load = core.sample()
+        self._next_tick = now + self._interval
         try:
+            self._interval = check_seconds("policy.interval", policy.interval, above_zero=True)
             wanted = policy.target(load)
             if not isinstance(wanted, int):
                 raise TypeError(f"{policy!r} answered {wanted!r}, which is no number of workers")
+            reason = repr(policy)
             self._policy_failed = False
-        except Exception:
+        except BaseException:
             if not self._policy_failed:
                 fields = {"executor": core.name, "policy": type(policy).__name__}
-                logger.exception("executor %r: %r raised; the last target stands", core.name, policy, extra=fields)
+                name = type(policy).__name__
+                logger.exception("executor %r: policy %s raised; the last target stands", core.name, name, extra=fields)
             self._policy_failed = True
         else:
-            core.want(wanted, repr(policy))
+            core.want(wanted, reason)
         if load.busy == 0 and load.queued == 0 and core.at_rest():
             self._pause()
             return None
-        self._next_tick = now + policy.interval
         return self._next_tick
 
     def _pause(self) -> None:
         """Stop ticking until the next submission."""
         self._next_tick = None
-        self.core.idle_stack.append(Alarm(self))
+        if self._alarm not in self.core.idle_stack:
+            self.core.idle_stack.append(self._alarm)
         if self.core.lanes.look():  # it came before the alarm was set
             self.resume()

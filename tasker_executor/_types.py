@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import enum
+import threading
 from _thread import LockType, allocate_lock
 from collections import deque
 from collections.abc import Callable
@@ -26,6 +27,7 @@ __all__ = [
     "check_seconds",
     "clock",
     "lock_timeout",
+    "must_escape",
 ]
 
 R = TypeVar("R")
@@ -99,6 +101,14 @@ class Latch:
                     except ValueError:  # opened in this moment
                         pass
         return self.is_open
+
+
+def must_escape(error: BaseException) -> bool:
+    """Is an error that user code raised in a hook, an observer or a callback no business of ours to swallow?
+
+    SystemExit and KeyboardInterrupt on the main thread mean the program. On a thread of ours nobody would hear of them.
+    """
+    return not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()
 
 
 class Bell:

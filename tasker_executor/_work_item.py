@@ -34,7 +34,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._current import current
-from ._types import clock, lock_timeout
+from ._types import clock, lock_timeout, must_escape
 from .exceptions import TaskExpired
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ class Unretrieved:
                 self.name,
                 self.function,
                 exc_info=self.error,
+                extra={"executor": self.name, "function": self.function},
             )
 
 
@@ -223,6 +224,11 @@ class TaskFuture(Future[T]):
                     return
         self._call(fn)
 
+    def may_expire(self) -> bool:
+        """Does it fail by itself if it is not started in time?"""
+        sidecar = self._sidecar
+        return sidecar is not None and sidecar.deadline is not None
+
     # -- what workers use
 
     def _may_start(self) -> bool:
@@ -268,10 +274,10 @@ class TaskFuture(Future[T]):
                 sidecar.verdict = None
                 return False
             cancelled = verdict is CANCELLED
-            self._lane.count_tombstone(cancelled=cancelled, failed=not cancelled and verdict is not WITHDRAWN)
+            self._lane.count_tombstone(cancelled=cancelled, withdrawn=verdict is WITHDRAWN)
             self._result = self._context = None
             self._exception = None if cancelled or verdict is WITHDRAWN else verdict
-        self._publish()
+        self._conclude()
         self._lane.on_settled(self)
         return True
 
@@ -281,16 +287,20 @@ class TaskFuture(Future[T]):
         self._exception = error
         self._context = None
         self._status = FINISHED
-        if self._sidecar is not None:
-            self._publish()
+        self._conclude()
 
-    def _publish(self) -> None:
-        """It is final: tell everybody, once."""
+    def _conclude(self) -> None:
+        """It is final: tell everybody, and call the callbacks."""
+        if self._sidecar is not None and (callbacks := self._publish()):
+            self._call_back(callbacks)
+
+    def _publish(self) -> list[Callable[[Future[Any]], object]] | None:
+        """It is final: tell everybody, once. Returns the callbacks that are left to be called."""
         sidecar = self._sidecar
         assert sidecar is not None
         with sidecar:
             if sidecar.published:
-                return
+                return None
             sidecar.published = True
             if sidecar.error is not None:
                 sidecar.error = None
@@ -298,9 +308,8 @@ class TaskFuture(Future[T]):
                 self._tell_waiters(sidecar)
         for permit in sidecar.blocked:  # nobody adds to it any more
             permit.release()
-        if sidecar.callbacks is not None:
-            callbacks, sidecar.callbacks = sidecar.callbacks, None
-            self._call_back(callbacks)
+        callbacks, sidecar.callbacks = sidecar.callbacks, None
+        return callbacks
 
     def _tell_waiters(self, sidecar: Sidecar) -> None:
         assert sidecar.waiters is not None
@@ -313,13 +322,17 @@ class TaskFuture(Future[T]):
                 waiter.add_result(self)
 
     def _call_back(self, callbacks: list[Callable[[Future[Any]], object]]) -> None:
+        escaped = None
         for callback in callbacks:
             try:
                 self._call(callback)
-            except BaseException:  # SystemExit: no reason to forget the other callbacks, or to end a worker
-                LOGGER.exception("exception calling callback for %r", self)
-                if threading.current_thread() is threading.main_thread():
-                    raise
+            except BaseException as error:  # SystemExit: no reason to forget the other callbacks, or to end a worker
+                if must_escape(error):
+                    escaped = error
+                else:
+                    LOGGER.exception("exception calling callback for %r", self)
+        if escaped is not None:
+            raise escaped
 
     def _call(self, callback: Callable[[Future[T]], object]) -> None:
         try:
@@ -347,7 +360,7 @@ class TaskFuture(Future[T]):
             sidecar = self.__dict__.setdefault("sidecar", Sidecar())  # atomic: one sidecar, however many come at once
             self._sidecar = sidecar
             if self._status is FINISHED:  # the worker may have finished without seeing it
-                self._publish()
+                self._conclude()
         return sidecar
 
     def _join(self, timeout: float | None) -> None:

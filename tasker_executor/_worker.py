@@ -56,6 +56,7 @@ class Worker:
 
     __slots__ = (
         "__weakref__",
+        "broken_by",  # the error that showed the resource to be broken
         "birth",  # taken by the thread when it begins to live, or by who started it, to disown it
         "core",
         "holding",  # None before it is made, after it is destroyed, and without on_create
@@ -83,6 +84,7 @@ class Worker:
         self.log = core.recorder.open_log()
         self.ready = False
         self.told_to_leave = False
+        self.broken_by: BaseException | None = None
         self.birth = allocate_lock()
         self.park = allocate_lock()
         self.park.acquire()
@@ -153,7 +155,9 @@ class Worker:
                 return End.CREATION_FAILED, error
         try:
             core.worker_ready(self)
-            return self._serve(), None
+            end = self._serve()
+            core.wake_if_waiting()  # tasks that we leave behind need not wait until our resource is gone
+            return end, self.broken_by
         except BaseException as thrown:  # from outside: PyThreadState_SetAsyncExc, as some libraries do to stop a task
             logger.warning(
                 "executor %r: an exception was thrown into worker %s",
@@ -184,51 +188,51 @@ class Worker:
         # A retry must not see what the attempt before it set.
         fresh_context = core.source is not None and core.source.can_break
         future: TaskFuture[Any] | None = None
+        context: Context | None = None
         lane = low
         registered = False
         start = clock()
         try:
             while True:
                 for _ in _SHIFT:
+                    # -- is there anything to do, and am I to do it?
+                    if not (high or low):
+                        future = None
+                        if not registered:
+                            idle_append(self)
+                            registered = True
+                        since = log.until = start
+                        end = self._rest()
+                        registered = False
+                        if end is not None:
+                            return end
+                        start = clock()
+                        if start - since > LULL:
+                            core.recorder.fold(log)
+                        log.until = None
+                        continue
+                    if registered:
+                        registered = False
+                        if self._leave_idle_stack():
+                            return End.RETIRED
+                        start = clock()
+                    if leave and core.takes_leave(self):
+                        return End.RETIRED
+                    if careful:
+                        unfit = self._unfit()
+                        if unfit is not None:
+                            return unfit
+
                     # -- take a task: priority first
                     try:
                         if high:
                             lane, waits, runs = high, high_waits, high_runs
                             future = high_pop()
-                        elif low:
+                        else:
                             lane, waits, runs = low, low_waits, low_runs
                             future = low_pop()
-                        else:
-                            future = None
-                            if not registered:
-                                idle_append(self)
-                                registered = True
-                            since = log.until = start
-                            end = self._rest()
-                            registered = False
-                            if end is not None:
-                                return end
-                            start = clock()
-                            if start - since > LULL:
-                                core.recorder.fold(log)
-                            log.until = None
-                            continue
                     except IndexError:  # another worker was quicker
                         continue
-                    if registered:
-                        registered = False
-                        self._leave_idle_stack()
-                        start = clock()
-                    if blocked:
-                        core.admission.refill()
-                    if leave and core.takes_leave(self):
-                        lane.appendleft(future)
-                        return End.RETIRED
-                    if careful:
-                        unfit = self._unfit()
-                        if unfit is not None:
-                            lane.appendleft(future)
-                            return unfit
 
                     # -- run it
                     future._status = RUNNING
@@ -236,6 +240,8 @@ class Worker:
                         continue
                     self.since = start
                     self.item = future
+                    if blocked:
+                        core.admission.refill()
                     if careful:
                         self._before(future, start)
                     try:
@@ -245,13 +251,13 @@ class Worker:
                             if fresh_context:
                                 context = context.copy()
                             value = context.run(future._result, *(prefix + future._exception))
-                            context = None
                         else:
                             value = future._result(*(prefix + future._exception))
                         error = None
                     except BaseException as raised:
                         value = None
                         error = _without_this_frame(raised)
+                    context = None
                     end_time = clock()
                     self.item = None
                     if error is None:
@@ -270,8 +276,14 @@ class Worker:
                     future._exception = error
                     future._context = None
                     future._status = FINISHED
-                    if future._sidecar is not None:
-                        future._publish()
+                    if future._sidecar is not None and (callbacks := future._publish()):
+                        if registered:  # whoever popped us would count on us, and the callbacks may take their time
+                            registered = False
+                            self._leave_idle_stack()
+                        future._call_back(callbacks)
+                        callbacks = None
+                        if self.told_to_leave:
+                            return End.RETIRED
                     value = error = None
                     if used_up:
                         return End.USED_UP
@@ -301,8 +313,7 @@ class Worker:
         while True:
             draining = core.state is not _RUNNING
             if core.lanes.look():  # registered, and looked again: see "Taking turns"
-                self._leave_idle_stack()
-                return None
+                return End.RETIRED if self._leave_idle_stack() else None
             if draining:
                 self._leave_idle_stack()
                 return End.DRAINED
@@ -339,8 +350,8 @@ class Worker:
             return False
         return True
 
-    def _leave_idle_stack(self) -> None:
-        """Registered as idle, but not about to sleep.
+    def _leave_idle_stack(self) -> bool:
+        """Registered as idle, but not about to sleep. Tell whether somebody has chosen us to retire.
 
         1. A submitter popped us for its task. 2. We found a task ourselves, perhaps another one. 3. So the permit, come or
         coming, is ours to take, and the wake-up to pass on if tasks wait.
@@ -348,6 +359,7 @@ class Worker:
         if not self._off_idle_stack():
             self.park.acquire()
             self.core.wake_if_waiting()
+        return self.told_to_leave
 
     # -- around a task
 
@@ -411,6 +423,7 @@ class Worker:
             self._arm(future, error)
             self.log.note(lane.priority, Outcome.FAILED, start - future._submitted, end - start)
             return False
+        self.broken_by = error
         sidecar = future._observe()
         assert sidecar is not None
         limit = core.max_retries if sidecar.max_retries is None else sidecar.max_retries
@@ -431,11 +444,7 @@ class Worker:
         self.log.note(lane.priority, Outcome.FAILED, start - future._submitted, end - start)
         if core.hub.hears("task_finished"):
             core.hub.tell("task_finished", self._event(future, start, end, "failed", error))
-        future._result = None
-        future._exception = error
-        future._context = None
-        future._status = FINISHED
-        future._publish()
+        future._finish(None, error)
         return True
 
     def _arm(self, future: TaskFuture[Any], error: BaseException) -> None:

@@ -39,11 +39,12 @@ import time
 import traceback
 import uuid
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import wait as wait_for
 from concurrent.futures._base import CANCELLED
+from contextvars import Context, copy_context
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -310,14 +311,13 @@ class _Plugin(WorkerPlugin):
 
     async def run(self, job: _Job) -> bytes:
         """Run one task to its end, retries included."""
-        for restore, value in zip(self._restore, job.carried, strict=True):
-            try:
-                restore(value)
-            except Exception as error:
-                return _dumps_error(error)
         call = _Call(job.function, job.call)
         try:
-            future = self.pool._enqueue(call, (), {}, job.options)  # which copies the context of this Dask task
+            context = self._context(job)
+        except Exception as error:
+            return _dumps_error(error)
+        try:
+            future = context.run(self.pool._enqueue, call, (), {}, job.options)  # which copies it, for the task
         except RuntimeError:  # shut down in this moment
             return self._refuse()
         # Not asyncio.wrap_future: a CancelledError shall have one meaning here, that the worker cancels this Dask task.
@@ -339,14 +339,19 @@ class _Plugin(WorkerPlugin):
 
     async def run_now(self, job: _Job) -> bytes:
         """Run one task past all queues."""
-        call = _Call(job.function, job.call)
+        call, pool = _Call(job.function, job.call), self.pool
         try:
-            for restore, value in zip(self._restore, job.carried, strict=True):
-                restore(value)
-            pool = self.pool
-            return await asyncio.shield(_in_thread(lambda: _dumps_run_now(pool, call, job.options), f"{self.name}_run_now"))
+            context = self._context(job)
+            return await _in_thread(lambda: context.run(_dumps_run_now, pool, call, job.options), f"{self.name}_run_now")
         except Exception as error:
             return _dumps_error(error, call.results)
+
+    def _context(self, job: _Job) -> Context:
+        """A context of its own for the task, with what the carriers have brought. (The event loop's tasks may share one.)"""
+        context = copy_context()
+        for restore, value in zip(self._restore, job.carried, strict=True):
+            context.run(restore, value)
+        return context
 
     def report(self, *, reset: bool = False) -> _Report:
         """Tell how things stand."""
@@ -664,8 +669,14 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self._max_retries = max_retries
         self._worker_limit = max_workers
         self._capture = [capture for capture, _ in carriers]
-        self._pool = f"tasker-{self.name}-{uuid.uuid4().hex}"
+        unique = uuid.uuid4().hex
+        self._pool = f"tasker-{self.name}-{unique}"
+        self._key_prefix = unique[:20]
+        self._keys = itertools.count()
         self._turns = itertools.count()
+        self._to_follow: deque[tuple[Any, _RemoteFuture[Any]]] = deque()
+        self._loop_woken = False
+        self._followers: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks by weak references
         # Guards what follows.
         self._lock = threading.RLock()
         self._state = State.RUNNING
@@ -702,8 +713,8 @@ class DaskResourceExecutor(BaseExecutor[R]):
         retries = self._max_retries if options.max_retries is None else options.max_retries
         function = fn.__wrapped__ if isinstance(fn, _ChunkRunner) else fn
         name = getattr(function, "__qualname__", type(function).__name__)
-        # Dask groups what it learns and shows by the part of the key before the number.
-        key = f"{getattr(function, '__name__', type(function).__name__).strip('<>')}-{uuid.uuid4().hex}"
+        # Dask groups what it learns and shows by the part of the key before the 32 hexadecimal digits.
+        key = f"{getattr(function, '__name__', type(function).__name__).strip('<>')}-{self._key_prefix}{next(self._keys):012x}"
         carried = [capture() for capture in self._capture]
         call = _dumps_by_value((fn, args, kwargs))
         return _Job(self._pool, key, name, options, retries == 0, carried, call)
@@ -736,12 +747,23 @@ class DaskResourceExecutor(BaseExecutor[R]):
         if future.cancelled():  # by a shutdown, meanwhile
             self._settled(future, None)
         else:
-            self._loop.add_callback(self._follow, remote, future)
+            self._to_follow.append((remote, future))
+            if not self._loop_woken:
+                self._loop_woken = True
+                self._loop.add_callback(self._follow_all)
         return future
 
     def _refuse_if_shut_down(self) -> None:
         if self._state is not State.RUNNING:
             raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def _follow_all(self) -> None:
+        """On the client's event loop, which is woken once for many tasks: that costs as much as the rest of what we do."""
+        self._loop_woken = False  # first, and then look: so one of us and a submitter sees the other
+        while self._to_follow:
+            task = asyncio.create_task(self._follow(*self._to_follow.popleft()))
+            self._followers.add(task)
+            task.add_done_callback(self._followers.discard)
 
     async def _follow(self, remote: Any, future: _RemoteFuture[Any]) -> None:
         """On the client's event loop: see a task to its end."""
@@ -1164,6 +1186,7 @@ class PolicyAdaptive(Adaptive):
     """
 
     def __init__(self, cluster: Any, policy: ScalingPolicy, interval: Any = None, **kwargs: Any) -> None:
+        self.state = "inactive"  # for its destructor, should this raise
         if isinstance(policy, type) or not isinstance(policy, ScalingPolicy):
             raise TypeError(f"policy must have an interval and a target(load), and {policy!r} has not")
         self._policy = policy

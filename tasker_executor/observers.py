@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from contextvars import Context
 from dataclasses import dataclass, field
 
+from ._types import must_escape
+
 __all__ = ["Observer", "ObserverHub", "ResourceEvent", "ScaleEvent", "StateEvent", "TaskEvent", "WorkerEvent"]
 
 logger = logging.getLogger(__name__)
@@ -160,6 +162,8 @@ class ObserverHub:
         for listener in self._listeners[event]:
             try:
                 listener(what)
-            except Exception:
+            except BaseException as error:
+                if must_escape(error):
+                    raise
                 fields = {"executor": what.executor, "event": event}
                 logger.exception("observer %r raised in %s and was ignored", listener, event, extra=fields)

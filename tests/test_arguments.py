@@ -52,7 +52,7 @@ def test_more_base_workers_than_workers_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["min_workers", "max_retries", "max_queued"])
-@pytest.mark.parametrize(("value", "error"), [(-1, ValueError), (1.5, TypeError), ("1", TypeError)])
+@pytest.mark.parametrize("value, error", [(-1, ValueError), (1.5, TypeError), ("1", TypeError)])
 def test_number_of_something_is_whole_and_not_negative(name: str, value: object, error: type[Exception]) -> None:
     raised = make_badly(**{name: value})
 
@@ -62,7 +62,7 @@ def test_number_of_something_is_whole_and_not_negative(name: str, value: object,
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "error"),
+    "name, value, error",
     [
         ("resource_pool_size", -1, ValueError),
         ("resource_pool_size", 1.5, TypeError),
@@ -83,7 +83,7 @@ def test_number_of_resources_or_uses_is_whole_and_makes_sense(
 
 
 @pytest.mark.parametrize("name", ["create_timeout", "idle_timeout", "max_age", "check_after_idle"])
-@pytest.mark.parametrize(("value", "error"), [(-0.1, ValueError), (NAN, ValueError), ("1", TypeError)])
+@pytest.mark.parametrize("value, error", [(-0.1, ValueError), (NAN, ValueError), ("1", TypeError)])
 def test_duration_is_a_number_and_not_negative(ledger: Ledger, name: str, value: object, error: type[Exception]) -> None:
     raised = make_badly(on_create=ledger.create, **{name: value})
 
@@ -171,7 +171,7 @@ def test_class_of_a_policy_is_no_policy() -> None:
     assert repr(BacklogPolicy) in str(raised.value)
 
 
-@pytest.mark.parametrize(("interval", "error"), [(0.0, ValueError), (-1.0, ValueError), (NAN, ValueError), ("1", TypeError)])
+@pytest.mark.parametrize("interval, error", [(0.0, ValueError), (-1.0, ValueError), (NAN, ValueError), ("1", TypeError)])
 def test_policy_with_a_bad_interval_is_refused(interval: Any, error: type[Exception]) -> None:
     policy = WithoutInterval()
     vars(policy)["interval"] = interval
@@ -223,7 +223,7 @@ def test_endless_duration_is_a_duration(make_pool: MakePool, ledger: Ledger, nam
 
 
 @pytest.mark.parametrize(
-    ("options", "error"),
+    "options, error",
     [
         ({"max_retries": -1}, ValueError),
         ({"max_retries": 1.0}, TypeError),
@@ -251,7 +251,7 @@ def test_unknown_option_of_a_view_is_refused(make_pool: MakePool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error"),
+    "options, error",
     [
         ({"chunksize": 0}, ValueError),
         ({"chunksize": -3}, ValueError),
@@ -278,7 +278,7 @@ def test_bad_argument_of_map_is_refused_before_anything_is_read(
 
 
 @pytest.mark.parametrize(
-    ("bounds", "error", "words"),
+    "bounds, error, words",
     [
         ({"max_workers": 0}, ValueError, "max_workers must be at least 1, not 0"),
         ({"max_workers": 2.5}, TypeError, "max_workers must be an int, not 2.5"),
@@ -299,7 +299,7 @@ def test_bad_bound_is_refused_and_the_old_ones_stay(
     assert pool._max_workers == 2
 
 
-@pytest.mark.parametrize(("timeout", "error"), [(-1, ValueError), (NAN, ValueError), ("1", TypeError)])
+@pytest.mark.parametrize("timeout, error", [(-1, ValueError), (NAN, ValueError), ("1", TypeError)])
 def test_bad_timeout_is_refused_and_nothing_is_shut_down(make_pool: MakePool, timeout: Any, error: type[Exception]) -> None:
     pool = make_pool(1)
     view = pool.with_options(priority=True)

@@ -217,7 +217,7 @@ def test_error_is_what_the_task_raised(executor: Executor) -> None:
     future = executor.submit(fail, error)
 
     assert future.exception() is error
-    with pytest.raises(ValueError, match="^mine$") as raised:
+    with pytest.raises(ValueError, match=r"^mine$") as raised:
         future.result()
     assert raised.value is error
 
@@ -529,9 +529,9 @@ def test_shutdown_need_not_wait_and_all_is_done_nevertheless(executor: Executor,
 def test_nothing_is_accepted_after_shutdown(executor: Executor) -> None:
     executor.shutdown()
 
-    with pytest.raises(RuntimeError, match="^cannot schedule new futures after shutdown$"):
+    with pytest.raises(RuntimeError, match=r"^cannot schedule new futures after shutdown$"):
         executor.submit(int)
-    with pytest.raises(RuntimeError, match="^cannot schedule new futures after shutdown$"):
+    with pytest.raises(RuntimeError, match=r"^cannot schedule new futures after shutdown$"):
         executor.map(int, ["1"])
 
 

@@ -6,7 +6,6 @@ import contextvars
 import gc
 import threading
 import weakref
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,6 +17,10 @@ from tasker_executor import ResourceExecutor
 
 class Thing:
     """Something that can be watched by a weak reference."""
+
+
+class WatchedError(Exception):
+    """As a class of ours, it can be watched, too."""
 
 
 def workers_of(pool: ResourceExecutor[Any]) -> list[threading.Thread]:
@@ -189,6 +192,10 @@ def test_a_shut_down_pool_is_collected_with_all_that_it_shared(ledger: Ledger) -
 # -- tasks. The pool lives and its worker is idle, which is when a stale reference would last longest. --
 
 
+class WatchedBreak(ResourceBroken):
+    """As above."""
+
+
 class Watch:
     """Weak references to all that a task touched, and a pool of one worker."""
 
@@ -248,10 +255,10 @@ def test_a_kept_future_keeps_its_result_and_nothing_else(watch: Watch) -> None:
 def test_an_exception_does_not_outlive_its_future(watch: Watch) -> None:
     def submit() -> None:
         def function(_: FakeResource, argument: Thing) -> None:
-            raise watch.see("exception", ValueError())
+            raise watch.see("exception", WatchedError())
 
         future = watch.pool.submit(function, watch.see("argument", Thing()))
-        assert isinstance(future.exception(DEADLINE), ValueError)
+        assert isinstance(future.exception(DEADLINE), WatchedError)
 
     submit()
 
@@ -261,12 +268,12 @@ def test_an_exception_does_not_outlive_its_future(watch: Watch) -> None:
 def test_a_raised_exception_leaves_no_cycle_behind(watch: Watch) -> None:
     # Without the garbage collector: the frame of result() must not keep the future that keeps the exception.
     def fail(_: FakeResource) -> None:
-        raise watch.see("exception", ValueError())
+        raise watch.see("exception", WatchedError())
 
     def submit() -> None:
         try:
             watch.see("future", watch.pool.submit(fail)).result(DEADLINE)
-        except ValueError:
+        except WatchedError:
             pass
 
     gc.disable()
@@ -284,7 +291,7 @@ def test_nothing_of_a_task_that_was_retried_stays(watch: Watch) -> None:
     def submit() -> None:
         def function(resource: FakeResource, argument: Thing) -> Any:
             if resource.number == 0:
-                raise watch.see("exception", ResourceBroken())
+                raise watch.see("exception", WatchedBreak())
             return watch.see("result", Thing())
 
         watch.pool.submit(function, watch.see("argument", Thing())).result(DEADLINE)
@@ -350,8 +357,7 @@ def test_a_worker_does_not_keep_the_context_of_who_started_it(ledger: Ledger) ->
         pool.submit(FakeResource.use).result(DEADLINE)
         return pool, weakref.ref(thing)
 
-    run: Callable[..., Any] = contextvars.Context().run
-    pool, reference = run(start)
+    pool, reference = contextvars.Context().run(start)
 
     assert collected(reference)
     pool.shutdown()

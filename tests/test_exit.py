@@ -15,7 +15,8 @@ import atexit, os, signal, sys, threading
 from tasker_executor import ResourceExecutor, current_task
 
 def say(*words):
-    print(*words, flush=True)
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")  # whole lines, though threads write at once
+    sys.stdout.flush()
 
 class Connection:
     def close(self):
@@ -145,10 +146,10 @@ def test_exit_ends_the_workers_of_a_killed_pool_that_are_not_stuck() -> None:
 
 def test_submit_from_a_task_during_exit_is_refused_with_the_words_of_the_standard_library() -> None:
     output = run("""
-        exiting = threading.Event()
         pool = ResourceExecutor(1)
         def late():
-            threading.main_thread().join()
+            while pool.stats().state == "running":
+                pass
             try:
                 pool.submit(int)
             except RuntimeError as error:
@@ -239,12 +240,8 @@ def test_ctrl_c_interrupts_whoever_waits_for_a_result(blocked_in: str) -> None:
         pool = ResourceExecutor(2, on_create=Connection, on_destroy=Connection.close)
         future = pool.submit(lambda connection: gate.wait())
         results = pool.map(lambda connection, n: gate.wait(), [1])
-        def interrupt():
-            while future._sidecar is None and results is None:
-                pass
-            os.kill(os.getpid(), signal.SIGINT)
         try:
-            threading.Timer(0.1, interrupt).start()
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
             {blocked_in}
         except KeyboardInterrupt:
             say("interrupted")

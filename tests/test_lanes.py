@@ -78,7 +78,9 @@ def test_view_and_method_use_the_same_lane(make_pool: MakePool, gate: Gate) -> N
 
 
 @pytest.mark.parametrize("priority", [False, True], ids=["normal", "priority"])
-def test_task_that_is_retried_goes_to_the_front_of_its_lane(make_pool: MakePool, ledger: Ledger, gate: Gate, priority: bool) -> None:
+def test_task_that_is_retried_goes_to_the_front_of_its_lane(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, priority: bool
+) -> None:
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
     view = pool.with_options(priority=priority)
     ran: list[str] = []

@@ -160,7 +160,7 @@ def test_result_that_is_there_is_handed_out_though_time_is_up(make_pool: MakePoo
 # -- chunks --
 
 
-@pytest.mark.parametrize(("chunksize", "tasks"), [(1, 10), (3, 4), (5, 2), (100, 1)])
+@pytest.mark.parametrize("chunksize, tasks", [(1, 10), (3, 4), (5, 2), (100, 1)])
 def test_chunk_of_calls_is_one_task(make_pool: MakePool, chunksize: int, tasks: int) -> None:
     pool = make_pool(2)
 
@@ -236,7 +236,7 @@ def test_each_result_that_is_fetched_lets_one_more_in(make_pool: MakePool) -> No
     assert read == [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]  # with one fetched, four others are under way: five read, and so on
 
 
-@pytest.mark.parametrize(("chunksize", "first", "then"), [(2, 4, 6), (3, 3, 6), (100, 5, 10)])
+@pytest.mark.parametrize("chunksize, first, then", [(2, 4, 6), (3, 3, 6), (100, 5, 10)])
 def test_buffer_counts_calls_and_not_chunks(make_pool: MakePool, chunksize: int, first: int, then: int) -> None:
     source = Source()
     results = make_pool(1).map(identity, source, chunksize=chunksize, buffersize=5)

@@ -86,7 +86,7 @@ class Crawler:
     def __init__(self, make_pool: MakePool, ledger: Ledger, gate: Gate, time: FakeTime) -> None:
         self.ledger, self.gate, self.time = ledger, gate, time
         self.pool = make_pool(
-            8,
+            1,  # at first: in a race, a second worker may start for a task that the first is about to take
             name="crawler",
             on_create=self.connect,
             on_destroy=ledger.destroy,
@@ -135,6 +135,7 @@ class Crawler:
         for number in range(1, 4):
             pool.submit(self.download)
             self.gate.wait_until_held(number)
+            pool.resize(max_workers=8)
             self.time.advance(0.7)
             self.look()
         pool.submit_priority(self.download)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -353,11 +354,17 @@ def test_resource_of_the_pool_serves_max_uses_calls(make_pool: MakePool, ledger:
     assert len(ledger.alive) == 1
 
 
-def test_resource_of_the_pool_that_is_too_old_is_replaced(make_pool: MakePool, ledger: Ledger) -> None:
-    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1, max_age=1e-6)
+@pytest.mark.parametrize("uses", [0, 1])
+def test_resource_of_the_pool_that_is_too_old_is_replaced(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, uses: int
+) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1, max_age=1000)
+    for _ in range(uses):
+        pool.run_now(FakeResource.use)
+    monkeypatch.setattr("tasker_executor._resources.clock", lambda: time.perf_counter() + 1101)
 
-    assert pool.run_now(FakeResource.use) > 0
-    assert ledger.created[0].uses == 0
+    assert pool.run_now(FakeResource.use) == 1
+    assert ledger.created[0].uses == uses
     assert pool.stats().available_resources == 1
 
 

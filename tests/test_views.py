@@ -105,9 +105,7 @@ def test_task_without_retries_runs_at_most_once(resource_pool: ResourceExecutor[
 
 
 def test_view_may_allow_more_retries_than_the_executor(make_pool: MakePool, ledger: Ledger) -> None:
-    pool = make_pool(
-        1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, max_retries=0
-    )
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, max_retries=0)
 
     assert pool.with_options(max_retries=2).submit(break_down_twice).result() == 2
 
@@ -324,7 +322,7 @@ def test_view_accepts_nothing_after_shutdown(make_pool: MakePool, use: Callable[
     view = pool.with_options(priority=True)
     view.shutdown()
 
-    with pytest.raises(RuntimeError, match="^cannot schedule new futures after shutdown$"):
+    with pytest.raises(RuntimeError, match=r"^cannot schedule new futures after shutdown$"):
         use(view)
     assert pool.stats().submitted == 0
 
@@ -334,7 +332,7 @@ def test_view_accepts_nothing_when_its_executor_is_shut_down(make_pool: MakePool
     view = pool.with_options(priority=True)
     pool.shutdown()
 
-    with pytest.raises(RuntimeError, match="^cannot schedule new futures after shutdown$"):
+    with pytest.raises(RuntimeError, match=r"^cannot schedule new futures after shutdown$"):
         view.submit(int)
     view.shutdown()
 

@@ -1,0 +1,152 @@
+"""What tests of `tasker_executor.dask` share with workers: importable there by its name, in this process and in others."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from support import eventually
+
+__all__ = ["FOREIGN_THREADS", "FileLedger", "FileResource", "Ref", "hogs", "mark", "wait_for_file"]
+
+#: Threads of Dask's own. Some outlive their cluster.
+FOREIGN_THREADS = ("IO loop", "Dask-", "Profile", "asyncio_", "AsyncProcess", *(f"{worker}-Dask-" for worker in range(10)))
+
+_objects: dict[int, Any] = {}
+
+
+def _find(number: int) -> Ref:
+    return Ref(_objects[number])
+
+
+class Ref:
+    """An object of this process that pickles as a reference to itself: for clusters whose workers live in this process."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+        _objects[id(target)] = target
+
+    def __reduce__(self) -> tuple[Callable[[int], Ref], tuple[int]]:
+        return _find, (id(self.target),)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.target(*args, **kwargs)
+
+
+class FileResource:
+    """A resource whose life is written to a file. It stays where it is made."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, ledger: FileLedger) -> None:
+        self.ledger = ledger
+        self.name = f"{os.getpid()}-{next(self._numbers)}"
+        self.broken = False
+        ledger.note("created", self.name)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a resource must not be pickled")
+
+    @contextmanager
+    def use(self, task: object) -> Generator[None]:
+        self.ledger.note("begun", self.name, task)
+        try:
+            yield
+        finally:
+            self.ledger.note("ended", self.name, task)
+
+
+class FileLedger:
+    """Books that survive SIGKILL: each line is written by one call, at the end of the file. It pickles, being a path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    def note(self, *words: object) -> None:
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(descriptor, f"{' '.join(map(str, words))}\n".encode())
+        finally:
+            os.close(descriptor)
+
+    def create(self) -> FileResource:
+        return FileResource(self)
+
+    def destroy(self, resource: FileResource) -> None:
+        self.note("destroyed", resource.name)
+
+    def entries(self, verb: str) -> list[list[str]]:
+        """What was noted with that verb, in order."""
+        lines = [line.split() for line in self.path.read_text().splitlines()]
+        return [words for first, *words in lines if first == verb]
+
+    def wait_until_noted(self, verb: str, times: int = 1) -> list[list[str]]:
+        eventually(lambda: len(self.entries(verb)) >= times, f"{times} x {verb} in {self.path}")
+        return self.entries(verb)
+
+    def left_over(self) -> set[str]:
+        """Those created and not destroyed."""
+        return {words[0] for words in self.entries("created")} - {words[0] for words in self.entries("destroyed")}
+
+    def check(self, killed: set[int], *, abandoned: bool = False) -> None:
+        """Fail unless each resource was destroyed once and after its last use, or was left behind by a killed process."""
+        destroyed = Counter(words[0] for words in self.entries("destroyed"))
+        twice = [name for name, times in destroyed.items() if times > 1]
+        leaked = {name for name in self.left_over() if int(name.partition("-")[0]) not in killed}
+        gone: set[str] = set()
+        used: Counter[str] = Counter()
+        in_use: list[str] = []
+        for line in self.path.read_text().splitlines():
+            verb, name, *_ = line.split()
+            used[name] += (verb == "begun") - (verb == "ended")
+            if verb == "destroyed":
+                gone.add(name)
+                if used[name] and not abandoned:
+                    in_use.append(name)
+            elif verb == "begun" and name in gone:
+                in_use.append(name)
+
+        assert not twice, "destroyed twice"
+        assert not leaked, "left over, though its process was not killed"
+        assert not in_use, "destroyed while in use, or used after that"
+
+
+def mark(path: Path) -> None:
+    """Tell other processes something: that this file exists."""
+    path.touch()
+
+
+def wait_for_file(path: Path) -> None:
+    eventually(path.exists, f"{path} to exist")
+
+
+def kill_process(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def hogs(count: int) -> Generator[None]:
+    """Other processes that keep the machine busy."""
+    import subprocess
+
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait()
+
+
+def thread_name(*_: object) -> str:
+    return threading.current_thread().name

@@ -1,0 +1,183 @@
+"""Log records: what they carry, that the README explains each of them, and that tasks make none."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import DEADLINE, FakeResource, Ledger, MakePool, eventually
+from tasker_executor import Observer, ScalingPolicy, TaskEvent, WorkerEvent
+from tasker_executor.stats import LoadSample
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "tasker_executor"
+README = ROOT / "README.rst"
+
+LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "log": "WARNING", "error": "ERROR", "exception": "ERROR"}
+LEVELS["critical"] = "CRITICAL"
+
+
+# -- the source --
+
+
+@dataclass(frozen=True)
+class Call:
+    """A place in the source that logs."""
+
+    place: str
+    logger: str
+    level: str
+    message: str
+    arguments: int
+    fields: bool
+
+    @property
+    def summary(self) -> str:
+        """What the README has of the message: the name of the executor and explanations are left out."""
+        return re.sub(r"%(\.\d)?[a-z]", "...", re.sub(r"^(executor %r|%s): ", "", self.message)).partition(";")[0].rstrip(":")
+
+
+def calls_in(module: Path) -> Iterator[Call]:
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)):
+            continue
+        logger, method = node.func.value.id, node.func.attr
+        if not logger.lower().endswith("logger") or method not in LEVELS:
+            continue
+        message, *arguments = node.args[method == "log" :]
+        assert isinstance(message, ast.Constant), f"{module.name}:{node.lineno}: write the message where it is logged"
+        fields = any(keyword.arg == "extra" for keyword in node.keywords)
+        place = f"{module.name}:{node.lineno}"
+        yield Call(place, logger, LEVELS[method], str(message.value), len(arguments), fields)
+
+
+CALLS = [call for module in sorted(PACKAGE.glob("*.py")) for call in calls_in(module)]
+
+
+def test_the_readme_explains_every_record_from_warning_upwards() -> None:
+    rows = re.findall(r"^   \* - ``(.+?)``\n     - (WARNING|ERROR|CRITICAL)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert len(rows) == len(set(rows))
+    assert set(rows) == {(call.summary, call.level) for call in CALLS if call.level not in ("DEBUG", "INFO")}
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.place)
+def test_a_message_has_as_many_arguments_as_it_names(call: Call) -> None:
+    assert len(re.findall(r"%(?:\.\d)?[a-z]", call.message)) == call.arguments
+
+
+# The records of the standard library's logger are those of the standard library; the modules of extras have their own ways.
+OWN_CALLS = [call for call in CALLS if call.logger == "logger" and not call.place.startswith("dask.py")]
+
+
+@pytest.mark.parametrize("call", OWN_CALLS, ids=lambda call: call.place)
+def test_a_record_carries_structured_fields(call: Call) -> None:
+    assert call.fields
+
+
+# -- records --
+
+
+def records(caplog: pytest.LogCaptureFixture, start: str) -> list[dict[str, Any]]:
+    """The attributes of the records whose message begins so, after the name of the executor."""
+    return [vars(record) for record in caplog.records if record.getMessage().partition(": ")[2].startswith(start)]
+
+
+def test_tasks_log_nothing_above_debug(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    pool = make_pool(2)
+    list(pool.map(str, range(100)))
+    pool.submit(int, "seven").exception(DEADLINE)
+    pool.shutdown()
+
+    assert not caplog.records
+
+
+def test_a_replaced_worker_is_a_warning_that_names_it_and_the_reason(
+    make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_health=ledger.is_healthy,
+        max_retries=0,
+        name="db",
+    )
+    pool.submit(FakeResource.break_down).exception(DEADLINE)
+    eventually(lambda: bool(records(caplog, "worker db_0 ends")), "the record")
+
+    (record,) = records(caplog, "worker db_0 ends")
+    assert record["levelname"] == "WARNING"
+    assert (record["executor"], record["worker"], record["reason"]) == ("db", "db_0", "its resource was broken")
+
+
+def test_a_failing_factory_is_a_warning_that_says_how_often_and_when_it_is_tried_again(
+    make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger.outage = ConnectionError("down")
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, name="db")
+    future = pool.submit(FakeResource.use)
+    eventually(lambda: len(records(caplog, "on_create failed")) >= 2, "two records")
+    ledger.outage = None
+    future.result(DEADLINE)
+
+    first, second = records(caplog, "on_create failed")[:2]
+    assert (first["executor"], first["failures"], second["failures"]) == ("db", 1, 2)
+    assert 0.0 <= first["delay"] <= 0.1
+    assert first["exc_info"][0] is ConnectionError
+
+
+def test_an_observer_that_raises_is_logged_with_the_event(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
+    class Clumsy(Observer):
+        def task_finished(self, event: TaskEvent) -> None:
+            raise ValueError(event.function)
+
+        def worker_ended(self, event: WorkerEvent) -> None:
+            raise KeyError
+
+    pool = make_pool(1, observers=[Clumsy()], name="db")
+    result = pool.submit(str, 1).result(DEADLINE)
+    pool.shutdown()
+
+    raised = [(vars(record)["executor"], vars(record)["event"]) for record in caplog.records if record.levelname == "ERROR"]
+    assert result == "1"
+    assert raised == [("db", "task_finished"), ("db", "worker_ended")]
+
+
+def test_a_decision_to_scale_is_logged_at_debug_with_its_reason(
+    make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Greedy:
+        interval = 0.001
+
+        def target(self, load: LoadSample, /) -> int:
+            return 3
+
+        def __repr__(self) -> str:
+            return "Greedy()"
+
+    policy: ScalingPolicy = Greedy()
+    caplog.set_level(logging.DEBUG, "tasker_executor")
+    pool = make_pool(3, policy=policy)
+    pool.submit(str).result(DEADLINE)
+    eventually(lambda: bool(records(caplog, "3 workers wanted")), "the record")
+
+    (record,) = records(caplog, "3 workers wanted")
+    assert record["levelname"] == "DEBUG"
+    assert (record["before"], record["after"], record["reason"]) == (0, 3, "Greedy()")
+
+
+def test_every_logger_is_below_that_of_the_package(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    make_pool(1, min_workers=1).wait_ready(DEADLINE)
+
+    assert caplog.records
+    assert all(record.name.partition(".")[0] == "tasker_executor" for record in caplog.records)
