@@ -390,8 +390,8 @@ class Core:
         self.wake_if_waiting()
         self._check_terminated()
 
-    def wait_inside(self, future: TaskFuture[Any], permit: LockType) -> None:
-        """On one of our own threads: wait for `permit`, which comes when `future` is done.
+    def wait_inside(self, future: TaskFuture[Any], turnstile: LockType) -> None:
+        """On one of our own threads: acquire `turnstile`, which is unlocked when `future` is done.
 
         If every worker there may be waits for a task of this executor, none is left to run one. Who comes last sees that, and
         raises PoolDeadlockError instead of joining the others.
@@ -413,7 +413,7 @@ class Core:
                 "workers: none is left to run it; use more workers, another executor, or wait outside of the pool"
             )
         try:
-            permit.acquire()
+            turnstile.acquire()
         finally:
             with self.lock:
                 self.waiting_inside.pop(me, None)
@@ -703,17 +703,19 @@ class Core:
     def _check_terminated(self) -> None:
         """Draining, nothing waits, nobody lives: that was it."""
         with self.lock:
-            if self.state < State.DRAINING or self.state is State.CLOSED or self.workers:
+            # Not `state is CLOSED`: if Ctrl-C came between that and the end of this method, the next caller finishes it.
+            if self.state < State.DRAINING or self.terminated.is_open or self.workers:
                 return
             if self.lanes.look() and self.lanes.waiting():  # tombstones may stay
                 return
+            first = self.state is not State.CLOSED
             self.state = State.CLOSED
         if self.supervisor.thread is not None:
             _note_ending(self.supervisor.thread)
             self.supervisor.kick()
         _cores.pop(id(self), None)
         self.terminated.open()
-        if self.hub.hears("state_changed"):
+        if first and self.hub.hears("state_changed"):
             self.hub.tell("state_changed", StateEvent(self.name, "closed"))
 
     def join(self, timeout: float | None) -> None:
@@ -944,7 +946,7 @@ class Core:
                 holding = sum(worker.holding is not None for worker in self.workers)
                 assert self.source.created >= self.source.destroyed, "destroyed more resources than were made"
                 assert holding <= len(self.workers)
-            if self.state is State.CLOSED:
+            if stats.state == "closed":  # of the same moment as the numbers
                 assert not self.workers, "closed, with workers"
                 assert stats.queued_tasks == stats.priority_tasks == stats.running_tasks == 0, stats
 

@@ -8,6 +8,7 @@ import threading
 from _thread import LockType, allocate_lock
 from collections import deque
 from collections.abc import Callable
+from operator import methodcaller
 from threading import TIMEOUT_MAX
 from time import perf_counter
 from typing import Any, TypeVar
@@ -65,6 +66,9 @@ class State(enum.IntEnum):
     CLOSED = 3
 
 
+_release = methodcaller("release")
+
+
 class Latch:
     """A gate that opens once and for all, like an Event without a lock inside.
 
@@ -80,12 +84,12 @@ class Latch:
 
     def open(self) -> None:
         """Let everybody through, now and later."""
+        permits = map(_release, iter(self._waiting.popleft, None))
         self.is_open = True
-        while self._waiting:
-            try:
-                self._waiting.popleft().release()
-            except IndexError:  # another opener took it
-                break
+        try:
+            deque(permits, 0)  # pops and releases all in one step of the interpreter: Ctrl-C cannot come between
+        except IndexError:  # that was the last
+            pass
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the latch is open, at most `timeout` seconds; tell whether it is."""
@@ -129,9 +133,11 @@ class Bell:
         """Open the latches of all who listen."""
         while self._listening:
             try:
-                self._listening.popleft().open()
-            except IndexError:  # another ringer took it
-                break
+                latch = self._listening[0]
+                latch.open()
+                self._listening.remove(latch)  # afterwards: if Ctrl-C comes between, the next ring opens it once more
+            except (IndexError, ValueError):  # another ringer was quicker
+                continue
 
 
 def check_count(name: str, value: Any, least: int) -> int:

@@ -72,7 +72,7 @@ class Sidecar(ReentrantLock):
     started = False  # a worker has run it, or is about to: too late for a verdict
     published = False  # final, and everybody told
     waiters: list[Any] | None = None  # of concurrent.futures.wait and as_completed
-    blocked: tuple[LockType, ...] = ()  # locks of those who block in result(); released once
+    turnstile: LockType | None = None  # those who block in result() go through it one by one, once it is unlocked
     callbacks: list[Callable[[Future[Any]], object]] | None = None  # done-callbacks, until they are called
     deadline: float | None = None  # a task that has not started by then never does
     max_retries: int | None = None  # for this task; None: the executor's
@@ -209,7 +209,16 @@ class TaskFuture(Future[T]):
 
         The standard library tells waiters only when a worker comes by the cancelled task; here they are told at once.
         """
-        return self._settle(CANCELLED) or self.cancelled()
+        if self._settle(CANCELLED):
+            return True
+        sidecar = self._sidecar
+        if sidecar is None:
+            return False
+        with sidecar:
+            cancelled = sidecar.verdict in _NOT_RUN
+        if cancelled and not sidecar.published:
+            self._conclude()  # another thread has just cancelled it, and has yet to tell: after us, `cancelled` says so
+        return cancelled
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call `fn` with this future once it is final: by the thread that ends it, or right here if it is final already."""
@@ -306,8 +315,9 @@ class TaskFuture(Future[T]):
                 sidecar.error = None
             if sidecar.waiters:
                 self._tell_waiters(sidecar)
-        for permit in sidecar.blocked:  # nobody adds to it any more
-            permit.release()
+        turnstile = sidecar.turnstile
+        if turnstile is not None:
+            turnstile.release()
         callbacks, sidecar.callbacks = sidecar.callbacks, None
         return callbacks
 
@@ -368,21 +378,20 @@ class TaskFuture(Future[T]):
         sidecar = self._observe()
         if sidecar is None:
             return
-        permit = None
-        with sidecar:
-            if not sidecar.published:
-                permit = allocate_lock()
-                permit.acquire()
-                sidecar.blocked += (permit,)
-        if permit is not None:
+        turnstile = sidecar.turnstile
+        if turnstile is None:
+            locked = allocate_lock()
+            locked.acquire()
+            turnstile = sidecar.__dict__.setdefault("turnstile", locked)  # atomic, as above
+        if not sidecar.published:  # stored, then loaded; who publishes does it the other way round
             owner = current.owner
             if owner is not None and timeout is None and owner is self._lane.owner:
-                self._lane.owner.wait_inside(self, permit)
-            elif not permit.acquire(True, -1 if timeout is None else lock_timeout(timeout)):
-                with sidecar:
-                    if not sidecar.published:
-                        sidecar.blocked = tuple(other for other in sidecar.blocked if other is not permit)
-                        raise FutureTimeoutError
+                self._lane.owner.wait_inside(self, turnstile)
+            elif not turnstile.acquire(True, -1 if timeout is None else lock_timeout(timeout)):
+                if not sidecar.published:
+                    raise FutureTimeoutError
+                turnstile.acquire()
+            turnstile.release()  # for the next
         if sidecar.verdict in _NOT_RUN:
             raise CancelledError
 

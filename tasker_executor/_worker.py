@@ -157,7 +157,8 @@ class Worker:
             core.worker_ready(self)
             end = self._serve()
             core.wake_if_waiting()  # tasks that we leave behind need not wait until our resource is gone
-            return end, self.broken_by
+            cause, self.broken_by = self.broken_by, None
+            return end, cause
         except BaseException as thrown:  # from outside: PyThreadState_SetAsyncExc, as some libraries do to stop a task
             logger.warning(
                 "executor %r: an exception was thrown into worker %s",
@@ -195,30 +196,16 @@ class Worker:
         try:
             while True:
                 for _ in _SHIFT:
-                    # -- is there anything to do, and am I to do it?
-                    if not (high or low):
-                        future = None
-                        if not registered:
-                            idle_append(self)
-                            registered = True
-                        since = log.until = start
-                        end = self._rest()
-                        registered = False
-                        if end is not None:
-                            return end
-                        start = clock()
-                        if start - since > LULL:
-                            core.recorder.fold(log)
-                        log.until = None
-                        continue
-                    if registered:
-                        registered = False
-                        if self._leave_idle_stack():
-                            return End.RETIRED
-                        start = clock()
+                    # -- am I still to work?
                     if leave and core.takes_leave(self):
+                        if registered:
+                            self._leave_idle_stack()
                         return End.RETIRED
-                    if careful:
+                    if careful and (high or low):
+                        if registered:  # or a submitter would count on us while we ask check_resource
+                            registered = False
+                            if self._leave_idle_stack():
+                                return End.RETIRED
                         unfit = self._unfit()
                         if unfit is not None:
                             return unfit
@@ -228,15 +215,38 @@ class Worker:
                         if high:
                             lane, waits, runs = high, high_waits, high_runs
                             future = high_pop()
-                        else:
+                        elif low:
                             lane, waits, runs = low, low_waits, low_runs
                             future = low_pop()
+                        else:
+                            future = None
+                            if not registered:
+                                idle_append(self)
+                                registered = True
+                            since = log.until = start
+                            last = self._rest()
+                            registered = False
+                            if last is not None:
+                                return last
+                            start = clock()
+                            if start - since > LULL:
+                                core.recorder.fold(log)
+                            log.until = None
+                            continue
                     except IndexError:  # another worker was quicker
                         continue
+                    last = None
+                    if registered:
+                        registered = False
+                        if self._leave_idle_stack():
+                            last = End.RETIRED  # with this task for the last
+                        start = clock()
 
                     # -- run it
                     future._status = RUNNING
                     if future._sidecar is not None and not future._may_start():
+                        if last:
+                            return last
                         continue
                     self.since = start
                     self.item = future
@@ -265,11 +275,12 @@ class Worker:
                         runs.append(end_time - start)
                     elif self._judge(future, lane, error, start, end_time):
                         return End.BROKEN
-                    used_up = careful and self._after(future, error, start, end_time)
+                    if careful and self._after(future, error, start, end_time):
+                        last = End.USED_UP
                     start = end_time
 
                     # -- hand over the result, being idle already if nothing else waits
-                    if not (high or low or used_up):
+                    if not (high or low or last):
                         idle_append(self)
                         registered = True
                     future._result = value
@@ -279,14 +290,13 @@ class Worker:
                     if future._sidecar is not None and (callbacks := future._publish()):
                         if registered:  # whoever popped us would count on us, and the callbacks may take their time
                             registered = False
-                            self._leave_idle_stack()
+                            if self._leave_idle_stack():
+                                last = End.RETIRED
                         future._call_back(callbacks)
                         callbacks = None
-                        if self.told_to_leave:
-                            return End.RETIRED
                     value = error = None
-                    if used_up:
-                        return End.USED_UP
+                    if last:
+                        return last
                 core.recorder.fold(log)
         except BaseException as thrown:
             # Nothing in this loop raises, so this came from outside. The task in hand, if any, gets it: it is that task which

@@ -75,6 +75,7 @@ try:
     import cloudpickle  # type: ignore[import-untyped]  # it ships no types
     from distributed import Adaptive, Client, KilledWorker, Reschedule, SchedulerPlugin, WorkerPlugin, get_worker
     from distributed.core import Status
+    from tblib import pickling_support
 except ImportError as error:
     raise ImportError("tasker_executor.dask needs dask.distributed: pip install tasker-executor[dask]") from error
 
@@ -145,6 +146,7 @@ def _dumps(value: Any) -> bytes:
 def _dumps_error(error: BaseException, results: list[Any] | None = None) -> bytes:
     """Pickle an error so that it can be unpickled: or, failing that, one that says the same."""
     try:
+        pickling_support.install(error)  # which takes the traceback along, and the causes
         pickled = _dumps(_Outcome(error=error, results=results))
         pickle.loads(pickled)
     except Exception as why:
@@ -277,6 +279,7 @@ class _Plugin(WorkerPlugin):
         self._drain: asyncio.Task[None] | None = None
         self._end: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._handed: dict[str, Future[Any]] = {}  # by key of the Dask task: those that the pool has and that are not done
         self.failed = False
 
     @property
@@ -324,7 +327,11 @@ class _Plugin(WorkerPlugin):
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         future.add_done_callback(lambda _: _call_on(loop, _resolve, done))
-        await done
+        self._handed[job.key] = future
+        try:
+            await done
+        finally:
+            del self._handed[job.key]
         if future.cancelled():
             return self._refuse()
         failure = future.exception()
@@ -332,10 +339,18 @@ class _Plugin(WorkerPlugin):
         return pickled
 
     def _refuse(self) -> bytes:
-        """The task was not run: because the executor was killed, or because the worker is being closed."""
-        if self.pool._core.killed.is_open and self._end is None:
-            return _dumps(_Outcome(cancelled=True))
-        raise Reschedule
+        """The task was not run: because somebody cancelled it, or because the worker is being closed."""
+        if self._end is not None:
+            raise Reschedule
+        return _dumps(_Outcome(cancelled=True))
+
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        if finish == "cancelled" and key in self._handed:
+            self._handed[key].cancel()
+
+    def cancel_waiting(self) -> list[str]:
+        """Cancel what has not started; return the keys of what has."""
+        return [key for key, future in self._handed.items() if not future.cancel() and not future.done()]
 
     async def run_now(self, job: _Job) -> bytes:
         """Run one task past all queues."""
@@ -347,7 +362,7 @@ class _Plugin(WorkerPlugin):
             return _dumps_error(error, call.results)
 
     def _context(self, job: _Job) -> Context:
-        """A context of its own for the task, with what the carriers have brought. (The event loop's tasks may share one.)"""
+        """A context of its own for the task, with what the carriers have brought: those of the event loop may be shared."""
         context = copy_context()
         for restore, value in zip(self._restore, job.carried, strict=True):
             context.run(restore, value)
@@ -437,12 +452,15 @@ def _report_here(name: str, reset: bool, dask_worker: Worker) -> _Report | None:
     return None if plugin is None else plugin.report(reset=reset)
 
 
-def _started_here(name: str, kill: bool, dask_worker: Worker) -> list[Any]:
-    """Return the keys of the Dask tasks that have started on this worker; kill its executor before that, if told to."""
+def _cancel_here(name: str, kill: bool, dask_worker: Worker) -> list[str]:
+    """Kill the executor of this worker, or only cancel what has not started; return the keys of the tasks that run on."""
     plugin = _plugin_of(dask_worker, name)
-    if kill and plugin is not None:
+    if plugin is None:
+        return []
+    running = plugin.cancel_waiting()
+    if kill:
         plugin.pool.kill()
-    return list(dask_worker.active_keys)
+    return running
 
 
 # -- in the scheduler
@@ -911,11 +929,11 @@ class DaskResourceExecutor(BaseExecutor[R]):
 
         async def ask() -> None:
             try:
-                started: dict[str, list[Any]] = await self._client._run(_started_here, self._pool, kill, on_error="ignore")
+                running: dict[str, list[str]] = await self._client._run(_cancel_here, self._pool, kill, on_error="ignore")
             except Exception:
                 logger.debug("executor %r: the cluster cannot be asked what runs", self.name, exc_info=True)
-                started = {}
-            keys = set(itertools.chain.from_iterable(started.values()))
+                running = {}
+            keys = set(itertools.chain.from_iterable(running.values()))
             with self._lock:
                 futures = list(self._futures)
             for future in futures:

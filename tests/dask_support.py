@@ -5,17 +5,35 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
 import sys
-import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from support import eventually
+from typing_extensions import override
 
-__all__ = ["FOREIGN_THREADS", "FileLedger", "FileResource", "Ref", "hogs", "mark", "wait_for_file"]
+from support import eventually
+from tasker_executor._options import TaskOptions
+
+__all__ = [
+    "FOREIGN_THREADS",
+    "FileLedger",
+    "FileResource",
+    "Ref",
+    "UnpickledLate",
+    "hogs",
+    "take_the_worker_along",
+    "wait_for_file",
+    "work",
+    "work_until",
+]
 
 #: Threads of Dask's own. Some outlive their cluster.
 FOREIGN_THREADS = ("IO loop", "Dask-", "Profile", "asyncio_", "AsyncProcess", *(f"{worker}-Dask-" for worker in range(10)))
@@ -39,6 +57,35 @@ class Ref:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.target(*args, **kwargs)
+
+
+if find_spec("distributed") is not None:
+    from distributed import Client, LocalCluster
+
+    from tasker_executor._base import _ChunkRunner
+    from tasker_executor.dask import DaskResourceExecutor
+
+    class OnItsOwnCluster(DaskResourceExecutor[None]):
+        """An executor on a cluster of its own in this process, to which it hands calls by reference."""
+
+        def __init__(self, workers: int) -> None:
+            self._cluster: Any = LocalCluster(n_workers=1, threads_per_worker=workers, processes=False, dashboard_address=":0")  # type: ignore[no-untyped-call]  # Dask has few types
+            super().__init__(Client(self._cluster, set_as_default=False))  # type: ignore[no-untyped-call]  # Dask has few types
+
+        @override
+        def _enqueue(
+            self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
+        ) -> Future[Any]:
+            if isinstance(fn, _ChunkRunner):
+                return super()._enqueue(_ChunkRunner(Ref(fn.__wrapped__)), args, kwargs, options)
+            return super()._enqueue(Ref(partial(fn, *args, **kwargs)), (), {}, options)
+
+        @override
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
+            super().shutdown(wait, cancel_futures=cancel_futures, timeout=timeout)
+            if wait:
+                self._client.close()
+                self._cluster.close()
 
 
 class FileResource:
@@ -120,24 +167,13 @@ class FileLedger:
         assert not in_use, "destroyed while in use, or used after that"
 
 
-def mark(path: Path) -> None:
-    """Tell other processes something: that this file exists."""
-    path.touch()
-
-
 def wait_for_file(path: Path) -> None:
     eventually(path.exists, f"{path} to exist")
-
-
-def kill_process(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
 def hogs(count: int) -> Generator[None]:
     """Other processes that keep the machine busy."""
-    import subprocess
-
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -148,5 +184,43 @@ def hogs(count: int) -> Generator[None]:
             process.wait()
 
 
-def thread_name(*_: object) -> str:
-    return threading.current_thread().name
+# -- tasks, hooks and settings for workers that are processes
+
+
+def work(resource: FileResource, number: int, seconds: float = 0.0) -> int:
+    """A task that takes so long."""
+    with resource.use(number):
+        time.sleep(seconds)
+    return number
+
+
+def work_until(resource: FileResource, number: int, path: Path) -> int:
+    """A task that ends when this file exists."""
+    with resource.use(number):
+        wait_for_file(path)
+    return number
+
+
+def take_the_worker_along(resource: FileResource, number: int) -> NoReturn:
+    """A poisonous task."""
+    resource.ledger.note("begun", resource.name, number)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("alive")
+
+
+class UnpickledLate:
+    """An argument of executors that can be unpickled when this file exists; what could not is noted in the ledger."""
+
+    def __init__(self, path: Path, ledger: FileLedger) -> None:
+        self.path, self.ledger = path, ledger
+
+    def __reduce__(self) -> tuple[Callable[[Path, FileLedger], UnpickledLate], tuple[Path, FileLedger]]:
+        return _unpickle_late, (self.path, self.ledger)
+
+
+def _unpickle_late(path: Path, ledger: FileLedger) -> UnpickledLate:
+    if not path.exists():
+        ledger.note("failed", os.getpid())
+        path.touch()
+        raise ImportError("not yet")
+    return UnpickledLate(path, ledger)

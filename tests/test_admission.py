@@ -14,6 +14,7 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import QueueFull, ResourceExecutor
+from tasker_executor._work_item import TaskFuture
 
 
 class Submitter(threading.Thread):
@@ -21,7 +22,11 @@ class Submitter(threading.Thread):
 
     def __init__(self, pool: ResourceExecutor[None], fn: Callable[..., Any], *args: Any) -> None:
         super().__init__(name="submitter")
-        self._call = lambda: pool.submit(fn, *args)
+
+        def call() -> Future[Any]:
+            return pool.submit(fn, *args)
+
+        self._call = call
         self.future: Future[Any] | None = None
         self.error: BaseException | None = None
         self.start()
@@ -38,12 +43,13 @@ def wait_until_blocked(pool: ResourceExecutor[None], count: int) -> None:
     eventually(lambda: len(pool._core.admission.blocked) == count, f"{count} blocked submitters")
 
 
-def fill(pool: ResourceExecutor[None], gate: Gate, waiting: int) -> None:
-    """Occupy the only worker, and queue so many tasks behind."""
-    pool.submit(gate.hold)
+def fill(pool: ResourceExecutor[None], gate: Gate, waiting: int) -> Future[None]:
+    """Occupy the only worker, and queue so many tasks behind. Return the future of the task that occupies it."""
+    held = pool.submit(gate.hold)
     gate.wait_until_held()
     for _ in range(waiting):
         pool.submit(int)
+    return held
 
 
 # -- raise --
@@ -193,38 +199,45 @@ def test_full_queue_blocks_the_caller_until_there_is_room(make_pool: MakePool, g
 
 def test_cancelled_task_lets_a_blocked_submitter_in(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1, max_queued=1)
-    fill(pool, gate, 0)
+    held = fill(pool, gate, 0)
     waiting = pool.submit(int)
     submitter = Submitter(pool, int)
     wait_until_blocked(pool, 1)
     waiting.cancel()
 
     assert join_all([submitter]) == []
+    assert not held.done()
     assert pool.stats().queued_tasks == 1
 
 
 def test_expired_task_lets_a_blocked_submitter_in(make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make_pool(1, max_queued=1)
-    fill(pool, gate, 0)
-    deadlines: list[Any] = []
+    held = fill(pool, gate, 0)
+    deadlines: list[tuple[TaskFuture[Any], float]] = []
+
+    def watch(future: TaskFuture[Any], deadline: float) -> None:
+        deadlines.append((future, deadline))
+
     with monkeypatch.context() as patch:
-        patch.setattr(pool._core.supervisor, "watch", lambda *entry: deadlines.append(entry))
+        patch.setattr(pool._core.supervisor, "watch", watch)
         pool.with_options(start_within=0.0).submit(int)
     submitter = Submitter(pool, int)
     wait_until_blocked(pool, 1)
     pool._core.supervisor.watch(*deadlines[0])  # only now
 
     assert join_all([submitter]) == []
+    assert not held.done()
 
 
 def test_more_workers_let_a_blocked_submitter_in(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1, max_queued=0)
-    fill(pool, gate, 0)
+    held = fill(pool, gate, 0)
     submitter = Submitter(pool, int, "7")
     wait_until_blocked(pool, 1)
     pool.resize(max_workers=2)
 
     assert join_all([submitter]) == []
+    assert not held.done()
     assert submitter.future is not None
     assert submitter.future.result() == 7
 
@@ -244,13 +257,48 @@ def test_first_come_is_first_served(make_pool: MakePool, gate: Gate) -> None:
     assert ran == list(range(10))
 
 
+def test_who_is_let_in_is_not_overtaken_on_the_way_to_the_lane(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(1, max_queued=2)
+    ran: list[int] = []
+    fill(pool, gate, 0)
+    waiting = [pool.submit(int), pool.submit(int)]
+    admission = pool._core.admission
+    enter = admission.enter
+
+    with Gate() as corridor:
+
+        def enter_slowly(*, block: bool) -> bool:
+            entered = enter(block=block)
+            corridor.hold()
+            return entered
+
+        with monkeypatch.context() as patch:
+            patch.setattr(admission, "enter", enter_slowly)
+            slow = Submitter(pool, ran.append, 1)
+            wait_until_blocked(pool, 1)
+        fast = Submitter(pool, ran.append, 2)
+        wait_until_blocked(pool, 2)
+        with admission._lock:  # two places become free at once
+            for future in waiting:
+                future.cancel()
+        corridor.wait_until_held()
+
+        assert len(admission.blocked) == 1
+    gate.release()
+    assert join_all([slow, fast]) == []
+    pool.shutdown()
+    assert ran == [1, 2]
+
+
 def test_one_free_place_lets_one_in_and_no_more(make_pool: MakePool) -> None:
     with Gate() as first, Gate() as second:
         pool = make_pool(1, max_queued=1)
         pool.submit(first.hold)
         first.wait_until_held()
         pool.submit(second.hold)
-        submitters = []
+        submitters: list[Submitter] = []
         for number in range(3):
             submitters.append(Submitter(pool, int))
             wait_until_blocked(pool, number + 1)
@@ -281,12 +329,13 @@ def test_nobody_overtakes_those_at_the_door(make_pool: MakePool, gate: Gate) -> 
 def test_shutdown_raises_in_a_blocked_caller(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1, max_queued=0)
     ran: list[int] = []
-    fill(pool, gate, 0)
+    held = fill(pool, gate, 0)
     submitters = [Submitter(pool, ran.append, number) for number in range(3)]
     wait_until_blocked(pool, 3)
     pool.shutdown(wait=False)
 
-    assert join_all(submitters) == []  # though the worker is still held
+    assert join_all(submitters) == []
+    assert not held.done()
     for submitter in submitters:
         assert isinstance(submitter.error, RuntimeError)
         assert str(submitter.error) == "cannot schedule new futures after shutdown"
@@ -297,12 +346,13 @@ def test_shutdown_raises_in_a_blocked_caller(make_pool: MakePool, gate: Gate) ->
 
 def test_kill_raises_in_a_blocked_caller(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1, max_queued=0)
-    fill(pool, gate, 0)
+    held = fill(pool, gate, 0)
     submitter = Submitter(pool, int)
     wait_until_blocked(pool, 1)
     pool.kill()
 
     assert join_all([submitter]) == []
+    assert not held.done()
     assert isinstance(submitter.error, RuntimeError)
 
 

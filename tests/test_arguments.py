@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import logging
 import math
 import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
-from support import FakeResource, Ledger, MakePool
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool
 from tasker_executor import BacklogPolicy, LoadSample, Observer, ResourceExecutor
 
 NAN = math.nan
@@ -204,7 +206,11 @@ def test_everything_else_is_keyword_only() -> None:
 
 def test_first_four_arguments_work_by_position() -> None:
     prepared: list[tuple[str, int]] = []
-    with ResourceExecutor(1, "crawler", lambda word, number: prepared.append((word, number)), ("x", 3)) as pool:
+
+    def prepare(word: str, number: int) -> None:
+        prepared.append((word, number))
+
+    with ResourceExecutor(1, "crawler", prepare, ("x", 3)) as pool:
         name = pool.submit(lambda: threading.current_thread().name).result()
 
     assert name == "crawler_0"
@@ -326,6 +332,19 @@ def test_endless_timeout_is_a_timeout(make_pool: MakePool) -> None:
     pool.shutdown(timeout=math.inf)
 
 
+def test_supervisor_can_wait_for_ever(make_pool: MakePool, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    patient = pool.with_options(start_within=math.inf).submit(int)
+    pool.with_options(start_within=0.0).submit(int).exception(DEADLINE)  # the supervisor is awake, and about to wait again
+    gate.release()
+    pool.shutdown()
+
+    assert patient.result() == 0
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 # -- our names are not in the way of the task's --
 
 
@@ -333,31 +352,20 @@ def everything(*args: object, **kwargs: object) -> tuple[tuple[object, ...], dic
     return args, kwargs
 
 
-class Names:
-    """Ways to run `everything`, and get what it returned."""
-
-    OURS: ClassVar[dict[str, object]] = {
-        name: name for name in ("self", "fn", "args", "kwargs", "priority", "timeout", "options", "lane", "future")
-    }
-
-
-def result_of(future: Future[Any]) -> Any:
-    return future.result()
-
-
 @pytest.mark.parametrize(
-    "call",
+    "face, method",
     [
-        lambda pool, *args, **kwargs: result_of(pool.submit(everything, *args, **kwargs)),
-        lambda pool, *args, **kwargs: result_of(pool.submit_priority(everything, *args, **kwargs)),
-        lambda pool, *args, **kwargs: pool.run_now(everything, *args, **kwargs),
-        lambda pool, *args, **kwargs: result_of(pool.with_options(max_retries=1).submit(everything, *args, **kwargs)),
-        lambda pool, *args, **kwargs: result_of(pool.as_thread_pool().submit(everything, *args, **kwargs)),
+        *itertools.product(["executor", "view"], ["submit", "submit_priority", "run_now"]),
+        ("thread pool", "submit"),
     ],
-    ids=["submit", "submit_priority", "run_now", "view", "as_thread_pool"],
 )
-def test_task_gets_keywords_that_are_called_like_ours(make_pool: MakePool, call: Callable[..., Any]) -> None:
-    assert call(make_pool(1), 1, **Names.OURS) == ((1,), Names.OURS)
+def test_task_gets_keywords_that_are_called_like_ours(make_pool: MakePool, face: str, method: str) -> None:
+    pool = make_pool(1)
+    faces: dict[str, Any] = {"executor": pool, "view": pool.with_options(max_retries=1), "thread pool": pool.as_thread_pool()}
+    names = ("self", "fn", "args", "kwargs", "priority", "timeout", "options", "lane", "future")
+    outcome = getattr(faces[face], method)(everything, 1, **{name: name for name in names})
+
+    assert (outcome.result() if isinstance(outcome, Future) else outcome) == ((1,), {name: name for name in names})
 
 
 @pytest.mark.parametrize("method", ["submit", "submit_priority", "run_now"])

@@ -16,6 +16,10 @@ from tasker_executor import NoCurrentTask, Observer, ResourceExecutor, TaskCance
 request: ContextVar[str] = ContextVar("request", default="none")
 
 
+def get_request(_: object) -> str:
+    return request.get()
+
+
 @pytest.fixture(autouse=True)
 def _request() -> Iterator[None]:
     """Every test begins with no request, and what it sets is gone afterwards."""
@@ -36,18 +40,17 @@ def resource_pool(make_pool: MakePool, ledger: Ledger) -> ResourceExecutor[FakeR
 # -- contextvars --
 
 
-@pytest.mark.parametrize(
-    "submit",
-    [
-        lambda pool, fn: pool.submit(fn),
-        lambda pool, fn: pool.submit_priority(fn),
-        lambda pool, fn: pool.with_options(max_retries=0).submit(fn),
-        lambda pool, fn: pool.as_thread_pool().submit(fn),
-    ],
-    ids=["submit", "submit_priority", "view", "as_thread_pool"],
-)
+SUBMISSIONS: dict[str, Callable[[ResourceExecutor[None], Callable[[], str]], Future[str]]] = {
+    "submit": lambda pool, fn: pool.submit(fn),
+    "submit_priority": lambda pool, fn: pool.submit_priority(fn),
+    "view": lambda pool, fn: pool.with_options(max_retries=0).submit(fn),
+    "as_thread_pool": lambda pool, fn: pool.as_thread_pool().submit(fn),
+}
+
+
+@pytest.mark.parametrize("submit", SUBMISSIONS.values(), ids=SUBMISSIONS)
 def test_task_sees_the_context_of_its_submitter(
-    make_pool: MakePool, submit: Callable[[Any, Callable[[], str]], Future[str]]
+    make_pool: MakePool, submit: Callable[[ResourceExecutor[None], Callable[[], str]], Future[str]]
 ) -> None:
     pool = make_pool(1)
     request.set("a")
@@ -73,7 +76,7 @@ def test_context_is_that_of_the_moment_of_submission(make_pool: MakePool, gate: 
 def test_tasks_of_map_see_the_context_of_its_caller(make_pool: MakePool, options: dict[str, int]) -> None:
     request.set("a")
 
-    assert list(make_pool(1).map(lambda _: request.get(), range(4), **options)) == ["a"] * 4
+    assert list(make_pool(1).map(get_request, range(4), **options)) == ["a"] * 4
 
 
 def test_what_a_task_sets_is_seen_by_nobody_else(make_pool: MakePool) -> None:
@@ -112,7 +115,7 @@ def test_context_need_not_be_propagated(make_pool: MakePool) -> None:
     request.set("mine")
 
     assert pool.submit(lambda: list(copy_context())).result() == []
-    assert list(pool.map(lambda _: request.get(), [1])) == ["none"]
+    assert list(pool.map(get_request, [1])) == ["none"]
 
 
 def test_run_now_runs_in_the_context_of_its_caller(make_pool: MakePool) -> None:

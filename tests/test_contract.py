@@ -1,7 +1,7 @@
 """The contract of `concurrent.futures.Executor`, asked of every executor there is here, the standard library's included.
 
-If `ThreadPoolExecutor` fails one of these tests, the test is wrong. To put another executor to the test, add a `Kind` to `KINDS`;
-what it does not promise is said by a flag there, with the reason, and not by an exception in a test.
+If `ThreadPoolExecutor` fails one of these tests, the test is wrong. To put another executor to the test, add a `Kind` to
+`KINDS`; what it does not promise is said by a flag there, with the reason, and not by an exception in a test.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from concurrent.futures import (
 )
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import pytest
 
+from dask_support import FOREIGN_THREADS
 from support import DEADLINE, Gate, MakePool, eventually
 from tasker_executor import ResourceExecutor
 
@@ -53,6 +55,12 @@ class Kind:
     falsey_errors: bool = True
     #: It runs tasks in this process, so that they can close over what the test has in hand.
     in_process: bool = True
+    #: Results and errors are the objects that the task returned or raised, and not copies.
+    same_objects: bool = True
+    #: The future knows when its task starts: it says that it runs, and cannot be cancelled any more.
+    tells_starts: bool = True
+    #: A cancellation has no way to go, on which it could be overtaken.
+    cancels_at_once: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -70,7 +78,29 @@ KINDS = [
     Kind("ResourceExecutor with resources", lambda make_pool, workers: with_resources(make_pool, workers)),
     Kind("view", lambda make_pool, workers: make_pool(workers).with_options(priority=True)),
     Kind("as_thread_pool", lambda make_pool, workers: make_pool(workers).as_thread_pool()),
+    pytest.param(
+        Kind(
+            "DaskResourceExecutor",
+            lambda make_pool, workers: on_a_cluster(workers),
+            first_in_first_out=False,  # Dask takes tasks that come within 100 ms in any order.
+            same_objects=False,  # They are pickled.
+            tells_starts=False,  # Dask tells its clients when a task ends, and not when it starts.
+            cancels_at_once=False,
+            falsey_errors=sys.version_info >= (3, 14),  # Its futures are those of the standard library.
+        ),
+        marks=[
+            pytest.mark.skipif(find_spec("distributed") is None, reason="needs dask.distributed"),
+            pytest.mark.foreign_threads(*FOREIGN_THREADS),
+        ],
+    ),
 ]
+
+
+def on_a_cluster(workers: int) -> Executor:
+    """An executor on a cluster of its own in this process; what it runs need not be picklable."""
+    from dask_support import OnItsOwnCluster
+
+    return OnItsOwnCluster(workers)
 
 
 def with_resources(make_pool: MakePool, workers: int) -> Executor:
@@ -156,7 +186,7 @@ def test_task_may_have_keywords_called_self_and_fn(executor: Executor) -> None:
 @pytest.mark.parametrize("keywords", [{}, {"fn": int}], ids=["nothing", "fn="])
 def test_submit_needs_a_function_by_position(executor: Executor, keywords: dict[str, Any]) -> None:
     with pytest.raises(TypeError):
-        executor.submit(**keywords)
+        executor.submit(**keywords)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # bad on purpose
 
 
 def test_task_runs_on_another_thread(kind: Kind, executor: Executor) -> None:
@@ -178,6 +208,7 @@ def test_tasks_start_in_the_order_in_which_they_were_submitted(kind: Kind, execu
 
 
 def test_as_many_tasks_run_at_once_as_there_are_workers(kind: Kind, make_executor: MakeExecutor, gate: Gate) -> None:
+    needs(kind, "tells_starts")
     needs(kind, "exact_size")
     executor = make_executor(3)
     futures = [executor.submit(gate.hold) for _ in range(5)]
@@ -187,7 +218,8 @@ def test_as_many_tasks_run_at_once_as_there_are_workers(kind: Kind, make_executo
     gate.release()
 
 
-def test_task_may_submit_another(executor: Executor) -> None:
+def test_task_may_submit_another(kind: Kind, executor: Executor) -> None:
+    needs(kind, "same_objects")
     inner = executor.submit(lambda: executor.submit(int, "7")).result()
 
     assert inner.result() == 7
@@ -206,13 +238,15 @@ def test_done_callback_may_submit_a_task(executor: Executor, gate: Gate) -> None
 # -- results and errors --
 
 
-def test_result_is_what_the_task_returned(executor: Executor) -> None:
+def test_result_is_what_the_task_returned(kind: Kind, executor: Executor) -> None:
+    needs(kind, "same_objects")
     result = object()
 
     assert executor.submit(lambda: result).result() is result
 
 
-def test_error_is_what_the_task_raised(executor: Executor) -> None:
+def test_error_is_what_the_task_raised(kind: Kind, executor: Executor) -> None:
+    needs(kind, "same_objects")
     error = ValueError("mine")
     future = executor.submit(fail, error)
 
@@ -230,7 +264,8 @@ def test_traceback_leads_to_the_line_in_the_task(executor: Executor) -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=lambda error: type(error).__name__)
-def test_worker_survives_whatever_a_task_raises(executor: Executor, error: BaseException) -> None:
+def test_worker_survives_whatever_a_task_raises(kind: Kind, executor: Executor, error: BaseException) -> None:
+    needs(kind, "same_objects")
     future = executor.submit(fail, error)
 
     assert future.exception() is error
@@ -264,8 +299,10 @@ def test_result_may_be_asked_for_again(executor: Executor) -> None:
     assert [future.result(), future.result(), future.exception()] == [7, 7, None]
 
 
-def test_future_tells_where_its_task_is(executor: Executor, gate: Gate) -> None:
-    first, second = executor.submit(gate.hold), executor.submit(int)
+def test_future_tells_where_its_task_is(kind: Kind, executor: Executor, gate: Gate) -> None:
+    needs(kind, "tells_starts")
+    first: Future[Any] = executor.submit(gate.hold)
+    second: Future[Any] = executor.submit(int)
     gate.wait_until_held()
 
     assert (first.running(), first.done(), first.cancelled()) == (True, False, False)
@@ -308,14 +345,16 @@ def test_callback_that_raises_is_logged_and_the_others_are_called(
     gate.release()
 
     eventually(lambda: called == [future], "the second callback")
-    assert [record.name for record in caplog.records] == ["concurrent.futures"]
+    names = [record.name for record in caplog.records if not record.name.startswith("distributed.")]
+    assert names == ["concurrent.futures"]
     assert executor.submit(int).result() == 0
 
 
 # -- cancelling --
 
 
-def test_task_that_waits_can_be_cancelled_and_never_runs(executor: Executor, gate: Gate) -> None:
+def test_task_that_waits_can_be_cancelled_and_never_runs(kind: Kind, executor: Executor, gate: Gate) -> None:
+    needs(kind, "cancels_at_once")
     ran: list[int] = []
     executor.submit(gate.hold)
     gate.wait_until_held()
@@ -334,7 +373,8 @@ def test_task_that_waits_can_be_cancelled_and_never_runs(executor: Executor, gat
     assert ran == []
 
 
-def test_task_that_runs_cannot_be_cancelled(executor: Executor, gate: Gate) -> None:
+def test_task_that_runs_cannot_be_cancelled(kind: Kind, executor: Executor, gate: Gate) -> None:
+    needs(kind, "tells_starts")
     future = executor.submit(gate.hold)
     gate.wait_until_held()
 
@@ -368,7 +408,8 @@ def test_callback_is_told_of_a_cancellation(executor: Executor, gate: Gate) -> N
 
 def test_wait_returns_when_the_first_is_done(make_executor: MakeExecutor, gate: Gate) -> None:
     executor = make_executor(2)
-    held, quick = executor.submit(gate.hold), executor.submit(int)
+    held: Future[Any] = executor.submit(gate.hold)
+    quick: Future[Any] = executor.submit(int)
     done, not_done = wait([held, quick], DEADLINE, FIRST_COMPLETED)
 
     assert done == {quick}
@@ -406,7 +447,8 @@ def test_as_completed_yields_each_future_once(make_executor: MakeExecutor) -> No
 
 def test_as_completed_yields_first_what_is_done_first(make_executor: MakeExecutor, gate: Gate) -> None:
     executor = make_executor(2)
-    held, quick = executor.submit(gate.hold), executor.submit(int)
+    held: Future[Any] = executor.submit(gate.hold)
+    quick: Future[Any] = executor.submit(int)
     completed = as_completed([held, quick], DEADLINE)
 
     assert next(completed) is quick
@@ -430,6 +472,7 @@ def test_map_of_nothing_is_nothing(executor: Executor) -> None:
 
 
 def test_map_submits_everything_though_nobody_asks_for_results(kind: Kind, executor: Executor) -> None:
+    needs(kind, "first_in_first_out")
     needs(kind, "in_process")
     ran: list[int] = []
     executor.map(ran.append, range(5))
@@ -439,7 +482,7 @@ def test_map_submits_everything_though_nobody_asks_for_results(kind: Kind, execu
 
 
 def test_map_raises_an_error_in_the_place_of_its_result(executor: Executor) -> None:
-    results = executor.map(lambda number: 6 // number, [1, 2, 0, 3])
+    results = executor.map((6).__floordiv__, [1, 2, 0, 3])
 
     assert [next(results), next(results)] == [6, 3]
     with pytest.raises(ZeroDivisionError):
@@ -468,6 +511,7 @@ def test_map_takes_a_buffersize(kind: Kind, executor: Executor) -> None:
 
 
 def test_map_that_is_closed_cancels_what_has_not_started(kind: Kind, executor: Executor, gate: Gate) -> None:
+    needs(kind, "first_in_first_out")
     needs(kind, "in_process")
     ran: list[int] = []
 
@@ -616,6 +660,7 @@ class Thing:
 
 
 def test_nothing_of_a_finished_task_is_kept(kind: Kind, executor: Executor) -> None:
+    needs(kind, "same_objects")
     needs(kind, "in_process")
     argument, result, keyword = Thing(), Thing(), Thing()
 
@@ -631,6 +676,7 @@ def test_nothing_of_a_finished_task_is_kept(kind: Kind, executor: Executor) -> N
 
 
 def test_error_of_a_finished_task_is_not_kept(kind: Kind, executor: Executor) -> None:
+    needs(kind, "same_objects")
     needs(kind, "in_process")
 
     class Mine(Exception):

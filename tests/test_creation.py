@@ -21,11 +21,12 @@ class Jitter:
 
     def __init__(self) -> None:
         self.share = 0.0
+        self.pause: float | None = None  # the answer to every question, if it is given
         self.ranges: list[tuple[float, float]] = []
 
     def __call__(self, low: float, high: float) -> float:
         self.ranges.append((low, high))
-        return low + self.share * (high - low)
+        return low + self.share * (high - low) if self.pause is None else self.pause
 
 
 @pytest.fixture
@@ -279,6 +280,7 @@ def test_factory_is_tried_again_after_the_last_attempt_of_a_round_has_failed(
         return ledger.create()
 
     monkeypatch.setattr(Supervisor, "_turn", count_turn)
+    jitter.share = 5.0  # half a second, so that the pause is not over when the other attempt fails
     calls = itertools.count()
     pool = make_pool(2, on_create=create, on_destroy=ledger.destroy)
     futures = [pool.submit(FakeResource.use) for _ in range(2)]
@@ -321,9 +323,9 @@ def test_task_that_waited_too_long_for_a_resource_fails_and_names_the_last_error
 
 
 def test_pool_whose_tasks_timed_out_lives_on(make_pool: MakePool, ledger: Ledger, jitter: Jitter) -> None:
-    jitter.share = 0.05
+    jitter.pause = 0.005
     ledger.outage = OSError("connection refused")
-    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.1)
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.5)
     pool.submit(FakeResource.use).exception()
     ledger.outage = None
 

@@ -104,7 +104,11 @@ def hooks(ledger: Ledger) -> dict[str, Any]:
 
 
 def on_scheduler(client: AnyClient, question: Callable[[Any], Any]) -> Any:
-    return client.run_on_scheduler(lambda dask_scheduler: question(dask_scheduler))
+
+    def ask(dask_scheduler: Any) -> Any:
+        return question(dask_scheduler)
+
+    return client.run_on_scheduler(ask)
 
 
 def local_workers(client: AnyClient) -> list[Any]:
@@ -176,21 +180,33 @@ def test_worker_survives_whatever_a_task_raises(make_dask: MakePool, error: Base
     assert pool.submit(abs, -1).result(DEADLINE) == 1
 
 
-def test_error_that_cannot_be_unpickled_has_a_stand_in(make_dask: MakePool) -> None:
+def test_error_reaches_the_future_though_its_class_takes_other_arguments(make_dask: MakePool) -> None:
     error = make_dask().submit(fail_stubbornly).exception(DEADLINE)
+
+    assert type(error) is Stubborn
+    assert str(error) == "no 7"
+
+
+class Stubborn(Exception):
+    def __init__(self, number: int, *, why: object) -> None:
+        super().__init__(f"no {number}")
+        self.why = why
+
+
+def fail_stubbornly(why: object = "because") -> None:
+    raise Stubborn(7, why=why)
+
+
+def test_error_that_cannot_be_pickled_has_a_stand_in(make_dask: MakePool) -> None:
+    error = make_dask().submit(fail_stubbornly_over_a_lock).exception(DEADLINE)
 
     assert type(error) is RuntimeError
     assert "Stubborn: no 7" in str(error)
     assert "fail_stubbornly" in str(error.__cause__)
 
 
-class Stubborn(Exception):
-    def __init__(self, number: int, *, why: str) -> None:
-        super().__init__(f"no {number}")
-
-
-def fail_stubbornly() -> None:
-    raise Stubborn(7, why="because")
+def fail_stubbornly_over_a_lock() -> None:
+    fail_stubbornly(why=threading.Lock())
 
 
 def test_call_that_cannot_be_pickled_is_refused_by_submit(make_dask: MakePool) -> None:
@@ -873,7 +889,7 @@ def test_resources_in_use_are_abandoned_when_a_nanny_closes_the_worker(
 
 
 def test_resources_in_use_are_left_alone_where_nobody_kills_the_process(make_dask: MakePool, ledger: Ledger) -> None:
-    with new_cluster(1) as own, Gate() as gate:
+    with new_cluster(1, 2) as own, Gate() as gate:
         pool = make_dask(on=own, **hooks(ledger), grace=0.0)
         idle, busy = threading.Event(), pool.submit(Ref(gate.hold))
         gate.wait_until_held()
@@ -999,13 +1015,15 @@ def test_client_that_is_closed_first_settles_every_future(client: AnyClient, gat
     pool: DaskResourceExecutor[Any] = DaskResourceExecutor(own, **hooks(ledger))
     futures = [pool.submit(Ref(gate.hold)) for _ in range(10)]
     gate.wait_until_held(WORKERS * THREADS)
+    plugins = [worker.plugins[pool._pool] for worker in local_workers(client)]
 
     own.close()
 
     assert {type(future.exception(DEADLINE)) for future in futures} == {TaskLost}
     pool.shutdown(timeout=DEADLINE)
     gate.release()
-    eventually(lambda: not ledger.alive, "the workers to destroy the resources of a client that is gone")
+    eventually(lambda: all(plugin._end and plugin._end.done() for plugin in plugins), "the workers to clear up")
+    assert not ledger.alive
 
 
 def test_task_of_an_executor_that_is_gone_fails(make_dask: MakePool) -> None:
@@ -1082,7 +1100,7 @@ def test_client_must_be_one() -> None:
 
 
 def test_client_must_not_be_asynchronous(client: AnyClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(client), "asynchronous", True)
+    monkeypatch.setattr(Client, "asynchronous", True)
 
     with pytest.raises(TypeError, match="must not be asynchronous"):
         DaskResourceExecutor(client)

@@ -227,7 +227,9 @@ def test_nothing_of_a_finished_task_stays(watch: Watch) -> None:
         def function(_: FakeResource, argument: Thing, *, keyword: Thing) -> Any:
             return watch.see("result", Thing())
 
-        future = watch.pool.submit(watch.see("function", function), watch.see("argument", Thing()), keyword=watch.see("keyword", Thing()))
+        future = watch.pool.submit(
+            watch.see("function", function), watch.see("argument", Thing()), keyword=watch.see("keyword", Thing())
+        )
         future.result(DEADLINE)
         return watch.see("future", future)
 

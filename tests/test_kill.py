@@ -213,9 +213,7 @@ def test_on_abort_is_called_from_the_killing_thread(
     assert aborts.threads == [killer]
 
 
-def test_on_abort_is_called_for_resources_of_run_now(
-    make_pool: MakePool, ledger: Ledger, aborts: Aborts, gate: Gate
-) -> None:
+def test_on_abort_is_called_for_resources_of_run_now(make_pool: MakePool, ledger: Ledger, aborts: Aborts, gate: Gate) -> None:
     ledger.any_thread = True
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=aborts, resource_pool_size=2)
     caller = threading.Thread(target=pool.run_now, args=(gate.hold,))

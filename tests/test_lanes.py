@@ -94,7 +94,7 @@ def test_task_that_is_retried_goes_to_the_front_of_its_lane(
     future = view.submit(unlucky)
     gate.wait_until_held()
     for name in ("first", "second"):
-        view.submit(lambda _, name: ran.append(name), name)
+        view.with_options(pass_resource=False).submit(ran.append, name)
     gate.release()
     pool.shutdown()
 

@@ -86,7 +86,7 @@ def test_tasks_get_the_resource_first(make_pool: MakePool, ledger: Ledger) -> No
 
 @pytest.mark.parametrize("options", [{}, {"chunksize": 3}, {"buffersize": 2}, {"chunksize": 2, "buffersize": 4}], ids=str)
 def test_error_comes_in_its_place_after_the_results_before_it(make_pool: MakePool, options: dict[str, int]) -> None:
-    results = make_pool(1).map(lambda number: 12 // (4 - number), range(9), **options)
+    results = make_pool(1).map((12).__floordiv__, range(4, -5, -1), **options)
 
     assert [next(results) for _ in range(4)] == [3, 4, 6, 12]
     with pytest.raises(ZeroDivisionError):
@@ -218,7 +218,7 @@ def test_exactly_the_buffer_is_in_flight_while_the_consumer_waits_for_the_first_
 
     def consumer_waits() -> bool:
         sidecar: Any = vars(futures[0]).get("sidecar")
-        return sidecar is not None and len(sidecar.blocked) > 0
+        return sidecar is not None and sidecar.turnstile is not None
 
     eventually(consumer_waits, "the consumer to wait in next()")
 
@@ -365,8 +365,11 @@ class Thing:
 
 @pytest.mark.parametrize("options", [{}, {"chunksize": 3}, {"buffersize": 2}], ids=str)
 def test_result_that_was_handed_out_is_not_kept(make_pool: MakePool, options: dict[str, int]) -> None:
+    def task(_: int) -> Thing:
+        return Thing()
+
     pool = make_pool(1)
-    results = pool.map(lambda _: Thing(), range(6), **options)
+    results = pool.map(task, range(6), **options)
     for _ in range(4):
         reference = weakref.ref(next(results))
         eventually(lambda reference=reference: reference() is None, "the result to be let go")  # type: ignore[misc]  # a bound default

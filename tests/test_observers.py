@@ -330,7 +330,11 @@ def test_method_set_on_an_instance_is_not_an_override(make_pool: MakePool) -> No
 
 def test_observers_are_told_in_their_order(make_pool: MakePool) -> None:
     told: list[int] = []
-    observers = [listening(["task_started"], lambda *_, number=number: told.append(number)) for number in range(3)]  # type: ignore[misc]  # a bound default
+
+    def number_of(number: int) -> Callable[[str, Any], None]:
+        return lambda name, what: told.append(number)
+
+    observers = [listening(["task_started"], number_of(number)) for number in range(3)]
     make_pool(1, observers=iter(observers)).submit(int).result()
 
     assert told == [0, 1, 2]

@@ -301,6 +301,8 @@ def break_one_of_two(pool: ResourceExecutor[FakeResource]) -> None:
         assert isinstance(victim.exception(), ResourceBroken)
         first.release()
         bystander.result()
+    eventually(lambda: pool.stats().active_workers == 1, "the worker to end whose resource broke")
+    pool.resize(max_workers=1)  # nobody else shall take the next task
 
 
 def test_after_a_break_the_other_resources_are_checked_before_their_next_task(make_pool: MakePool, ledger: Ledger) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,6 @@ from tasker_executor import (
     current_task,
 )
 
-T = TypeVar("T")
 Pool = ResourceExecutor[FakeResource]
 
 
@@ -195,6 +195,31 @@ def test_no_more_resources_are_kept_than_the_resource_pool_has_room_for(
 
     assert len(ledger.created) == 6
     assert len(ledger.alive) == pool.stats().available_resources == 2
+
+
+def test_two_temporary_resources_that_come_back_at_once_are_not_both_kept(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    """1. Both callers see that there is room for one. 2. Both put theirs there. 3. So one too many must go."""
+
+    class Room(deque[Any]):
+        def append(self, item: Any, /) -> None:
+            together.wait()
+            super().append(item)
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+    resources = pool._core.pool
+    assert resources is not None
+    together = threading.Barrier(2)
+    resources._free = Room(resources._free)
+    calls = [Background(lambda: pool.run_now(hold_and_use(gate))) for _ in range(2)]
+    gate.wait_until_held(2)
+    gate.release()
+    for call in calls:
+        call.result()
+
+    assert len(ledger.created) == 2
+    assert len(ledger.alive) == pool.stats().available_resources == 1
 
 
 def test_temporary_resource_that_cannot_be_made_is_an_error_of_the_call(make_pool: MakePool, ledger: Ledger) -> None:

@@ -76,9 +76,7 @@ def test_tasks_queued_where_no_worker_lives_yet_are_run(make_pool: MakePool, led
     assert queued.result(0) == 1
 
 
-def test_a_task_that_breaks_its_resource_during_the_drain_is_retried(
-    make_pool: MakePool, ledger: Ledger, gate: Gate
-) -> None:
+def test_a_task_that_breaks_its_resource_during_the_drain_is_retried(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
 
     def work(resource: FakeResource) -> int:

@@ -10,6 +10,7 @@ import pytest
 from support import FakeResource, Gate, Ledger, MakePool, Watched, eventually
 from tasker_executor import BacklogPolicy, LoadSample, ResourceExecutor, TaskExpired
 from tasker_executor._supervisor import Supervisor
+from tasker_executor._worker import Worker
 
 
 def threads_of(prefix: str) -> list[str]:
@@ -177,6 +178,7 @@ def test_policy_is_asked_while_there_is_work(make_pool: MakePool, gate: Gate) ->
     policy = Script(1)
     pool = make_pool(4, policy=policy)
     pool.submit(gate.hold)
+    gate.wait_until_held()
     policy.wait_until_asked(3)
 
     assert policy.loads[-1].busy == 1
@@ -196,9 +198,9 @@ def test_tick_resumes_with_the_next_task(make_pool: MakePool, turns: Turns, gate
     pool = make_pool(4, min_workers=1, policy=policy)
     work_until_the_policy_is_asked(pool, policy)
     turns.wait_until_asleep()
-    asked = policy.asked
     pool.submit(gate.hold)
-    eventually(lambda: policy.asked > asked, "the policy to be asked again")
+    gate.wait_until_held()
+    policy.wait_until_asked(2)  # the first of these questions may have begun before the task did
 
     assert policy.loads[-1].busy == 1
 
@@ -454,7 +456,7 @@ def test_base_worker_that_is_idle_goes_and_a_burst_worker_that_is_busy_takes_its
         make_burst_idle()
 
     assert [resource.number for resource in ledger.destroyed] == [0]
-    assert pool.submit(FakeResource.use).result() == 1
+    assert [resource.number for resource in ledger.alive] == [1]
 
 
 @pytest.mark.parametrize("most, stay", [(2, {2, 0}), (1, {0})])
@@ -471,15 +473,16 @@ def test_workers_idle_for_the_longest_are_retired_first(make_pool: MakePool, led
     assert {resource.number for resource in ledger.alive} == stay
 
 
-def test_worker_used_last_is_used_next(make_pool: MakePool, ledger: Ledger) -> None:
+def test_worker_that_became_idle_last_is_the_first_to_be_woken(make_pool: MakePool, ledger: Ledger) -> None:
     pool = make_pool(3, on_create=ledger.create, on_destroy=ledger.destroy)
     with Gate() as a, Gate() as b, Gate() as c:
         idle_0, idle_1, idle_2 = busy_workers(pool, [a, b, c])
         idle_2()
         idle_0()
         idle_1()
+    from_the_bottom = [worker.resource for worker in pool._core.idle_stack if isinstance(worker, Worker)]
 
-    assert {pool.submit(FakeResource.use).result() for _ in range(10)} == {1}
+    assert [resource.number for resource in from_the_bottom] == [2, 0, 1]
 
 
 # -- resize --

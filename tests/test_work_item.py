@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError, as_completed, wait
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -50,7 +50,7 @@ def in_thread(action: Callable[[], object]) -> threading.Thread:
 def task(fn: Callable[..., Any] = nothing, *args: Any, future: TaskFuture[Any] | None = None) -> TaskFuture[Any]:
     """A task as `submit` makes it, in a lane of its own."""
     made: TaskFuture[Any] = TaskFuture() if future is None else future
-    lane = Lane("normal", nothing)
+    lane = Lane("normal", cast("Any", None), nothing)
     made._status, made._sidecar, made._context = PENDING, None, None
     made._result, made._exception, made._lane, made._submitted = fn, args, lane, 0.0
     lane.append(made)
@@ -119,14 +119,15 @@ def test_a_timed_out_result_can_be_asked_for_again(busy: ResourceExecutor[None],
     assert future.result(DEADLINE) == 7
 
 
-def test_a_timed_out_waiter_leaves_nothing_behind(busy: ResourceExecutor[None]) -> None:
+def test_waiters_that_time_out_leave_the_turnstile_to_those_who_wait_on(busy: ResourceExecutor[None], gate: Gate) -> None:
     future = busy.submit(int)
-    with pytest.raises(concurrent.futures.TimeoutError):
-        future.result(0)
+    for _ in range(3):
+        with pytest.raises(concurrent.futures.TimeoutError):
+            future.result(0)
 
-    assert isinstance(future, TaskFuture)
-    assert future._sidecar is not None
-    assert future._sidecar.blocked == ()
+    gate.release()
+
+    assert [future.result(DEADLINE), future.result(DEADLINE)] == [0, 0]
 
 
 def test_many_threads_can_wait_for_one_result(busy: ResourceExecutor[None], gate: Gate) -> None:
@@ -144,13 +145,19 @@ def test_many_threads_can_wait_for_one_result(busy: ResourceExecutor[None], gate
 def test_a_result_that_comes_at_the_moment_of_the_timeout_is_returned() -> None:
     future = task()
 
-    class Late(Sidecar):
-        def __enter__(self) -> bool:
-            if self.blocked and not future.done():  # 1. The wait has timed out. 2. The task ends. 3. The waiter looks again.
-                future._finish("in time", None)
-            return super().__enter__()
+    sidecar = future._sidecar = Sidecar()
 
-    future._sidecar = Late()
+    class Turnstile:
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+            if not future.done():  # 1. The wait has timed out. 2. The task ends. 3. The waiter looks again.
+                future._finish("in time", None)
+                return False
+            return True
+
+        def release(self) -> None:
+            pass
+
+    sidecar.turnstile = cast("Any", Turnstile())
 
     assert future.result(0) == "in time"
 
@@ -807,8 +814,31 @@ def test_start_two_cancels_at_once_count_one_tombstone(story: Story) -> None:
     story.cancel()
     others[0].join(DEADLINE)
 
-    assert story.told[0] is True
+    assert story.told == [True, True]
     assert story.future._lane.tombstones == story.future._lane.cancelled == 1
+
+
+def test_a_cancel_that_comes_before_the_first_has_told_anybody_says_yes_too(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A canceller has settled the task, and has yet to publish that. 2. Another one comes: it is cancelled for that one, too,
+    # and from then on says so. 3. The first goes on; callbacks have been called, once.
+    publish = TaskFuture._publish
+    told_after: list[bool] = []
+    story.future.add_done_callback(lambda _: story.told.append("called"))
+
+    def late(future: TaskFuture[Any]) -> Any:
+        monkeypatch.undo()
+        story.cancel()
+        told_after.append(future.cancelled())
+        return publish(future)
+
+    monkeypatch.setattr(TaskFuture, "_publish", late)
+
+    story.cancel()
+
+    assert story.told == ["called", True, True]
+    assert told_after == [True]
 
 
 def test_a_withdrawn_task_never_runs_and_is_not_counted(story: Story) -> None:
@@ -873,7 +903,7 @@ def test_end_the_worker_comes_before_the_listeners_store(story: Story, listen: L
 def test_end_both_publish_and_each_callback_is_called_once(story: Story) -> None:
     # 1. Somebody registered a callback. 2. The worker stores FINISHED. 3. A listener publishes. 4. So does the worker.
     story.future.add_done_callback(lambda _: story.told.append("called"))
-    story.future.after_store["_status", FINISHED] = story.future._publish
+    story.future.after_store["_status", FINISHED] = story.future._conclude
 
     story.work()
 

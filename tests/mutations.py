@@ -1,0 +1,458 @@
+"""Would the tests notice? Breaks the package in one place at a time, in a copy, and runs the tests that should see it.
+
+    python tests/mutations.py              all of them
+    python tests/mutations.py retry lane   those whose claim or file has one of these words
+
+Each mutation is one text of one file and what to put in its place. The table says which test noticed; a run that hangs counts
+as noticed, too. The exit status is 1 if a mutation survived, if a text is not to be found (exactly once) any more, or if a test
+fails without any mutation.
+
+Not here: what only a build without the GIL could notice, such as the order of a store and a load of two fields.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+HANGS_AFTER = 90.0  # seconds
+WAITS_FOR = "DEADLINE = 5.0"  # instead of half a minute in `support.py`: many a mutation is a test that waits in vain
+COPIED = ("tasker_executor", "tests", "pyproject.toml", "README.rst")
+
+
+class Mutation(NamedTuple):
+    """`file` without the damage, and with it."""
+
+    claim: str  # what the code does no longer
+    file: str
+    old: str
+    new: str
+    tests: str  # the files most likely to notice, best first: "kill shutdown" are test_kill.py and test_shutdown.py
+
+    @property
+    def paths(self) -> list[str]:
+        return [f"tests/test_{name}.py" for name in self.tests.split()]
+
+
+MUTATIONS = [
+    # -- the worker
+    Mutation(
+        "a worker that ends destroys its resource",
+        "_worker.py",
+        "core.source.destroy(holding, self.name)",
+        "core.source.can_break",
+        "resources",
+    ),
+    Mutation("the priority lane goes first", "_worker.py", "if high:", "if high and not low:", "lanes"),
+    Mutation(
+        "a worker that registers as idle looks at the lanes again",
+        "_worker.py",
+        "if core.lanes.look():  # registered",
+        "if False:  # registered",
+        "mutants",
+    ),
+    Mutation(
+        "a worker that was popped though it needs no wake-up takes the permit",
+        "_worker.py",
+        "            self.park.acquire()\n            self.core.wake_if_waiting()",
+        "            self.core.wake_if_waiting()",
+        "mutants",
+    ),
+    Mutation(
+        "a worker that was popped though it needs no wake-up passes it on",
+        "_worker.py",
+        "            self.core.wake_if_waiting()",
+        "            pass",
+        "mutants",
+    ),
+    Mutation(
+        "a worker that found a task of its own leaves if it was chosen to retire",
+        "_worker.py",
+        "        return self.told_to_leave\n",
+        "        return False\n",
+        "mutants",
+    ),
+    Mutation(
+        "a worker is idle before its result can be seen",
+        "_worker.py",
+        "if not (high or low or used_up):",
+        "if False:",
+        "contract supervisor mutants",
+    ),
+    Mutation("a retry gets a fresh context", "_worker.py", "context = context.copy()", "context.copy()", "context"),
+    Mutation("a retried task is queued again", "_worker.py", "core.requeue(future, lane)", "core.lanes.look()", "retries"),
+    Mutation("retries have a limit", "_worker.py", "if sidecar.retries < limit and", "if", "retries"),
+    Mutation(
+        "a task may raise what is no Exception",
+        "_worker.py",
+        "except BaseException as raised:",
+        "except Exception as raised:",
+        "work_item",
+    ),
+    Mutation(
+        "a finished task lets go of its context", "_worker.py", "                    future._context = None", "", "drop context"
+    ),
+    Mutation(
+        "a traceback begins in the task",
+        "_worker.py",
+        "error.__traceback__ = error.__traceback__.tb_next",
+        "pass",
+        "work_item",
+    ),
+    Mutation(
+        "a killed task is not retried", "_worker.py", "limit and core.state < State.KILLED", "limit", "kill retries mutants"
+    ),
+    # -- population
+    Mutation(
+        "a base worker that ended gets a successor",
+        "_core.py",
+        "self.broken = self.broken or end is End.INITIALIZER_FAILED\n            self._populate_or_retry()",
+        "self.broken = self.broken or end is End.INITIALIZER_FAILED",
+        "go_regressions retries resources",
+    ),
+    Mutation(
+        "there are no more workers than wanted",
+        "_core.py",
+        "or len(self.workers) >= self._limit()",
+        "or len(self.workers) > self._limit()",
+        "contract supervisor",
+    ),
+    Mutation(
+        "a worker that is starting counts for a task that waits",
+        "_core.py",
+        "and waiting > self._starting():",
+        "and waiting:",
+        "creation supervisor mutants",
+    ),
+    Mutation(
+        "a task that found no thread is withdrawn",
+        "_core.py",
+        "if not self.workers and future._settle(WITHDRAWN):",
+        "if not self.workers:",
+        "contract creation mutants",
+    ),
+    Mutation(
+        "the facts about who leaves change under the lock",
+        "_core.py",
+        "with self.lock:\n            if len(self.workers) - len(self.leaving) <= self._limit():",
+        "if True:\n            if len(self.workers) - len(self.leaving) <= self._limit():",
+        "mutants",
+    ),
+    Mutation(
+        "the facts about who lives change under the lock",
+        "_core.py",
+        "with self.lock:\n            try:\n                self._populate()",
+        "if True:\n            try:\n                self._populate()",
+        "mutants",
+    ),
+    Mutation(
+        "base workers do not retire",
+        "_core.py",
+        "if self.state is State.RUNNING and len(self.workers) - len(self.leaving) <= self.min_workers:",
+        "if self.state is State.RUNNING and len(self.workers) - len(self.leaving) < self.min_workers:",
+        "supervisor",
+    ),
+    Mutation(
+        "who was idle for the longest retires first",
+        "_core.py",
+        "for worker in self.idle_stack[:]:  # from the bottom",
+        "for worker in self.idle_stack[::-1]:",
+        "supervisor",
+    ),
+    Mutation(
+        "a retried task goes to the front of its lane",
+        "_core.py",
+        "lane.appendleft(future)\n        if self.state",
+        "lane.append(future)\n        if self.state",
+        "retries lanes",
+    ),
+    # -- the factory
+    Mutation(
+        "the pause after a failure is bounded",
+        "_core.py",
+        "random.uniform(0.0, longest)",
+        "random.uniform(0.0, 10 * longest)",
+        "creation",
+    ),
+    Mutation("the pause after a failure is jittered", "_core.py", "random.uniform(0.0, longest)", "longest", "creation"),
+    Mutation("the pause after a failure doubles", "_core.py", "BACKOFF_FIRST * 2.0 **", "BACKOFF_FIRST * 1.0 **", "creation"),
+    Mutation(
+        "a resource that was made ends the row of failures",
+        "_core.py",
+        "recovered, self.failures = self.failures > 0, 0",
+        "recovered = self.failures > 0",
+        "creation",
+    ),
+    Mutation(
+        "create_timeout counts from when the last resource went",
+        "_core.py",
+        "            self.bare_since = clock()",
+        "            pass",
+        "creation resources",
+    ),
+    # -- the end
+    Mutation(
+        "shutdown refuses new tasks",
+        "_core.py",
+        "            self.idle = _CLOSED",
+        "            pass",
+        "shutdown",
+    ),
+    Mutation("who is refused is told", "_core.py", "            raise self.refusal()", "            pass", "shutdown"),
+    Mutation("shutdown wakes idle workers", "_core.py", "        self._wake_all()", "        pass", "shutdown"),
+    Mutation("shutdown(cancel_futures=True) cancels", "_core.py", "if cancel or kill:", "if kill:", "shutdown"),
+    Mutation("kill cancels what waits", "_core.py", "if cancel or kill:", "if cancel:", "kill"),
+    Mutation("kill sets the tokens", "_core.py", "            self.killed.open()", "            pass", "kill"),
+    Mutation("kill aborts what hangs", "_core.py", "            self._abort_running()", "            pass", "kill"),
+    Mutation(
+        "a task that comes back after kill is settled",
+        "_core.py",
+        "            self._cancel_queue()  # the killer may have looked",
+        "            pass  # the killer may have looked",
+        "kill retries mutants",
+    ),
+    Mutation("shutdown opens the door", "_core.py", "        self.admission.close()", "        pass", "admission"),
+    Mutation(
+        "an executor is not closed while tasks wait",
+        "_core.py",
+        "if self.lanes.look() and self.lanes.waiting():",
+        "if False:",
+        "creation shutdown mutants",
+    ),
+    Mutation("a dropped executor ends", "_core.py", "lambda _: self._dropped())", "lambda _: None)", "drop"),
+    Mutation("the interpreter waits for the drain", "_core.py", "            core.join(None)", "            pass", "exit"),
+    # -- lanes and futures
+    Mutation("a tombstone counts once", "_lanes.py", "self.tombstones += 1", "self.tombstones += 2", "work_item stats"),
+    Mutation("a popped tombstone counts no more", "_lanes.py", "self.tombstones -= 1", "pass", "work_item stats lanes"),
+    Mutation(
+        "a canceller that comes too late takes its verdict back",
+        "_work_item.py",
+        "if self._status is not PENDING:\n                sidecar.verdict = None",
+        "if False:\n                sidecar.verdict = None",
+        "work_item",
+    ),
+    Mutation(
+        "two cancellers take turns",
+        "_work_item.py",
+        "with sidecar:\n            if sidecar.verdict is not None or",
+        "if True:\n            if sidecar.verdict is not None or",
+        "work_item mutants",
+    ),
+    Mutation(
+        "a listener looks again whether the task has finished",
+        "_work_item.py",
+        "if self._status is FINISHED:  # the worker",
+        "if False:  # the worker",
+        "work_item",
+    ),
+    Mutation(
+        "an end is published once",
+        "_work_item.py",
+        "            if sidecar.published:\n                return None",
+        "            if False:\n                return None",
+        "work_item",
+    ),
+    Mutation("wait() is told", "_work_item.py", "if sidecar.waiters:", "if False:", "work_item"),
+    Mutation(
+        "a task that has started once does not expire",
+        "_work_item.py",
+        "and not sidecar.started and clock()",
+        "and clock()",
+        "retries supervisor views",
+    ),
+    # -- resources
+    Mutation(
+        "a resource is destroyed once",
+        "_resources.py",
+        "if not holding.give_up():\n            return",
+        "holding.give_up()",
+        "abandon mutants",
+    ),
+    Mutation("a break puts all others under suspicion", "_resources.py", "self.breaks += 1", "pass", "resources"),
+    Mutation("max_age has a bounded jitter", "_resources.py", "AGE_JITTER = 0.1", "AGE_JITTER = 0.5", "resources"),
+    Mutation("None is no resource", "_resources.py", "if resource is None:", "if False:", "creation"),
+    Mutation(
+        "a check that raises says no", "_resources.py", "            passed = False", "            passed = True", "resources"
+    ),
+    Mutation(
+        "run_now does not keep a broken resource",
+        "_resources.py",
+        "if not broken and len(self._free) < self._size:",
+        "if len(self._free) < self._size:",
+        "run_now",
+    ),
+    Mutation(
+        "a constructor that fails leaves no resource behind",
+        "_resources.py",
+        "            self.close()\n            raise",
+        "            raise",
+        "run_now mutants",
+    ),
+    Mutation(
+        "no resource is destroyed while it is aborted", "_resources.py", "            latch.wait()", "            pass", "kill"
+    ),
+    Mutation(
+        "a resource that was idle for long is checked",
+        "_resources.py",
+        "or now - holding.last_used > self.hooks.check_after_idle",
+        "",
+        "resources",
+    ),
+    # -- the door, the clock, the books
+    Mutation(
+        "who waits at the door looks for a place once more",
+        "_admission.py",
+        "            self.refill()  # a worker may have",
+        "            pass  # a worker may have",
+        "admission mutants",
+    ),
+    Mutation("nobody overtakes at the door", "_admission.py", "if not self.blocked and self", "if self", "admission mutants"),
+    Mutation(
+        "a place is reserved until its task is queued",
+        "_admission.py",
+        "                self._reserved += 1\n                return True",
+        "                return True",
+        "admission mutants",
+    ),
+    Mutation(
+        "a task that submits does not wait at the door",
+        "_executor.py",
+        "bounded = admission.limit is not None and current.owner is not core",
+        "bounded = admission.limit is not None",
+        "admission",
+    ),
+    Mutation(
+        "deadlines are kept in their own order",
+        "_supervisor.py",
+        "heapq.heappush(self._deadlines, (",
+        "self._deadlines.append((",
+        "supervisor",
+    ),
+    Mutation(
+        "a policy that pauses is woken by the next task",
+        "_supervisor.py",
+        "            self.core.idle_stack.append(self._alarm)",
+        "            pass",
+        "supervisor",
+    ),
+    Mutation("what is folded is listed no more", "_recorder.py", "                    del runs[:count]", "", "stats"),
+    Mutation(
+        "what a worker did counts when it is gone",
+        "_recorder.py",
+        "            self.fold(log)\n            self._logs.discard(log)",
+        "            self._logs.discard(log)",
+        "stats",
+    ),
+]
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def copy_to(place: Path) -> None:
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, place / name)
+    support = place / "tests" / "support.py"
+    support.write_text(re.sub(r"^DEADLINE = [\d.]+", WAITS_FOR, support.read_text(), count=1, flags=re.MULTILINE))
+
+
+def environment(place: Path) -> dict[str, str]:
+    # No compiled files: they are told from stale ones by the second, and a mutation may be undone within one.
+    return {**os.environ, "PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run_tests(place: Path, paths: list[str], *options: str, timeout: float = HANGS_AFTER) -> tuple[bool, list[str]]:
+    """Run test files in the copy. Returns whether they passed, and the tests that failed (none: it hung, or did not start)."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE", *options, *paths]
+    process = subprocess.Popen(
+        command,
+        cwd=place,
+        env=environment(place),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return False, []
+    return process.returncode == 0, re.findall(r"^(?:FAILED|ERROR) (\S+)", output, flags=re.MULTILINE)
+
+
+def attempt(place: Path, mutation: Mutation, deselect: list[str]) -> str | None:
+    """Which test noticed? None: nobody did."""
+    path = place / "tasker_executor" / mutation.file
+    intact = path.read_text()
+    path.write_text(intact.replace(mutation.old, mutation.new))
+    try:
+        passed, failed = run_tests(place, mutation.paths, "-x", *deselect)
+    finally:
+        path.write_text(intact)
+    if passed:
+        return None
+    return failed[0].removeprefix("tests/") if failed else "(hangs, or ends the run)"
+
+
+def main(words: list[str]) -> int:
+    chosen = [
+        mutation
+        for mutation in MUTATIONS
+        if not words or any(word in mutation.claim or word in mutation.file for word in words)
+    ]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore Ctrl-C
+    lost = survived = 0
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutations-") as directory:
+        place = Path(directory)
+        copy_to(place)
+        check = [sys.executable, "-c", "import tasker_executor; print(tasker_executor.__file__)"]
+        imported = subprocess.run(check, cwd=place, env=environment(place), capture_output=True, text=True, check=True).stdout
+        if not imported.startswith(str(place)):
+            raise RuntimeError(f"the tests would import {imported.strip()} instead of the copy")
+
+        every_path = sorted({path for mutation in chosen for path in mutation.paths})
+        passed, failing = run_tests(place, every_path, timeout=10 * HANGS_AFTER)
+        if not passed:
+            say(f"These fail without any mutation, and are left out: {', '.join(failing) or '(no test ran)'}")
+            if not failing:
+                return 1
+        deselect = [f"--deselect={test}" for test in failing]
+
+        say(f"{'file':<16} {'what it does no longer':<72} noticed by")
+        for mutation in chosen:
+            times = (place / "tasker_executor" / mutation.file).read_text().count(mutation.old)
+            if times != 1:
+                lost += 1
+                verdict = f"TEXT FOUND {times} TIMES"
+            else:
+                noticed = attempt(place, mutation, deselect)
+                survived += noticed is None
+                verdict = noticed or "SURVIVED"
+            say(f"{mutation.file:<16} {mutation.claim:<72} {verdict}")
+    noticed_in_all = len(chosen) - survived - lost
+    say(
+        f"{len(chosen)} mutations: {noticed_in_all} noticed, {survived} survived, {lost} not found; {time.monotonic() - begun:.0f} s"
+    )
+    return 1 if survived or lost or failing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

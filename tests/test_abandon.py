@@ -1,0 +1,171 @@
+"""`abandon`: a process that is about to be killed gives its resources up, those in use too, each exactly once."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool
+from tasker_executor import ResourceExecutor, current_task
+
+
+@pytest.fixture
+def pool(make_pool: MakePool, ledger: Ledger) -> ResourceExecutor[FakeResource]:
+    """Two workers, whose resources may be destroyed by any thread: that of `abandon`."""
+    ledger.any_thread = True
+    return make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+
+
+def test_resources_in_use_are_destroyed_at_once(pool: ResourceExecutor[FakeResource], ledger: Ledger, gate: Gate) -> None:
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+
+    pool.abandon()
+
+    assert not ledger.alive
+    gate.release()
+
+
+def test_owner_does_not_destroy_again(pool: ResourceExecutor[FakeResource], ledger: Ledger, gate: Gate) -> None:
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    pool.abandon()
+
+    gate.release()
+    pool.shutdown(timeout=DEADLINE)
+
+    assert len(ledger.destroyed) == len(ledger.created) == 2
+    assert pool.stats().resources_destroyed == 2
+
+
+def test_resource_that_its_owner_is_destroying_is_left_to_it(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    def destroy(resource: FakeResource) -> None:
+        gate.hold()
+        ledger.destroy(resource)
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=destroy)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    pool.shutdown(wait=False)
+    gate.wait_until_held()
+
+    pool.abandon()
+
+    assert not ledger.destroyed
+    gate.release()
+    pool.shutdown(timeout=DEADLINE)
+    assert len(ledger.destroyed) == 1
+
+
+def test_call_of_run_now_loses_its_resource_too(pool: ResourceExecutor[FakeResource], ledger: Ledger, gate: Gate) -> None:
+    caller = threading.Thread(target=pool.run_now, args=(gate.hold,))
+    caller.start()
+    gate.wait_until_held()
+
+    pool.abandon()
+
+    assert not ledger.alive
+    gate.release()
+    caller.join(DEADLINE)
+    assert len(ledger.destroyed) == 1
+
+
+def test_tasks_are_told_and_nothing_is_accepted(pool: ResourceExecutor[FakeResource]) -> None:
+    started = threading.Event()
+
+    def task(resource: FakeResource) -> bool:
+        started.set()
+        return current_task().wait(DEADLINE)
+
+    future = pool.submit(task)
+    assert started.wait(DEADLINE)
+    pool.abandon()
+
+    assert future.result(DEADLINE) is True
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.submit(FakeResource.use)
+
+
+def is_never_healthy(error: BaseException) -> bool:
+    return False
+
+
+def test_task_that_fails_over_its_lost_resource_is_not_retried(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    ledger.any_thread = True
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=is_never_healthy)
+
+    def task(resource: FakeResource) -> None:
+        gate.hold()
+        raise ConnectionError("closed")
+
+    future = pool.submit(task)
+    gate.wait_until_held()
+    pool.abandon()
+    gate.release()
+
+    assert isinstance(future.exception(DEADLINE), ConnectionError)
+    pool.shutdown(timeout=DEADLINE)
+    assert len(ledger.created) == 1
+
+
+def test_hook_that_unblocks_a_task_is_called_before_its_resource_is_destroyed(make_pool: MakePool, gate: Gate) -> None:
+    calls: list[str] = []
+
+    def destroy(resource: object) -> None:
+        calls.append("destroyed")
+
+    def abort(resource: object) -> None:
+        calls.append("aborted")
+
+    pool = make_pool(1, on_create=object, on_destroy=destroy, on_abort=abort)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+
+    pool.abandon()
+
+    assert calls == ["aborted", "destroyed"]
+    gate.release()
+
+
+def test_abandoning_twice_destroys_once(pool: ResourceExecutor[FakeResource], ledger: Ledger) -> None:
+    pool.submit(FakeResource.use).result(DEADLINE)
+
+    pool.abandon()
+    pool.abandon()
+
+    pool.shutdown(timeout=DEADLINE)
+    assert len(ledger.destroyed) == len(ledger.created)
+
+
+def test_abandoning_after_shutdown_is_fine(pool: ResourceExecutor[FakeResource], ledger: Ledger) -> None:
+    pool.shutdown(timeout=DEADLINE)
+
+    pool.abandon()
+
+    assert len(ledger.destroyed) == len(ledger.created) == 1
+
+
+def test_executor_without_resources_is_killed(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    waiting = pool.submit(int)
+
+    pool.abandon()
+
+    assert waiting.cancelled()
+    gate.release()
+
+
+def test_shutdown_that_did_not_wait_may_be_followed_by_one_that_does(pool: ResourceExecutor[FakeResource], gate: Gate) -> None:
+    """First everything idle goes, then what is busy, while there is time: what `tasker_executor.dask` does."""
+    running = pool.submit(gate.hold)
+    gate.wait_until_held()
+    waiting = [pool.submit(gate.hold) for _ in range(3)]
+
+    pool.shutdown(wait=False, cancel_futures=True)
+    gate.release()
+    pool.shutdown(timeout=DEADLINE)
+
+    assert running.result(0) is None
+    assert sum(future.cancelled() for future in waiting) >= 2

@@ -1,0 +1,193 @@
+"""fork: the child inherits the memory of a pool, but neither its threads nor its resources."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+
+import pytest
+
+from support import run_python
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+
+HEADER = """
+import os, sys, threading, warnings
+from tasker_executor import ResourceExecutor
+
+# Python 3.12 and later warn of every fork of a process that has threads, and are right to.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + chr(10)).encode())
+
+def in_child(act):
+    # Forks, acts in the child, and returns when that has ended well.
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            act()
+            status = 0
+        except BaseException as error:
+            say("child failed:", repr(error))
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, status
+
+class Connection:
+    def __init__(self):
+        self.process = os.getpid()
+    def close(self):
+        assert self.process == os.getpid(), "closed in another process"
+        say("closed")
+"""
+
+
+def run(program: str) -> list[str]:
+    """Run the program; return the lines that it and its children printed. It must end well, and must not complain."""
+    process = run_python(HEADER + textwrap.dedent(program))
+    assert process.stderr == ""
+    assert process.returncode == 0
+    return process.stdout.splitlines()
+
+
+def test_submitting_in_the_child_raises_an_error_that_says_why_and_the_parent_goes_on() -> None:
+    output = run("""
+        pool = ResourceExecutor(2, name="mine", on_create=Connection, on_destroy=Connection.close)
+        pool.submit(lambda connection: None).result()
+        def child():
+            for submit in (pool.submit, pool.submit_priority, pool.run_now, pool.with_options(max_retries=0).submit):
+                try:
+                    submit(lambda connection: say("never"))
+                except RuntimeError as error:
+                    say(error)
+        in_child(child)
+        say(pool.submit(lambda connection: "parent goes on").result())
+        pool.shutdown()
+    """)
+
+    assert output[0].startswith("executor 'mine' was inherited through fork()")
+    assert "make a new executor" in output[0]
+    assert output[:4] == [output[0]] * 4
+    assert output[4:] == ["parent goes on", "closed"]
+
+
+def test_inherited_futures_that_were_not_done_fail_in_the_child_and_succeed_in_the_parent() -> None:
+    output = run("""
+        gate, held = threading.Event(), threading.Event()
+        pool = ResourceExecutor(1)
+        running = pool.submit(lambda: (held.set(), gate.wait(), "ran")[-1])
+        queued = [pool.submit(lambda: "ran"), pool.submit_priority(lambda: "ran")]
+        queued[0].add_done_callback(lambda future: None)
+        held.wait()
+        def child():
+            for future in (running, *queued):
+                say("child:", type(future.exception(10)).__name__)
+        in_child(child)
+        gate.set()
+        for future in (running, *queued):
+            say("parent:", future.result())
+    """)
+
+    assert output == ["child: RuntimeError"] * 3 + ["parent: ran"] * 3
+
+
+def test_futures_done_before_the_fork_keep_their_results_in_the_child() -> None:
+    output = run("""
+        pool = ResourceExecutor(1)
+        future = pool.submit(lambda: "result")
+        future.result()
+        in_child(lambda: say(future.result(0)))
+    """)
+
+    assert output == ["result"]
+
+
+def test_shutting_the_inherited_pool_down_in_the_child_returns_and_touches_no_resource() -> None:
+    output = run("""
+        pool = ResourceExecutor(2, on_create=Connection, on_destroy=Connection.close, resource_pool_size=1, min_workers=2)
+        pool.wait_ready()
+        def child():
+            pool.shutdown()
+            pool.kill()
+            say("child:", pool.stats().state, pool.stats().active_workers)
+        in_child(child)
+        pool.shutdown()
+    """)
+
+    assert output == ["child: closed 0", "closed", "closed", "closed"]
+
+
+def test_the_child_can_use_an_executor_of_its_own() -> None:
+    output = run("""
+        inherited = ResourceExecutor(1)
+        inherited.submit(int).result()
+        def child():
+            with ResourceExecutor(2, on_create=Connection, on_destroy=Connection.close) as pool:
+                say(pool.submit(lambda connection: "child works").result())
+        in_child(child)
+    """)
+
+    assert output == ["child works", "closed"]
+
+
+def test_a_task_may_fork() -> None:
+    output = run("""
+        pool = ResourceExecutor(1)
+        def work():
+            def child():
+                try:
+                    pool.submit(int)
+                except RuntimeError as error:
+                    say("child:", "inherited through fork()" in str(error))
+            in_child(child)
+            return "parent goes on"
+        say(pool.submit(work).result())
+        say(pool.submit(lambda: "and on").result())
+    """)
+
+    assert output == ["child: True", "parent goes on", "and on"]
+
+
+def test_a_child_that_exits_in_the_ordinary_way_does_not_wait_for_the_parents_threads() -> None:
+    output = run("""
+        gate, held = threading.Event(), threading.Event()
+        pool = ResourceExecutor(1, on_create=Connection, on_destroy=Connection.close)
+        pool.submit(lambda connection: (held.set(), gate.wait()))
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            sys.exit(7)
+        say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        gate.set()
+        pool.shutdown()
+    """)
+
+    assert output == ["7", "closed"]
+
+
+def test_multiprocessing_can_fork_while_the_pool_works() -> None:
+    output = run("""
+        import multiprocessing
+        stop = threading.Event()
+        pool = ResourceExecutor(4, on_create=Connection, on_destroy=Connection.close)
+        def again(connection):
+            if not stop.is_set():
+                pool.submit(again)
+        for _ in range(4):
+            pool.submit(again)
+        context = multiprocessing.get_context("fork")
+        for number in range(5):
+            process = context.Process(target=say, args=("child", number))
+            process.start()
+            process.join(30)
+            assert process.exitcode == 0, process.exitcode
+        stop.set()
+        say(pool.submit(lambda connection: "parent goes on").result(30))
+        pool.shutdown(timeout=30)
+    """)
+
+    assert output[:6] == [f"child {number}" for number in range(5)] + ["parent goes on"]
+    assert output[6:] == ["closed"] * 4

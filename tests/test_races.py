@@ -1,0 +1,516 @@
+"""Races, each forced: the steps are numbered, and the other side acts exactly between two of them."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
+from tasker_executor import ResourceExecutor
+from tasker_executor._lanes import Lane, Lanes
+from tasker_executor._work_item import TaskFuture
+from tasker_executor._worker import Worker
+
+AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
+
+
+class Interposed:
+    """A lane as submitters see it, that acts right before or right after the first append."""
+
+    def __init__(
+        self, lane: Lane, *, before: Callable[[], object] | None = None, after: Callable[[], object] | None = None
+    ) -> None:
+        self._lane, self._before, self._after = lane, before, after
+
+    def append(self, future: TaskFuture[Any]) -> None:
+        before, self._before = self._before, None
+        after, self._after = self._after, None
+        if before is not None:
+            before()
+        self._lane.append(future)
+        if after is not None:
+            after()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lane, name)
+
+
+def interpose(pool: ResourceExecutor[Any], **actions: Callable[[], object]) -> None:
+    setattr(pool, "_normal", Interposed(pool._core.lanes.normal, **actions))  # noqa: B010  # it is no Lane, by type
+
+
+class Once:
+    """An action that happens the first time only."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self._action: Callable[[], object] | None = action
+
+    def __call__(self) -> None:
+        action, self._action = self._action, None
+        if action is not None:
+            action()
+
+
+def wait_until_idle(pool: ResourceExecutor[Any]) -> Worker:
+    """Block until a worker is at rest, registered as idle; return it."""
+
+    def idle() -> list[Worker]:
+        return [worker for worker in pool._core.idle_stack[:] if isinstance(worker, Worker)]
+
+    eventually(lambda: len(idle()) == 1, "one idle worker")
+    return idle()[0]
+
+
+# -- submit against shutdown --
+
+
+def test_a_task_queued_just_before_shutdown_is_run() -> None:
+    # 1. A submitter queues its task. 2. shutdown() closes the pool and drains it. 3. The submitter looks for somebody to wake,
+    # finds the pool closed and the task done: it is not refused.
+    pool = ResourceExecutor(1)
+    interpose(pool, after=pool.shutdown)
+
+    future = pool.submit(int, "7")
+
+    assert future.result(0) == 7
+
+
+def test_a_task_queued_just_after_shutdown_is_refused_and_never_runs() -> None:
+    # 1. A submitter is about to queue its task. 2. shutdown() finds nothing to do and ends the pool. 3. The task is queued.
+    # 4. The submitter finds the pool closed and takes the task back.
+    ran: list[str] = []
+    pool = ResourceExecutor(1)
+    interpose(pool, before=pool.shutdown)
+
+    with pytest.raises(RuntimeError, match=AFTER_SHUTDOWN):
+        pool.submit(ran.append, "ran")
+
+    assert ran == []
+    assert pool.stats().submitted == 0
+    pool._check()
+
+
+def test_a_late_task_that_a_draining_worker_takes_is_not_refused(make_pool: MakePool, gate: Gate) -> None:
+    # 1. A submitter is about to queue its task. 2. shutdown() begins; a worker is busy still. 3. The task is queued.
+    # 4. The worker comes free and takes it. 5. The submitter comes to take it back, too late: it has run, so it counts.
+    ran = threading.Event()
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+
+    def let_worker_go_on() -> None:
+        gate.release()
+        assert ran.wait(DEADLINE)
+
+    interpose(pool, before=lambda: pool.shutdown(wait=False), after=let_worker_go_on)
+
+    future = pool.submit(ran.set)
+
+    assert future.exception(DEADLINE) is None
+
+
+def test_a_task_queued_just_before_kill_is_refused_and_never_runs() -> None:
+    # 1. A submitter queues its task. 2. kill() cancels the queue. 3. The submitter finds the pool closed.
+    ran: list[str] = []
+    pool = ResourceExecutor(1)
+    interpose(pool, after=pool.kill)
+
+    with pytest.raises(RuntimeError, match=AFTER_SHUTDOWN):
+        pool.submit(ran.append, "ran")
+
+    pool.shutdown()
+    assert ran == []
+    pool._check()
+
+
+def test_a_signal_handler_that_shuts_down_inside_of_submit_does_not_block(make_pool: MakePool) -> None:
+    # 1. submit() is starting a worker, under the lock. 2. A signal handler shuts the pool down, on this very thread.
+    pool = make_pool(1)
+    start_worker = pool._core._start_worker
+
+    def interrupted() -> None:
+        shut_down()
+        start_worker()
+
+    shut_down = Once(lambda: pool.shutdown())
+    pool._core._start_worker = interrupted  # type: ignore[method-assign]  # the point of the test
+
+    future = pool.submit(int, "7")
+
+    assert future.result(DEADLINE) == 7
+
+
+# -- submit against the end of a worker --
+
+
+def test_a_task_that_comes_while_the_last_worker_retires_is_run(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1. The only worker has been idle for long enough, and is off the idle stack. 2. A task is queued: nobody to wake.
+    # 3. The worker is allowed to retire, and ends. 4. Its exit path finds the task.
+    pool = make_pool(1, idle_timeout=0.001)
+    futures: list[Future[int]] = []
+    submit = Once(lambda: futures.append(pool.submit(int, "7")))
+    may_retire = pool._core.may_retire
+
+    def retire(worker: Worker) -> bool:
+        submit()
+        return may_retire(worker)
+
+    monkeypatch.setattr(pool._core, "may_retire", retire)
+
+    pool.submit(int).result(DEADLINE)
+    eventually(lambda: bool(futures), "the worker to retire")
+
+    assert futures[0].result(DEADLINE) == 7
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_task_that_comes_during_the_exit_of_the_last_worker_is_run(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    # 1. The only worker has looked at the lanes for the last time. 2. A task is queued, before or after 3. the worker leaves
+    # the set of workers. Before, its exit path starts a successor; after, the submitter finds that there is room.
+    pool = make_pool(1, idle_timeout=0.001)
+    futures: list[Future[int]] = []
+    submit = Once(lambda: futures.append(pool.submit(int, "7")))
+    worker_ended = pool._core.worker_ended
+
+    def end(*args: Any) -> None:
+        if when == "before":
+            submit()
+        worker_ended(*args)
+        submit()
+
+    monkeypatch.setattr(pool._core, "worker_ended", end)
+
+    pool.submit(int).result(DEADLINE)
+    eventually(lambda: bool(futures), "the worker to end")
+
+    assert futures[0].result(DEADLINE) == 7
+
+
+def test_a_worker_that_is_told_to_leave_does_not_take_a_wake_up_with_it(make_pool: MakePool) -> None:
+    # 1. Two workers are idle. 2. resize() takes one off the stack, and tells it to leave. 3. A task comes before it has woken.
+    pool = make_pool(2)
+    barrier = threading.Barrier(2)
+    for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(2)]:
+        future.result(DEADLINE)
+    eventually(lambda: sum(isinstance(worker, Worker) for worker in pool._core.idle_stack[:]) == 2, "two idle workers")
+    futures: list[Future[int]] = []
+    retire_idle = pool._core._retire_idle
+
+    def retire() -> None:
+        retire_idle()
+        futures.append(pool.submit(int, "7"))
+
+    pool._core._retire_idle = retire  # type: ignore[method-assign]  # the point of the test
+
+    pool.resize(max_workers=1)
+
+    assert futures[0].result(DEADLINE) == 7
+    eventually(lambda: pool.stats().active_workers == 1, "one worker to leave")
+
+
+def test_a_worker_told_to_leave_leaves_its_task_to_others(make_pool: MakePool, gate: Gate) -> None:
+    # 1. Both workers are busy. 2. resize() wants one to leave, and a task is queued. 3. Who comes free leaves first.
+    pool = make_pool(2)
+    held = [pool.submit(gate.hold) for _ in range(2)]
+    gate.wait_until_held(2)
+    pool.resize(max_workers=1)
+    queued = [pool.submit(int, "7") for _ in range(5)]
+
+    gate.release()
+
+    assert [future.result(DEADLINE) for future in queued] == [7] * 5
+    assert all(future.exception(DEADLINE) is None for future in held)
+    eventually(lambda: pool.stats().active_workers == 1, "one worker to leave")
+
+
+# -- the idle stack and the permit --
+
+
+def test_a_worker_that_is_woken_while_it_finds_the_task_itself_keeps_no_permit(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A worker registers as idle. 2. A submitter queues a task, takes the worker off the stack and releases its lock.
+    # 3. The worker looks at the lanes again and finds the task. 4. It takes the permit, too; or it would wake for nothing later.
+    pool = make_pool(1)
+    pool.submit(int).result(DEADLINE)
+    worker = wait_until_idle(pool)
+    futures: list[Future[int]] = []
+    submit = Once(lambda: futures.append(pool.submit(int, "2")))
+    look = Lanes.look
+
+    def look_late(lanes: Lanes) -> bool:
+        if threading.current_thread() is worker.thread and worker in pool._core.idle_stack:
+            submit()
+        return look(lanes)
+
+    monkeypatch.setattr(Lanes, "look", look_late)
+
+    assert pool.submit(int, "1").result(DEADLINE) == 1
+    eventually(lambda: bool(futures), "the second task")
+    assert futures[0].result(DEADLINE) == 2
+    assert wait_until_idle(pool) is worker
+    assert worker.park.locked()
+
+
+def test_a_worker_that_is_woken_at_the_moment_of_its_timeout_runs_the_task(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. An idle worker's time is up. 2. A submitter takes it off the stack. 3. The worker finds itself gone from there: a
+    # permit is due, and work.
+    pool = make_pool(1, idle_timeout=0.001)
+    futures: list[Future[int]] = []
+    submit = Once(lambda: futures.append(pool.submit(threading.get_ident)))
+    off_idle_stack = Worker._off_idle_stack
+
+    def late(worker: Worker) -> bool:
+        if worker.core is pool._core and not pool._core.lanes.look():
+            submit()
+        return off_idle_stack(worker)
+
+    monkeypatch.setattr(Worker, "_off_idle_stack", late)
+
+    first = pool.submit(threading.get_ident).result(DEADLINE)
+    eventually(lambda: bool(futures), "the timeout")
+
+    assert futures[0].result(DEADLINE) == first
+
+
+def test_a_worker_that_loses_the_race_for_a_task_takes_the_next(make_pool: MakePool) -> None:
+    # 1. Two workers see the same task. 2. One takes it. 3. The other finds the lane empty, and goes on as if nothing happened.
+    pool = make_pool(1)
+    raced: list[str] = []
+
+    class Raced(Lane):
+        def popleft(self) -> TaskFuture[Any]:
+            if not raced:
+                raced.append("lost")
+                raise IndexError("pop from an empty deque")
+            return super().popleft()
+
+    pool._core.lanes.normal = pool._normal = Raced("normal", pool._core, pool._core._task_settled)
+
+    assert pool.submit(int, "7").result(DEADLINE) == 7
+    assert raced == ["lost"]
+
+
+def test_a_wake_up_that_finds_no_task_is_passed_on(make_pool: MakePool, gate: Gate) -> None:
+    # 1. The first worker is idle, the second busy. 2. A task wakes the first. 3. It is cancelled before the first gets there.
+    # 4. The first goes back to sleep, and the next task wakes it as ever.
+    pool = make_pool(2)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    pool.submit(int).result(DEADLINE)
+    wait_until_idle(pool)
+    lane = pool._core.lanes.normal
+    interpose(pool, after=lambda: lane[0].cancel())
+
+    assert pool.submit(int).cancelled()
+
+    assert pool.submit(int, "7").result(DEADLINE) == 7
+    assert pool.stats().cancelled == 1
+
+
+# -- breaking, callbacks, threads that cannot start --
+
+
+def test_a_resource_that_breaks_when_all_other_workers_have_drained_is_replaced(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    # 1. One worker is busy, one idle. 2. shutdown() ends the idle one. 3. The busy one's task breaks its resource: nobody is
+    # left to take the task, so a successor starts although the pool drains.
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, min_workers=2)
+    pool.wait_ready()
+
+    def work(resource: FakeResource) -> int:
+        gate.hold()
+        if resource.number < 2:
+            resource.break_down()
+        return resource.number
+
+    future = pool.submit(work)
+    gate.wait_until_held()
+    pool.shutdown(wait=False)
+    ledger.wait_until_destroyed(1)
+    eventually(lambda: pool.stats().active_workers == 1, "the idle worker to end")
+
+    gate.release()
+    pool.shutdown()
+
+    assert future.result(0) == 2
+
+
+def test_a_done_callback_that_submits_keeps_a_pool_of_one_going(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    done = threading.Event()
+
+    def again(left: int) -> None:
+        if not left:
+            done.set()
+            return
+        pool.submit(int).add_done_callback(lambda _: again(left - 1))
+
+    again(200)
+
+    assert done.wait(DEADLINE)
+
+
+def test_a_done_callback_that_waits_for_another_worker_does_not_hold_that_one_up(make_pool: MakePool, gate: Gate) -> None:
+    # The callback runs on the worker that ended the task: it must not be registered as idle meanwhile.
+    pool = make_pool(2)
+    result: Future[int] = Future()
+    future = pool.submit(gate.hold)
+    future.add_done_callback(lambda _: result.set_result(pool.submit(int, "7").result(DEADLINE)))
+    gate.wait_until_held()
+
+    gate.release()
+
+    assert result.result(DEADLINE) == 7
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """While it is not empty, no thread can be started."""
+    switch = [True]
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if switch:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    return switch
+
+
+def test_a_submit_that_can_start_no_thread_raises_and_its_task_never_runs(make_pool: MakePool, no_threads: list[bool]) -> None:
+    ran: list[str] = []
+    pool = make_pool(1)
+
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        pool.submit(ran.append, "refused")
+    no_threads.clear()
+    pool.submit(ran.append, "accepted").result(DEADLINE)
+
+    assert ran == ["accepted"]
+    assert pool.stats().submitted == 1
+
+
+def test_a_submit_that_can_start_no_further_thread_leaves_its_task_to_those_there_are(
+    make_pool: MakePool, no_threads: list[bool], gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool(2)
+    no_threads.clear()
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    no_threads.append(True)
+
+    future = pool.submit(int, "7")
+    gate.release()
+
+    assert future.result(DEADLINE) == 7
+    assert "cannot start another worker" in caplog.text
+
+
+def test_the_missing_worker_is_started_once_threads_can_be_had_again(
+    make_pool: MakePool, no_threads: list[bool], gate: Gate
+) -> None:
+    pool = make_pool(2)
+    no_threads.clear()
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    no_threads.append(True)
+    pool.submit(int)
+    no_threads.clear()
+
+    assert pool.submit(int, "7").result(DEADLINE) == 7  # though the first worker is held
+
+
+def test_a_constructor_that_can_start_no_base_worker_raises_and_leaves_nothing(ledger: Ledger, no_threads: list[bool]) -> None:
+    ledger.any_thread = True
+
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        ResourceExecutor(1, on_create=ledger.create, on_destroy=ledger.destroy, min_workers=1, resource_pool_size=2)
+
+    assert len(ledger.created) == len(ledger.destroyed) == 2
+
+
+# -- exceptions thrown into a worker from outside --
+
+
+class Thrown(BaseException):
+    """What some libraries throw into a thread to stop a task that hangs."""
+
+
+def throw_into(thread: threading.Thread) -> None:
+    assert thread.ident is not None
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Thrown)) == 1
+
+
+@pytest.mark.parametrize("base", [0, 1])
+def test_an_exception_thrown_into_an_idle_worker_costs_no_task(make_pool: MakePool, ledger: Ledger, base: int) -> None:
+    # 1. The exception waits for the worker to wake up. 2. A task wakes it. 3. The worker dies before it has the task, with it or
+    # after it; in any case the task is run or fails with that exception, and the pool is whole again.
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, min_workers=base)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    worker = wait_until_idle(pool)
+
+    throw_into(worker.thread)
+    error = pool.submit(FakeResource.use).exception(DEADLINE)
+
+    assert error is None or isinstance(error, Thrown)
+    assert pool.submit(FakeResource.use).result(DEADLINE) == 1
+    assert pool.stats().workers_replaced == 1
+
+
+def test_an_exception_thrown_into_a_busy_worker_goes_to_its_task(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    started, stop = threading.Event(), threading.Event()
+
+    def work() -> None:
+        started.set()
+        while not stop.is_set():
+            pass
+
+    future = pool.submit(work)
+    assert started.wait(DEADLINE)
+    (worker,) = pool._core.workers
+
+    throw_into(worker.thread)
+    try:
+        assert isinstance(future.exception(DEADLINE), Thrown)
+    finally:
+        stop.set()
+
+    assert pool.submit(int, "7").result(DEADLINE) == 7
+
+
+def test_an_exception_thrown_into_a_worker_that_has_a_task_in_hand_fails_that_task_and_no_other(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. The worker has popped a task, and has yet to call it. 2. The exception comes. Nobody else has that task any more.
+    pool = make_pool(1)
+    throw = Once(lambda: (_ for _ in ()).throw(Thrown()))
+
+    class Doomed(TaskFuture[Any]):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "_status" and threading.current_thread() is not threading.main_thread():
+                throw()
+
+    def never() -> None:
+        raise AssertionError("it has been called")
+
+    monkeypatch.setattr("tasker_executor._executor.TaskFuture", Doomed)
+    doomed = pool.submit(never)
+    monkeypatch.undo()
+    queued = pool.submit(int, "7")
+
+    assert isinstance(doomed.exception(DEADLINE), Thrown)
+    assert queued.result(DEADLINE) == 7
