@@ -36,6 +36,7 @@ from distributed import Client, LocalCluster
 from tasker_executor.dask import DaskResourceExecutor
 
 BATCH = 25  # files: a task costs a millisecond or two on a cluster, so it should be worth more than that
+SKIPPED_FOLDERS = {"site-packages", "test"}  # not of the standard library; half of it
 WORDS = ("deadlock", "semaphore", "heapq")
 Files = list[tuple[int, Path]]
 
@@ -84,7 +85,7 @@ def mentions(connection: sqlite3.Connection, word: str) -> int:
 
 def find_batches(folder: Path) -> list[Files]:
     """Find the Python files below a folder, and share them out to batches."""
-    paths = sorted(path for path in folder.rglob("*.py") if path.is_file() and "site-packages" not in path.parts)
+    paths = sorted(path for path in folder.rglob("*.py") if path.is_file() and SKIPPED_FOLDERS.isdisjoint(path.parts))
     numbered = list(enumerate(paths, 1))
     return [numbered[start : start + BATCH] for start in range(0, len(numbered), BATCH)]
 

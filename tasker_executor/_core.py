@@ -213,8 +213,7 @@ class Core:
 
     def _take_back(self, future: TaskFuture[Any]) -> None:
         """Nothing is accepted any more. Raises, unless a worker was quicker and has the task."""
-        future._settle(WITHDRAWN)
-        if future.cancelled():
+        if future._settle(WITHDRAWN) or future.cancel():
             self._check_terminated()
             raise self.refusal()
 

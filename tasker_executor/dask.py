@@ -99,6 +99,8 @@ _numbers = itertools.count()
 # How often the plugin of a worker looks whether the worker is being closed: nobody tells it. Worker.close() may hang in a call
 # to its nanny before it comes to plugins, and the nanny kills the process 4 s after it began to close it.
 WATCH_INTERVAL = 0.05
+# How long `kill` and ``shutdown(cancel_futures=True)`` wait for workers to say what they run.
+ASK_TIMEOUT = 5.0
 _CLOSING = frozenset({Status.closing, Status.closed, Status.failed, Status.stopping})
 
 
@@ -928,11 +930,12 @@ class DaskResourceExecutor(BaseExecutor[R]):
         """Cancel the tasks that no worker has started, as far as is known at this moment."""
 
         async def ask() -> None:
+            running: dict[str, list[str]] = {}
             try:
-                running: dict[str, list[str]] = await self._client._run(_cancel_here, self._pool, kill, on_error="ignore")
+                request = self._client._run(_cancel_here, self._pool, kill, on_error="ignore")
+                running = await asyncio.wait_for(request, ASK_TIMEOUT)
             except Exception:
                 logger.debug("executor %r: the cluster cannot be asked what runs", self.name, exc_info=True)
-                running = {}
             keys = set(itertools.chain.from_iterable(running.values()))
             with self._lock:
                 futures = list(self._futures)

@@ -23,6 +23,7 @@ TELLING = {
     "advanced.py": ["a priority task comes in", "at the end: base_workers 0, active_workers 0", "22 completed, 0 failed"],
     "asyncio_bridge.py": ["[25, 168, 669] primes", "a worker of ours", "The pool outlives the event loop"],
     "basic.py": ["19 + 23 = 42", "2 tasks submitted, 2 completed, 0 failed", "2 calculators made, 2 given up"],
+    "cluster.py": ["killed process", "0 failed", "The books balance."],
     "http_sessions.py": ["300 of 300", "PageError: page 301: 404 Not Found", "7 x RemoteDisconnected"],
     "index_sources.py": [
         "Its batch will be run again.",
