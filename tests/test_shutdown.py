@@ -222,7 +222,7 @@ def test_a_blocked_result_raises_cancelled_error(busy: ResourceExecutor[None]) -
 
     asker = threading.Thread(target=ask)
     asker.start()
-    eventually(lambda: queued._sidecar is not None and bool(queued._sidecar.blocked), "the asker to block")
+    eventually(lambda: queued._sidecar is not None and queued._sidecar.turnstile is not None, "the asker to block")
 
     busy.shutdown(wait=False, cancel_futures=True)
     asker.join(DEADLINE)
@@ -347,7 +347,7 @@ def test_a_signal_handler_may_shut_the_pool_down(make_pool: MakePool, wait_for_i
 def test_a_shutdown_that_takes_too_long_says_what_still_runs(busy: ResourceExecutor[None]) -> None:
     busy.submit(int)
 
-    with pytest.raises(ShutdownTimeout, match=r"Gate\.hold on .*_0; 1 tasks are queued") as caught:
+    with pytest.raises(ShutdownTimeout, match=r"Gate\.hold on .*_0 for .* s; 1 tasks are queued") as caught:
         busy.shutdown(timeout=0.001)
 
     assert busy._core.name in str(caught.value)
