@@ -748,7 +748,11 @@ class Core:
         `_is_owned` is private, but Condition relies on it. Of the locks of futures nobody keeps a list; but what holds one is a
         function of their module.
         """
-        if any(lock._is_owned() for lock in (self.lock, self.recorder.lock, self.admission._lock)):  # type: ignore[attr-defined]
+        locks: list[Any] = [self.lock, self.recorder.lock, self.admission._lock, self.supervisor._lock]
+        locks += [lane._lock for lane in self.lanes]
+        if self.source is not None:
+            locks.append(self.source._lock)
+        if any(lock._is_owned() for lock in locks):
             return True
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:

@@ -74,6 +74,7 @@ from .stats import ExecutorMetrics, ExecutorStats, LoadSample
 try:
     import cloudpickle  # type: ignore[import-untyped]  # it ships no types
     from distributed import Adaptive, Client, KilledWorker, Reschedule, SchedulerPlugin, WorkerPlugin, get_worker
+    from distributed import TimeoutError as DaskTimeoutError
     from distributed.core import Status
     from tblib import pickling_support
 except ImportError as error:
@@ -850,7 +851,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
             if not workers:
                 try:
                     self._client.wait_for_workers(1, timeout=max(0.001, deadline - clock()))
-                except TimeoutError as error:
+                except DaskTimeoutError as error:
                     raise ResourceCreationError(f"executor {self.name!r}: the cluster has no worker for run_now") from error
                 continue
             worker = workers[next(self._turns) % len(workers)]

@@ -43,7 +43,7 @@ from tasker_executor import (
     current_task,
 )
 from tasker_executor._options import TaskOptions
-from tasker_executor.dask import DaskResourceExecutor, PolicyAdaptive, _Plugin
+from tasker_executor.dask import DaskResourceExecutor, PolicyAdaptive, _at_exit, _Plugin
 
 WORKERS, THREADS = 2, 2
 AnyClient = Any  # A Client, whose methods have no types that checkers could use.
@@ -698,6 +698,28 @@ def test_cancelled_task_that_waits_never_runs(client: AnyClient, make_dask: Make
     assert pool.stats().cancelled == 1
 
 
+def test_cancelled_task_that_waits_on_its_worker_never_runs(client: AnyClient, make_dask: MakePool, gate: Gate) -> None:
+    """Dask has handed it over, and takes it for one that runs; but the worker's own executor has fewer threads than Dask."""
+    pool = make_dask(max_workers=1)
+    ran: list[str] = []
+    held = [pool.submit(Ref(gate.hold)) for _ in range(WORKERS)]
+    gate.wait_until_held(WORKERS)
+    waits = pool.submit(Ref(ran.append), "cancelled")
+    eventually(lambda: handed(client, pool) == WORKERS + 1, "the task to be handed over")
+
+    waits.cancel()
+    eventually(lambda: handed(client, pool) == WORKERS, "the task to be taken back")
+
+    gate.release()
+    wait(held, DEADLINE)
+    pool.shutdown(timeout=DEADLINE)
+    assert not ran
+
+
+def handed(client: AnyClient, pool: DaskResourceExecutor[Any]) -> int:
+    return sum(len(worker.plugins[pool._pool]._handed) for worker in local_workers(client))
+
+
 def test_running_task_can_be_cancelled_only_by_name(make_dask: MakePool, gate: Gate) -> None:
     """Dask tells clients nothing of a start: the future is cancelled, its task runs on. Documented, and pinned here."""
     pool = make_dask()
@@ -833,6 +855,25 @@ def test_worker_that_dies_during_registration_does_not_spoil_it(
 
     assert make_dask().submit(abs, -1).result(DEADLINE) == 1
     assert len(calls) == 3
+
+
+def test_registration_that_fails_again_and_again_is_an_error(
+    client: AnyClient, make_dask: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, original, calls = on_scheduler(client, residue), client.register_plugin, list[object]()
+
+    def register(plugin: Any, name: str | None = None) -> Any:
+        if isinstance(plugin, _Plugin):
+            calls.append(plugin)
+            raise CommClosedError
+        return original(plugin, name)
+
+    monkeypatch.setattr(client, "register_plugin", register)
+
+    with pytest.raises(CommClosedError):
+        make_dask()
+    assert len(calls) == 5
+    assert on_scheduler(client, residue) == before
 
 
 def test_worker_that_dies_during_shutdown_does_not_spoil_it(
@@ -974,6 +1015,129 @@ def test_kill_cancels_what_waits_and_tells_what_runs(make_dask: MakePool) -> Non
         *["True"] * (WORKERS * THREADS),
         *["cancelled"] * (10 - WORKERS * THREADS),
     ]
+
+
+def test_kill_in_a_done_callback_does_not_wait(make_dask: MakePool, gate: Gate) -> None:
+    pool = make_dask()
+    held = [pool.submit(Ref(gate.hold)) for _ in range(WORKERS * THREADS)]
+    waiting = [pool.submit(Ref(gate.hold)) for _ in range(4)]
+    pool.submit_priority(fail, ValueError()).add_done_callback(lambda _: pool.kill())
+
+    wait_until_held_or_done(gate, held)
+    gate.release()
+    pool.shutdown(timeout=DEADLINE)
+
+    assert all(future.done() for future in held + waiting)
+
+
+def wait_until_held_or_done(gate: Gate, futures: list[Future[Any]]) -> None:
+    eventually(lambda: gate._held > 0 or any(future.done() for future in futures), "something to run")
+
+
+def test_kill_cancels_everything_when_the_cluster_cannot_be_asked(
+    make_dask: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_dask()
+    futures = [pool.submit(Ref(gate.hold)) for _ in range(6)]
+    gate.wait_until_held(WORKERS * THREADS)
+
+    async def run(*args: Any, **kwargs: Any) -> None:
+        raise CommClosedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._client, "_run", run)
+        pool.kill()
+
+        assert all(future.cancelled() for future in futures)
+    gate.release()
+
+
+def test_executor_that_is_killed_on_a_worker_cancels_what_waits_there(
+    client: AnyClient, make_dask: MakePool, gate: Gate
+) -> None:
+    pool = make_dask(max_workers=1)
+    held = [pool.submit(Ref(gate.hold)) for _ in range(WORKERS)]
+    gate.wait_until_held(WORKERS)
+    waits = pool.submit(abs, -1)
+    eventually(lambda: handed(client, pool) == WORKERS + 1, "the task to be handed over")
+
+    for worker in local_workers(client):
+        worker.plugins[pool._pool].pool.kill()
+
+    with pytest.raises(CancelledError):
+        waits.result(DEADLINE)
+    gate.release()
+    wait(held, DEADLINE)
+
+
+def test_submit_that_fails_leaves_nothing_behind(make_dask: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make_dask()
+
+    def submit(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._client, "submit", submit)
+        with pytest.raises(MemoryError):
+            pool.submit(abs, -1)
+
+    assert pool.stats().submitted == 0
+    pool.shutdown(timeout=DEADLINE)
+
+
+def test_task_that_is_submitted_while_another_thread_shuts_down_is_cancelled_or_run(
+    make_dask: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_dask()
+    original = pool._client.submit
+
+    def submit(*args: Any, **kwargs: Any) -> Any:
+        shutting_down = threading.Thread(target=pool.shutdown, kwargs={"wait": False, "cancel_futures": True})
+        shutting_down.start()
+        shutting_down.join(DEADLINE)
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._client, "submit", submit)
+        future = pool.submit(abs, -1)
+
+    assert future.cancelled()
+    pool.shutdown(timeout=DEADLINE)
+
+
+def test_future_is_settled_though_the_loop_stops_to_follow_it(make_dask: MakePool, gate: Gate) -> None:
+    pool = make_dask()
+    future = pool.submit(Ref(gate.hold))
+    gate.wait_until_held()
+    eventually(lambda: bool(pool._followers), "somebody to follow the task")
+
+    for follower in list(pool._followers):
+        pool._loop.add_callback(follower.cancel)
+
+    assert isinstance(future.exception(DEADLINE), TaskLost)
+    gate.release()
+
+
+def test_error_of_dask_itself_reaches_the_future(client: AnyClient, make_dask: MakePool) -> None:
+    pool = make_dask(max_retries=0)
+    name = pool._pool
+    on_scheduler(client, lambda scheduler: scheduler.handlers.update({f"claim-{name}": refuse_to_answer}))
+
+    assert "no answer" in str(pool.submit(abs, -1).exception(DEADLINE))
+
+
+def refuse_to_answer(key: str) -> bool:
+    raise ValueError("no answer")
+
+
+def test_exit_shuts_down_what_is_left(make_dask: MakePool) -> None:
+    pool = make_dask()
+    future = pool.submit(abs, -1)
+
+    _at_exit()
+
+    assert future.done()
+    assert pool.stats().state == "closed"
 
 
 def test_with_block_ends_when_all_is_done(client: AnyClient, ledger: Ledger) -> None:
@@ -1145,8 +1309,8 @@ class Wanted:
         self.shown.append(load)
         if isinstance(self.wanted, Exception):
             raise self.wanted
-        number: int = self.wanted
-        return number
+        answer: int = self.wanted
+        return answer
 
 
 def adapt(cluster: Any, policy: Wanted) -> None:
@@ -1219,15 +1383,16 @@ def test_scaling_down_takes_no_busy_worker(make_dask: MakePool, ledger: Ledger) 
         pool.shutdown(timeout=DEADLINE)
 
 
-def test_policy_that_raises_is_logged_once_and_its_last_target_stands(
-    make_dask: MakePool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("answer", [ValueError("no idea"), "many"], ids=["raises", "answers nonsense"])
+def test_policy_that_fails_is_logged_once_and_its_last_target_stands(
+    make_dask: MakePool, caplog: pytest.LogCaptureFixture, answer: object
 ) -> None:
     policy = Wanted(2)
     with new_cluster(1, 1) as own:
         adapt(own.cluster, policy)
         eventually(lambda: len(own.nthreads()) == 2, "two workers")
 
-        policy.wanted = ValueError("no idea")
+        policy.wanted = answer
         asked = len(policy.shown)
         eventually(lambda: len(policy.shown) > asked + 3, "the policy to be asked again")
 

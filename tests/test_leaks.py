@@ -10,7 +10,7 @@ import gc
 import json
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -214,12 +214,12 @@ def identity(resource: object, thing: Thing) -> Thing:
 
 
 @pytest.fixture
-def blocked(make_pool: MakePool, ledger: Ledger, gate: Gate) -> Iterator[ResourceExecutor[FakeResource]]:
+def blocked(make_pool: MakePool, ledger: Ledger, gate: Gate) -> ResourceExecutor[FakeResource]:
     """A pool whose only worker is held at the gate, and that takes two more tasks."""
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_queued=2, on_full="raise")
     pool.submit(gate.hold)
     gate.wait_until_held()
-    yield pool
+    return pool
 
 
 def gone(reference: weakref.ref[Thing]) -> bool:
@@ -297,7 +297,6 @@ def test_map_lets_go_of_what_has_been_taken_from_it(make_pool: MakePool) -> None
 
     gc.collect()
     assert [reference() for reference in references[:50]] == [None] * 50
-    results.close()
 
 
 def test_who_waited_in_vain_leaves_nothing_on_the_future(blocked: ResourceExecutor[FakeResource]) -> None:

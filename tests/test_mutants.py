@@ -1,3 +1,215 @@
-"""Placeholder for the moment."""
-def test_nothing() -> None:
-    pass
+"""Claims that nothing else in the suite would have missed: each test is here because `mutations.py` found that out.
+
+A lying idle stack or a lying set stands in for the real one, and acts, or looks around, at the moment that counts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from operator import methodcaller
+from typing import Any
+
+import pytest
+
+from support import DEADLINE, Gate, MakePool, eventually, join_all
+from tasker_executor import ResourceExecutor
+from tasker_executor._worker import Worker
+
+
+class LyingStack(list[Any]):
+    """An idle stack that calls `action` at the first registration of a worker: right before it, or right after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: Callable[[], object] | None = None
+        self.after: Callable[[], object] | None = None
+
+    def append(self, someone: Any, /) -> None:
+        if not isinstance(someone, Worker):
+            super().append(someone)
+            return
+        before, self.before = self.before, None
+        if before is not None:
+            before()
+        super().append(someone)
+        after, self.after = self.after, None
+        if after is not None:
+            after()
+
+    @property
+    def workers(self) -> int:
+        return sum(isinstance(someone, Worker) for someone in self[:])
+
+
+def lie(pool: ResourceExecutor[Any]) -> LyingStack:
+    """Let a pool that has no workers yet use a lying stack."""
+    core = pool._core
+    stack = LyingStack()
+    stack.extend(core.idle_stack)
+    core.idle = core.idle_stack = stack
+    core._wakes = map(methodcaller("release"), iter(stack.pop, None))
+    return stack
+
+
+class GuardedSet(set[Any]):
+    """Notes the changes that are made while the lock is not held by who makes them."""
+
+    def __init__(self, lock: Any) -> None:
+        super().__init__()
+        self._lock = lock
+        self.changes = 0
+        self.unguarded = 0
+
+    def _note(self) -> None:
+        self.changes += 1
+        self.unguarded += not self._lock._is_owned()
+
+    def add(self, element: Any, /) -> None:
+        self._note()
+        super().add(element)
+
+    def discard(self, element: Any, /) -> None:
+        self._note()
+        super().discard(element)
+
+
+# -- going idle --
+
+
+def test_a_task_that_is_queued_while_its_worker_goes_idle_is_run(make_pool: MakePool) -> None:
+    # 1. The only worker finds both lanes empty. 2. A task is queued, and no worker is on the stack to be woken.
+    # 3. The worker registers as idle, and has to look at the lanes once more.
+    pool = make_pool(1)
+    stack = lie(pool)
+    futures: list[Future[int]] = []
+    pool.submit(int).result(DEADLINE)
+    eventually(lambda: stack.workers == 1, "the worker to be idle")
+    pool.submit(setattr, stack, "before", lambda: futures.append(pool.submit(int, "7")))
+
+    eventually(lambda: bool(futures), "the task to be queued")
+    assert futures[0].result(DEADLINE) == 7
+
+
+def test_a_wake_up_for_a_worker_that_has_callbacks_to_call_is_passed_on(make_pool: MakePool, gate: Gate) -> None:
+    # 1. One worker sleeps, another has a result and registers as idle. 2. A task is queued and wakes the other, who is on top
+    # of the stack. 3. That one has a callback to call, which takes its time, so the first is to be woken.
+    pool = make_pool(2)
+    stack = lie(pool)
+    barrier = threading.Barrier(2)
+    for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(2)]:
+        future.result(DEADLINE)
+    eventually(lambda: stack.workers == 2, "two idle workers")
+    futures: list[Future[int]] = []
+    outcomes: list[int] = []
+    held = pool.submit(gate.hold)
+    held.add_done_callback(lambda _: outcomes.append(futures[0].result(DEADLINE)))
+    gate.wait_until_held()
+    stack.after = lambda: futures.append(pool.submit(int, "7"))
+
+    gate.release()
+
+    eventually(lambda: outcomes == [7], "the callback to have the result of the other worker")
+
+
+def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_after_that_task(make_pool: MakePool, gate: Gate) -> None:
+    # 1. One worker is busy, the other has a result and registers as idle. 2. resize() takes it off the stack and tells it to
+    # leave; a task is queued. 3. It finds the task, does it, and leaves, though nobody wakes it again.
+    pool = make_pool(2)
+    stack = lie(pool)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    futures: list[Future[int]] = []
+
+    def trouble() -> None:
+        pool.resize(max_workers=1)
+        futures.append(pool.submit(int, "7"))
+
+    pool.submit(setattr, stack, "after", trouble)
+
+    eventually(lambda: bool(futures), "the task to be queued")
+    assert futures[0].result(DEADLINE) == 7
+    eventually(lambda: pool.stats().active_workers == 1, "the worker to leave")
+
+
+def test_a_caller_in_a_loop_needs_one_worker(make_pool: MakePool, fast_switching: None) -> None:
+    pool = make_pool(8)
+
+    for number in range(500):
+        assert pool.submit(int, number).result(DEADLINE) == number
+
+    assert pool.stats().active_workers == 1
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()], ids=repr)
+def test_a_worker_is_not_replaced_whatever_a_task_raises(make_pool: MakePool, error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    pool = make_pool(1)
+    before = pool.submit(threading.get_ident).result(DEADLINE)
+    assert pool.submit(fail).exception(DEADLINE) is error
+
+    assert pool.submit(threading.get_ident).result(DEADLINE) == before
+    assert pool.stats().workers_replaced == 0
+
+
+# -- the population --
+
+
+def test_the_workers_there_are_change_only_under_the_lock(make_pool: MakePool) -> None:
+    pool = make_pool(4)
+    workers = pool._core.workers = GuardedSet(pool._core.lock)
+    barrier = threading.Barrier(4)
+
+    for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(4)]:
+        future.result(DEADLINE)
+    pool.shutdown()
+
+    assert workers.changes == 8
+    assert workers.unguarded == 0
+
+
+def test_the_workers_that_leave_change_only_under_the_lock(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(4)
+    leaving = pool._core.leaving = GuardedSet(pool._core.lock)
+    for _ in range(4):
+        pool.submit(gate.hold)
+    gate.wait_until_held(4)
+
+    pool.resize(max_workers=1)
+    gate.release()
+    eventually(lambda: pool.stats().active_workers == 1, "three workers to leave")
+
+    assert leaving.changes >= 3
+    assert leaving.unguarded == 0
+
+
+# -- the door --
+
+
+def test_a_place_that_comes_free_before_the_caller_at_the_door_can_be_seen_is_taken(make_pool: MakePool) -> None:
+    # 1. The queue is full: a caller finds no place. 2. The worker takes the queued task and looks whether anybody waits at the
+    # door: nobody. 3. The caller begins to wait there, and has to look for a place once more.
+    pool = make_pool(1, max_queued=1)
+    admission = pool._core.admission
+    waiting = admission._waiting
+    with Gate() as first, Gate() as second:
+        pool.submit(first.hold)
+        first.wait_until_held()
+        pool.submit(second.hold)
+
+        def look_late() -> int:
+            admission._waiting = waiting
+            found = waiting()
+            first.release()
+            second.wait_until_held()
+            return found
+
+        admission._waiting = look_late
+        caller = threading.Thread(target=pool.submit, args=(int,))
+        caller.start()
+
+        assert join_all([caller]) == []
+        assert pool.stats().queued_tasks == 1
