@@ -570,7 +570,8 @@ class Core:
             self._populate_or_retry()
             if len(self.workers) - len(self.leaving) > self._limit():
                 self.leave[:] = [None]
-            self._nudge()
+            if self.idle_limit is not None:
+                self._nudge()
         self._tell_wanted(before, after, f"resize to {min_workers}..{max_workers}")
 
     def _retire_idle(self) -> None:

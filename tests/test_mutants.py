@@ -78,15 +78,16 @@ class GuardedSet(set[Any]):
 # -- going idle --
 
 
-def test_a_task_that_is_queued_while_its_worker_goes_idle_is_run(make_pool: MakePool) -> None:
-    # 1. The only worker finds both lanes empty. 2. A task is queued, and no worker is on the stack to be woken.
-    # 3. The worker registers as idle, and has to look at the lanes once more.
+def test_a_task_that_is_queued_while_its_worker_goes_idle_is_run(make_pool: MakePool, gate: Gate) -> None:
+    # 1. The only worker has called the callbacks of its task and finds both lanes empty. 2. A task is queued, and no worker is
+    # on the stack to be woken. 3. The worker registers as idle, and has to look at the lanes once more.
     pool = make_pool(1)
     stack = lie(pool)
     futures: list[Future[int]] = []
-    pool.submit(int).result(DEADLINE)
-    eventually(lambda: stack.workers == 1, "the worker to be idle")
-    pool.submit(setattr, stack, "before", lambda: futures.append(pool.submit(int, "7")))
+    held = pool.submit(gate.hold)
+    held.add_done_callback(lambda _: setattr(stack, "before", lambda: futures.append(pool.submit(int, "7"))))
+
+    gate.release()
 
     eventually(lambda: bool(futures), "the task to be queued")
     assert futures[0].result(DEADLINE) == 7
