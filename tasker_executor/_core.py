@@ -236,7 +236,10 @@ class Core:
             self.wake_if_waiting()
 
     def _waiting_beyond_free_workers(self) -> int:
-        limit = self._limit() if self.failures == 0 else len(self.workers) - self._starting()
+        if self.failures == 0:
+            limit = self._limit()
+        else:  # and one to try the factory with, when it is time: or, with max_queued=0, nobody ever would
+            limit = len(self.workers) - self._starting() + self._may_start()
         busy = sum(worker.item is not None for worker in self.workers.copy())
         return self.lanes.waiting() - max(0, limit - busy)
 
@@ -473,7 +476,10 @@ class Core:
             if now < self.retry_at:
                 return self.retry_at
             self._populate_or_retry()
-            return self.retry_at if self.failures and self.retry_at > now and not self._starting() else None
+            due = self.retry_at if self.failures and self.retry_at > now and not self._starting() else None
+        if self.admission.blocked:  # there may be room for one, to try it with
+            self.admission.refill()
+        return due
 
     def fail_starved(self, now: float) -> float | None:
         """Supervisor: fail the tasks that have waited too long for a worker with a resource; return when the next is due."""

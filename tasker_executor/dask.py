@@ -76,7 +76,7 @@ try:
     from distributed import Adaptive, Client, KilledWorker, Reschedule, SchedulerPlugin, WorkerPlugin, get_worker
     from distributed import TimeoutError as DaskTimeoutError
     from distributed.core import Status
-    from tblib import pickling_support
+    from tblib import pickling_support  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]  # no types
 except ImportError as error:
     raise ImportError("tasker_executor.dask needs dask.distributed: pip install tasker-executor[dask]") from error
 
@@ -348,7 +348,8 @@ class _Plugin(WorkerPlugin):
         return _dumps(_Outcome(cancelled=True))
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
-        if finish == "cancelled" and key in self._handed:
+        # The scheduler has no use for a task that Dask takes for one that runs. Perhaps it waits here, and need not run.
+        if finish == "released" and key in self._handed:
             self._handed[key].cancel()
 
     def cancel_waiting(self) -> list[str]:

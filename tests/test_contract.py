@@ -345,8 +345,8 @@ def test_callback_that_raises_is_logged_and_the_others_are_called(
     gate.release()
 
     eventually(lambda: called == [future], "the second callback")
-    names = [record.name for record in caplog.records if not record.name.startswith("distributed.")]
-    assert names == ["concurrent.futures"]
+    logged = [record for record in caplog.records if record.name == "concurrent.futures"]  # others may log, too
+    assert len(logged) == 1
     assert executor.submit(int).result() == 0
 
 

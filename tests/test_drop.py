@@ -23,6 +23,10 @@ class WatchedError(Exception):
     """As a class of ours, it can be watched, too."""
 
 
+def swallow(_: FakeResource, argument: Thing) -> None:
+    """A task with an argument."""
+
+
 def workers_of(pool: ResourceExecutor[Any]) -> list[threading.Thread]:
     return [worker.thread for worker in pool._core.workers]
 
@@ -81,12 +85,12 @@ def test_a_dropped_pool_destroys_the_resources_of_run_now_on_a_thread_of_its_own
 
 def test_a_pool_dropped_in_a_cycle_is_ended_by_the_garbage_collector(ledger: Ledger) -> None:
     holder: Any = Thing()
-    holder.pool = make(ledger)
-    holder.pool.owner = holder
-    holder.pool.submit(FakeResource.use).result(DEADLINE)
-    threads, reference = workers_of(holder.pool), weakref.ref(holder.pool)
+    pool: Any = make(ledger)
+    holder.pool, pool.holder = pool, holder
+    pool.submit(FakeResource.use).result(DEADLINE)
+    threads, reference = workers_of(pool), weakref.ref(pool)
 
-    del holder
+    del holder, pool
 
     assert collected(reference)
     assert join_all(threads) == []
@@ -121,7 +125,12 @@ def test_a_pool_dropped_while_its_factory_fails_ends_and_fails_its_tasks(ledger:
 
 def test_a_pool_dropped_by_its_last_task_ends(ledger: Ledger, gate: Gate) -> None:
     pools = [make(ledger)]
-    future = pools[0].submit(lambda _: (gate.hold(), pools.clear()))
+
+    def work(_: FakeResource) -> None:
+        gate.hold()
+        pools.clear()
+
+    future = pools[0].submit(work)
     gate.wait_until_held()
     threads = workers_of(pools[0])
 
@@ -180,7 +189,7 @@ def test_a_kept_future_pins_neither_its_pool_nor_threads(ledger: Ledger) -> None
 def test_a_shut_down_pool_is_collected_with_all_that_it_shared(ledger: Ledger) -> None:
     pool = make(ledger, 2)
     pool.submit(FakeResource.use).result(DEADLINE)
-    references = [weakref.ref(pool), weakref.ref(pool._core)]
+    references: list[weakref.ref[Any]] = [weakref.ref(pool), weakref.ref(pool._core)]
     pool.shutdown()
 
     del pool
@@ -308,7 +317,7 @@ def test_nothing_of_a_cancelled_task_stays_in_its_kept_future(watch: Watch, gate
     gate.wait_until_held()
 
     def submit() -> Future[Any]:
-        return watch.pool.submit(lambda _, argument: argument, watch.see("argument", Thing()))
+        return watch.pool.submit(swallow, watch.see("argument", Thing()))
 
     future = submit()
     future.cancel()
@@ -339,7 +348,11 @@ def test_nothing_of_a_call_of_run_now_stays(ledger: Ledger, gate: Gate) -> None:
 
     def call() -> list[weakref.ref[Any]]:
         argument, result = Thing(), Thing()
-        assert pool.run_now(lambda _, argument: result, argument) is result
+
+        def work(_: FakeResource, argument: Thing) -> Thing:
+            return result
+
+        assert pool.run_now(work, argument) is result
         return [weakref.ref(argument), weakref.ref(result)]
 
     references = call()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError, Future, wait
 from typing import Any
 
 import pytest
@@ -47,9 +47,9 @@ def aborting(make_pool: MakePool, ledger: Ledger, aborts: Aborts) -> ResourceExe
 
 def test_every_queued_future_is_cancelled_at_once(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1)
-    running = pool.submit(gate.hold)
+    running: Future[Any] = pool.submit(gate.hold)
     gate.wait_until_held()
-    queued = [pool.submit(int) for _ in range(10)] + [pool.submit_priority(int) for _ in range(10)]
+    queued: list[Future[Any]] = [pool.submit(int) for _ in range(10)] + [pool.submit_priority(int) for _ in range(10)]
 
     pool.kill()
 
@@ -96,8 +96,14 @@ def test_the_token_of_a_running_task_is_set(make_pool: MakePool, gate: Gate) -> 
 
 def test_a_task_that_waits_for_its_token_wakes_up(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1)
-    future = pool.submit(lambda: (gate.release(), current_task().wait(DEADLINE))[1])
-    gate.hold()
+    started = threading.Event()
+
+    def work() -> bool:
+        started.set()
+        return current_task().wait(DEADLINE)
+
+    future = pool.submit(work)
+    assert started.wait(DEADLINE)
 
     pool.kill()
 
@@ -106,7 +112,12 @@ def test_a_task_that_waits_for_its_token_wakes_up(make_pool: MakePool, gate: Gat
 
 def test_raise_if_cancelled_ends_a_task_with_task_cancelled(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1)
-    future = pool.submit(lambda: (gate.hold(), current_task().raise_if_cancelled()))
+
+    def work() -> None:
+        gate.hold()
+        current_task().raise_if_cancelled()
+
+    future = pool.submit(work)
     gate.wait_until_held()
 
     pool.kill()
@@ -120,7 +131,12 @@ def test_raise_if_cancelled_ends_a_task_with_task_cancelled(make_pool: MakePool,
 
 def test_a_task_may_ignore_its_token(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1)
-    future = pool.submit(lambda: (gate.hold(), "as if nothing had happened")[1])
+
+    def work() -> str:
+        gate.hold()
+        return "as if nothing had happened"
+
+    future = pool.submit(work)
     gate.wait_until_held()
 
     pool.kill()
@@ -150,7 +166,12 @@ def test_nothing_is_accepted_after_kill(make_pool: MakePool) -> None:
 
 def test_a_task_whose_resource_breaks_after_kill_is_not_retried(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
-    future = pool.submit(lambda resource: (gate.hold(), resource.break_down()))
+
+    def work(resource: FakeResource) -> None:
+        gate.hold()
+        resource.break_down()
+
+    future = pool.submit(work)
     gate.wait_until_held()
 
     pool.kill()
@@ -184,12 +205,21 @@ def test_a_task_put_back_for_its_retry_just_before_kill_gets_its_error(
 def test_on_abort_is_called_for_the_resources_in_use_and_no_other(
     aborting: ResourceExecutor[FakeResource], aborts: Aborts, gate: Gate
 ) -> None:
+    used: list[FakeResource] = []
+
+    def work(resource: FakeResource) -> None:
+        used.append(resource)
+        gate.hold()
+
+    def leave(resource: FakeResource) -> FakeResource:
+        others.hold()
+        return resource
+
     with Gate() as others:
-        idle = aborting.submit(lambda resource: (others.hold(), resource)[1])
+        idle = aborting.submit(leave)
         others.wait_until_held()
-        used: list[FakeResource] = []
         for count in (1, 2):
-            aborting.submit(lambda resource: (used.append(resource), gate.hold()))
+            aborting.submit(work)
             gate.wait_until_held(count)
     idle.result(DEADLINE)
     eventually(lambda: aborting.stats().idle_workers == 1, "one idle worker")
@@ -273,9 +303,7 @@ def test_interrupt_of_sqlite_ends_a_query_that_would_never_end(make_pool: MakePo
         connection.create_function("started", 0, in_query.set)
         return connection
 
-    pool = make_pool(
-        1, on_create=connect, on_destroy=sqlite3.Connection.close, on_abort=lambda connection: connection.interrupt()
-    )
+    pool = make_pool(1, on_create=connect, on_destroy=sqlite3.Connection.close, on_abort=sqlite3.Connection.interrupt)
     future = pool.submit(lambda connection: connection.execute(f"select started(), ({ENDLESS})").fetchall())
     assert in_query.wait(DEADLINE)
 
@@ -293,7 +321,7 @@ def test_no_resource_is_aborted_once_it_is_destroyed(
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=aborts)
     future = pool.submit(gate.hold)
     gate.wait_until_held()
-    abort = Holding.abort
+    abort: Any = Holding.abort
 
     def abort_late(holding: Holding[Any], *args: Any) -> None:
         gate.release()
@@ -342,7 +370,12 @@ def test_a_resource_is_not_destroyed_while_it_is_being_aborted(make_pool: MakePo
 
 def test_kill_during_on_create_destroys_what_was_made_and_runs_nothing(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     ran: list[object] = []
-    pool = make_pool(1, on_create=lambda: (gate.hold(), ledger.create())[1], on_destroy=ledger.destroy)
+
+    def create() -> FakeResource:
+        gate.hold()
+        return ledger.create()
+
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy)
     future = pool.submit(ran.append)
     gate.wait_until_held()
 
@@ -369,7 +402,12 @@ def test_kill_while_the_factory_fails_ends_the_pool(make_pool: MakePool, ledger:
 
 def test_kill_cuts_a_drain_short(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1)
-    running = pool.submit(lambda: (gate.hold(), current_task().cancelled)[1])
+
+    def work() -> bool:
+        gate.hold()
+        return current_task().cancelled
+
+    running = pool.submit(work)
     gate.wait_until_held()
     queued = pool.submit(int)
     closer = threading.Thread(target=pool.shutdown)

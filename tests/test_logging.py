@@ -177,7 +177,7 @@ def test_a_decision_to_scale_is_logged_at_debug_with_its_reason(
 
 def test_every_logger_is_below_that_of_the_package(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    make_pool(1, min_workers=1).wait_ready(DEADLINE)
+    make_pool(1).submit(str).result(DEADLINE)
 
     assert caplog.records
     assert all(record.name.partition(".")[0] == "tasker_executor" for record in caplog.records)

@@ -237,7 +237,7 @@ def test_a_worker_that_is_woken_while_it_finds_the_task_itself_keeps_no_permit(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 1. A worker registers as idle. 2. A submitter queues a task, takes the worker off the stack and releases its lock.
-    # 3. The worker looks at the lanes again and finds the task. 4. It takes the permit, too; or it would wake for nothing later.
+    # 3. The worker looks at the lanes again and finds the task. 4. It takes the permit, too, or it would wake for nothing.
     pool = make_pool(1)
     pool.submit(int).result(DEADLINE)
     worker = wait_until_idle(pool)
@@ -455,8 +455,8 @@ def throw_into(thread: threading.Thread) -> None:
 
 @pytest.mark.parametrize("base", [0, 1])
 def test_an_exception_thrown_into_an_idle_worker_costs_no_task(make_pool: MakePool, ledger: Ledger, base: int) -> None:
-    # 1. The exception waits for the worker to wake up. 2. A task wakes it. 3. The worker dies before it has the task, with it or
-    # after it; in any case the task is run or fails with that exception, and the pool is whole again.
+    # 1. The exception waits for the worker to wake up. 2. A task wakes it. 3. The worker dies with or without the
+    # task; in any case the task is run or fails with that exception, and the pool is whole again.
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, min_workers=base)
     pool.submit(FakeResource.use).result(DEADLINE)
     worker = wait_until_idle(pool)

@@ -169,7 +169,12 @@ def test_cancel_futures_cancels_what_has_not_started(busy: ResourceExecutor[None
 
 def test_cancel_futures_lets_finish_what_runs(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1)
-    running = pool.submit(lambda: (gate.hold(), "finished")[1])
+
+    def work() -> str:
+        gate.hold()
+        return "finished"
+
+    running = pool.submit(work)
     gate.wait_until_held()
     pool.shutdown(wait=False, cancel_futures=True)
 
@@ -330,7 +335,11 @@ def test_another_thread_may_shut_the_pool_down_while_one_waits_for_a_result(busy
 def test_a_signal_handler_may_shut_the_pool_down(make_pool: MakePool, wait_for_it: bool) -> None:
     pool = make_pool(2)
     futures = [pool.submit(int) for _ in range(20)]
-    before = signal.signal(signal.SIGUSR1, lambda *_: pool.shutdown(wait_for_it))
+
+    def handle(_signal: int, _frame: object) -> None:
+        pool.shutdown(wait_for_it)
+
+    before = signal.signal(signal.SIGUSR1, handle)
     try:
         signal.raise_signal(signal.SIGUSR1)
         with pytest.raises(RuntimeError, match=AFTER_SHUTDOWN):

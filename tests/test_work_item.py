@@ -557,10 +557,10 @@ def test_wait_for_the_first_completed(busy: ResourceExecutor[None], make_pool: M
 @pytest.mark.parametrize("error", [ValueError(), Falsey()], ids=["error", "falsey error"])
 def test_wait_for_the_first_exception(make_pool: MakePool, gate: Gate, error: Exception) -> None:
     pool = make_pool(2)
-    held = pool.submit(gate.hold)
+    held: Future[Any] = pool.submit(gate.hold)
     gate.wait_until_held()
-    good = pool.submit(int)
-    bad = pool.submit(fail, error)
+    good: Future[Any] = pool.submit(int)
+    bad: Future[Any] = pool.submit(fail, error)
 
     done, not_done = wait([held, good, bad], DEADLINE, concurrent.futures.FIRST_EXCEPTION)
 
@@ -570,9 +570,9 @@ def test_wait_for_the_first_exception(make_pool: MakePool, gate: Gate, error: Ex
 
 def test_a_success_does_not_end_a_wait_for_the_first_exception(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(2)
-    held = pool.submit(gate.hold)
+    held: Future[Any] = pool.submit(gate.hold)
     gate.wait_until_held()
-    good = pool.submit(int)
+    good: Future[Any] = pool.submit(int)
     good.result()
 
     _, not_done = wait([held, good], 0.001, concurrent.futures.FIRST_EXCEPTION)
@@ -730,8 +730,8 @@ class Story:
 
     def wait_until_running(self) -> None:
         """Until the worker has stored RUNNING. Looks past the traps."""
-        status = TaskFuture._status  # type: ignore[misc]  # the slot's descriptor
-        while status.__get__(self.future) is PENDING:  # type: ignore[attr-defined]  # as above
+        status: Any = vars(TaskFuture)["_status"]  # the slot's descriptor
+        while status.__get__(self.future) is PENDING:
             threading.Event().wait(0.0001)
 
 
@@ -823,7 +823,7 @@ def test_a_cancel_that_comes_before_the_first_has_told_anybody_says_yes_too(
 ) -> None:
     # 1. A canceller has settled the task, and has yet to publish that. 2. Another one comes: it is cancelled for that one, too,
     # and from then on says so. 3. The first goes on; callbacks have been called, once.
-    publish = TaskFuture._publish
+    publish: Any = TaskFuture._publish
     told_after: list[bool] = []
     story.future.add_done_callback(lambda _: story.told.append("called"))
 

@@ -1,0 +1,291 @@
+"""The comparison with `ThreadPoolExecutor`: what one task costs, in the ways in which tasks are used.
+
+Each workload gets a pool and a number of tasks, and returns the seconds (or bytes) that one task cost.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import Executor, as_completed, wait
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Any
+
+from tasker_executor import ResourceExecutor
+
+from .measure import (
+    OURS,
+    STANDARD,
+    WITHOUT_CONTEXT,
+    Contestant,
+    Costs,
+    amount,
+    in_rounds,
+    one_cpu,
+    ratio_cell,
+    start_all,
+    table,
+)
+
+
+def nothing() -> None:
+    pass
+
+
+def nothing_with(thing: object) -> None:
+    pass
+
+
+def nothing_with_two(resource: object, thing: object) -> None:
+    pass
+
+
+def burst_result(pool: Executor, tasks: int) -> float:
+    begun = perf_counter()
+    futures = [pool.submit(nothing) for _ in range(tasks)]
+    for future in futures:
+        future.result()
+    return (perf_counter() - begun) / tasks
+
+
+def burst_wait(pool: Executor, tasks: int) -> float:
+    begun = perf_counter()
+    futures = [pool.submit(nothing) for _ in range(tasks)]
+    wait(futures)
+    return (perf_counter() - begun) / tasks
+
+
+def burst_as_completed(pool: Executor, tasks: int) -> float:
+    begun = perf_counter()
+    futures = [pool.submit(nothing) for _ in range(tasks)]
+    for _ in as_completed(futures):
+        pass
+    return (perf_counter() - begun) / tasks
+
+
+def callbacks(pool: Executor, tasks: int) -> float:
+    called: SimpleQueue[Any] = SimpleQueue()
+    begun = perf_counter()
+    for _ in range(tasks):
+        pool.submit(nothing).add_done_callback(called.put)
+    for _ in range(tasks):
+        called.get()
+    return (perf_counter() - begun) / tasks
+
+
+def map_one(pool: Executor, tasks: int) -> float:
+    begun = perf_counter()
+    for _ in pool.map(nothing_with, range(tasks)):
+        pass
+    return (perf_counter() - begun) / tasks
+
+
+def map_chunks(pool: Executor, tasks: int) -> float:
+    begun = perf_counter()
+    for _ in pool.map(nothing_with, range(tasks), chunksize=64):
+        pass
+    return (perf_counter() - begun) / tasks
+
+
+def every_second_urgent(pool: Any, tasks: int) -> float:
+    urgent = getattr(pool, "submit_priority", pool.submit)
+    begun = perf_counter()
+    futures = []
+    for _ in range(tasks // 2):
+        futures.append(pool.submit(nothing))
+        futures.append(urgent(nothing))
+    for future in futures:
+        future.result()
+    return (perf_counter() - begun) / len(futures)
+
+
+def with_resource(pool: Any, tasks: int) -> float:
+    task = nothing_with if isinstance(pool, ResourceExecutor) else nothing
+    begun = perf_counter()
+    futures = [pool.submit(task) for _ in range(tasks)]
+    for future in futures:
+        future.result()
+    return (perf_counter() - begun) / tasks
+
+
+def four_producers(pool: Executor, tasks: int) -> float:
+    go = threading.Event()
+
+    def produce() -> None:
+        go.wait()
+        futures = [pool.submit(nothing) for _ in range(tasks // 4)]
+        for future in futures:
+            future.result()
+
+    producers = [threading.Thread(target=produce) for _ in range(4)]
+    for producer in producers:
+        producer.start()
+    begun = perf_counter()
+    go.set()
+    for producer in producers:
+        producer.join()
+    return (perf_counter() - begun) / (tasks // 4 * 4)
+
+
+def one_by_one(pool: Executor, tasks: int) -> float:
+    submit = pool.submit
+    begun = perf_counter()
+    for _ in range(tasks):
+        submit(nothing).result()
+    return (perf_counter() - begun) / tasks
+
+
+def sleeps(pool: Executor, tasks: int) -> float:
+    begun = perf_counter()
+    wait([pool.submit(time.sleep, 0.001) for _ in range(tasks)])
+    return (perf_counter() - begun) / tasks
+
+
+def bytes_waiting(pool: Executor, tasks: int) -> float:
+    """Bytes of a task that waits, with one argument: the future, the place in the queue, and all that hangs on them."""
+    gate, held = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        gate.wait()
+
+    pool.submit(hold)
+    held.wait()
+    arguments = list(range(1000, 1000 + tasks))
+    futures: list[Any] = [None] * tasks  # their places in this list are not the pool's cost
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number, argument in enumerate(arguments):
+            futures[number] = pool.submit(nothing_with, argument)
+        del argument, number
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gate.set()
+    for future in futures:
+        future.result()
+    return (after - before) / tasks
+
+
+@dataclass(frozen=True)
+class Workload:
+    title: str
+    run: Callable[[Any, int], float]
+    workers: int = 8
+    #: Part of the tasks that the run was asked for: slow ones need fewer.
+    part: float = 1.0
+    started: bool = False
+    pinned: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    unit: str = "s"
+
+    def measure(self, contestant: Contestant, tasks: int) -> float:
+        options = self.options if contestant.ours else {}
+        if not self.pinned:
+            return self._measure(contestant, tasks, options)
+        with one_cpu():
+            return self._measure(contestant, tasks, options)
+
+    def _measure(self, contestant: Contestant, tasks: int, options: dict[str, Any]) -> float:
+        with contestant.make(self.workers, **options) as pool:
+            if self.started:
+                start_all(pool, self.workers)
+            elif "on_create" not in options:
+                pool.submit(nothing).result()
+            return self.run(pool, max(int(tasks * self.part), 4))
+
+
+def start_and_stop(contestant: Contestant) -> float:
+    begun = perf_counter()
+    for _ in range(20):
+        with contestant.make(8) as pool:
+            start_all(pool, 8)
+    return (perf_counter() - begun) / 20
+
+
+WORKLOADS = {
+    "result": Workload("burst, then result() of each", burst_result),
+    "wait": Workload("burst, then wait()", burst_wait),
+    "as_completed": Workload("burst, then as_completed()", burst_as_completed),
+    "callbacks": Workload("add_done_callback() to each", callbacks),
+    "map": Workload("map", map_one),
+    "map64": Workload("map, chunksize=64", map_chunks),
+    "priority": Workload("every second one urgent", every_second_urgent),
+    "resource": Workload("each with a resource", with_resource, options={"on_create": object}),
+    "producers": Workload("four threads submit", four_producers),
+    "many_workers": Workload("burst, 64 workers", burst_result, workers=64, started=True),
+    "latency1": Workload("one by one, 1 worker, pinned", one_by_one, workers=1, part=0.1, started=True, pinned=True),
+    "latency8": Workload("one by one, 8 workers, pinned", one_by_one, part=0.1, started=True, pinned=True),
+    "unpinned": Workload("one by one, 8 workers, not pinned", one_by_one, part=0.05, started=True),
+    "sleep": Workload("sleep(1 ms), 64 workers", sleeps, workers=64, part=0.05, started=True),
+    "memory": Workload("bytes of one that waits", bytes_waiting, workers=1, unit="B"),
+}
+CONTESTANTS = [STANDARD, OURS, WITHOUT_CONTEXT]
+
+
+def compare(names: list[str], rounds: int, tasks: int) -> dict[str, Costs]:
+    jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]] = {}
+    for name in names:
+        if name == "pool":
+            jobs[name] = ("s", {c.name: lambda c=c: start_and_stop(c) for c in CONTESTANTS})
+        elif name != "run_now":
+            workload = WORKLOADS[name]
+            runs = {c.name: lambda w=workload, c=c: w.measure(c, tasks) for c in CONTESTANTS}
+            jobs[name] = (workload.unit, runs)
+    return in_rounds(jobs, rounds, "compare")
+
+
+def show(costs: dict[str, Costs]) -> None:
+    rows = []
+    for name, cost in costs.items():
+        title = "start 8 workers, stop them" if name == "pool" else WORKLOADS[name].title
+        first, *others = cost.by_name
+        row = [title, amount(cost.median(first), cost.unit), amount(cost.median(others[0]), cost.unit)]
+        rows.append(row + [ratio_cell(cost, other) for other in others])
+    table(["workload", "ThreadPoolExecutor", "ResourceExecutor", "times less [quartiles]", "propagate_context=False"], rows)
+
+
+def run_now(rounds: int, calls: int) -> Costs:
+    """`run_now` runs a task in its caller. So it is compared with calling the function."""
+
+    def plain() -> float:
+        begun = perf_counter()
+        for _ in range(calls):
+            nothing_with_two(None, 1)
+        return (perf_counter() - begun) / calls
+
+    def without_resource() -> float:
+        with ResourceExecutor(1) as pool:
+            run = pool.run_now
+            begun = perf_counter()
+            for _ in range(calls):
+                run(nothing_with_two, None, 1)
+            return (perf_counter() - begun) / calls
+
+    def from_pool() -> float:
+        with ResourceExecutor(1, on_create=object, resource_pool_size=1) as pool:
+            run = pool.run_now
+            begun = perf_counter()
+            for _ in range(calls):
+                run(nothing_with_two, 1)
+            return (perf_counter() - begun) / calls
+
+    runs = {"a plain call": plain, "run_now": without_resource, "run_now with a resource": from_pool}
+    return in_rounds({"run_now": ("s", runs)}, rounds)["run_now"]
+
+
+def show_run_now(costs: Costs) -> None:
+    plain = min(costs.by_name["a plain call"])
+    rows = [
+        [name, amount(min(values), "s"), amount(min(values) - plain, "s") if min(values) > plain else ""]
+        for name, values in costs.by_name.items()
+    ]
+    table(["in the caller's thread (the best round)", "a call", "above a plain call"], rows)

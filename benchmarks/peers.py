@@ -1,0 +1,99 @@
+"""The same workloads, run by thread pools that others have published, as far as they are installed.
+
+pip install futurist more-executors pebble threadlet ThreadPoolExecutorPlus
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from .compare import WORKLOADS
+from .measure import OURS, STANDARD, Contestant, Costs, in_rounds, ratio_cell, table
+
+#: These need nothing but `submit` and futures.
+NAMES = ("result", "wait", "as_completed", "callbacks", "producers", "latency8", "sleep", "memory")
+
+
+def _futurist(module: Any) -> Callable[..., Any]:
+    return lambda workers: module.ThreadPoolExecutor(max_workers=workers)
+
+
+def _more_executors(module: Any) -> Callable[..., Any]:
+    return lambda workers: module.Executors.thread_pool(max_workers=workers)
+
+
+def _more_executors_retry(module: Any) -> Callable[..., Any]:
+    return lambda workers: module.Executors.thread_pool(max_workers=workers).with_retry(max_attempts=2)
+
+
+def _pebble(module: Any) -> Callable[..., Any]:
+    class Pool:
+        """Its pool is an executor in all but the end: shutting down is `close`, then `join`."""
+
+        def __init__(self, workers: int) -> None:
+            self.pool = module.ThreadPool(max_workers=workers)
+
+        def submit(self, function: Callable[..., Any], /, *args: Any) -> Any:
+            return self.pool.schedule(function, args=args)
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *exc_info: object) -> None:
+            self.pool.close()
+            self.pool.join()
+
+    return Pool
+
+
+def _threadlet(module: Any) -> Callable[..., Any]:
+    return lambda workers: module.ThreadPoolExecutor(max_workers=workers)
+
+
+def _plus(module: Any) -> Callable[..., Any]:
+    return lambda workers: module.ThreadPoolExecutor(max_workers=workers)
+
+
+#: (title, distribution, module, how to make one)
+PEERS = (
+    ("futurist", "futurist", "futurist", _futurist),
+    ("more-executors", "more-executors", "more_executors", _more_executors),
+    ("more-executors, with_retry", "more-executors", "more_executors", _more_executors_retry),
+    ("pebble", "Pebble", "pebble", _pebble),
+    ("threadlet", "threadlet", "threadlet", _threadlet),
+    ("ThreadPoolExecutorPlus", "ThreadPoolExecutorPlus", "ThreadPoolExecutorPlus", _plus),
+)
+
+
+def installed() -> list[Contestant]:
+    found = []
+    for title, distribution, module, make in PEERS:
+        try:
+            found.append(Contestant(title, make(importlib.import_module(module)), version=version(distribution)))
+        except (ImportError, PackageNotFoundError):
+            continue
+    return found
+
+
+def compare(rounds: int, tasks: int, names: list[str] | None = None) -> dict[str, Costs]:
+    contestants = [STANDARD, OURS, *installed()]
+    jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]] = {}
+    for name in names or NAMES:
+        workload = WORKLOADS[name]
+        jobs[name] = (workload.unit, {c.name: lambda w=workload, c=c: w.measure(c, tasks) for c in contestants})
+    return in_rounds(jobs, rounds, "peers")
+
+
+def show(costs: dict[str, Costs]) -> None:
+    contestants = [OURS, *installed()]
+    rows = []
+    for contestant in contestants:
+        cells = [ratio_cell(cost, contestant.name).split(" [")[0] for cost in costs.values()]
+        rows.append([f"{contestant.name} {contestant.version}".strip(), *cells])
+    table(["times less than ThreadPoolExecutor", *costs], rows)
+    for name, cost in costs.items():
+        for who, error in cost.errors.items():
+            print(f"{who}, {name}: {error}")

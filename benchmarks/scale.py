@@ -1,0 +1,200 @@
+"""What a task costs when there are many workers, many tasks, or tasks that do something."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from time import perf_counter
+from typing import Any
+
+from .compare import burst_result, bytes_waiting, nothing_with, one_by_one
+from .measure import OURS, STANDARD, Contestant, Costs, in_rounds, nanoseconds, one_cpu, start_all, table, times
+
+CONTESTANTS = [STANDARD, OURS]
+WORKERS = (1, 2, 8, 32, 128, 512)
+WAITING = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
+
+
+def _jobs(cases: Any, run: Callable[[Contestant, Any], float]) -> Any:
+    return {str(case): ("s", {c.name: lambda c=c, case=case: run(c, case) for c in CONTESTANTS}) for case in cases}
+
+
+# -- workers
+
+
+def by_workers(rounds: int, tasks: int, most: int = 512) -> dict[str, dict[str, Costs]]:
+    def burst(contestant: Contestant, workers: int) -> float:
+        with contestant.make(workers) as pool:
+            start_all(pool, workers)
+            return burst_result(pool, tasks)
+
+    def latency(contestant: Contestant, workers: int) -> float:
+        with one_cpu(), contestant.make(workers) as pool:
+            start_all(pool, workers)
+            return one_by_one(pool, tasks // 10)
+
+    counts = [workers for workers in WORKERS if workers <= most]
+    return {
+        "burst": in_rounds(_jobs(counts, burst), rounds, "workers, burst"),
+        "latency": in_rounds(_jobs(counts, latency), rounds, "workers, one by one"),
+    }
+
+
+def show_by_workers(found: dict[str, dict[str, Costs]]) -> None:
+    rows = []
+    for workers in found["burst"]:
+        row = [workers]
+        for kind in ("burst", "latency"):
+            costs = found[kind][workers]
+            row += [nanoseconds(costs.median(STANDARD.name)), nanoseconds(costs.median(OURS.name))]
+            row.append(times(costs.ratio(OURS.name)[1]))
+        rows.append(row)
+    table(["workers", "burst: standard", "ours", "times less", "one by one: standard", "ours", "times less"], rows)
+
+
+# -- tasks that wait
+
+
+def _waiting(contestant: Contestant, waiting: int) -> tuple[float, float]:
+    """(seconds to submit a task behind so many, on average; seconds to run and fetch it)."""
+    gate, held = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        gate.wait()
+
+    repeat = max(1, 1_000 // waiting)
+    submitting = fetching = 0.0
+    for _ in range(repeat):
+        gate.clear()
+        held.clear()
+        with contestant.make(1) as pool:
+            pool.submit(hold)
+            held.wait()
+            gc.collect() if waiting > 1000 else None
+            begun = perf_counter()
+            futures = [pool.submit(nothing_with, number) for number in range(waiting)]
+            submitted = perf_counter()
+            gate.set()
+            futures[-1].result()
+            for future in futures:
+                future.result()
+            fetching += perf_counter() - submitted
+            submitting += submitted - begun
+    return submitting / repeat / waiting, fetching / repeat / waiting
+
+
+def by_waiting(rounds: int, most: int = 1_000_000) -> dict[str, list[tuple[int, float, float, float]]]:
+    """For each contestant: (tasks waiting, seconds to submit, seconds to run and fetch, bytes); the best of the rounds.
+
+    The standard library's pool stops at a tenth of the most: a million of its tasks need two gigabytes.
+    """
+    found: dict[str, list[tuple[int, float, float, float]]] = {c.name: [] for c in CONTESTANTS}
+    for waiting in WAITING:
+        for contestant in CONTESTANTS:
+            if waiting > (most if contestant.ours else most // 10):
+                continue
+            pairs = [_waiting(contestant, waiting) for _ in range(rounds if waiting < 1_000_000 else min(rounds, 2))]
+            with contestant.make(1) as pool:
+                weight = bytes_waiting(pool, waiting)
+            found[contestant.name].append((waiting, min(p[0] for p in pairs), min(p[1] for p in pairs), weight))
+    return found
+
+
+def show_by_waiting(found: dict[str, list[tuple[int, float, float, float]]]) -> None:
+    standard = {row[0]: row for row in found[STANDARD.name]}
+    rows = []
+    for waiting, submitting, fetching, weight in found[OURS.name]:
+        theirs = standard.get(waiting)
+        row = [f"{waiting:,}"]
+        for mine, his in zip((submitting, fetching), theirs[1:3] if theirs else ("", ""), strict=True):
+            row += [nanoseconds(his) if isinstance(his, float) else "", nanoseconds(mine)]
+        rows.append([*row, f"{theirs[3]:.0f}" if theirs else "", f"{weight:.0f}"])
+    head = ["waiting", "submit: standard", "ours", "run, fetch: standard", "ours", "bytes: standard", "ours"]
+    table(head, rows)
+
+
+# -- tasks that do something
+
+
+def _loop(turns: int) -> int:
+    total = 0
+    for number in range(turns):
+        total += number
+    return total
+
+
+def _turns(seconds: float) -> int:
+    """How many turns of the loop take so long here, when nobody disturbs."""
+    best = float("inf")
+    for _ in range(20):
+        begun = perf_counter()
+        _loop(2000)
+        best = min(best, perf_counter() - begun)
+    return max(1, round(2000 * seconds / best))
+
+
+def _bare_threads(function: Callable[[Any], object], argument: Any, workers: int, tasks: int) -> float:
+    """No pool: so many threads, each of which calls the function its share of times."""
+
+    def calls() -> None:
+        for _ in range(tasks // workers):
+            function(argument)
+
+    threads = [threading.Thread(target=calls) for _ in range(workers)]
+    begun = perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return (perf_counter() - begun) / (tasks // workers * workers)
+
+
+def _pool(pool: Executor, function: Callable[[Any], object], argument: Any, tasks: int) -> float:
+    begun = perf_counter()
+    for future in [pool.submit(function, argument) for _ in range(tasks)]:
+        future.result()
+    return (perf_counter() - begun) / tasks
+
+
+def by_duration(rounds: int, scale: float = 1.0) -> dict[str, Costs]:
+    cases: dict[str, tuple[Callable[[Any], object], Any, int, int]] = {
+        "does nothing, 1 worker": (nothing_with, None, 1, 20_000),
+        "computes 10 us, 1 worker": (_loop, _turns(10e-6), 1, 10_000),
+        "computes 1 ms, 1 worker": (_loop, _turns(1e-3), 1, 300),
+        "waits 1 ms, 8 workers": (time.sleep, 0.001, 8, 2_400),
+        "computes 100 ms, 1 worker": (_loop, _turns(100e-3), 1, 5),
+        "waits 100 ms, 8 workers": (time.sleep, 0.1, 8, 40),
+    }
+    jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]] = {}
+    for title, (function, argument, workers, tasks) in cases.items():
+        tasks = max(workers, int(tasks * scale) // workers * workers)
+
+        def in_pool(contestant: Contestant, f: Any = function, a: Any = argument, w: int = workers, n: int = tasks) -> float:
+            with contestant.make(w) as pool:
+                start_all(pool, w)
+                return _pool(pool, f, a, n)
+
+        def bare(f: Any = function, a: Any = argument, w: int = workers, n: int = tasks) -> float:
+            return _bare_threads(f, a, w, n)
+
+        runs: dict[str, Callable[[], float]] = {"no pool": bare}
+        runs |= {c.name: lambda c=c, go=in_pool: go(c) for c in CONTESTANTS}
+        jobs[title] = ("s", runs)
+    return in_rounds(jobs, rounds, "durations")
+
+
+def show_by_duration(found: dict[str, Costs]) -> None:
+    rows = []
+    for title, costs in found.items():
+        row = [title, nanoseconds(costs.median("no pool"))]
+        for contestant in CONTESTANTS:
+            # The ratio inside a round is without / with; what is missing to 1 is the pool's share of the time.
+            share = 1 - costs.ratio(contestant.name)[1]
+            row += [nanoseconds(costs.median(contestant.name)), f"{max(share, 0):.1%}"]
+        rows.append(row)
+    head = ["a task", "threads without a pool", "ThreadPoolExecutor", "its share", "ResourceExecutor", "its share"]
+    table(head, rows)
