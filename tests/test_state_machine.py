@@ -1,0 +1,516 @@
+"""A machine does to an executor whatever it can think of, and a model in plain Python knows what must come of it.
+
+Every task is held at a gate until the machine says how it ends, so the interleaving is the machine's choice. After each step it
+waits until the executor has come to rest, and then the tasks that run, those that wait, every future, every counter and the
+invariants of `_check()` must be as the model says. At the end the books balance and no thread is left.
+
+The rules draw the same things whatever the state, and do nothing where there is nothing to do: so a failure can be replayed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from support import DEADLINE, FakeResource, Ledger, ResourceBroken, join_all
+from tasker_executor import QueueFull, ResourceCreationError, ResourceExecutor, TaskExpired, _core
+from tasker_executor._current import current_holder
+
+PATIENCE = 15.0  # seconds for the executor to come to rest
+STEPS = 50
+NUMBERS = itertools.count()
+
+ANY = st.integers(0, 1000)  # picks one of however many there are
+
+
+# -- one task, and what it is told to do --
+
+
+class Deliberate(Exception):
+    """The task's own error."""
+
+
+class Job:
+    """A task that stays where it is until the machine says how it ends."""
+
+    def __init__(self, number: int, max_retries: int) -> None:
+        self.number = number
+        self.max_retries = max_retries
+        self.future: Future[int] | None = None
+        self.told = 0  # how often its done-callback was called
+        self.runs = 0
+        self.at_gate = False
+        self.resource: FakeResource | None = None
+        self._verdicts: SimpleQueue[str] = SimpleQueue()
+        # What the model expects.
+        self.expected_runs = 0
+        self.end: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Job {self.number}: {self.runs} of {self.expected_runs} runs, {self.end or 'not ended'}>"
+
+    def run(self, *_: object) -> int:
+        resource: FakeResource = current_holder().resource
+        resource.use()
+        self.resource = resource
+        self.runs += 1
+        self.at_gate = True
+        verdict = self._verdicts.get(timeout=2 * DEADLINE)
+        if verdict == "fail":
+            raise Deliberate
+        if verdict == "exit":
+            raise SystemExit(self.number)
+        if verdict == "break":
+            resource.break_down()
+        return self.number
+
+    def release(self, verdict: str) -> None:
+        self.at_gate = False
+        self._verdicts.put(verdict)
+
+    def tell(self, _: Future[int]) -> None:
+        self.told += 1
+
+    def check(self) -> None:
+        """Assert that its future ended as the model says."""
+        assert self.future is not None
+        assert self.future.done(), self
+        assert self.told == 1, f"{self}: its callback was called {self.told} times"
+        assert self.runs == self.expected_runs, self
+        assert self.future.cancelled() is (self.end == "cancelled"), self
+        ends = {"failed": Deliberate, "exited": SystemExit, "broken": ResourceBroken, "expired": TaskExpired}
+        if self.end == "cancelled":
+            with pytest.raises(CancelledError):
+                self.future.result(0)
+        elif self.end == "returned":
+            assert self.future.result(0) == self.number
+        else:
+            assert self.end is not None
+            assert type(self.future.exception(0)) is ends[self.end], self
+
+
+# -- what must come of it --
+
+
+@dataclass(frozen=True)
+class Config:
+    """The arguments of an executor."""
+
+    min_workers: int
+    max_workers: int
+    max_retries: int
+    max_uses: int | None
+    max_queued: int | None
+    idle_timeout: float | None
+    resource_pool_size: int
+
+
+class Model:
+    """An executor in plain Python: no threads, no time."""
+
+    def __init__(self, config: Config) -> None:
+        self.limit = config.max_workers
+        self.state = "running"
+        self.high: deque[Job] = deque()
+        self.low: deque[Job] = deque()
+        self.lane_of: dict[Job, deque[Job]] = {}
+        self.running: list[Job] = []
+        self.ended: list[Job] = []
+        self.submitted = self.completed = self.failed = self.cancelled = self.retried = 0
+
+    @property
+    def queued(self) -> list[Job]:
+        return [*self.high, *self.low]
+
+    def submit(self, job: Job, *, priority: bool, expires: bool) -> None:
+        self.submitted += 1
+        lane = self.lane_of[job] = self.high if priority else self.low
+        if expires:
+            self._end(job, "expired")
+        else:
+            lane.append(job)
+
+    def dispatch(self, workers: int) -> None:
+        """Let that many tasks run: strict priority, first in first out."""
+        while len(self.running) < workers and self.queued:
+            job = (self.high or self.low).popleft()
+            job.expected_runs += 1
+            self.running.append(job)
+
+    def release(self, job: Job, verdict: str) -> None:
+        assert job.resource is not None
+        self.running.remove(job)
+        broken = verdict == "break" or (verdict == "fail" and job.resource.broken)
+        if not broken:
+            self._end(job, {"return": "returned", "fail": "failed", "exit": "exited"}[verdict])
+        elif job.expected_runs <= job.max_retries and self.state != "killed":
+            self.retried += 1
+            self.lane_of[job].appendleft(job)
+        else:
+            self._end(job, "broken" if verdict == "break" else "failed")
+
+    def cancel(self, job: Job) -> bool:
+        """A task can be cancelled until it has started; one that waits for its retry has."""
+        if job in self.lane_of[job] and not job.expected_runs:
+            self.lane_of[job].remove(job)
+            self._end(job, "cancelled")
+        return job.end == "cancelled"
+
+    def cancel_queue(self, last_error: dict[Job, str]) -> None:
+        for job in self.queued:
+            self.lane_of[job].remove(job)
+            self._end(job, last_error[job] if job.expected_runs else "cancelled")
+
+    def _end(self, job: Job, end: str) -> None:
+        job.end = end
+        self.ended.append(job)
+        self.completed += end == "returned"
+        self.cancelled += end == "cancelled"
+        self.failed += end not in ("returned", "cancelled")
+
+
+# -- the machine --
+
+CONFIGS = st.builds(
+    lambda base, burst, *rest: Config(base, max(1, base + burst), *rest),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.sampled_from([None, None, 2]),
+    st.sampled_from([None, None, None, 0, 2]),
+    st.sampled_from([None, 0.0]),
+    st.integers(0, 1),
+)
+
+
+class Machine(RuleBasedStateMachine):
+    """Steps are what users and the world do."""
+
+    pool: ResourceExecutor[FakeResource] | None = None
+
+    @initialize(config=CONFIGS)
+    def begin(self, config: Config) -> None:
+        self.config = config
+        self.name = f"machine-{next(NUMBERS)}"
+        self.ledger = ledger = Ledger()
+        self.jobs: list[Job] = []
+        self.last_error: dict[Job, str] = {}
+        self.model = Model(config)
+        self.base = config.min_workers
+        self.pool = ResourceExecutor(
+            config.max_workers,
+            on_create=ledger.create,
+            on_destroy=ledger.destroy,
+            check_health=ledger.is_healthy,
+            check_resource=ledger.is_usable,
+            check_after_idle=0.0,
+            max_retries=config.max_retries,
+            max_uses=config.max_uses,
+            max_queued=config.max_queued,
+            on_full="raise",
+            min_workers=config.min_workers,
+            idle_timeout=config.idle_timeout,
+            resource_pool_size=config.resource_pool_size,
+            create_timeout=1000.0,
+            name=self.name,
+        )
+        self.core = self.pool._core
+        self.settle()
+
+    # -- tasks
+
+    @rule(priority=st.booleans(), option=st.sampled_from(["", "", "once", "twice", "bare", "in time", "too late"]))
+    def submit(self, priority: bool, option: str) -> None:
+        if self.pool is None:
+            return
+        retries = {"once": 0, "twice": 1}.get(option, self.config.max_retries)
+        job = Job(len(self.jobs), retries)
+        view: Any = self.pool
+        if option in ("once", "twice"):
+            view = view.with_options(max_retries=retries)
+        elif option == "bare":
+            view = view.with_options(pass_resource=False)
+        elif option:
+            view = view.with_options(start_within=1000.0 if option == "in time" else 0.0)
+        if priority and option in ("", "once"):
+            submit = view.submit_priority
+        else:
+            submit = view.with_options(priority=priority).submit
+        model = self.model
+        must_be_full: bool | None = False
+        if self.config.max_queued is not None:
+            must_be_full = len(model.queued) - max(0, model.limit - len(model.running)) >= self.config.max_queued
+            if self.ledger.outage or self.core.failures:
+                must_be_full = None  # it depends on how many have a resource
+        try:
+            job.future = submit(job.run)
+        except QueueFull:
+            assert must_be_full is not False
+            return
+        except RuntimeError:
+            assert model.state != "running"
+            return
+        assert model.state == "running"
+        assert must_be_full is not True
+        job.future.add_done_callback(job.tell)
+        self.jobs.append(job)
+        model.submit(job, priority=priority, expires=option == "too late")
+        self.settle()
+
+    @rule(which=ANY, verdict=st.sampled_from(["return", "return", "return", "fail", "exit", "break", "break"]))
+    def release(self, which: int, verdict: str) -> None:
+        if not self.model.running:
+            return
+        job = self.model.running[which % len(self.model.running)]
+        self.last_error[job] = "broken" if verdict == "break" else "failed"
+        self.model.release(job, verdict)
+        job.release(verdict)
+        self.settle()
+
+    @rule(which=ANY)
+    def cancel(self, which: int) -> None:
+        candidates = [*self.model.queued, *self.jobs[-5:]]
+        if not candidates:
+            return
+        job = candidates[which % len(candidates)]
+        assert job.future is not None
+        assert job.future.cancel() is self.model.cancel(job)
+        self.settle()
+
+    @rule(verdict=st.sampled_from(["return", "fail", "break"]))
+    def run_now(self, verdict: str) -> None:
+        if self.pool is None or self.core.pool is None:
+            return
+        fresh = sum(not holding.resource.broken for holding in self.core.pool._free)
+
+        def task(resource: FakeResource) -> int:
+            resource.use()
+            if verdict == "break":
+                resource.break_down()
+            if verdict == "fail":
+                raise Deliberate
+            return resource.number
+
+        expected: type[BaseException] | None = {"return": None, "fail": Deliberate, "break": ResourceBroken}[verdict]
+        if self.ledger.outage and (not fresh or (verdict == "break" and self.config.max_retries)):
+            expected = ResourceCreationError
+        if self.model.state != "running":
+            expected = RuntimeError
+        if expected is None:
+            self.pool.run_now(task)
+        else:
+            with pytest.raises(expected) as caught:
+                self.pool.run_now(task)
+            assert caught.type is expected
+        self.settle()
+
+    @rule(n=st.integers(0, 5), chunksize=st.integers(1, 3), buffersize=st.sampled_from([None, 1, 2]))
+    def map(self, n: int, chunksize: int, buffersize: int | None) -> None:
+        model = self.model
+        free = not self.ledger.outage and not model.queued and len(model.running) < model.limit
+        if self.pool is None or model.state != "running" or not free or self.config.max_queued is not None:
+            return
+
+        results = list(self.pool.map(lambda _, x: x, range(n), chunksize=chunksize, buffersize=buffersize))
+
+        assert results == list(range(n))
+        size = chunksize if buffersize is None else min(chunksize, buffersize)
+        model.submitted += -(-n // size)
+        model.completed += -(-n // size)
+        self.settle()
+
+    # -- the world
+
+    @rule(which=ANY)
+    def break_resource(self, which: int) -> None:
+        alive = self.ledger.alive
+        if alive:
+            alive[which % len(alive)].broken = True
+
+    @rule()
+    def factory_fails(self) -> None:
+        self.ledger.outage = OSError("outage")
+        self.settle()
+
+    @rule()
+    def factory_works(self) -> None:
+        self.ledger.outage = None
+        self.settle()
+
+    # -- workers
+
+    @rule(base=st.integers(0, 2), burst=st.integers(0, 2))
+    def resize(self, base: int, burst: int) -> None:
+        if self.pool is not None:
+            self.base, self.model.limit = base, max(1, base + burst)
+            self.pool.resize(min_workers=base, max_workers=self.model.limit)
+            self.settle()
+
+    @rule()
+    def idle(self) -> None:
+        """Workers above the base go, if they do not stay for ever."""
+        if self.config.idle_timeout is not None and not self.ledger.outage:
+            busy = len(self.model.running)
+            self.wait(lambda: self.core.stats().active_workers <= max(self.base, busy), "idle workers to go")
+
+    @rule()
+    def look(self) -> None:
+        if self.pool is not None:
+            self.pool.metrics()
+            assert len([info for info in self.pool.workers() if info.state == "busy"]) == len(self.model.running)
+            assert self.name in repr(self.pool)
+
+    # -- the end
+
+    @rule(how=st.sampled_from(["drain", "drain and cancel", "kill", "drop"]), chance=st.integers(0, 3))
+    def end(self, how: str, chance: int) -> None:
+        if self.pool is None or chance:
+            return
+        if how == "drop":
+            if self.core.pool is not None and self.core.pool.available:
+                self.ledger.any_thread = True  # its resources are destroyed by a thread made for that
+            self.pool = None
+            self.wait(lambda: bool(self.core.state) and not self._free_for_run_now(), "the dropped executor to notice")
+        elif how == "kill":
+            self.pool.kill()
+            self.model.state = "killed"
+        else:
+            self.pool.shutdown(wait=False, cancel_futures=how == "drain and cancel")
+        if self.model.state == "running":
+            self.model.state = "draining"
+        if how in ("kill", "drain and cancel"):
+            self.model.cancel_queue(self.last_error)
+        self.settle()
+
+    @rule(config=CONFIGS)
+    def begin_anew(self, config: Config) -> None:
+        if self.model.state != "running" and not self.model.running and not self.model.queued:
+            self.finish()
+            self.begin(config)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "core"):
+            return
+        try:
+            if sys.exc_info()[1] is None:  # or else the failure is the news
+                self.finish()
+        finally:
+            self.ledger.outage = None
+            for job in self.jobs:
+                for _ in range(4):
+                    job.release("return")
+            self.core.close(kill=True)
+
+    def finish(self) -> None:
+        """Let everything end, and balance the books."""
+        self.ledger.outage = None
+        self.settle()
+        while self.model.running:
+            job = self.model.running[0]
+            self.model.release(job, "return")
+            job.release("return")
+            self.settle()
+        pool, self.pool = self.pool, None
+        if pool is not None:
+            pool.shutdown(timeout=DEADLINE)
+            del pool
+        self.core.join(DEADLINE)
+
+        self.check()
+        for job in self.jobs:
+            job.check()
+        stats = self.core.stats()
+        assert stats.resources_created == stats.resources_destroyed == len(self.ledger.created)
+        self.ledger.check()
+        assert join_all(thread for thread in threading.enumerate() if thread.name.startswith(f"{self.name}_")) == []
+
+    # -- at rest
+
+    def wait(self, predicate: Any, claim: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        pause = threading.Event()
+        while not predicate():
+            assert time.monotonic() < deadline, f"waited in vain for {claim}: {self.jobs}, {self.core.stats()}"
+            pause.wait(0.0002)
+
+    def settle(self) -> None:
+        """Wait until the executor has come to rest, and let the model do the same."""
+        model = self.model
+        if not self.ledger.outage:
+            model.dispatch(model.limit)
+            self.wait(lambda: all(job.at_gate for job in model.running), "the tasks whose turn it is")
+        else:
+            self.wait(self._nobody_can_take_more, "those who have a resource to take a task")
+            model.dispatch(len(self._at_gate()))
+        self.wait(lambda: all(job.future is not None and job.future.done() for job in model.ended), "futures to be final")
+        self.wait(lambda: self.ledger.outage or not self.core._starting(), "workers to start")
+
+    def _at_gate(self) -> list[Job]:
+        return [job for job in self.jobs if job.at_gate]
+
+    def _free_for_run_now(self) -> int:
+        return 0 if self.core.pool is None else self.core.pool.available
+
+    def _nobody_can_take_more(self) -> bool:
+        """During an outage, only those who have a resource can work."""
+        busy = len(self._at_gate())
+        all_run = busy >= len(self.model.running) + len(self.model.queued)
+        return all_run or busy >= self.model.limit or busy >= len(self.ledger.alive) - self._free_for_run_now()
+
+    @invariant()
+    def check(self) -> None:
+        if not hasattr(self, "core"):
+            return
+        model, stats = self.model, self.core.stats()
+        self.core.check()
+        assert set(self._at_gate()) == set(model.running)
+        for job in self.jobs:
+            assert job.runs == job.expected_runs, job
+            assert job.future is not None
+            assert job.future.done() is (job.end is not None), job
+        assert stats.queued_tasks == len(model.low)
+        assert stats.priority_tasks == len(model.high)
+        assert stats.running_tasks == len(model.running)
+        assert stats.submitted == model.submitted
+        assert stats.completed == model.completed
+        assert stats.failed == model.failed
+        assert stats.cancelled == model.cancelled
+        assert stats.retried == model.retried
+
+
+# -- let it run --
+
+
+@pytest.fixture(autouse=True)
+def _impatient_and_quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A factory that failed is tried again at once; thousands of outages make no log."""
+    monkeypatch.setattr(_core, "BACKOFF_FIRST", 0.001)
+    monkeypatch.setattr(_core, "BACKOFF_LIMIT", 0.002)
+    logger = logging.getLogger("tasker_executor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    yield
+    logger.setLevel(before)
+
+
+def test_whatever_happens_to_an_executor_everything_ends_as_the_model_says() -> None:
+    run_state_machine_as_test(Machine, settings=settings(max_examples=80, stateful_step_count=STEPS))
+
+
+@pytest.mark.stress
+def test_the_same_for_minutes() -> None:
+    run_state_machine_as_test(Machine, settings=settings(max_examples=3000, stateful_step_count=2 * STEPS))
