@@ -81,7 +81,7 @@ STANDARD_PARTS = {
         Part(
             "lock the pool and the module",
             "with one, two: pass",
-            "one = threading.Lock(); two = standard._global_shutdown_lock",
+            "one = Lock(); two = global_lock",
         ),
         Part("make the future", "Future()"),
         Part("  of which its Condition", "Condition()"),

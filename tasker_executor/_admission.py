@@ -10,7 +10,7 @@ worker the other way round: one of them sees the other.
 
 from __future__ import annotations
 
-from _thread import LockType, allocate_lock
+from _thread import LockType
 from collections import deque
 from collections.abc import Callable
 from operator import methodcaller
@@ -28,43 +28,39 @@ class Admission:
         self._waiting = waiting
         # Guards the fields below. `waiting` takes leaf locks only.
         self._lock = RLock()
-        #: Locks of the submitters at the door, oldest first. Workers look whether it is empty.
+        #: Tickets of the submitters at the door, oldest first. Workers look whether it is empty.
         self.blocked: deque[LockType] = deque()
-        self._reserved = 0  # places promised to submitters that have not queued their task yet
+        #: Tickets of submitters that have been promised a place and have not queued their task yet.
+        self._reserved: set[LockType] = set()
         self._closed = False
         # Pops and releases in one step of the interpreter: Ctrl-C cannot come between.
         self._handovers = map(methodcaller("release"), iter(self.blocked.popleft, None))
 
-    def enter(self, *, block: bool) -> bool:
-        """Reserve a place; wait for one if `block`. False: there is none. Follow up with `entered`."""
+    def enter(self, ticket: LockType, *, block: bool) -> bool:
+        """Reserve a place for `ticket`, a locked lock; wait for one if `block`. False: there is none.
+
+        In any case, Ctrl-C included, follow up with `leave`.
+        """
         assert self.limit is not None
         with self._lock:
             if self._closed:
                 return True  # the submission finds out by itself, and says why
-            if not self.blocked and self._waiting() + self._reserved < self.limit:
-                self._reserved += 1
+            if not self.blocked and self._waiting() + len(self._reserved) < self.limit:
+                self._reserved.add(ticket)
                 return True
             if not block:
                 return False
-            permit = allocate_lock()
-            permit.acquire()
-            self.blocked.append(permit)
+            self.blocked.append(ticket)
             self.refill()  # a worker may have taken a task before it could see us
-        try:
-            permit.acquire()
-        except BaseException:  # Ctrl-C
-            with self._lock:
-                try:
-                    self.blocked.remove(permit)
-                except ValueError:  # we had been let in
-                    self.entered()
-            raise
+        ticket.acquire()
         return True
 
-    def entered(self) -> None:
-        """The reserved place is taken by a queued task, or given up."""
+    def leave(self, ticket: LockType) -> None:
+        """The place reserved is taken by a queued task, or given up; or who waited waits no more."""
         with self._lock:
-            self._reserved = max(0, self._reserved - 1)
+            self._reserved.discard(ticket)
+            if ticket in self.blocked:
+                self.blocked.remove(ticket)
             self.refill()
 
     def refill(self) -> None:
@@ -75,7 +71,7 @@ class Admission:
         assert self.limit is not None
         with self._lock:
             while self.blocked and (self._closed or (not self._reserved and self._waiting() < self.limit)):
-                self._reserved += 1
+                self._reserved.add(self.blocked[0])
                 next(self._handovers)
 
     def close(self) -> None:
@@ -88,3 +84,4 @@ class Admission:
     def reinit_after_fork(self) -> None:
         self._lock = RLock()
         self.blocked.clear()
+        self._reserved.clear()

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from _thread import allocate_lock
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextvars import copy_context
@@ -372,18 +373,23 @@ class ResourceExecutor(BaseExecutor[R]):
                 sidecar.deadline = deadline = future._submitted + options.start_within
 
         admission = core.admission
-        bounded = admission.limit is not None and current.owner is not core
-        if bounded and not admission.enter(block=self._on_full == "block"):
-            if self._on_full == "raise":
+        if admission.limit is None or current.owner is core:  # one of our own must not wait for itself
+            lane.append(future)
+        else:
+            ticket = allocate_lock()
+            ticket.acquire()
+            try:
+                let_in = admission.enter(ticket, block=self._on_full == "block")
+                if let_in:
+                    lane.append(future)
+            finally:
+                admission.leave(ticket)
+            if not let_in and self._on_full == "raise":
                 raise QueueFull(
                     f"executor {core.name!r}: {admission.limit} tasks wait already, and that is the limit (max_queued)"
                 )
-            return self._run_in_caller(future, fn, args, kwargs, options)
-        try:
-            lane.append(future)
-        finally:
-            if bounded:
-                admission.entered()
+            if not let_in:
+                return self._run_in_caller(future, fn, args, kwargs, options)
         if core.idle:
             core.wake(future)
         if deadline is not None:

@@ -323,7 +323,9 @@ class Worker:
         while True:
             draining = core.state is not _RUNNING
             if core.lanes.look():  # registered, and looked again: see "Taking turns"
-                return End.RETIRED if self._leave_idle_stack() else None
+                if not self._off_idle_stack():
+                    self.park.acquire()  # not to be passed on: we take a task at once, and it may be the only one
+                return End.RETIRED if self.told_to_leave else None
             if draining:
                 self._leave_idle_stack()
                 return End.DRAINED

@@ -269,8 +269,8 @@ def test_who_is_let_in_is_not_overtaken_on_the_way_to_the_lane(
 
     with Gate() as corridor:
 
-        def enter_slowly(*, block: bool) -> bool:
-            entered = enter(block=block)
+        def enter_slowly(ticket: LockType, *, block: bool) -> bool:
+            entered = enter(ticket, block=block)
             corridor.hold()
             return entered
 
@@ -321,7 +321,7 @@ def test_nobody_overtakes_those_at_the_door(make_pool: MakePool, gate: Gate) -> 
 
     with admission._lock:  # a place becomes free, and before anybody is let in somebody else comes along
         admission.limit = 2
-        assert not admission.enter(block=False)
+        assert not admission.enter(allocate_lock(), block=False)
         admission.refill()
     assert join_all([submitter]) == []
 
@@ -454,7 +454,7 @@ def test_caller_that_is_interrupted_when_it_was_just_let_in_gives_the_place_to_t
     fill(pool, gate, 0)
     waiting = pool.submit(int)
     with monkeypatch.context() as patch:
-        patch.setattr("tasker_executor._admission.allocate_lock", InterruptedLock)
+        patch.setattr("tasker_executor._executor.allocate_lock", InterruptedLock)
         interrupted = Submitter(pool, int)
         wait_until_blocked(pool, 1)
     following = Submitter(pool, int, "7")

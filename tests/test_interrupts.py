@@ -52,6 +52,7 @@ class AtPoint:
 
     def __enter__(self) -> AtPoint:
         self._before = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # for Python 3.12, which wants to know of any such frame before it begins to trace
         sys.settrace(self._enter_function)
         return self
 
@@ -62,6 +63,7 @@ class AtPoint:
     def _enter_function(self, frame: FrameType, event: str, _: object) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
+        frame.f_trace = self._step  # Python 3.13 asks for this before the next line
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         self._previous[frame] = None

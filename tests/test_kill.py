@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from concurrent.futures import CancelledError, Future, wait
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -321,7 +321,7 @@ def test_no_resource_is_aborted_once_it_is_destroyed(
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=aborts)
     future = pool.submit(gate.hold)
     gate.wait_until_held()
-    abort: Any = Holding.abort
+    abort = cast("Any", Holding).abort
 
     def abort_late(holding: Holding[Any], *args: Any) -> None:
         gate.release()

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from support import DEADLINE, Gate, MakePool, eventually, join_all
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import ResourceExecutor
+from tasker_executor._lanes import Lanes
 from tasker_executor._worker import Worker
 
 
@@ -134,6 +135,29 @@ def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_after_that_task(m
     eventually(lambda: pool.stats().active_workers == 1, "the worker to leave")
 
 
+def test_a_worker_that_is_woken_while_it_finds_the_task_itself_starts_no_other(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A worker registers as idle. 2. A task is queued and wakes it. 3. It looks at the lanes once more and sees that task,
+    # which is the one that it was woken for: nobody else is needed.
+    pool = make_pool(8)
+    stack = lie(pool)
+    futures: list[Future[int]] = []
+    look = Lanes.look
+
+    def look_late(lanes: Lanes) -> bool:
+        if lanes is pool._core.lanes and stack.workers and not futures:
+            futures.append(pool.submit(int, "7"))
+        return look(lanes)
+
+    monkeypatch.setattr(Lanes, "look", look_late)
+    pool.submit(int).result(DEADLINE)
+
+    eventually(lambda: bool(futures), "the worker to look")
+    assert futures[0].result(DEADLINE) == 7
+    assert pool.stats().active_workers == 1
+
+
 def test_a_caller_in_a_loop_needs_one_worker(make_pool: MakePool, fast_switching: None) -> None:
     pool = make_pool(8)
 
@@ -185,6 +209,24 @@ def test_the_workers_that_leave_change_only_under_the_lock(make_pool: MakePool, 
 
     assert leaving.changes >= 3
     assert leaving.unguarded == 0
+
+
+def test_a_base_worker_is_asked_whether_it_may_retire_and_stays(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(4, on_create=ledger.create, on_destroy=ledger.destroy, min_workers=2, idle_timeout=0.001)
+    may_retire = pool._core.may_retire
+    answers: list[bool] = []
+
+    def noted(worker: Worker) -> bool:
+        answers.append(may_retire(worker))
+        return answers[-1]
+
+    pool._core.may_retire = noted  # type: ignore[method-assign]  # the point of the test
+    for _ in range(2):
+        pool.submit(FakeResource.use).result(DEADLINE)
+
+    eventually(lambda: len(answers) >= 1, "a worker to be idle for long enough")
+    assert not any(answers)
+    assert len(ledger.destroyed) == 0
 
 
 # -- the door --
