@@ -77,7 +77,7 @@ _MANY = "futures = iter([Future() for _ in range(N)])"
 
 STANDARD_PARTS = {
     "submit": [
-        Part("the call of submit(fn, *args, **kwargs)", "call(nothing)", "call = Callee().submit"),
+        Part("the call of submit, with any arguments", "call(nothing)", "call = Callee().submit"),
         Part(
             "lock the pool and the module",
             "with one, two: pass",
@@ -102,7 +102,7 @@ STANDARD_PARTS = {
 
 OUR_PARTS = {
     "submit": [
-        Part("the call of submit(fn, *args, **kwargs)", "call(nothing)", "call = Callee().submit"),
+        Part("the call of submit, with any arguments", "call(nothing)", "call = Callee().submit"),
         Part("make the future, which is the work item", "TaskFuture()"),
         Part(
             "fill its seven slots",
@@ -262,7 +262,7 @@ def profile(repeats: int, tasks: int) -> dict[str, Any]:
                 if what.startswith("  more"):  # in place of the plain call above it
                     stages["run"][number] = (what, max(cost - stages["run"][number - 1][1], 0.0))
             stages["rare"] = [(part.what, _time(part, names, repeats)) for part in RARE[pool.name]]
-            whole = [_waiting(pool, tasks) for _ in range(max(3, repeats // 4))]
+            whole = [_waiting(pool, min(tasks, 5_000)) for _ in range(repeats)]
             stages["whole"] = min(w[0] for w in whole), min(w[1] for w in whole)
             found[pool.name] = stages
         found["switch"] = min(_switch() for _ in range(5))

@@ -7,11 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from time import perf_counter
 from typing import Any
 
 from .compare import burst_result, bytes_waiting, nothing_with, one_by_one
-from .measure import OURS, STANDARD, Contestant, Costs, in_rounds, nanoseconds, one_cpu, start_all, table, times
+from .measure import OURS, STANDARD, Contestant, Costs, in_rounds, nanoseconds, now, one_cpu, start_all, table, times
 
 CONTESTANTS = [STANDARD, OURS]
 WORKERS = (1, 2, 8, 32, 128, 512)
@@ -75,14 +74,14 @@ def _waiting(contestant: Contestant, waiting: int) -> tuple[float, float]:
             pool.submit(hold)
             held.wait()
             gc.collect() if waiting > 1000 else None
-            begun = perf_counter()
+            begun = now()
             futures = [pool.submit(nothing_with, number) for number in range(waiting)]
-            submitted = perf_counter()
+            submitted = now()
             gate.set()
             futures[-1].result()
             for future in futures:
                 future.result()
-            fetching += perf_counter() - submitted
+            fetching += now() - submitted
             submitting += submitted - begun
     return submitting / repeat / waiting, fetching / repeat / waiting
 
@@ -131,33 +130,40 @@ def _turns(seconds: float) -> int:
     """How many turns of the loop take so long here, when nobody disturbs."""
     best = float("inf")
     for _ in range(20):
-        begun = perf_counter()
+        begun = now()
         _loop(2000)
-        best = min(best, perf_counter() - begun)
+        best = min(best, now() - begun)
     return max(1, round(2000 * seconds / best))
+
+
+def _clock_for(function: Callable[[Any], object]) -> Callable[[], float]:
+    """Tasks that compute are measured by their CPU time, which other programs do not disturb; those that wait cannot be."""
+    return time.perf_counter if function is time.sleep else time.process_time
 
 
 def _bare_threads(function: Callable[[Any], object], argument: Any, workers: int, tasks: int) -> float:
     """No pool: so many threads, each of which calls the function its share of times."""
+    now = _clock_for(function)
 
     def calls() -> None:
         for _ in range(tasks // workers):
             function(argument)
 
     threads = [threading.Thread(target=calls) for _ in range(workers)]
-    begun = perf_counter()
+    begun = now()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return (perf_counter() - begun) / (tasks // workers * workers)
+    return (now() - begun) / (tasks // workers * workers)
 
 
 def _pool(pool: Executor, function: Callable[[Any], object], argument: Any, tasks: int) -> float:
-    begun = perf_counter()
+    now = _clock_for(function)
+    begun = now()
     for future in [pool.submit(function, argument) for _ in range(tasks)]:
         future.result()
-    return (perf_counter() - begun) / tasks
+    return (now() - begun) / tasks
 
 
 def by_duration(rounds: int, scale: float = 1.0) -> dict[str, Costs]:
@@ -190,11 +196,11 @@ def by_duration(rounds: int, scale: float = 1.0) -> dict[str, Costs]:
 def show_by_duration(found: dict[str, Costs]) -> None:
     rows = []
     for title, costs in found.items():
-        row = [title, nanoseconds(costs.median("no pool"))]
+        best = {name: min(values) for name, values in costs.by_name.items()}
+        row = [title, nanoseconds(best["no pool"])]
         for contestant in CONTESTANTS:
-            # The ratio inside a round is without / with; what is missing to 1 is the pool's share of the time.
-            share = 1 - costs.ratio(contestant.name)[1]
-            row += [nanoseconds(costs.median(contestant.name)), f"{max(share, 0):.1%}"]
+            share = 1 - best["no pool"] / best[contestant.name]
+            row += [nanoseconds(best[contestant.name]), f"{max(share, 0):.1%}"]
         rows.append(row)
     head = ["a task", "threads without a pool", "ThreadPoolExecutor", "its share", "ResourceExecutor", "its share"]
     table(head, rows)

@@ -79,8 +79,9 @@ class Lane(deque["TaskFuture[Any]"]):
             self.tombstones -= 1
 
     def waiting(self) -> int:
-        """How many tasks wait here."""
-        return max(0, len(self) - self.tombstones)
+        """How many tasks wait here. In passing, one may be missed; none is counted that does not wait."""
+        tombstones = self.tombstones  # first: a worker pops a tombstone before it takes it off the count
+        return max(0, len(self) - tombstones)
 
     def oldest(self) -> float | None:
         """When the task that has waited longest was submitted; None if none waits."""

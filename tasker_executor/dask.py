@@ -791,10 +791,11 @@ class DaskResourceExecutor(BaseExecutor[R]):
         """On the client's event loop: see a task to its end."""
         try:
             # What ClientExecutor calls, too: it returns an error instead of raising it.
-            result = await remote._result(raiseit=False)
-            if remote.status == "finished":
+            result: bytes | tuple[Any, ...] | BaseException = await remote._result(raiseit=False)
+            # Not `remote.status`: a worker that dies right after it has sent a result makes that "lost".
+            if isinstance(result, bytes):
                 outcome: _Outcome = pickle.loads(result)
-            elif remote.status == "error":
+            elif isinstance(result, tuple):  # as of sys.exc_info()
                 outcome = _Outcome(error=_translate(result[1].with_traceback(result[2]), future))
             else:
                 outcome = _Outcome(error=_lost("the connection to the scheduler is lost or closed", result))

@@ -11,7 +11,7 @@ paid.
 
 Everything is read when the SDK collects, and no task is slowed down. That goes for the histograms, too: OpenTelemetry knows no
 histograms that are observed, so at each collection what is new in the executor's own is recorded, about 5 us a value, each to
-within 3 %. If there are more than 100,000 new values in one of them, an even sample of so many is recorded: percentiles stay
+within 3 %. If there are more than 20,000 new values in one of them, an even sample of so many is recorded: percentiles stay
 right, and ``tasker_executor.task.finished`` counts every task anyway.
 
 Executors are held weakly: one is reported for as long as it is referenced or has work to do. Executors that share a name are
@@ -57,7 +57,7 @@ _PREFIX = "tasker_executor."
 _NAME = _PREFIX + "name"
 
 #: The most values recorded into one histogram at one collection.
-_MOST_VALUES = 100_000
+_MOST_VALUES = 20_000
 
 #: Attributes by label of the table of measures.
 _ATTRIBUTES = {

@@ -175,7 +175,7 @@ class Ledger(Watched):
     Its methods are the hooks of an executor.
 
     Attributes:
-        outage: Set it to an exception, and `create` raises that until it is None again.
+        outage: Set it to an exception, or its class, and `create` raises that until it is None again.
         any_thread: Set it where `run_now` uses resources: those may be used and destroyed by any thread.
         attempts: How often `create` was called, in vain or not.
         created: All that were made, in that order.
@@ -197,7 +197,7 @@ class Ledger(Watched):
     def __init__(self) -> None:
         super().__init__()
         self.any_thread = False
-        self.outage: BaseException | None = None
+        self.outage: BaseException | type[BaseException] | None = None
         self.attempts = 0
         self.created: list[FakeResource] = []
         self.destroyed: list[FakeResource] = []
@@ -336,7 +336,7 @@ class InlineExecutor(BaseExecutor[R]):
     `shutdown`, `kill` and `stats` are there, and `current_task` works inside of a task. Futures are done when `submit`
     returns. The health rule is that of the real executor: a resource that broke is destroyed, and the task is run again on
     another, at most `max_retries` times. Where the real executor would wait for a failing factory, the task fails at once with
-    `ResourceCreationError`.
+    `ResourceCreationError`. Resources are used by whichever thread calls, as in `run_now`.
 
     With ``deferred=True`` tasks are queued, and run when the test says so: `step` runs one, `run_all` runs all, priority first.
     Asking a queued future for its result runs tasks until it is there, as a worker would; ``result(timeout=0)`` only asks.

@@ -1,7 +1,7 @@
 """Would the tests notice? Breaks the package in one place at a time, in a copy, and runs the tests that should see it.
 
     python tests/mutations.py              all of them
-    python tests/mutations.py retry lane   those whose claim or file has one of these words
+    python tests/mutations.py retry lane   those that have one of these words in claim, file or tests
 
 Each mutation is one text of one file and what to put in its place. The table says which test noticed; a run that hangs counts
 as noticed, too. The exit status is 1 if a mutation survived, if a text is not to be found (exactly once) any more, or if a test
@@ -20,13 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from tasker_executor import ResourceExecutor
 
 ROOT = Path(__file__).resolve().parent.parent
 HANGS_AFTER = 12  # seconds, for a test
 GIVEN_UP_AFTER = 120.0  # seconds, for a run
-WAITS_FOR = "DEADLINE = 5.0"  # instead of half a minute in `support.py`: many a mutation is a test that waits in vain
+# What tests wait for, in seconds: many a mutation is a test that waits in vain.
+SHORTER = {"support.py": ("DEADLINE", 5.0), "conftest.py": ("THREADS_END_WITHIN", 2.0)}
+JOBS = 2  # at once, each in a copy of its own
 COPIED = ("tasker_executor", "tests", "pyproject.toml", "README.rst")
 
 
@@ -66,7 +71,7 @@ MUTATIONS = [
         "_worker.py",
         "            self.park.acquire()\n            self.core.wake_if_waiting()",
         "            self.core.wake_if_waiting()",
-        "races",
+        "mutants",
     ),
     Mutation(
         "a worker that was popped though it needs no wake-up passes it on",
@@ -111,6 +116,20 @@ MUTATIONS = [
     ),
     Mutation(
         "a killed task is not retried", "_worker.py", "limit and core.state < State.KILLED", "limit", "kill retries mutants"
+    ),
+    Mutation(
+        "a worker that was popped in the moment before it sleeps takes the permit",
+        "_worker.py",
+        "self.park.acquire()  # not to be passed on",
+        "pass  # not to be passed on",
+        "races",
+    ),
+    Mutation(
+        "a worker that finds the task that it was woken for wakes nobody else",
+        "_worker.py",
+        "self.park.acquire()  # not to be passed on",
+        "self.park.acquire(); core.wake_if_waiting()  # not to be passed on",
+        "mutants",
     ),
     # -- population
     Mutation(
@@ -160,7 +179,7 @@ MUTATIONS = [
         "_core.py",
         "if self.state is State.RUNNING and len(self.workers) - len(self.leaving) <= self.min_workers:",
         "if self.state is State.RUNNING and len(self.workers) - len(self.leaving) < self.min_workers:",
-        "supervisor",
+        "mutants",
     ),
     Mutation(
         "who was idle for the longest retires first",
@@ -219,7 +238,7 @@ MUTATIONS = [
         "_core.py",
         "            self._cancel_queue()  # the killer may have looked",
         "            pass  # the killer may have looked",
-        "kill retries mutants",
+        "mutants",
     ),
     Mutation("shutdown opens the door", "_core.py", "        self.admission.close()", "        pass", "admission"),
     Mutation(
@@ -233,7 +252,7 @@ MUTATIONS = [
     Mutation("the interpreter waits for the drain", "_core.py", "            core.join(None)", "            pass", "exit"),
     # -- lanes and futures
     Mutation("a tombstone counts once", "_lanes.py", "self.tombstones += 1", "self.tombstones += 2", "work_item stats"),
-    Mutation("a popped tombstone counts no more", "_lanes.py", "self.tombstones -= 1", "pass", "work_item stats lanes"),
+    Mutation("a popped tombstone counts no more", "_lanes.py", "self.tombstones -= 1", "pass", "mutants"),
     Mutation(
         "a canceller that comes too late takes its verdict back",
         "_work_item.py",
@@ -253,14 +272,14 @@ MUTATIONS = [
         "_work_item.py",
         "if self._status is FINISHED:  # the worker",
         "if False:  # the worker",
-        "work_item",
+        "mutants",
     ),
     Mutation(
         "an end is published once",
         "_work_item.py",
         "            if sidecar.published:\n                return None",
         "            if False:\n                return None",
-        "work_item",
+        "mutants",
     ),
     Mutation("wait() is told", "_work_item.py", "if sidecar.waiters:", "if False:", "work_item"),
     Mutation(
@@ -268,7 +287,7 @@ MUTATIONS = [
         "_work_item.py",
         "and not sidecar.started and clock()",
         "and clock()",
-        "retries supervisor views",
+        "mutants",
     ),
     # -- resources
     Mutation(
@@ -282,7 +301,7 @@ MUTATIONS = [
     Mutation("max_age has a bounded jitter", "_resources.py", "AGE_JITTER = 0.1", "AGE_JITTER = 0.5", "resources"),
     Mutation("None is no resource", "_resources.py", "if resource is None:", "if False:", "creation"),
     Mutation(
-        "a check that raises says no", "_resources.py", "            passed = False", "            passed = True", "resources"
+        "a check that raises says no", "_resources.py", "            passed = False", "            passed = True", "mutants"
     ),
     Mutation(
         "run_now does not keep a broken resource",
@@ -296,7 +315,7 @@ MUTATIONS = [
         "_core.py",
         "        except BaseException:\n            self.close()\n            raise",
         "        except BaseException:\n            raise",
-        "races run_now creation",
+        "mutants",
     ),
     Mutation(
         "no resource is destroyed while it is aborted", "_resources.py", "            latch.wait()", "            pass", "kill"
@@ -320,15 +339,15 @@ MUTATIONS = [
     Mutation(
         "a place is reserved until its task is queued",
         "_admission.py",
-        "                self._reserved += 1\n                return True",
+        "                self._reserved.add(ticket)\n                return True",
         "                return True",
-        "admission mutants",
+        "mutants",
     ),
     Mutation(
         "a task that submits does not wait at the door",
         "_executor.py",
-        "bounded = admission.limit is not None and current.owner is not core",
-        "bounded = admission.limit is not None",
+        "if admission.limit is None or current.owner is core:",
+        "if admission.limit is None:",
         "admission",
     ),
     Mutation(
@@ -361,15 +380,18 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def copy_to(place: Path) -> None:
+def make_copy() -> Path:
+    place = Path(tempfile.mkdtemp(prefix="mutations-"))
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, place / name)
-    support = place / "tests" / "support.py"
-    support.write_text(re.sub(r"^DEADLINE = [\d.]+", WAITS_FOR, support.read_text(), count=1, flags=re.MULTILINE))
+    for file, (name, seconds) in SHORTER.items():
+        path = place / "tests" / file
+        path.write_text(re.sub(rf"^{name} = [\d.]+", f"{name} = {seconds}", path.read_text(), count=1, flags=re.MULTILINE))
+    return place
 
 
 def environment(place: Path) -> dict[str, str]:
@@ -401,59 +423,58 @@ def run_tests(place: Path, paths: list[str], *options: str, timeout: float = GIV
     return process.returncode == 0, failed + [f"{file}::{test} (hangs)" for file, test in hanging]
 
 
-def attempt(place: Path, mutation: Mutation, deselect: list[str]) -> str | None:
-    """Which test noticed? None: nobody did."""
+def attempt(place: Path, mutation: Mutation, deselect: list[str]) -> str:
+    """Which test noticed?"""
     path = place / "tasker_executor" / mutation.file
     intact = path.read_text()
+    times = intact.count(mutation.old)
+    if times != 1:
+        return f"TEXT FOUND {times} TIMES"
     path.write_text(intact.replace(mutation.old, mutation.new))
     try:
         passed, failed = run_tests(place, mutation.paths, "-x", *deselect)
     finally:
         path.write_text(intact)
     if passed:
-        return None
+        return "SURVIVED"
     return failed[0].removeprefix("tests/") if failed else "(the run does not start, or ends at once)"
 
 
-def main(words: list[str]) -> int:
-    chosen = [
-        mutation
-        for mutation in MUTATIONS
-        if not words or any(word in mutation.claim or word in mutation.file for word in words)
-    ]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore Ctrl-C
-    lost = survived = 0
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mutations-") as directory:
-        place = Path(directory)
-        copy_to(place)
-        check = [sys.executable, "-c", "import tasker_executor; print(tasker_executor.__file__)"]
-        imported = subprocess.run(check, cwd=place, env=environment(place), capture_output=True, text=True, check=True).stdout
-        if not imported.startswith(str(place)):
-            raise RuntimeError(f"the tests would import {imported.strip()} instead of the copy")
+def check_import(place: Path) -> None:
+    """Raise unless the tests would import the copy."""
+    command = [sys.executable, "-c", "import tasker_executor; print(tasker_executor.__file__)"]
+    imported = subprocess.run(command, cwd=place, env=environment(place), capture_output=True, text=True, check=True).stdout
+    if not imported.startswith(str(place)):
+        raise RuntimeError(f"the tests would import {imported.strip()} instead of the copy")
 
+
+def main(words: list[str]) -> int:
+    def is_chosen(mutation: Mutation) -> bool:
+        return not words or any(word in f"{mutation.claim} {mutation.file} {mutation.tests}" for word in words)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore Ctrl-C
+    chosen = [mutation for mutation in MUTATIONS if is_chosen(mutation)]
+    begun = time.monotonic()
+    with ResourceExecutor(JOBS, on_create=make_copy, on_destroy=shutil.rmtree) as copies:
+        copies.submit(check_import).result()
         every_path = sorted({path for mutation in chosen for path in mutation.paths})
-        passed, failing = run_tests(place, every_path, timeout=10 * GIVEN_UP_AFTER)
+        passed, failing = copies.submit(run_tests, every_path, timeout=10 * GIVEN_UP_AFTER).result()
         if not passed:
             say(f"These fail without any mutation, and are left out: {', '.join(failing) or '(no test ran)'}")
             if not failing:
                 return 1
         deselect = [f"--deselect={test}" for test in failing]
 
-        say(f"{'file':<16} {'what it does no longer':<72} noticed by")
-        for mutation in chosen:
-            times = (place / "tasker_executor" / mutation.file).read_text().count(mutation.old)
-            if times != 1:
-                lost += 1
-                verdict = f"TEXT FOUND {times} TIMES"
-            else:
-                noticed = attempt(place, mutation, deselect)
-                survived += noticed is None
-                verdict = noticed or "SURVIVED"
-            say(f"{mutation.file:<16} {mutation.claim:<72} {verdict}")
-    noticed_by_some = len(chosen) - survived - lost
+        say(f"{'file':<16} {'what it does no longer':<80} noticed by")
+        verdicts: list[str] = []
+        for mutation, verdict in zip(chosen, copies.map(partial(attempt, deselect=deselect), chosen), strict=True):
+            say(f"{mutation.file:<16} {mutation.claim:<80} {verdict}")
+            verdicts.append(verdict)
+    survived = verdicts.count("SURVIVED")
+    lost = sum(verdict.startswith("TEXT FOUND") for verdict in verdicts)
+    noticed = len(chosen) - survived - lost
     seconds = time.monotonic() - begun
-    say(f"{len(chosen)} mutations: {noticed_by_some} noticed, {survived} survived, {lost} not found; {seconds:.0f} s")
+    say(f"{len(chosen)} mutations: {noticed} noticed, {survived} survived, {lost} not found; {seconds:.0f} s")
     return 1 if survived or lost or failing else 0
 
 

@@ -4,6 +4,7 @@ test_dask_chaos.py.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import itertools
 import logging
@@ -43,7 +44,7 @@ from tasker_executor import (
     current_task,
 )
 from tasker_executor._options import TaskOptions
-from tasker_executor.dask import DaskResourceExecutor, PolicyAdaptive, _at_exit, _Plugin
+from tasker_executor.dask import DaskResourceExecutor, PolicyAdaptive, _at_exit, _LoadMeter, _Outcome, _Plugin, _RemoteFuture
 
 WORKERS, THREADS = 2, 2
 AnyClient = Any  # A Client, whose methods have no types that checkers could use.
@@ -929,24 +930,45 @@ def test_resources_in_use_are_abandoned_when_a_nanny_closes_the_worker(
         pool.kill()
 
 
-def test_resources_in_use_are_left_alone_where_nobody_kills_the_process(make_dask: MakePool, ledger: Ledger) -> None:
+def test_resources_in_use_are_left_alone_where_nobody_kills_the_process(
+    make_dask: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with new_cluster(1, 2) as own, Gate() as gate:
         pool = make_dask(on=own, **hooks(ledger), grace=0.0)
-        idle, busy = threading.Event(), pool.submit(Ref(gate.hold))
+        pool.submit(Ref(gate.hold))
         gate.wait_until_held()
-        pool.submit(use).add_done_callback(lambda _: idle.set())
-        assert idle.wait(DEADLINE)
         worker = local_workers(own)[0]
+        plugin = worker.plugins[pool._pool]
+        abandoned: list[str] = []
+        monkeypatch.setattr(plugin.pool, "abandon", partial(abandoned.append, "here"))
 
         worker.status = Status.closing
-        ledger.wait_until_destroyed(1)  # the idle one
-
-        assert len(ledger.alive) == 1
-        worker.status = Status.running
+        eventually(lambda: plugin._drain is not None, "the worker to begin its end")
         gate.release()
-        ledger.wait_until_destroyed(2)
+        eventually(lambda: plugin._end.done(), "the worker to end")
+
+        assert not abandoned
+        assert not ledger.alive
+        worker.status = Status.running
         pool.kill()
-        wait([busy], DEADLINE)
+
+
+def test_task_that_waits_on_a_worker_that_closes_goes_elsewhere(make_dask: MakePool, gate: Gate) -> None:
+    with new_cluster(2, 2) as own:
+        pool = make_dask(on=own, max_workers=1)
+        held = [pool.submit(Ref(gate.hold)) for _ in range(4)]  # one runs and one waits, on each worker
+        gate.wait_until_held(2)
+        eventually(lambda: handed(own, pool) == 4, "all tasks to be handed over")
+        closing = local_workers(own)[0]
+
+        closing.status = Status.closing
+        eventually(lambda: len(closing.plugins[pool._pool]._handed) == 1, "the task that waits to be given back")
+
+        gate.release()
+        assert not wait(held, DEADLINE).not_done
+        assert [future.exception() for future in held] == [None] * 4
+        closing.status = Status.running
+        pool.shutdown(timeout=DEADLINE)
 
 
 # -- the end --
@@ -1116,6 +1138,24 @@ def test_future_is_settled_though_the_loop_stops_to_follow_it(make_dask: MakePoo
 
     assert isinstance(future.exception(DEADLINE), TaskLost)
     gate.release()
+
+
+def test_result_counts_though_its_worker_died_right_after_it_had_sent_it(make_dask: MakePool) -> None:
+    pool = make_dask()
+    future: _RemoteFuture[int] = _RemoteFuture()
+
+    asyncio.run(pool._follow(LostMeanwhile(), future))
+
+    assert future.result(0) == 7
+
+
+class LostMeanwhile:
+    """A future of Dask's whose result has arrived, and is then lost where it came from."""
+
+    status = "lost"
+
+    async def _result(self, raiseit: bool) -> bytes:
+        return pickle.dumps(_Outcome(7))
 
 
 def test_error_of_dask_itself_reaches_the_future(client: AnyClient, make_dask: MakePool) -> None:
@@ -1380,6 +1420,42 @@ def test_scaling_down_takes_no_busy_worker(make_dask: MakePool, ledger: Ledger) 
         eventually(lambda: len(own.nthreads()) == 1, "those that were busy to leave, but one")
         assert len(starts) == 2
         eventually(lambda: len(ledger.alive) <= 1, "their resources to be destroyed")
+        pool.shutdown(timeout=DEADLINE)
+
+
+def test_dask_scales_down_idle_workers_only(make_dask: MakePool, gate: Gate) -> None:
+    """With any kind of `adapt`, not with ours alone, as long as there is an executor."""
+    with new_cluster(3) as own:
+        pool = make_dask(on=own)
+        held = [pool.submit(Ref(gate.hold)) for _ in range(2)]
+        gate.wait_until_held(2)
+
+        assert len(on_scheduler(own, lambda scheduler: scheduler.workers_to_close(n=3))) == 1
+
+        gate.release()
+        wait(held, DEADLINE)
+        pool.shutdown(timeout=DEADLINE)
+
+
+def test_worker_that_got_a_task_meanwhile_is_not_retired(make_dask: MakePool, gate: Gate) -> None:
+    """Between the question who is idle and the order to retire it."""
+    with new_cluster(2) as own:
+        own.register_plugin(_LoadMeter())
+        pool = make_dask(on=own)
+        held = pool.submit(Ref(gate.hold))
+        gate.wait_until_held()
+
+        async def retire(dask_scheduler: Any) -> Any:
+            everybody = [worker.name for worker in dask_scheduler.workers.values()]
+            return await dask_scheduler.handlers["tasker-retire"](names=[*everybody, "planned only"])
+
+        retired = own.run_on_scheduler(retire)
+
+        assert len(retired) == 2
+        assert "planned only" in retired
+        assert len(own.nthreads()) == 1
+        gate.release()
+        wait([held], DEADLINE)
         pool.shutdown(timeout=DEADLINE)
 
 

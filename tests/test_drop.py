@@ -217,10 +217,17 @@ class Watch:
         return thing
 
     def left(self) -> list[str]:
-        """What is still alive, now that the worker is at rest."""
-        eventually(lambda: self.pool.stats().idle_workers == 1, "the worker to be idle")
-        gc.collect()
+        """What is still alive."""
         return [name for name, reference in self.references.items() if reference() is not None]
+
+    def wait_until_left(self, *names: str) -> None:
+        """Block until nothing else is alive. No further task comes, so what an idle worker keeps, it keeps for ever."""
+
+        def nothing_else() -> bool:
+            gc.collect()
+            return self.left() == list(names)
+
+        eventually(nothing_else, f"nothing to be left but {names}")
 
 
 @pytest.fixture
@@ -244,7 +251,7 @@ def test_nothing_of_a_finished_task_stays(watch: Watch) -> None:
 
     submit()
 
-    assert watch.left() == []
+    watch.wait_until_left()
 
 
 def test_a_kept_future_keeps_its_result_and_nothing_else(watch: Watch) -> None:
@@ -260,7 +267,7 @@ def test_a_kept_future_keeps_its_result_and_nothing_else(watch: Watch) -> None:
     future = contextvars.Context().run(submit)
     future.result(DEADLINE)
 
-    assert watch.left() == ["result"]
+    watch.wait_until_left("result")
 
 
 def test_an_exception_does_not_outlive_its_future(watch: Watch) -> None:
@@ -273,7 +280,7 @@ def test_an_exception_does_not_outlive_its_future(watch: Watch) -> None:
 
     submit()
 
-    assert watch.left() == []
+    watch.wait_until_left()
 
 
 def test_a_raised_exception_leaves_no_cycle_behind(watch: Watch) -> None:
@@ -290,12 +297,9 @@ def test_a_raised_exception_leaves_no_cycle_behind(watch: Watch) -> None:
     gc.disable()
     try:
         submit()
-        eventually(lambda: watch.pool.stats().idle_workers == 1, "the worker to be idle")
-        left = [name for name, reference in watch.references.items() if reference() is not None]
+        eventually(lambda: watch.left() == [], "nothing to be left")
     finally:
         gc.enable()
-
-    assert left == []
 
 
 def test_nothing_of_a_task_that_was_retried_stays(watch: Watch) -> None:
@@ -309,7 +313,7 @@ def test_nothing_of_a_task_that_was_retried_stays(watch: Watch) -> None:
 
     submit()
 
-    assert watch.left() == []
+    watch.wait_until_left()
 
 
 def test_nothing_of_a_cancelled_task_stays_in_its_kept_future(watch: Watch, gate: Gate) -> None:
@@ -339,7 +343,7 @@ def test_a_callback_does_not_outlive_its_call(watch: Watch) -> None:
     future = submit()
     future.result(DEADLINE)
 
-    assert watch.left() == []
+    watch.wait_until_left()
 
 
 def test_nothing_of_a_call_of_run_now_stays(ledger: Ledger, gate: Gate) -> None:

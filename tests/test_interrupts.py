@@ -52,7 +52,9 @@ class AtPoint:
 
     def __enter__(self) -> AtPoint:
         self._before = sys.gettrace()
-        sys._getframe().f_trace_opcodes = True  # for Python 3.12, which wants to know of any such frame before it begins to trace
+        sys._getframe().f_trace_opcodes = (
+            True  # for Python 3.12, which wants to know of any such frame before it begins to trace
+        )
         sys.settrace(self._enter_function)
         return self
 

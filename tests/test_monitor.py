@@ -465,6 +465,24 @@ def test_leaving_the_loop_early_cancels_the_rest_of_a_map(
     assert pool.stats().cancelled >= 98
 
 
+@pytest.mark.parametrize("make_console", [terminal, no_terminal])
+def test_leaving_the_loop_early_closes_what_it_iterates_over(make_console: Callable[[], Console]) -> None:
+    closed: list[bool] = []
+
+    def work() -> Iterator[int]:
+        try:
+            yield from range(10)
+        finally:
+            closed.append(True)
+
+    held = work()  # nobody collects it
+    for _ in progress(held, console=make_console()):
+        break
+    gc.collect()
+
+    assert closed == [True]
+
+
 def test_a_failing_task_ends_the_progress_with_its_error(make_pool: MakePool) -> None:
     console = terminal()
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
-from tasker_executor import ResourceExecutor
-from tasker_executor._lanes import Lanes
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, join_all
+from tasker_executor import Observer, QueueFull, ResourceExecutor, TaskEvent
+from tasker_executor._lanes import Lane, Lanes
+from tasker_executor._work_item import PENDING, RUNNING, TaskFuture
 from tasker_executor._worker import Worker
 
 
@@ -115,6 +116,23 @@ def test_a_wake_up_for_a_worker_that_has_callbacks_to_call_is_passed_on(make_poo
     eventually(lambda: outcomes == [7], "the callback to have the result of the other worker")
 
 
+def test_a_worker_that_is_woken_before_it_sleeps_has_no_permit_left_when_it_works(make_pool: MakePool) -> None:
+    # 1. A worker has a result and registers as idle. 2. A task is queued, and wakes it. 3. It finds that task without ever
+    # having slept, and takes the permit, too; or it would wake for nothing later.
+    pool = make_pool(1)
+    stack = lie(pool)
+    futures: list[Future[bool]] = []
+
+    def submit() -> None:
+        [worker] = pool._core.workers
+        futures.append(pool.submit(worker.park.locked))
+
+    pool.submit(setattr, stack, "after", submit)
+
+    eventually(lambda: bool(futures), "the task to be queued")
+    assert futures[0].result(DEADLINE)
+
+
 def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_after_that_task(make_pool: MakePool, gate: Gate) -> None:
     # 1. One worker is busy, the other has a result and registers as idle. 2. resize() takes it off the stack and tells it to
     # leave; a task is queued. 3. It finds the task, does it, and leaves, though nobody wakes it again.
@@ -142,6 +160,8 @@ def test_a_worker_that_is_woken_while_it_finds_the_task_itself_starts_no_other(
     # which is the one that it was woken for: nobody else is needed.
     pool = make_pool(8)
     stack = lie(pool)
+    pool.submit(int).result(DEADLINE)
+    workers = len(pool._core.workers)
     futures: list[Future[int]] = []
     look = Lanes.look
 
@@ -155,16 +175,7 @@ def test_a_worker_that_is_woken_while_it_finds_the_task_itself_starts_no_other(
 
     eventually(lambda: bool(futures), "the worker to look")
     assert futures[0].result(DEADLINE) == 7
-    assert pool.stats().active_workers == 1
-
-
-def test_a_caller_in_a_loop_needs_one_worker(make_pool: MakePool, fast_switching: None) -> None:
-    pool = make_pool(8)
-
-    for number in range(500):
-        assert pool.submit(int, number).result(DEADLINE) == number
-
-    assert pool.stats().active_workers == 1
+    assert pool.stats().active_workers == workers
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()], ids=repr)
@@ -229,6 +240,135 @@ def test_a_base_worker_is_asked_whether_it_may_retire_and_stays(make_pool: MakeP
     assert len(ledger.destroyed) == 0
 
 
+def test_a_constructor_that_can_start_no_worker_has_destroyed_its_resources_when_it_raises(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="new thread") as caught:
+        ResourceExecutor(1, on_create=ledger.create, on_destroy=ledger.destroy, min_workers=1, resource_pool_size=2)
+
+    assert len(ledger.created) == 2
+    assert ledger.alive == []
+    assert caught.tb is not None  # which keeps the executor: it was not that somebody dropped it
+
+
+# -- retries --
+
+
+def test_a_task_that_has_started_does_not_expire_before_its_retry(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
+
+    def work(resource: FakeResource) -> int:
+        if resource.number == 0:
+            gate.hold()
+            resource.break_down()
+        return resource.use()
+
+    future: Any = pool.with_options(start_within=DEADLINE).submit(work)
+    gate.wait_until_held()
+    future._sidecar.deadline = 0.0  # is over, as if the first attempt had taken so long
+
+    gate.release()
+
+    assert future.result(DEADLINE) == 1
+
+
+def test_a_task_whose_retry_the_killer_prevents_fails_at_once(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    # 1. A resource breaks, and the task may be run again. 2. kill() cancels what waits. 3. The task is queued again, which
+    # nobody will look at: it gets its error now, and not when its worker has got rid of the resource.
+    class Killer(Observer):
+        def task_retried(self, event: TaskEvent) -> None:
+            pool.kill()
+
+    def destroy(resource: FakeResource) -> None:
+        gate.hold()
+        ledger.destroy(resource)
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, check_health=ledger.is_healthy, observers=[Killer()])
+    future = pool.submit(FakeResource.break_down)
+    gate.wait_until_held()
+
+    assert isinstance(future.exception(0), ResourceBroken)
+
+
+def test_a_resource_whose_check_raises_is_replaced(make_pool: MakePool, ledger: Ledger) -> None:
+    def check(resource: FakeResource) -> bool:
+        if resource.number == 0:
+            raise OSError("no answer")
+        return True
+
+    def work(resource: FakeResource) -> int:
+        if resource.number == 0:
+            raise ValueError("half an answer")
+        return resource.number
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_resource=check)
+
+    assert pool.submit(work).result(DEADLINE) == 1
+
+
+# -- lanes and futures --
+
+
+def test_a_cancelled_task_that_was_passed_by_is_not_missing_from_those_that_wait(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    with Gate() as first, Gate() as second:
+        pool.submit(first.hold)
+        first.wait_until_held()
+        assert pool.submit(int).cancel()
+        pool.submit(second.hold)
+        first.release()
+        second.wait_until_held()
+        pool.submit(int)
+
+        assert pool.stats().queued_tasks == 1
+
+
+def test_an_end_that_two_want_to_tell_is_told_once(make_pool: MakePool, gate: Gate) -> None:
+    # 1. A worker ends a task. 2. A listener that came at the same time ends it, too. 3. wait() counts what it is told.
+    class Waiter:
+        def __init__(self) -> None:
+            self.add_result = told.append
+
+    told: list[Any] = []
+    future: Any = make_pool(1).submit(gate.hold)
+    with future._condition:
+        future._waiters.append(Waiter())
+    gate.release()
+    future.result(DEADLINE)
+
+    future._conclude()
+
+    assert told == [future]
+
+
+class Trapped(TaskFuture[Any]):
+    """Ends right after somebody has seen that it has not started."""
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name == "_status" and value is PENDING:
+            self._status = RUNNING
+            self._finish("result", None)
+        return value
+
+
+def test_a_task_that_ends_while_somebody_begins_to_listen_is_heard_of(make_pool: MakePool) -> None:
+    # 1. A listener finds no sidecar, and PENDING. 2. The worker starts, ends, finds no sidecar and tells nobody. 3. The
+    # listener stores its sidecar, and has to look at the status once more.
+    future: Any = Trapped()
+    future._sidecar, future._context, future._lane = None, None, make_pool(1)._core.lanes.normal
+    future._status = PENDING
+    told: list[Any] = []
+
+    future.add_done_callback(told.append)
+
+    assert told == [future]
+
+
 # -- the door --
 
 
@@ -256,3 +396,32 @@ def test_a_place_that_comes_free_before_the_caller_at_the_door_can_be_seen_is_ta
 
         assert join_all([caller]) == []
         assert pool.stats().queued_tasks == 1
+
+
+def test_a_place_is_taken_from_the_moment_when_somebody_is_let_in(make_pool: MakePool, gate: Gate) -> None:
+    # 1. A caller finds a place in the queue. 2. Another comes before the first has queued its task: there is none left.
+    class LateLane:
+        def __init__(self, lane: Lane) -> None:
+            self._lane = lane
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._lane, name)
+
+        def append(self, future: Any) -> None:
+            if not refused:
+                refused.append(False)
+                with pytest.raises(QueueFull):
+                    pool.submit(int)
+                refused[0] = True
+            self._lane.append(future)
+
+    pool = make_pool(1, max_queued=1, on_full="raise")
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    refused: list[bool] = []
+    setattr(pool, "_normal", LateLane(pool._core.lanes.normal))  # noqa: B010  # it is no Lane, by type
+
+    pool.submit(int)
+
+    assert refused == [True]
+    assert pool.stats().queued_tasks == 1

@@ -440,8 +440,10 @@ def test_a_task_that_starves_between_two_attempts_ends_its_span(make_pool: MakeP
         on_destroy=ledger.destroy,
         check_health=ledger.is_healthy,
         create_timeout=0.01,
+        min_workers=1,
         observers=[traces.observer],
     )
+    pool.wait_ready(DEADLINE)  # or the task starves before its first attempt
 
     def cause_an_outage(resource: FakeResource) -> None:
         ledger.outage = ConnectionError("down")

@@ -159,6 +159,19 @@ def test_cancelled_tasks_are_counted_by_lane(make_pool: MakePool, gate: Gate, re
     assert page.value("tasks_total", lane="normal", outcome="cancelled") == 0
 
 
+def test_a_task_that_expired_in_the_queue_has_failed(make_pool: MakePool, gate: Gate, registry: CollectorRegistry) -> None:
+    pool = make_pool(1)
+    register(pool, registry=registry)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    pool.with_options(start_within=0.0).submit(gate.hold).exception(DEADLINE)
+
+    page = scrape(registry)
+
+    assert page.value("tasks_total", lane="normal", outcome="failed") == 1
+    assert page.value("run_seconds_count", outcome="failed") == 0
+
+
 def test_a_retry_and_the_replacement_of_its_worker_are_counted(
     make_pool: MakePool, ledger: Ledger, registry: CollectorRegistry
 ) -> None:

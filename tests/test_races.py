@@ -300,6 +300,31 @@ def test_a_worker_that_loses_the_race_for_a_task_takes_the_next(make_pool: MakeP
     assert raced == ["lost"]
 
 
+def test_a_cancelled_task_that_a_worker_is_just_popping_is_not_counted_as_waiting(make_pool: MakePool, gate: Gate) -> None:
+    # 1. stats() asks how long the lane is. 2. A worker pops a cancelled task and takes it off the count of those. 3. stats()
+    # asks for that count. To count the task as cancelled and as waiting would be wrong for ever: `submitted` never decreases.
+    pool = make_pool(1)
+    pop: list[Callable[[], object]] = []
+
+    class Raced(Lane):
+        def __len__(self) -> int:
+            length = super().__len__()
+            if pop:
+                pop.pop()()
+                self.drop_tombstone()
+            return length
+
+    lane = pool._core.lanes.normal = pool._normal = Raced("normal", pool._core, pool._core._task_settled)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    pool.submit(int).cancel()
+    pop.append(lane.popleft)
+
+    stats = pool.stats()
+
+    assert (stats.submitted, stats.cancelled, stats.queued_tasks) == (2, 1, 0)
+
+
 def test_a_wake_up_that_finds_no_task_is_passed_on(make_pool: MakePool, gate: Gate) -> None:
     # 1. The first worker is idle, the second busy. 2. A task wakes the first. 3. It is cancelled before the first gets there.
     # 4. The first goes back to sleep, and the next task wakes it as ever.
@@ -457,6 +482,10 @@ def throw_into(thread: threading.Thread) -> None:
 def test_an_exception_thrown_into_an_idle_worker_costs_no_task(make_pool: MakePool, ledger: Ledger, base: int) -> None:
     # 1. The exception waits for the worker to wake up. 2. A task wakes it. 3. The worker dies with or without the
     # task; in any case the task is run or fails with that exception, and the pool is whole again.
+    if sys.gettrace() is not None and sys.version_info[:2] == (3, 11):
+        # CPython 3.11 handles pending exceptions at the entry of a traced function, and does so again and again until the
+        # thread that it is meant for has taken it. Ours sleeps until the traced thread, here, wakes it up.
+        pytest.skip("CPython 3.11 hangs in a traced thread while an exception is pending for a sleeping one")
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, min_workers=base)
     pool.submit(FakeResource.use).result(DEADLINE)
     worker = wait_until_idle(pool)

@@ -367,7 +367,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def factory_fails(self) -> None:
-        self.ledger.outage = OSError("outage")
+        self.ledger.outage = OSError  # not an instance: its traceback would hold frames, and they a dropped executor
         self.settle()
 
     @rule()
@@ -500,21 +500,31 @@ class Machine(RuleBasedStateMachine):
     def check(self) -> None:
         if not hasattr(self, "core"):
             return
-        model, stats = self.model, self.core.stats()
         self.core.check()
-        assert set(self._at_gate()) == set(model.running)
+        assert set(self._at_gate()) == set(self.model.running)
         for job in self.jobs:
             assert job.runs == job.expected_runs, job
             assert job.future is not None
             assert job.future.done() is (job.end is not None), job
-        assert stats.queued_tasks == len(model.low)
-        assert stats.priority_tasks == len(model.high)
-        assert stats.running_tasks == len(model.running)
-        assert stats.submitted == model.submitted
-        assert stats.completed == model.completed
-        assert stats.failed == model.failed
-        assert stats.cancelled == model.cancelled
-        assert stats.retried == model.retried
+        # A worker that comes by the remains of a cancelled task may be about to drop them, and shift a number for a moment.
+        self.wait(lambda: self._counters() == self._expected_counters(), f"the counters to be {self._expected_counters()}")
+
+    def _counters(self) -> dict[str, object]:
+        stats = self.core.stats()
+        return {name: getattr(stats, name) for name in self._expected_counters()}
+
+    def _expected_counters(self) -> dict[str, object]:
+        model = self.model
+        return {
+            "queued_tasks": len(model.low),
+            "priority_tasks": len(model.high),
+            "running_tasks": len(model.running),
+            "submitted": model.submitted,
+            "completed": model.completed,
+            "failed": model.failed,
+            "cancelled": model.cancelled,
+            "retried": model.retried,
+        }
 
 
 # -- let it run --
@@ -533,9 +543,9 @@ def _impatient_and_quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_whatever_happens_to_an_executor_everything_ends_as_the_model_says() -> None:
-    run_state_machine_as_test(Machine, settings=settings(max_examples=80, stateful_step_count=STEPS))
+    run_state_machine_as_test(Machine, settings=settings(max_examples=100, stateful_step_count=STEPS))
 
 
 @pytest.mark.stress
 def test_the_same_for_minutes() -> None:
-    run_state_machine_as_test(Machine, settings=settings(max_examples=3000, stateful_step_count=2 * STEPS))
+    run_state_machine_as_test(Machine, settings=settings(max_examples=1500, stateful_step_count=2 * STEPS))

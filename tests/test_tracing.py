@@ -119,8 +119,10 @@ def test_a_task_that_starved_after_its_first_attempt_has_run(make_pool: MakePool
             on_destroy=ledger.destroy,
             check_health=ledger.is_healthy,
             create_timeout=0.01,
+            min_workers=1,
             observers=[recorder],
         )
+        pool.wait_ready(DEADLINE)  # or the task starves before its first attempt
         error = pool.submit(cause_an_outage).exception(DEADLINE)
         ledger.outage = None
         pool.shutdown()
@@ -197,6 +199,16 @@ def test_rows_are_in_the_file_when_the_executor_has_closed(make_pool: MakePool, 
     recorder.close()
 
     assert len(rows) == 1
+
+
+def test_close_writes_what_is_left_though_the_executor_goes_on(make_pool: MakePool, path: Path) -> None:
+    recorder = TraceRecorder(path)
+    pool = make_pool(1, observers=[recorder])
+    pool.submit(str).result(DEADLINE)
+
+    recorder.close()
+
+    assert len(read(path)) == 1
 
 
 def test_a_long_run_is_written_bit_by_bit(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:

@@ -910,6 +910,21 @@ def test_end_both_publish_and_each_callback_is_called_once(story: Story) -> None
     assert story.told == ["called"]
 
 
+def test_end_both_publish_and_each_waiter_is_told_once(story: Story) -> None:
+    # As above, but for wait() and as_completed(), which count how often they are told.
+    class Waiter:
+        def add_result(self, future: Future[Any]) -> None:
+            story.told.append(future)
+
+    with story.future._condition:
+        story.future._waiters.append(Waiter())
+    story.future.after_store["_status", FINISHED] = story.future._publish
+
+    story.work()
+
+    assert story.told == [story.future]
+
+
 def test_end_a_final_future_that_waiters_were_not_told_of_still_says_running(story: Story) -> None:
     # wait() and as_completed() look at the state and count on being told of all that were not final then.
     states: list[str] = []

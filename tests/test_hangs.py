@@ -1,0 +1,454 @@
+"""What would hang, or get lost, without a word: a pool that waits for itself, an error that nobody asks for."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import wait as wait_for
+
+import pytest
+
+from support import DEADLINE, Gate, Ledger, MakePool, eventually
+from tasker_executor import BacklogPolicy, PoolDeadlockError, QueueFull, ResourceExecutor, _core, current_task
+
+Pool = ResourceExecutor[None]
+
+
+# -- a pool that waits for itself --
+
+
+def wait_for_a_task_of(pool: Pool) -> int:
+    return pool.submit(int, "7").result()
+
+
+def until_waiting_inside(pool: Pool, n: int = 1) -> None:
+    eventually(lambda: len(pool._core.waiting_inside) == n, f"{n} workers to wait")
+
+
+def test_the_only_worker_that_waits_for_a_queued_task_is_told(make_pool: MakePool) -> None:
+    pool = make_pool(1, name="solo")
+
+    with pytest.raises(PoolDeadlockError, match=r"'solo'.*all 1 workers"):
+        pool.submit(wait_for_a_task_of, pool).result(DEADLINE)
+
+
+def test_exception_is_told_as_result_is(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+
+    def task() -> BaseException | None:
+        return pool.submit(int).exception()
+
+    with pytest.raises(PoolDeadlockError):
+        pool.submit(task).result(DEADLINE)
+
+
+def test_the_pool_goes_on_after_a_deadlock_was_told(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    inner: list[Future[int]] = []
+
+    def task() -> int:
+        inner.append(pool.submit(int, "7"))
+        return inner[0].result()
+
+    outer = pool.submit(task)
+
+    assert isinstance(outer.exception(DEADLINE), PoolDeadlockError)
+    assert inner[0].result(DEADLINE) == 7
+
+
+def test_a_task_that_waits_for_itself_is_told(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    known = Gate()
+    futures: list[Future[int]] = []
+
+    def task() -> int:
+        known.hold()
+        return futures[0].result()
+
+    futures.append(pool.submit(task))
+    known.release()
+
+    with pytest.raises(PoolDeadlockError):
+        futures[0].result(DEADLINE)
+
+
+def test_of_two_tasks_that_wait_for_each_other_the_last_is_told_and_the_other_gets_its_error(make_pool: MakePool) -> None:
+    pool = make_pool(2)
+    known = Gate()
+    futures: list[Future[int]] = []
+
+    def task(other: int) -> int:
+        known.hold()
+        return futures[other].result()
+
+    futures += [pool.submit(task, 1), pool.submit(task, 0)]
+    known.release()
+    errors = [future.exception(DEADLINE) for future in futures]
+
+    assert isinstance(errors[0], PoolDeadlockError)
+    assert errors[1] is errors[0]
+
+
+def test_a_chain_of_waits_is_told_at_its_end_and_falls_back_link_by_link(make_pool: MakePool) -> None:
+    pool = make_pool(3)
+
+    def task(depth: int) -> int:
+        return 0 if depth == 0 else 1 + pool.submit(task, depth - 1).result()
+
+    assert pool.submit(task, 2).result(DEADLINE) == 2
+    with pytest.raises(PoolDeadlockError):
+        pool.submit(task, 3).result(DEADLINE)
+
+
+def test_nobody_is_told_while_another_worker_is_free(make_pool: MakePool) -> None:
+    pool = make_pool(2)
+
+    assert pool.submit(wait_for_a_task_of, pool).result(DEADLINE) == 7
+
+
+def test_nobody_is_told_while_another_worker_is_busy_with_a_task_that_waits_for_nothing(
+    make_pool: MakePool, gate: Gate
+) -> None:
+    pool = make_pool(2)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    outer = pool.submit(wait_for_a_task_of, pool)
+    until_waiting_inside(pool)
+
+    gate.release()
+
+    assert outer.result(DEADLINE) == 7
+
+
+def test_nobody_is_told_who_waits_for_a_task_that_is_done(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    done = pool.submit(int, "7")
+    wait_for([done], DEADLINE)
+
+    assert pool.submit(done.result).result(DEADLINE) == 7
+
+
+def test_nobody_is_told_while_one_of_those_who_wait_has_his_result_and_only_has_to_wake_up(
+    make_pool: MakePool, gate: Gate
+) -> None:
+    # 1. A waits for a task, and that is done, but A has not woken up. 2. B, on the only other worker, waits for a task that is
+    # queued. 3. A wakes up, ends, and its worker runs what B waits for. Step 1 is pretended: A is held at the gate instead.
+    pool = make_pool(2)
+    done = pool.submit(int)
+    wait_for([done], DEADLINE)
+    a = pool.submit(gate.hold)
+    gate.wait_until_held()
+    worker = next(worker for worker in pool._core.workers if worker.item is not None)
+    assert worker.thread.ident is not None
+    pool._core.waiting_inside[worker.thread.ident] = done  # type: ignore[assignment]  # made by this pool, so it is one
+    b = pool.submit(wait_for_a_task_of, pool)
+    until_waiting_inside(pool, 2)
+
+    gate.release()
+
+    assert a.result(DEADLINE) is None
+    assert b.result(DEADLINE) == 7
+
+
+def test_a_wait_with_a_timeout_is_left_to_its_timeout(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+
+    def task() -> int:
+        return pool.submit(int).result(timeout=0.01)
+
+    with pytest.raises(FutureTimeoutError):
+        pool.submit(task).result(DEADLINE)
+
+
+def test_a_task_that_expires_is_waited_for(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+
+    def task() -> BaseException | None:
+        return pool.with_options(start_within=0.01).submit(int).exception()
+
+    assert type(pool.submit(task).result(DEADLINE)).__name__ == "TaskExpired"
+
+
+def test_a_policy_that_may_still_add_workers_is_waited_for(make_pool: MakePool) -> None:
+    pool = make_pool(2, min_workers=1, policy=BacklogPolicy(threshold=1, step=1, interval=0.01))
+
+    assert pool.submit(wait_for_a_task_of, pool).result(DEADLINE) == 7
+
+
+def test_when_the_policy_can_add_no_more_it_is_told(make_pool: MakePool) -> None:
+    pool = make_pool(2, min_workers=1, policy=BacklogPolicy(threshold=1, step=1, interval=0.01))
+
+    def task(depth: int) -> int:
+        return 0 if depth == 0 else pool.submit(task, depth - 1).result()
+
+    with pytest.raises(PoolDeadlockError):
+        pool.submit(task, 2).result(DEADLINE)
+
+
+def test_a_task_of_another_executor_is_waited_for(make_pool: MakePool) -> None:
+    pool, other = make_pool(1), make_pool(1)
+
+    assert pool.submit(wait_for_a_task_of, other).result(DEADLINE) == 7
+
+
+def test_threads_that_are_no_workers_wait_as_long_as_they_like(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    got: list[int] = []
+    waiter = threading.Thread(target=lambda: got.append(pool.submit(int, "7").result()))
+    waiter.start()
+    eventually(lambda: pool.stats().queued_tasks == 1, "the task to be queued")
+
+    gate.release()
+    waiter.join(DEADLINE)
+
+    assert got == [7]
+
+
+def test_detection_can_be_switched_off(make_pool: MakePool) -> None:
+    pool = make_pool(1, detect_deadlocks=False)
+    inner: list[Future[int]] = []
+
+    def task() -> int:
+        inner.append(pool.submit(int))
+        return inner[0].result()
+
+    outer = pool.submit(task)
+    until_waiting_inside(pool)
+    assert not outer.done()
+
+    inner[0].cancel()  # from outside, somebody can still help
+
+    assert outer.exception(DEADLINE) is not None
+    assert not isinstance(outer.exception(), PoolDeadlockError)
+
+
+# -- a queue that nobody may enter --
+
+
+def test_with_max_queued_0_the_pool_recovers_from_an_outage_too(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. The factory fails, and so there is no worker. 2. The task that wanted one goes away. 3. With no worker there is no
+    # place for a task, and without a task nobody tries the factory again; so one must be let in, when it is time to try.
+    monkeypatch.setattr(_core, "BACKOFF_FIRST", 0.001)
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_queued=0, on_full="raise")
+    ledger.outage = OSError("outage")
+    future = pool.submit(lambda resource: resource.use())
+    ledger.wait_until_attempted(1)
+    eventually(lambda: pool.stats().create_failures > 0, "the failure")
+    future.cancel()
+
+    ledger.outage = None
+
+    futures: list[Future[int]] = []
+
+    def let_in() -> bool:
+        try:
+            futures.append(pool.submit(lambda resource: resource.use()))
+        except QueueFull:
+            return False
+        return True
+
+    eventually(let_in, "the pool to let a task in")
+    assert futures[0].result(DEADLINE) == 0
+
+
+def test_with_max_queued_0_a_blocked_submit_gets_in_after_an_outage(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_queued=0)
+    monkeypatch.setattr(_core.random, "uniform", lambda _low, high: high)  # type: ignore[attr-defined]  # a module
+    ledger.outage = OSError("outage")
+    future = pool.submit(lambda resource: resource.use())
+    eventually(lambda: pool.stats().create_failures > 0, "the failure")
+    future.cancel()
+    ledger.outage = None
+
+    futures: list[Future[int]] = []
+    submitter = threading.Thread(target=lambda: futures.append(pool.submit(lambda resource: resource.use())))
+    submitter.start()
+    submitter.join(DEADLINE)
+
+    assert futures[0].result(DEADLINE) == 0
+
+
+# -- an error that nobody asks for --
+
+
+class Lost(Exception):
+    """The error of the tasks here."""
+
+
+def fail() -> None:
+    raise Lost
+
+
+class Records(logging.Handler):
+    """Keeps what was logged. (`caplog.records` is another list in a fixture than in its test.)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def lost() -> Iterator[list[logging.LogRecord]]:
+    """What was logged of errors that nobody asked for."""
+    logger, handler = logging.getLogger("tasker_executor._work_item"), Records()
+    logger.addHandler(handler)
+    yield handler.records
+    logger.removeHandler(handler)
+
+
+def run_to_its_end(pool: Pool, task: Callable[[], object] = fail) -> Future[object]:
+    """Return the future of a task that has ended, of which the worker holds nothing any more."""
+    future = pool.submit(task)
+    wait_for([future], DEADLINE)
+    pool.shutdown()
+    return future
+
+
+def test_an_error_that_nobody_asked_for_is_logged_when_the_future_goes(
+    make_pool: MakePool, lost: list[logging.LogRecord]
+) -> None:
+    future = run_to_its_end(make_pool(1, name="crawler"))
+    assert lost == []
+
+    del future
+    gc.collect()
+
+    assert [record.getMessage() for record in lost] == [
+        "executor 'crawler': task fail raised, and its exception was never retrieved"
+    ]
+    assert lost[0].exc_info is not None
+    assert lost[0].exc_info[0] is Lost
+
+
+def test_the_log_record_can_be_searched_by_its_fields(make_pool: MakePool, lost: list[logging.LogRecord]) -> None:
+    future = run_to_its_end(make_pool(1, name="crawler"))
+
+    del future
+    gc.collect()
+
+    assert (vars(lost[0])["executor"], vars(lost[0])["function"]) == ("crawler", "fail")
+
+
+def test_fire_and_forget_loses_no_error(make_pool: MakePool, lost: list[logging.LogRecord]) -> None:
+    pool = make_pool(1)
+
+    pool.submit(fail)
+    pool.shutdown()
+    gc.collect()
+
+    assert len(lost) == 1
+
+
+@pytest.mark.parametrize("ask", ["result", "exception"])
+def test_an_error_that_somebody_asked_for_is_not_logged(ask: str, make_pool: MakePool, lost: list[logging.LogRecord]) -> None:
+    future = run_to_its_end(make_pool(1))
+
+    try:
+        getattr(future, ask)()
+    except Lost:
+        pass
+    del future
+    gc.collect()
+
+    assert lost == []
+
+
+def test_an_error_that_was_only_waited_for_is_logged(make_pool: MakePool, lost: list[logging.LogRecord]) -> None:
+    future = run_to_its_end(make_pool(1))
+
+    assert future.done()
+    wait_for([future])
+    del future
+    gc.collect()
+
+    assert len(lost) == 1
+
+
+def test_an_error_that_came_out_of_map_is_not_logged(make_pool: MakePool, lost: list[logging.LogRecord]) -> None:
+    pool = make_pool(1)
+
+    with pytest.raises(ValueError, match="invalid literal"):
+        list(pool.map(int, ["x"]))
+    pool.shutdown()
+    gc.collect()
+
+    assert lost == []
+
+
+def test_a_task_that_returned_logs_nothing(make_pool: MakePool, lost: list[logging.LogRecord]) -> None:
+    future = run_to_its_end(make_pool(1), int)
+
+    del future
+    gc.collect()
+
+    assert lost == []
+
+
+def test_a_cancelled_task_logs_nothing(make_pool: MakePool, gate: Gate, lost: list[logging.LogRecord]) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    future = pool.submit(fail)
+
+    future.cancel()
+    gate.release()
+    pool.shutdown()
+    del future
+    gc.collect()
+
+    assert lost == []
+
+
+def test_a_task_that_obeyed_kill_logs_nothing(make_pool: MakePool, gate: Gate, lost: list[logging.LogRecord]) -> None:
+    pool = make_pool(1)
+
+    def obey() -> None:
+        gate.hold()
+        current_task().raise_if_cancelled()
+
+    future = pool.submit(obey)
+    gate.wait_until_held()
+    pool.kill()
+    gate.release()
+    wait_for([future], DEADLINE)
+    pool.shutdown()
+    assert future.done()
+    del future
+    gc.collect()
+
+    assert lost == []
+
+
+def test_an_error_after_the_last_retry_is_logged_once(
+    make_pool: MakePool, ledger: Ledger, lost: list[logging.LogRecord]
+) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, max_retries=2)
+
+    pool.submit(lambda resource: resource.break_down())
+    pool.shutdown()
+    gc.collect()
+
+    assert len(lost) == 1
+
+
+def test_the_log_can_be_switched_off(make_pool: MakePool, lost: list[logging.LogRecord]) -> None:
+    pool = make_pool(1, log_lost_errors=False)
+
+    pool.submit(fail)
+    pool.shutdown()
+    gc.collect()
+
+    assert lost == []
