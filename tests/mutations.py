@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HANGS_AFTER = 12  # seconds, for a test
 GIVEN_UP_AFTER = 120.0  # seconds, for a run
 # What tests wait for, in seconds: many a mutation is a test that waits in vain.
-SHORTER = {"support.py": ("DEADLINE", 5.0), "conftest.py": ("THREADS_END_WITHIN", 2.0)}
+SHORTER = {"../tasker_executor/testing.py": ("DEADLINE", 5.0), "conftest.py": ("THREADS_END_WITHIN", 2.0)}
 JOBS = 2  # at once, each in a copy of its own
 COPIED = ("tasker_executor", "tests", "pyproject.toml", "README.rst")
 
