@@ -482,7 +482,7 @@ def describe(future: TaskFuture[Any]) -> str:
     function: Any = future._result
     try:
         for _ in range(10):  # a callable may have every attribute that it is asked for, a mock for instance
-            inner = function.func if isinstance(function, partial) else getattr(function, "__wrapped__", None)
+            inner: Any = getattr(function, "func" if issubclass(type(function), partial) else "__wrapped__", None)
             if inner is None:
                 break
             function = inner

@@ -401,27 +401,28 @@ def test_a_done_callback_that_waits_for_another_worker_does_not_hold_that_one_up
 
 
 @pytest.fixture
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """While it is not empty, no thread can be started."""
-    switch = [True]
+def permits(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """So many threads can still be started."""
+    permits: list[None] = []
     start = threading.Thread.start
 
-    def fail(thread: threading.Thread) -> None:
-        if switch:
+    def start_if_permitted(thread: threading.Thread) -> None:
+        if not permits:
             raise RuntimeError("can't start new thread")
+        permits.pop()
         start(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", fail)
-    return switch
+    monkeypatch.setattr(threading.Thread, "start", start_if_permitted)
+    return permits
 
 
-def test_a_submit_that_can_start_no_thread_raises_and_its_task_never_runs(make_pool: MakePool, no_threads: list[bool]) -> None:
+def test_a_submit_that_can_start_no_thread_raises_and_its_task_never_runs(make_pool: MakePool, permits: list[None]) -> None:
     ran: list[str] = []
     pool = make_pool(1)
 
     with pytest.raises(RuntimeError, match="can't start new thread"):
         pool.submit(ran.append, "refused")
-    no_threads.clear()
+    permits.append(None)
     pool.submit(ran.append, "accepted").result(DEADLINE)
 
     assert ran == ["accepted"]
@@ -429,13 +430,12 @@ def test_a_submit_that_can_start_no_thread_raises_and_its_task_never_runs(make_p
 
 
 def test_a_submit_that_can_start_no_further_thread_leaves_its_task_to_those_there_are(
-    make_pool: MakePool, no_threads: list[bool], gate: Gate, caplog: pytest.LogCaptureFixture
+    make_pool: MakePool, permits: list[None], gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = make_pool(2)
-    no_threads.clear()
+    permits.append(None)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    no_threads.append(True)
 
     future = pool.submit(int, "7")
     gate.release()
@@ -445,20 +445,19 @@ def test_a_submit_that_can_start_no_further_thread_leaves_its_task_to_those_ther
 
 
 def test_the_missing_worker_is_started_once_threads_can_be_had_again(
-    make_pool: MakePool, no_threads: list[bool], gate: Gate
+    make_pool: MakePool, permits: list[None], gate: Gate
 ) -> None:
     pool = make_pool(2)
-    no_threads.clear()
+    permits.append(None)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    no_threads.append(True)
     pool.submit(int)
-    no_threads.clear()
+    permits.append(None)
 
     assert pool.submit(int, "7").result(DEADLINE) == 7  # though the first worker is held
 
 
-def test_a_constructor_that_can_start_no_base_worker_raises_and_leaves_nothing(ledger: Ledger, no_threads: list[bool]) -> None:
+def test_a_constructor_that_can_start_no_base_worker_raises_and_leaves_nothing(ledger: Ledger, permits: list[None]) -> None:
     ledger.any_thread = True
 
     with pytest.raises(RuntimeError, match="can't start new thread"):
