@@ -162,7 +162,7 @@ class Core:
         self._wakes = map(methodcaller("release"), iter(self.idle_stack.pop, None))
         self.admission = Admission(max_queued, self._waiting_beyond_free_workers)
         self.supervisor = Supervisor(self, policy)
-        self._handle: weakref.ref[object] | None = None
+        self._handle: weakref.ref[Any] | None = None
 
     # -- birth
 
@@ -617,6 +617,9 @@ class Core:
             elif self.state < State.DRAINING:
                 self.state = State.DRAINING
             self.idle = _CLOSED
+            handle = None if self._handle is None else self._handle()
+            if handle is not None:
+                handle._needs_care = True  # from now on `submit` refuses at once, and queues nothing that a worker might take
             after = self.state
             self._populate_or_retry()  # tasks may wait with nobody there to run them
         self.changed.ring()

@@ -359,6 +359,8 @@ class ResourceExecutor(BaseExecutor[R]):
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
     ) -> Future[Any]:
         core = self._core
+        if core.state:
+            raise core.refusal()
         call = partial(fn, **kwargs) if kwargs else fn
         if not options.pass_resource and core.source is not None:
             call = WithoutResource(call)

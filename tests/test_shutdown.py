@@ -12,6 +12,7 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import ResourceExecutor, ShutdownTimeout, current_task
+from tasker_executor._lanes import Lane
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 
@@ -421,6 +422,27 @@ def test_nothing_is_accepted_during_the_drain(busy: ResourceExecutor[None], subm
 
     with pytest.raises(RuntimeError, match=AFTER_SHUTDOWN):
         submit(busy)
+
+
+@pytest.mark.parametrize("submit", list(SUBMITS.values()), ids=list(SUBMITS))
+def test_nothing_is_accepted_during_the_drain_even_if_a_worker_would_take_it(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, submit: Submit
+) -> None:
+    # 1. shutdown() has returned; a worker is still on its way out. 2. A task is submitted, and refused. Were it queued first
+    # and taken back afterwards, the worker could be quicker, and whether submit() raises would be luck.
+    pool = make_pool(1)
+    appended: list[object] = []
+
+    def append(_: Lane, future: object) -> None:
+        appended.append(future)
+
+    pool.shutdown(wait=False)
+    monkeypatch.setattr(Lane, "append", append, raising=False)
+
+    with pytest.raises(RuntimeError, match=AFTER_SHUTDOWN):
+        submit(pool)
+
+    assert appended == []
 
 
 def test_a_refused_task_leaves_no_trace_in_the_numbers(make_pool: MakePool) -> None:
