@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 heading = @printf '\n==== %s ====\n' '$(1)'
 
-.PHONY: demo test lint types suite pythons stress bench find-python clean
+.PHONY: demo test lint types suite pythons stress mutations bench find-python clean
 .NOTPARALLEL: # The steps of `test` run in their order, and the first that fails ends it.
 
 demo: $(VENV)/.package
@@ -38,6 +38,9 @@ suite: $(VENV)/.tools
 pythons: $(VENV)/.tools
 	$(call heading,other Pythons and conformance)
 	$(BIN)/python tests/run_all.py
+
+mutations: $(VENV)/.tools
+	$(BIN)/python tests/mutations.py
 
 stress: $(VENV)/.tools
 	$(BIN)/pytest -m stress
