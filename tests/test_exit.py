@@ -14,6 +14,8 @@ HEADER = """
 import atexit, os, signal, sys, threading
 from tasker_executor import ResourceExecutor, current_task
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, the shell has it ignored
+
 def say(*words):
     sys.stdout.write(" ".join(map(str, words)) + "\\n")  # whole lines, though threads write at once
     sys.stdout.flush()
