@@ -16,7 +16,7 @@ import threading
 from tasker_executor import ResourceExecutor
 
 PRIMES = """
-    WITH RECURSIVE number (n) AS (VALUES (2) UNION ALL SELECT n + 1 FROM number WHERE n < ?1)
+    WITH RECURSIVE number (n) AS (VALUES (2) UNION ALL SELECT n + 1 FROM number WHERE n < ?)
     SELECT count(*) FROM number AS candidate
     WHERE NOT EXISTS (SELECT 1 FROM number WHERE number.n * number.n <= candidate.n AND candidate.n % number.n = 0)
 """

@@ -130,13 +130,13 @@ class Index:
     def search(self, connection: sqlite3.Connection, word: str) -> int:
         """How many files have this word?"""
         query = "SELECT count(*) FROM sources WHERE " + self._has_word()
-        return int(connection.execute(query, (self._pattern(word),)).fetchone()[0])
+        return int(connection.execute(query, {"word": self._pattern(word)}).fetchone()[0])
 
     def best(self, connection: sqlite3.Connection, word: str) -> list[str]:
         """Which three files have most to say about this word?"""
-        order = "rank" if self._full_text else "length(replace(text, ?1, '')) - length(text)"
+        order = "rank" if self._full_text else "length(replace(text, :word, '')) - length(text)"
         query = f"SELECT path FROM sources WHERE {self._has_word()} ORDER BY {order} LIMIT 3"
-        return [path for (path,) in connection.execute(query, (self._pattern(word),))]
+        return [path for (path,) in connection.execute(query, {"word": self._pattern(word)})]
 
     def count(self, connection: sqlite3.Connection) -> tuple[int, int]:
         """How many rows are there, and how many different files?"""
@@ -144,7 +144,7 @@ class Index:
         return int(rows), int(files)
 
     def _has_word(self) -> str:
-        return "sources MATCH ?1" if self._full_text else "instr(text, ?1)"
+        return "sources MATCH :word" if self._full_text else "instr(text, :word)"
 
     def _pattern(self, word: str) -> str:
         return f'"{word}"' if self._full_text else word

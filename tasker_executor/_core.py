@@ -320,7 +320,7 @@ class Core:
     def _start_worker(self) -> None:
         """Lock held. Whatever interrupts this, the worker is either in `workers` and runs, or in neither state."""
         used = {worker.index for worker in self.workers}
-        index = next(index for index in range(len(used) + 1) if index not in used)
+        index = min(set(range(len(used) + 1)) - used)
         worker = Worker(self, index)
         try:
             self.workers.add(worker)
