@@ -543,11 +543,16 @@ class Core:
     def want(self, wanted: int, reason: str) -> None:
         """So many workers are wanted from now on, within the bounds."""
         with self.lock:
-            before = self.wanted
-            after = self.wanted = min(max(wanted, self.min_workers), self.max_workers)
-            self._retire_idle()
-            self._populate_or_retry()
+            before = self._set_wanted(wanted)
+            after = self.wanted
         self._tell_wanted(before, after, reason)
+
+    def _set_wanted(self, wanted: int) -> int:
+        """Take the number, within the bounds, and see to it; return the number before. Lock held."""
+        before, self.wanted = self.wanted, min(max(wanted, self.min_workers), self.max_workers)
+        self._retire_idle()
+        self._populate_or_retry()
+        return before
 
     def _tell_wanted(self, before: int, after: int, reason: str) -> None:
         self.wake_if_waiting()
@@ -568,12 +573,9 @@ class Core:
     def resize(self, min_workers: int, max_workers: int) -> None:
         """Change the bounds. Those too many leave: idle ones at once, busy ones after their task."""
         with self.lock:
-            before = self.wanted
             self.min_workers, self.max_workers = min_workers, max_workers
-            wanted = max_workers if self.supervisor.policy is None else self.wanted
-            after = self.wanted = min(max(wanted, min_workers), max_workers)
-            self._retire_idle()
-            self._populate_or_retry()
+            before = self._set_wanted(max_workers if self.supervisor.policy is None else self.wanted)
+            after = self.wanted
             if len(self.workers) - len(self.leaving) > self._limit():
                 self.leave[:] = [None]
             if self.idle_limit is not None:
