@@ -37,6 +37,8 @@ RATE_WINDOW = 5
 _UPPER, _LOWER = (7, 6) if sys.byteorder == "little" else (0, 1)
 _NEGATIVE = 0x80  # the sign bit, in the upper
 _BYTES = bytes(range(256))
+_BYTE = [bytes((value,)) for value in range(256)]
+_STRIKES = 10  # after so many kinds, the rest is counted value by value
 _INFINITY = float("inf")
 
 
@@ -62,7 +64,7 @@ def _bucket_start(bucket: int) -> float:
 class Histogram:
     """A distribution of durations in seconds. Adds up: histograms of threads, processes and machines can be merged."""
 
-    __slots__ = ("_pages", "count", "maximum", "minimum", "total")
+    __slots__ = ("_high", "_low", "_pages", "count", "maximum", "minimum", "total")
 
     def __init__(self) -> None:
         # Counts by the lower byte of the bucket number, for each upper byte. A page spans a factor of 65,536: one or two do.
@@ -71,6 +73,7 @@ class Histogram:
         self.total = 0.0
         self.minimum = _INFINITY
         self.maximum = 0.0
+        self._low, self._high = _bucket(_INFINITY), 0  # the buckets of the extremes
 
     def add(self, values: list[float]) -> float:
         """Add all values, at least one, and return their sum."""
@@ -87,13 +90,25 @@ class Histogram:
         counts = self._pages.get(page)
         if counts is None:
             counts = self._pages[page] = Counter()
-        counts.update(lower)
         # The extremes are worth a look only if some value may lie outside of them: bytes.translate deletes those that do not.
-        high, low = _bucket(self.maximum), _bucket(self.minimum)
+        high, low = self._high, self._low
         if page << 8 >= high or (high >> 8 == page and lower.translate(None, _BYTES[: high & 0xFF])):
             self.maximum = max(self.maximum, max(values))
+            self._high = _bucket(self.maximum)
         if page << 8 | 0xFF <= low or (low >> 8 == page and lower.translate(None, _BYTES[(low & 0xFF) + 1 :])):
             self.minimum = min(self.minimum, min(values))
+            self._low = _bucket(self.minimum)
+        # Most values fall into a few buckets: striking those out, one by one, is faster than looking at each value.
+        count = len(lower)
+        for _ in range(_STRIKES):
+            byte = lower[0]
+            lower = lower.translate(None, _BYTE[byte])
+            counts[byte] += count - len(lower)
+            count = len(lower)
+            if not count:
+                break
+        else:
+            counts.update(lower)
         total = sum(values)
         self.count += len(values)
         self.total += total
@@ -114,6 +129,7 @@ class Histogram:
         self.total += other.total
         self.minimum = min(self.minimum, other.minimum)
         self.maximum = max(self.maximum, other.maximum)
+        self._low, self._high = _bucket(self.minimum), _bucket(self.maximum)
 
     def copy(self) -> Histogram:
         """Return an independent copy."""

@@ -280,7 +280,7 @@ class Worker:
                     start = end_time
 
                     # -- hand over the result, being idle already if nothing else waits
-                    if not (high or low or last):
+                    if not (low or high or last):
                         idle_append(self)
                         registered = True
                     future._result = value
@@ -298,6 +298,7 @@ class Worker:
                     if last:
                         return last
                 core.recorder.fold(log)
+                start = clock()
         except BaseException as thrown:
             # Nothing in this loop raises, so this came from outside. The task in hand, if any, gets it: it is that task which
             # somebody wanted to stop, and nobody knows how far it got.
