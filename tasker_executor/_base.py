@@ -380,15 +380,15 @@ def _cancel(futures: Iterable[Future[Any]]) -> None:
 
 def _wait(future: Future[Any], deadline: float | None) -> None:
     """Block until the future is final; TimeoutError if that takes too long, CancelledError if it was cancelled."""
-    if not future.done():
-        future.exception(None if deadline is None else deadline - clock())
+    future.exception(None if deadline is None else deadline - clock())
 
 
 def _results_in_order(futures: list[Future[T]], deadline: float | None) -> Iterator[T]:
     try:
         futures.reverse()
         while futures:
-            _wait(futures[-1], deadline)
+            if not futures[-1].done():
+                _wait(futures[-1], deadline)
             yield futures.pop().result()  # keeps no reference to what it hands out
     finally:
         _cancel(futures)
@@ -398,7 +398,8 @@ def _ready_in_order(futures: deque[Future[T]], more: Iterator[Future[T]], deadli
     """Yield each future when it is done, having submitted the next task in its place."""
     try:
         while futures:
-            _wait(futures[0], deadline)
+            if not futures[0].done():
+                _wait(futures[0], deadline)
             done = [futures.popleft()]
             futures.extend(islice(more, 1))
             yield done.pop()

@@ -333,12 +333,20 @@ class ResourceExecutor(BaseExecutor[R]):
             super()._enqueue_each(fn, calls, futures)
             return
         core, lane = self._core, self._normal
-        make, propagate = self._make, core.propagate_context
+        propagate = core.propagate_context
+        enqueue, note = lane.append, futures.append
         for args in calls:
-            future = make(fn, args, lane, copy_context() if propagate else None)
+            future: TaskFuture[T] = TaskFuture()
+            future._status = PENDING
+            future._sidecar = None
+            future._result = fn
+            future._exception = args
+            future._context = copy_context() if propagate else None
+            future._lane = lane
+            future._submitted = clock()
             # In this order: after Ctrl-C between the two, `futures` are cancelled, and one that is in no lane has no tombstone.
-            lane.append(future)
-            futures.append(future)
+            enqueue(future)
+            note(future)
             if core.idle:
                 core.wake(future)
 

@@ -131,9 +131,10 @@ class Lanes:
         first and looks at the lanes afterwards: one of the two sees the other. Without the GIL a plain look is not ordered
         after our own store; `rotate(0)` does nothing but passes through the deque's own lock, and that orders it.
         """
-        self.priority.rotate(0)
-        self.normal.rotate(0)
-        return bool(self.priority) or bool(self.normal)
+        priority, normal = self.priority, self.normal
+        priority.rotate(0)
+        normal.rotate(0)
+        return True if priority or normal else False
 
     def oldest(self) -> float | None:
         """When the task that has waited longest was submitted; None if none waits."""

@@ -315,10 +315,11 @@ class TaskFuture(Future[T]):
                 sidecar.error = None
             if sidecar.waiters:
                 self._tell_waiters(sidecar)
-        turnstile = sidecar.turnstile
-        if turnstile is not None:
-            turnstile.release()
-        callbacks, sidecar.callbacks = sidecar.callbacks, None
+            callbacks = sidecar.callbacks  # from here on nobody adds to them
+        if sidecar.turnstile is not None:
+            sidecar.turnstile.release()
+        if callbacks is not None:
+            sidecar.callbacks = None
         return callbacks
 
     def _tell_waiters(self, sidecar: Sidecar) -> None:
@@ -361,13 +362,16 @@ class TaskFuture(Future[T]):
 
     # -- observing
 
-    def _observe(self) -> Sidecar | None:
-        """Return the sidecar, made if need be; None if the task is final and nobody ever observed it."""
+    def _observe(self, turnstile: LockType | None = None) -> Sidecar | None:
+        """Return the sidecar, made if need be, with that turnstile; None if the task is final and nobody ever observed it."""
         sidecar = self._sidecar
         if sidecar is None:
             if self._status is FINISHED:
                 return None
-            sidecar = self.__dict__.setdefault("sidecar", Sidecar())  # atomic: one sidecar, however many come at once
+            sidecar = Sidecar()
+            if turnstile is not None:
+                sidecar.turnstile = turnstile
+            sidecar = self.__dict__.setdefault("sidecar", sidecar)  # atomic: one sidecar, however many come at once
             self._sidecar = sidecar
             if self._status is FINISHED:  # the worker may have finished without seeing it
                 self._conclude()
@@ -375,14 +379,13 @@ class TaskFuture(Future[T]):
 
     def _join(self, timeout: float | None) -> None:
         """Block until it is final. Raises TimeoutError, or CancelledError if it was cancelled."""
-        sidecar = self._observe()
+        turnstile = allocate_lock()
+        turnstile.acquire()
+        sidecar = self._observe(turnstile)
         if sidecar is None:
             return
-        turnstile = sidecar.turnstile
-        if turnstile is None:
-            locked = allocate_lock()
-            locked.acquire()
-            turnstile = sidecar.__dict__.setdefault("turnstile", locked)  # atomic, as above
+        if sidecar.turnstile is not turnstile:  # there was a sidecar already
+            turnstile = sidecar.__dict__.setdefault("turnstile", turnstile)  # atomic, as above
         if not sidecar.published:  # stored, then loaded; who publishes does it the other way round
             owner = current.owner
             if owner is not None and timeout is None and owner is self._lane.owner:
@@ -392,7 +395,7 @@ class TaskFuture(Future[T]):
                     raise FutureTimeoutError
                 turnstile.acquire()
             turnstile.release()  # for the next
-        if sidecar.verdict in _NOT_RUN:
+        if sidecar.verdict is not None and sidecar.verdict in _NOT_RUN:
             raise CancelledError
 
     # -- what concurrent.futures.wait, as_completed and foreign executors use

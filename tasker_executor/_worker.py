@@ -215,25 +215,25 @@ class Worker:
                         if high:
                             lane, waits, runs = high, high_waits, high_runs
                             future = high_pop()
-                        elif low:
+                        elif not registered:  # then there was a task a moment ago
                             lane, waits, runs = low, low_waits, low_runs
                             future = low_pop()
                         else:
                             future = None
-                            if not registered:
-                                idle_append(self)
-                                registered = True
-                            since = log.until = start
-                            last = self._rest()
+                            log.until = start
+                            last = self._rest(start)
                             registered = False
                             if last is not None:
                                 return last
-                            start = clock()
+                            since, start = start, clock()
                             if start - since > LULL:
                                 core.recorder.fold(log)
                             log.until = None
                             continue
                     except IndexError:  # another worker was quicker
+                        if not registered:
+                            idle_append(self)
+                            registered = True
                         continue
                     last = None
                     if registered:
@@ -313,14 +313,14 @@ class Worker:
 
     # -- going idle
 
-    def _rest(self) -> End | None:
-        """Registered as idle, with nothing to do: block until woken up (None) or until there is a reason to end.
+    def _rest(self, since: float) -> End | None:
+        """Registered as idle, with nothing to do since then: block until woken up (None) or until there is a reason to end.
 
         Off the idle stack at return, in either case.
         """
         core, holding = self.core, self.holding
         idle_limit = core.idle_limit
-        since = clock()
+        expires = _NEVER if holding is None else holding.expires
         while True:
             draining = core.state is not _RUNNING
             if core.lanes.look():  # registered, and looked again: see "Taking turns"
@@ -335,7 +335,6 @@ class Worker:
             if core.leave and core.takes_leave(self):
                 self._leave_idle_stack()
                 return End.RETIRED
-            expires = _NEVER if holding is None else holding.expires
             if self.park.acquire(True, -1 if idle_limit is None and expires == _NEVER else self._patience(since, idle_limit)):
                 return End.RETIRED if self.told_to_leave else None
             if not self._off_idle_stack():  # popped in this very moment: there is work
