@@ -115,7 +115,7 @@ class Core:
         self.terminated = Latch()
         self.source = None if hooks is None else ResourceSource(name, hooks, self.recorder, self.hub)
         self.pool: ResourcePool[Any] | None = (
-            None if self.source is None else ResourcePool(self.source, resource_pool_size, self, self.killed)
+            None if self.source is None else ResourcePool(self.source, resource_pool_size, self, self.killed, lambda: self.refusal())
         )
         self.careful = self.hub.hears_tasks or (self.source is not None and self.source.needs_care)
 
@@ -776,8 +776,7 @@ class Core:
     def _what_still_runs(self, timeout: float | None) -> str:
         busy = [info for info in self.worker_infos() if info.function is not None]
         running = [f"{info.function} on {info.name} for {info.running_for:.3g} s" for info in busy]
-        in_use = [] if self.pool is None else self.pool.in_use
-        running += [f"run_now in thread {holding.thread}" for holding in in_use]
+        running += [] if self.pool is None else [f"run_now in thread {thread}" for thread in self.pool.threads_inside()]
         what = ", ".join(running) or f"{len(self.workers)} workers that are starting or ending"
         return (
             f"executor {self.name!r} has not shut down within {timeout} s: still running: {what}; "
@@ -867,7 +866,8 @@ class Core:
             self._seen = max(self._seen, elsewhere + busy + withdrawn)
             submitted = self._seen - withdrawn
             base = min(len(workers), self.min_workers)
-            source, pool = self.source, self.pool
+            pool = self.pool
+            created, destroyed = (0, 0) if self.source is None else self.source.counts()
             return ExecutorStats(
                 base_workers=base,
                 active_workers=len(workers),
@@ -882,8 +882,8 @@ class Core:
                 failed=failed,
                 cancelled=cancelled,
                 retried=retried,
-                resources_created=0 if source is None else source.created,
-                resources_destroyed=0 if source is None else source.destroyed,
+                resources_created=created,
+                resources_destroyed=destroyed,
                 workers_replaced=self.replaced,
                 create_failures=self.total_failures,
                 state=self.state.name.lower(),
@@ -959,7 +959,8 @@ class Core:
                 assert worker.thread.is_alive() or worker.thread.ident is None, f"{worker} has no thread"
             if self.source is not None:
                 holding = sum(worker.holding is not None for worker in self.workers)
-                assert self.source.created >= self.source.destroyed, "destroyed more resources than were made"
+                created, destroyed = self.source.counts()
+                assert created >= destroyed, "destroyed more resources than were made"
                 assert holding <= len(self.workers)
             if stats.state == "closed":  # of the same moment as the numbers
                 assert not self.workers, "closed, with workers"

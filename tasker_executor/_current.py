@@ -46,11 +46,23 @@ class Caller:
         return threading.current_thread().name
 
 
-class _Current(threading.local):
-    """`owner`: the core whose own thread this is, if any. `holder`: who runs the task at hand."""
+class _Here:
+    """What runs on one thread. Looked up once in a task, since looking up what is local to a thread takes its time."""
 
+    __slots__ = ("holder",)
+
+    def __init__(self) -> None:
+        #: Who runs the task at hand: a Holder; not said so, since mypy takes slots for variables, which Protocol properties are
+        #: not.
+        self.holder: Any = None
+
+
+class _Current(threading.local):
     owner: object = None
-    holder: Any = None  # a Holder; not said so, since mypy takes slots for variables, which Protocol properties are not
+    """The core whose own thread this is, if any."""
+
+    def __init__(self) -> None:  # called on each thread, when that first comes by
+        self.here = _Here()
 
 
 current = _Current()
@@ -58,7 +70,7 @@ current = _Current()
 
 def current_holder() -> Holder:
     """Return who runs the task at hand. Raises NoCurrentTask outside of a task."""
-    holder: Holder | None = current.holder
+    holder: Holder | None = current.here.holder
     if holder is None or holder.item is None:
         raise NoCurrentTask("there is no current task: this was not called from inside a task")
     return holder

@@ -429,7 +429,7 @@ class ResourceExecutor(BaseExecutor[R]):
 
         def run_now(self, fn, /, *args, **kwargs):
             core = self._core
-            if core.pool is None or core.state:
+            if core.pool is None:
                 return self._run_now(fn, args, kwargs, self._options)
             return core.pool.run(fn, args, kwargs, core.max_retries)
 
@@ -441,11 +441,11 @@ class ResourceExecutor(BaseExecutor[R]):
         if core.state is not State.RUNNING:
             raise core.refusal()
         if pool is None:
-            before, current.holder = current.holder, Caller(core, core.killed, fn)
+            before, current.here.holder = current.here.holder, Caller(core, core.killed, fn)
             try:
                 return fn(*args, **kwargs)
             finally:
-                current.holder = before
+                current.here.holder = before
         if not options.pass_resource:
             fn = WithoutResource(fn)
         limit = core.max_retries if options.max_retries is None else options.max_retries

@@ -1,4 +1,9 @@
-"""Making, checking and giving up resources: for workers, which own one each, and for the resource pool of ``run_now``."""
+"""Making, checking and giving up resources: for workers, which own one each, and for the resource pool of ``run_now``.
+
+**Ctrl-C.** A call of ``run_now`` runs on the caller's thread, where KeyboardInterrupt may come between any two steps of the
+interpreter; in the middle of a call into C it may not. So what must not come apart is one such call: a resource is made and
+noted down, or claimed and handed to ``on_destroy``, in one step each.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,13 @@ import logging
 import random
 import sys
 import threading
-from _thread import allocate_lock, get_ident
+from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice, starmap
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._current import current
@@ -27,6 +35,9 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+_NEVER = float("inf")
+_GLANCE = 1.0  # seconds between two looks at who is inside, when closed: a call that Ctrl-C has thrown out rings no bell
 
 AGE_JITTER = 0.1  # max_age is stretched or shortened by up to this share, so that workers do not recycle in step
 
@@ -77,13 +88,13 @@ class Holding(Generic[R]):
         "attempt",
         "born",
         "expires",
+        "gone",
         "good_at",
         "item",
         "killed",
         "last_used",
         "owner",
         "resource",
-        "thread",
         "uses",
     )
 
@@ -98,11 +109,12 @@ class Holding(Generic[R]):
         self.good_at = good_at
         self._given_up = False
         self._aborting: list[Latch] = []  # one for each killer that is, or was, inside of the hook
-        self._claim = allocate_lock()  # taken once, by whoever destroys it: its owner, or `ResourceExecutor.abandon`
+        #: Not empty: it has been destroyed.
+        self.gone: list[object] = []
+        self._claim = deque([self.arguments])  # popped by whoever destroys it: its owner, or `ResourceExecutor.abandon`
         # For the resource pool, where the holding stands for the call of run_now that has it (a `Holder`).
         self.item: Any = None
         self.attempt = 1
-        self.thread = 0
         self.owner: object = None
         self.killed: Latch | None = None
 
@@ -130,12 +142,27 @@ class Holding(Generic[R]):
         finally:
             latch.open()
 
-    def give_up(self) -> bool:
-        """From here on nobody aborts it. Tell whether the caller is the one to destroy it: True once, and never again."""
+    def give_up(self, hook: DestroyHook[R]) -> bool:
+        """From here on nobody aborts it. Call `hook`, unless that is done or being done; tell whether."""
         self._given_up = True
         for latch in self._aborting.copy():
             latch.wait()
-        return self._claim.acquire(False)
+        claimed: list[tuple[R]] = []
+        calling = False
+        try:
+            try:
+                claimed.extend(islice(iter(self._claim.pop, None), 1))
+            except IndexError:  # somebody else has claimed it
+                return False
+            calling = True
+            self.gone.extend(islice(starmap(hook, iter(claimed.pop, None)), 1))
+        except BaseException as error:
+            if calling and not claimed:  # it is the hook that raised
+                self.gone.append(error)
+            raise
+        finally:
+            self._claim.extend(claimed)  # Ctrl-C came before the hook was called
+        return True
 
 
 class ResourceSource(Generic[R]):
@@ -152,40 +179,65 @@ class ResourceSource(Generic[R]):
         self._hub = hub
         # Guards the counters.
         self._lock = threading.RLock()
-        self.created = 0
-        self.destroyed = 0
+        self._created = 0
+        #: Those made and not destroyed. One may stay if Ctrl-C comes when it is destroyed.
+        self._living: set[Holding[R]] = set()
         self.breaks = 0
 
-    def create(self, worker: str | None) -> Holding[R]:
-        """Make a resource on this thread. Raises what ``on_create`` raises, and NoResource if it returns None."""
+    def counts(self) -> tuple[int, int]:
+        """How many resources have been made, and how many of these destroyed."""
+        with self._lock:
+            return self._created, self._created - sum(not holding.gone for holding in self._living.copy())
+
+    def create(self, worker: str | None, keep: Callable[[Holding[R]], object] | None = None) -> Holding[R]:
+        """Make a resource on this thread. `keep` notes it down for whoever is to destroy it, should we not come to return it.
+
+        Raises what ``on_create`` raises, and NoResource if it returns None.
+        """
         begun = clock()
         good_at = self.breaks
-        resource = self.hooks.on_create()
-        seconds = clock() - begun
-        if resource is None:
-            raise NoResource(
-                f"executor {self.name!r}: on_create returned None; "
-                "return the resource, or use initializer= for set-up without one"
-            )
+        made: list[R] = []
+        holding: Holding[R] | None = None
+        try:
+            made.extend(starmap(self.hooks.on_create, ((),)))
+            seconds = clock() - begun
+            if made[0] is None:
+                raise NoResource(
+                    f"executor {self.name!r}: on_create returned None; "
+                    "return the resource, or use initializer= for set-up without one"
+                )
+            holding = Holding(made[0], self._expiry(), good_at)
+            self._count(holding)
+            if keep is not None:
+                keep(holding)
+            self._recorder.add_creation(seconds)
+            if self._hub.hears("resource_created"):
+                self._hub.tell("resource_created", ResourceEvent(self.name, worker, seconds))
+            return holding
+        except BaseException:
+            if made and made[0] is not None:  # Ctrl-C
+                holding = holding or Holding(made[0], _NEVER, good_at)
+                self._count(holding)
+                self.destroy(holding, worker)
+            raise
+
+    def _expiry(self) -> float:
         max_age = self.hooks.max_age
-        expires = float("inf") if max_age is None else clock() + max_age * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
-        holding = Holding(resource, expires, good_at)
+        return _NEVER if max_age is None else clock() + max_age * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
+
+    def _count(self, holding: Holding[R]) -> None:
         with self._lock:
-            self.created += 1
-        self._recorder.add_creation(seconds)
-        if self._hub.hears("resource_created"):
-            self._hub.tell("resource_created", ResourceEvent(self.name, worker, seconds))
-        return holding
+            if holding not in self._living:
+                self._created += 1
+                self._living.add(holding)
 
     def destroy(self, holding: Holding[R], worker: str | None) -> None:
         """Give a resource up, unless that is done. An ``on_destroy`` that raises is logged and costs nothing else."""
         begun = clock()
         failure = None
-        if not holding.give_up():
-            return
         try:
-            if self.hooks.on_destroy is not None:
-                self.hooks.on_destroy(holding.resource)
+            if not holding.give_up(self.hooks.on_destroy or _do_nothing):
+                return
         except BaseException as error:
             if must_escape(error):
                 raise
@@ -196,8 +248,8 @@ class ResourceSource(Generic[R]):
                 extra={"executor": self.name, "worker": worker},
             )
         finally:
-            with self._lock:
-                self.destroyed += 1
+            if holding.gone:
+                self._living.discard(holding)
         if self._hub.hears("resource_destroyed"):
             self._hub.tell("resource_destroyed", ResourceEvent(self.name, worker, clock() - begun, failure))
 
@@ -277,21 +329,23 @@ class ResourcePool(Generic[R]):
     """The few resources kept for ``run_now``. They are used from whichever thread calls.
 
     The free ones lie on a stack: the one used last is used next. `pop` and `append` are atomic, so a resource that is taken
-    belongs to the taker, and no lock is needed.
+    belongs to the taker, and no lock is needed. A call that Ctrl-C interrupts in between may leave its resource in no place but
+    `_all`: who closes the pool looks which threads are inside of `run`, waits for those, and destroys what is left.
     """
 
-    def __init__(self, source: ResourceSource[R], size: int, owner: object, killed: Latch) -> None:
+    def __init__(
+        self, source: ResourceSource[R], size: int, owner: object, killed: Latch, refusal: Callable[[], Exception]
+    ) -> None:
         self._source = source
         self._size = size
         self._owner = owner
         self._killed = killed
+        self._refusal = refusal
         self._free: deque[Holding[R]] = deque()
         #: All there are: free, in use, temporary.
         self._all: set[Holding[R]] = set()
-        #: Threads that have no resource in hand but will: they make one, or try a call again. `shutdown` waits for these, too.
-        self._pending: list[int] = []
         self._closed = False
-        self._returned = Bell()  # rung, once closed, when a resource comes back
+        self._returned = Bell()  # rung, once closed, when a call is over
 
     def fill(self) -> None:
         """Make the resources, on this thread. If one fails, those made are destroyed and the error is raised."""
@@ -300,6 +354,7 @@ class ResourcePool(Generic[R]):
                 self._free.append(self._create())
         except BaseException:
             self.close()
+            self._destroy_all()
             raise
 
     @property
@@ -310,52 +365,56 @@ class ResourcePool(Generic[R]):
     @property
     def in_use(self) -> list[Holding[R]]:
         """Those that a call of ``run_now`` has in hand."""
-        return [holding for holding in self._all.copy() if holding.thread]
+        return [holding for holding in self._all.copy() if holding.item is not None]
 
     def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int) -> T:
         """Call `fn` with a resource, as the current task of this thread; again with another, if the resource broke."""
-        source, free, retries, before = self._source, self._free, 0, current.holder
+        if self._closed:  # asked here, where `shutdown` sees that we are inside
+            raise self._refusal()
+        if kwargs:
+            fn = partial(fn, **kwargs)
+        source, free, here, retries = self._source, self._free, current.here, 0
         care = source.needs_care
-        try:
-            while True:
-                broken = False
+        before = here.holder
+        while True:
+            holding: Holding[R] | None = None
+            broken = False
+            try:
                 try:
                     holding = self._take() if care else free.pop()
                 except IndexError:
                     holding = self._create()
                 holding.item = fn
                 holding.attempt = 1 + retries
-                holding.thread = get_ident()
-                current.holder = holding
-                try:
-                    return fn(holding.resource, *args, **kwargs)
-                except BaseException as error:
+                here.holder = holding
+                return fn(*(holding.arguments + args))
+            except BaseException as error:
+                if holding is None:
+                    raise
+                holding.item = None
+                if not isinstance(error, Exception):
+                    holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
+                    raise
+                broken = source.can_break and source.is_broken_after(error, holding)
+                if not broken:
+                    raise
+                if retries >= max_retries or self._killed.is_open:
+                    if retries:
+                        add_note(error, f"gave up after {retries} retries; the resource was unhealthy each time")
+                    raise
+                retries += 1
+            finally:
+                here.holder = before
+                if holding is not None:
                     holding.item = None
-                    if not isinstance(error, Exception):
-                        holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
-                    broken = isinstance(error, Exception) and source.can_break and source.is_broken_after(error, holding)
-                    if not broken:
-                        raise
-                    if retries >= max_retries or self._killed.is_open:
-                        if retries:
-                            add_note(error, f"gave up after {retries} retries; the resource was unhealthy each time")
-                        raise
-                    if not retries:
-                        self._pending.append(get_ident())
-                    retries += 1
-                finally:
-                    current.holder = before
-                    holding.item = None
-                    if care or broken or len(free) >= self._size or self._closed:
+                    if care or broken:
                         self._give_back(holding, broken)
-                    else:  # the same, written out: this is the path of nearly every call
-                        holding.thread = 0
+                    else:
                         free.append(holding)
                         if self._closed or len(free) > self._size:
                             self._clear_up()
-        finally:
-            if retries:
-                self._no_longer_pending()
+                elif self._closed:
+                    self._returned.ring()
 
     def _take(self) -> Holding[R]:
         """Return a resource that is fit to use: a free one, or a new one. Raises ResourceCreationError if none can be made."""
@@ -375,48 +434,35 @@ class ResourcePool(Generic[R]):
                 return holding
 
     def _create(self) -> Holding[R]:
-        self._pending.append(get_ident())
         try:
-            holding = self._source.create(None)
-            holding.owner, holding.killed = self._owner, self._killed
-            self._all.add(holding)
-            return holding
+            return self._source.create(None, self._keep)
         except Exception as error:
             raise ResourceCreationError(f"executor {self._source.name!r}: cannot make a resource for run_now") from error
-        finally:
-            self._no_longer_pending()
+
+    def _keep(self, holding: Holding[R]) -> None:
+        holding.owner, holding.killed = self._owner, self._killed
+        self._all.add(holding)
 
     def _destroy(self, holding: Holding[R]) -> None:
         try:
             self._source.destroy(holding, None)
         finally:
-            self._all.discard(holding)
-            if self._closed:
-                self._returned.ring()
-
-    def _no_longer_pending(self) -> None:
-        self._pending.remove(get_ident())
-        if self._closed:
-            self._returned.ring()
+            if holding.gone:
+                self._all.discard(holding)
 
     def _give_back(self, holding: Holding[R], broken: bool) -> None:
-        """Keep the resource for the next call. Or destroy it: it was temporary, is broken or used up, or the pool is closed."""
+        """Keep the resource for the next call. Or destroy it: it is broken or used up."""
         source = self._source
         if source.needs_care:
             holding.uses += 1
             holding.last_used = clock()
             broken = broken or source.used_up(holding)
-        holding.thread = 0
-        if not broken and len(self._free) < self._size:
+        if not broken:
             self._free.append(holding)
         else:
-            self._pending.append(get_ident())
-            try:
-                self._destroy(holding)
-                if len(self._all) < self._size and not self._closed:
-                    self._refill()
-            finally:
-                self._no_longer_pending()
+            self._destroy(holding)
+            if len(self._all) < self._size and not self._closed:
+                self._refill()
         self._clear_up()
 
     def _clear_up(self) -> None:
@@ -424,7 +470,7 @@ class ResourcePool(Generic[R]):
         if self._closed:
             self._destroy_free()
             self._returned.ring()
-        elif len(self._free) > self._size:  # two temporary ones came back at once
+        elif len(self._free) > self._size:  # there were temporary ones
             self._destroy_free(keep=self._size)
 
     def _refill(self) -> None:
@@ -462,20 +508,42 @@ class ResourcePool(Generic[R]):
         for holding in self._all.copy():
             self._source.destroy(holding, None)
 
+    def threads_inside(self) -> set[int]:
+        """The threads that are inside of `run`."""
+        inside: set[int] = set()
+        for thread, top in sys._current_frames().items():
+            frame: FrameType | None = top
+            while frame is not None and not (frame.f_code is _RUN and frame.f_locals["self"] is self):
+                frame = frame.f_back
+            if frame is not None:
+                inside.add(thread)
+        return inside
+
     def wait_until_returned(self, deadline: float | None) -> bool:
-        """After `close`: block until every other thread has given its resource back; tell whether they did by `deadline`."""
+        """After `close`: block until no other thread has a resource, and none is left; tell whether that was by `deadline`."""
+        me = get_ident()
         while True:
             returned = self._returned.listen()
-            if self._all_returned():
+            inside = self.threads_inside()
+            if not inside:
+                self._destroy_all()
+            if inside <= {me}:
                 return True
-            if not returned.wait(None if deadline is None else deadline - clock()):
-                return self._all_returned()
+            remaining = _GLANCE if deadline is None else min(deadline - clock(), _GLANCE)
+            if not returned.wait(remaining) and remaining < _GLANCE:
+                return self.threads_inside() <= {me}
 
-    def _all_returned(self) -> bool:
-        """Has no other thread a resource? Those that are about to have one are looked at first: they change sides last."""
-        me = get_ident()
-        pending = any(thread != me for thread in tuple(self._pending))
-        return not pending and all(holding.thread == me for holding in self._all.copy())
+    def _destroy_all(self) -> None:
+        """Nobody uses one any more: destroy what Ctrl-C has left, and make an end that it has interrupted."""
+        for holding in self._all.copy():
+            self._destroy(holding)
+
+
+_RUN = ResourcePool.run.__code__
+
+
+def _do_nothing(resource: object) -> None:
+    """The `on_destroy` of those who gave none."""
 
 
 def add_note(error: BaseException, note: str) -> None:

@@ -127,7 +127,7 @@ class Worker:
         if not self.birth.acquire(False):  # whoever started this thread was interrupted, and has disowned it
             return
         current.owner = core
-        current.holder = self
+        current.here.holder = self
         end, error = End.CRASHED, None
         try:
             end, error = self._live()
@@ -150,7 +150,7 @@ class Worker:
             return End.DRAINED, None
         if core.source is not None:
             try:
-                self.holding = core.source.create(self.name)
+                core.source.create(self.name, self._own)
             except BaseException as error:
                 return End.CREATION_FAILED, error
         try:
@@ -173,6 +173,9 @@ class Worker:
             if holding is not None:
                 assert core.source is not None
                 core.source.destroy(holding, self.name)
+
+    def _own(self, holding: Holding[Any]) -> None:
+        self.holding = holding
 
     def _serve(self) -> End:
         """Run tasks until there is a reason not to."""

@@ -546,23 +546,23 @@ class InlineExecutor(BaseExecutor[R]):
         count: bool = False,
     ) -> Any:
         """Call `fn` as the current task of this thread; again with another resource, if the resource broke."""
-        retries, before = 0, current.holder
+        retries, before = 0, current.here.holder
         while True:
             # An attempt must not see what the one before it has set.
             run: Callable[..., Any] = _plainly if context is None else context.copy().run
             if self._source is None:
-                current.holder = Caller(self, self._killed, fn)
+                current.here.holder = Caller(self, self._killed, fn)
                 try:
                     return run(fn, *args, **kwargs)
                 finally:
-                    current.holder = before
+                    current.here.holder = before
             holding = self._take(self._source)
             holding.item, holding.attempt = fn, 1 + retries
-            current.holder, broken = holding, False
+            current.here.holder, broken = holding, False
             try:
                 return run(fn, holding.resource, *args, **kwargs)
             except BaseException as error:
-                current.holder = before
+                current.here.holder = before
                 if not isinstance(error, Exception):
                     holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
                     raise
@@ -574,7 +574,7 @@ class InlineExecutor(BaseExecutor[R]):
                         add_note(error, f"gave up after {retries} retries; the resource was unhealthy each time")
                     raise
             finally:
-                current.holder = before
+                current.here.holder = before
                 holding.item = None
                 self._give_back(self._source, holding, broken)
             retries += 1
@@ -724,7 +724,7 @@ class InlineExecutor(BaseExecutor[R]):
     def stats(self) -> ExecutorStats:
         """Return gauges and counters. There are no workers; `workers_replaced` counts resources replaced."""
         with self._lock:
-            source = self._source
+            created, destroyed = (0, 0) if self._source is None else self._source.counts()
             return ExecutorStats(
                 base_workers=0,
                 active_workers=0,
@@ -739,8 +739,8 @@ class InlineExecutor(BaseExecutor[R]):
                 failed=self._failed,
                 cancelled=self._cancelled,
                 retried=self._retried,
-                resources_created=0 if source is None else source.created,
-                resources_destroyed=0 if source is None else source.destroyed,
+                resources_created=created,
+                resources_destroyed=destroyed,
                 workers_replaced=self._replaced,
                 create_failures=self._create_failures,
                 state=self._state.name.lower(),

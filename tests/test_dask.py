@@ -743,9 +743,13 @@ def test_running_task_can_be_cancelled_only_by_name(make_dask: MakePool, gate: G
 def test_done_callback_may_cancel_and_submit_and_shut_down(client: AnyClient, make_dask: MakePool, gate: Gate) -> None:
     """On the client's event loop, where Dask's own methods return coroutines that nobody awaits."""
     pool = make_dask()
-    held = [pool.submit(Ref(gate.hold)) for _ in range(WORKERS * THREADS)]
-    gate.wait_until_held(WORKERS * THREADS)
-    victim = pool.submit(abs, -1)
+    first = Gate()
+    ends = pool.submit(Ref(first.hold))
+    first.wait_until_held()
+    for _ in range(WORKERS * THREADS - 1):
+        pool.submit(Ref(gate.hold))
+    gate.wait_until_held(WORKERS * THREADS - 1)
+    victim = pool.submit(Ref(gate.hold))  # it may start when the first has ended, but cannot end before it is cancelled
     outcome: list[object] = []
     seen = threading.Event()
 
@@ -759,9 +763,10 @@ def test_done_callback_may_cancel_and_submit_and_shut_down(client: AnyClient, ma
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        held[0].add_done_callback(callback)
-        gate.release()
+        ends.add_done_callback(callback)
+        first.release()
         assert seen.wait(DEADLINE)
+        gate.release()
         pool.shutdown(timeout=DEADLINE)
 
     cancelled, submitted, stats, ran_now, shut_down = outcome
