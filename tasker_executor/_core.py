@@ -115,7 +115,9 @@ class Core:
         self.terminated = Latch()
         self.source = None if hooks is None else ResourceSource(name, hooks, self.recorder, self.hub)
         self.pool: ResourcePool[Any] | None = (
-            None if self.source is None else ResourcePool(self.source, resource_pool_size, self, self.killed, lambda: self.refusal())
+            None
+            if self.source is None
+            else ResourcePool(self.source, resource_pool_size, self, self.killed, max_retries, lambda: self.refusal())
         )
         self.careful = self.hub.hears_tasks or (self.source is not None and self.source.needs_care)
 

@@ -279,6 +279,7 @@ class ResourceExecutor(BaseExecutor[R]):
             observers=observers,
         )
         self._normal, self._priority = core.lanes.normal, core.lanes.priority
+        self._pool = core.pool
         # What the path in line of `submit` does not do.
         self._needs_care = max_queued is not None or core.hub.hears("task_submitted")
         core.start(self)
@@ -428,16 +429,16 @@ class ResourceExecutor(BaseExecutor[R]):
     if not TYPE_CHECKING:
 
         def run_now(self, fn, /, *args, **kwargs):
-            core = self._core
-            if core.pool is None:
+            pool = self._pool
+            if pool is None:
                 return self._run_now(fn, args, kwargs, self._options)
-            return core.pool.run(fn, args, kwargs, core.max_retries)
+            return pool.run(fn, args, kwargs)
 
         run_now.__doc__ = BaseExecutor.run_now.__doc__
 
     @override
     def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
-        core, pool = self._core, self._core.pool
+        core, pool = self._core, self._pool
         if core.state is not State.RUNNING:
             raise core.refusal()
         if pool is None:
@@ -448,8 +449,7 @@ class ResourceExecutor(BaseExecutor[R]):
                 current.here.holder = before
         if not options.pass_resource:
             fn = WithoutResource(fn)
-        limit = core.max_retries if options.max_retries is None else options.max_retries
-        return pool.run(fn, args, kwargs, limit)
+        return pool.run(fn, args, kwargs, options.max_retries)
 
     def current_resource(self) -> R:
         """Return the resource of the task that this is called from, for code too deep inside to be handed it.

@@ -134,7 +134,7 @@ class Lanes:
         priority, normal = self.priority, self.normal
         priority.rotate(0)
         normal.rotate(0)
-        return True if priority or normal else False
+        return bool(priority or normal)
 
     def oldest(self) -> float | None:
         """When the task that has waited longest was submitted; None if none waits."""

@@ -334,17 +334,27 @@ class ResourcePool(Generic[R]):
     """
 
     def __init__(
-        self, source: ResourceSource[R], size: int, owner: object, killed: Latch, refusal: Callable[[], Exception]
+        self,
+        source: ResourceSource[R],
+        size: int,
+        owner: object,
+        killed: Latch,
+        max_retries: int,
+        refusal: Callable[[], Exception],
     ) -> None:
         self._source = source
+        self._care = source.needs_care
         self._size = size
         self._owner = owner
         self._killed = killed
+        self._max_retries = max_retries
         self._refusal = refusal
         self._free: deque[Holding[R]] = deque()
         #: All there are: free, in use, temporary.
         self._all: set[Holding[R]] = set()
         self._closed = False
+        #: There are temporary ones, or the pool is closed: who gives one back has to look for what is one too many.
+        self._untidy = False
         self._returned = Bell()  # rung, once closed, when a call is over
 
     def fill(self) -> None:
@@ -367,14 +377,11 @@ class ResourcePool(Generic[R]):
         """Those that a call of ``run_now`` has in hand."""
         return [holding for holding in self._all.copy() if holding.item is not None]
 
-    def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int) -> T:
+    def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int | None = None) -> T:
         """Call `fn` with a resource, as the current task of this thread; again with another, if the resource broke."""
-        if self._closed:  # asked here, where `shutdown` sees that we are inside
-            raise self._refusal()
         if kwargs:
             fn = partial(fn, **kwargs)
-        source, free, here, retries = self._source, self._free, current.here, 0
-        care = source.needs_care
+        free, care, here, retries = self._free, self._care, current.here, 0
         before = here.holder
         while True:
             holding: Holding[R] | None = None
@@ -383,6 +390,8 @@ class ResourcePool(Generic[R]):
                 try:
                     holding = self._take() if care else free.pop()
                 except IndexError:
+                    if self._closed and not retries:  # asked late, but when `shutdown` can see that we are inside
+                        raise self._refusal() from None
                     holding = self._create()
                 holding.item = fn
                 holding.attempt = 1 + retries
@@ -395,10 +404,10 @@ class ResourcePool(Generic[R]):
                 if not isinstance(error, Exception):
                     holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
                     raise
-                broken = source.can_break and source.is_broken_after(error, holding)
+                broken = self._source.can_break and self._source.is_broken_after(error, holding)
                 if not broken:
                     raise
-                if retries >= max_retries or self._killed.is_open:
+                if retries >= (self._max_retries if max_retries is None else max_retries) or self._killed.is_open:
                     if retries:
                         add_note(error, f"gave up after {retries} retries; the resource was unhealthy each time")
                     raise
@@ -411,22 +420,19 @@ class ResourcePool(Generic[R]):
                         self._give_back(holding, broken)
                     else:
                         free.append(holding)
-                        if self._closed or len(free) > self._size:
+                        if self._untidy:
                             self._clear_up()
                 elif self._closed:
                     self._returned.ring()
 
     def _take(self) -> Holding[R]:
-        """Return a resource that is fit to use: a free one, or a new one. Raises ResourceCreationError if none can be made."""
+        """Return a free resource that is fit to use. Raises IndexError if there is none."""
         while True:
-            try:
-                holding = self._free.pop()
-            except IndexError:
-                return self._create()
+            holding = self._free.pop()
             fit = False
             try:
                 # Unlike a worker's, one that has not served yet may be too old as well: it may have lain here for hours.
-                fit = not self._source.needs_care or (clock() < holding.expires and self._source.unfit(holding) is None)
+                fit = clock() < holding.expires and self._source.unfit(holding) is None
             finally:  # Ctrl-C in the check
                 if not fit:
                     self._destroy(holding)
@@ -442,6 +448,7 @@ class ResourcePool(Generic[R]):
     def _keep(self, holding: Holding[R]) -> None:
         holding.owner, holding.killed = self._owner, self._killed
         self._all.add(holding)
+        self._untidy = self._untidy or len(self._all) > self._size
 
     def _destroy(self, holding: Holding[R]) -> None:
         try:
@@ -467,10 +474,13 @@ class ResourcePool(Generic[R]):
 
     def _clear_up(self) -> None:
         """A resource has come back: it may be one too many, or too late. Looked at last: whoever comes last clears up."""
+        self._untidy = False  # first: whoever makes one from here on sets it again
+        if self._closed or len(self._all) > self._size:
+            self._untidy = True
         if self._closed:
             self._destroy_free()
             self._returned.ring()
-        elif len(self._free) > self._size:  # there were temporary ones
+        elif len(self._free) > self._size:
             self._destroy_free(keep=self._size)
 
     def _refill(self) -> None:
@@ -500,7 +510,7 @@ class ResourcePool(Generic[R]):
 
     def close(self) -> None:
         """Destroy the free resources; those in use follow when they are given back."""
-        self._closed = True
+        self._closed = self._untidy = True
         self._destroy_free()
 
     def abandon(self) -> None:

@@ -221,7 +221,7 @@ def test_ctrl_c_anywhere_loses_no_worker_no_task_and_no_resource(scenario: Call)
 
     points = at_every_point(scenario, interrupt)
 
-    assert points > 5
+    assert points >= 5
 
 
 @pytest.mark.parametrize("handler", list(HANDLERS.values()), ids=list(HANDLERS))
@@ -241,5 +241,5 @@ def test_a_signal_handler_may_use_the_pool_anywhere(scenario: Call, handler: Cal
 
     points = at_every_point(scenario, act)
 
-    assert points > 5
+    assert points >= 5
     assert [future for future in futures if not future.done()] == []
