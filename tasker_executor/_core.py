@@ -25,6 +25,7 @@ import sys
 import threading
 import weakref
 from _thread import LockType, get_ident
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures.thread import BrokenThreadPool
 from operator import methodcaller
@@ -51,8 +52,14 @@ logger = logging.getLogger("tasker_executor")
 
 BACKOFF_FIRST, BACKOFF_LIMIT = 0.1, 30.0  # seconds between attempts of a failing factory: doubling, with full jitter
 
+#: So many workers, at most, are on their way from sleep to their first task. To wake more of them sooner would only make them
+#: queue up for the interpreter, to find, most of them, that the others have done all there was.
+WAKES_AT_ONCE = 8
+
 #: What submitters see instead of the idle stack once nothing is accepted any more: always true.
 _CLOSED: list[Any] = ["closed"]
+#: What they see while enough workers have been woken: nobody.
+_ENOUGH: list[Any] = []
 
 #: Every core that may still have threads or resources. Strong references, until it is closed: the exit hook needs them.
 _cores: dict[int, Core] = {}
@@ -155,13 +162,15 @@ class Core:
         #: Who may be woken up for a task: Room at the bottom, idle workers above, the last one to become idle on top. Pushed to
         #: and popped from without the lock.
         self.idle_stack: list[Any] = []
-        #: What submitters look at: the idle stack, and _CLOSED in the end.
+        #: What submitters look at: the idle stack, or _ENOUGH, and _CLOSED in the end. Changed under the lock.
         self.idle = self.idle_stack
         self._room = Room(self)
         # Pops and wakes in one step of the interpreter, so that no signal handler can raise between the two: the worker would
         # be off the stack and never be woken. (operator.methodcaller calls `release`, iter(f, x) calls f for ever, next does it
         # once.)
         self._wakes = map(methodcaller("release"), iter(self.idle_stack.pop, None))
+        #: The workers woken last.
+        self._woken: deque[Worker] = deque(maxlen=WAKES_AT_ONCE)
         self.admission = Admission(max_queued, self._waiting_beyond_free_workers)
         self.supervisor = Supervisor(self, policy)
         self._handle: weakref.ref[Any] | None = None
@@ -198,7 +207,14 @@ class Core:
             self._take_back(future)
             return
         try:
-            next(self._wakes)
+            if self._enough_on_their_way():
+                with self.lock:
+                    if self.idle is self.idle_stack:
+                        self.idle = _ENOUGH
+                if self._enough_on_their_way():
+                    return
+                self.worker_came()  # one has come meanwhile, and may have missed the sign
+            self._wake_top()
         except IndexError:  # others took them: those find this task, too, before they go to sleep
             return
         except Exception:
@@ -208,10 +224,29 @@ class Core:
             logger.warning("executor %r: cannot start another worker", self.name, exc_info=True, extra={"executor": self.name})
         except BaseException:  # Ctrl-C. The caller will not get the future, so the task had better not run
             future._settle(WITHDRAWN)
+            self.worker_came()
             with self.lock:
                 self._offer_room()  # it may have been popped, and not have come to anything
             self.supervisor.resume()  # and so may its alarm
             raise
+
+    def _enough_on_their_way(self) -> bool:
+        """Are so many workers woken, and yet to take their permit, that no more need be? See "Few at a time"."""
+        woken = self._woken
+        return len(woken) == WAKES_AT_ONCE and not woken[0].park.locked() and woken[0] in self.workers
+
+    def worker_came(self) -> None:
+        """A worker that was woken has taken its permit, and looks at the lanes next: submitters may wake others again."""
+        with self.lock:
+            if self.idle is _ENOUGH:
+                self.idle = self.idle_stack
+
+    def _wake_top(self) -> None:
+        """Wake who is on top of the idle stack. Raises IndexError if nobody is, and what prevents a thread from starting."""
+        top = self.idle_stack[-1]
+        next(self._wakes)
+        if top is not self._room:
+            self._woken.append(top)
 
     def _take_back(self, future: TaskFuture[Any]) -> None:
         """Nothing is accepted any more. Raises, unless a worker was quicker and has the task."""
@@ -223,7 +258,7 @@ class Core:
         """Somebody who was woken for a task did not take one, or tasks came back: wake another."""
         if self.lanes.look():
             try:
-                next(self._wakes)
+                self._wake_top()
             except IndexError:
                 pass
             except Exception:
@@ -383,6 +418,7 @@ class Core:
         level = logging.WARNING if end in {End.BROKEN, End.CRASHED} else logging.DEBUG
         fields = {"executor": self.name, "worker": worker.name, "reason": end.value}
         logger.log(level, "executor %r: worker %s ends: %s", self.name, worker.name, end.value, extra=fields)
+        self.worker_came()  # or will not come any more
         if self.broken:
             self._break()
         elif self.state >= State.KILLED:

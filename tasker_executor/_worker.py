@@ -11,6 +11,10 @@ From this follows the rule of the park lock: *who is on the stack has no permit;
 finds a task although it is registered takes itself off the stack, or, if it has been popped already, takes the permit and
 passes the wake-up on.
 
+**Few at a time.** While as many as `WAKES_AT_ONCE` workers have a permit and have not come to take it, submitters wake nobody.
+They look at the permit after they have queued their task; a worker takes its permit first and looks at the lanes afterwards. If
+it finds more than one task there, it wakes another worker: so all that are needed come, one after the other.
+
 **No lock, no test per task that it does not need.** What a task may need besides its call (a listener, a deadline, a
 cancellation) is in its sidecar, and one load tells whether there is one. The end of a task serves as the start of the next. The
 result is stored after the worker has registered as idle, so that a caller in a ``submit().result()`` loop never starts a second
@@ -228,6 +232,8 @@ class Worker:
                             registered = False
                             if last is not None:
                                 return last
+                            if len(low) + len(high) > 1 and core.idle_stack:
+                                core.wake_if_waiting()
                             since, start = start, clock()
                             if start - since > LULL:
                                 core.recorder.fold(log)
@@ -328,7 +334,7 @@ class Worker:
             draining = core.state is not _RUNNING
             if core.lanes.look():  # registered, and looked again: see "Taking turns"
                 if not self._off_idle_stack():
-                    self.park.acquire()  # not to be passed on: we take a task at once, and it may be the only one
+                    self._take_permit()  # not to be passed on: we take a task at once, and it may be the only one
                 return End.RETIRED if self.told_to_leave else None
             if draining:
                 self._leave_idle_stack()
@@ -339,9 +345,11 @@ class Worker:
                 self._leave_idle_stack()
                 return End.RETIRED
             if self.park.acquire(True, -1 if idle_limit is None and expires == _NEVER else self._patience(since, idle_limit)):
+                if core.idle is not core.idle_stack:  # as in `_take_permit`; written out, since this is the usual way
+                    core.worker_came()
                 return End.RETIRED if self.told_to_leave else None
             if not self._off_idle_stack():  # popped in this very moment: there is work
-                self.park.acquire()
+                self._take_permit()
                 return End.RETIRED if self.told_to_leave else None
             if clock() >= expires:
                 return End.AGED
@@ -372,9 +380,15 @@ class Worker:
         coming, is ours to take, and the wake-up to pass on if tasks wait.
         """
         if not self._off_idle_stack():
-            self.park.acquire()
+            self._take_permit()
             self.core.wake_if_waiting()
         return self.told_to_leave
+
+    def _take_permit(self) -> None:
+        """Somebody has popped us: the permit has come, or is about to."""
+        self.park.acquire()
+        if self.core.idle is not self.core.idle_stack:
+            self.core.worker_came()
 
     # -- around a task
 

@@ -491,6 +491,20 @@ def test_map_raises_an_error_in_the_place_of_its_result(executor: Executor) -> N
         next(results)
 
 
+@pytest.mark.parametrize("chunksize", [1, 2, 3])
+def test_map_does_not_take_a_stop_iteration_of_the_function_for_the_end(executor: Executor, chunksize: int) -> None:
+    def give_up_at_two(number: int) -> int:
+        if number == 2:
+            raise StopIteration
+        return number
+
+    results = executor.map(give_up_at_two, range(6), chunksize=chunksize)
+
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(RuntimeError, match="generator raised StopIteration"):
+        next(results)
+
+
 def test_map_gives_up_in_time(executor: Executor, gate: Gate) -> None:
     results = executor.map(gate.hold, [1], timeout=0)
 

@@ -543,3 +543,32 @@ def test_initializer_runs_before_the_resource_is_made_on_the_same_thread(make_po
     pool.submit(FakeResource.use).result()
 
     assert ran == [(ledger.created[0].maker, 0, "argument")]
+
+
+def test_kill_during_the_initializer_makes_no_resource(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, initializer=gate.hold)
+    future = pool.submit(FakeResource.use)
+    gate.wait_until_held()
+    pool.kill()
+    gate.release()
+    pool.shutdown()
+
+    assert future.cancelled()
+    assert ledger.attempts == 0
+
+
+def test_initializer_that_fails_leaves_cancelled_tasks_cancelled(make_pool: MakePool, gate: Gate) -> None:
+    def initializer() -> None:
+        gate.hold()
+        raise LookupError("no such setting")
+
+    pool = make_pool(1, initializer=initializer)
+    fails, cancelled = pool.submit(int), pool.submit(int)
+    gate.wait_until_held()
+    cancelled.cancel()
+    gate.release()
+
+    assert isinstance(fails.exception(), BrokenThreadPool)
+    pool.shutdown()
+    assert cancelled.cancelled()
+    assert (pool.stats().failed, pool.stats().cancelled) == (1, 1)

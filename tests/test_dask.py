@@ -44,7 +44,16 @@ from tasker_executor import (
     current_task,
 )
 from tasker_executor._options import TaskOptions
-from tasker_executor.dask import DaskResourceExecutor, PolicyAdaptive, _at_exit, _LoadMeter, _Outcome, _Plugin, _RemoteFuture
+from tasker_executor.dask import (
+    DaskResourceExecutor,
+    PolicyAdaptive,
+    _at_exit,
+    _call_on,
+    _LoadMeter,
+    _Outcome,
+    _Plugin,
+    _RemoteFuture,
+)
 
 WORKERS, THREADS = 2, 2
 AnyClient = Any  # A Client, whose methods have no types that checkers could use.
@@ -496,6 +505,21 @@ def test_run_now_without_any_worker_fails_in_time(make_dask: MakePool) -> None:
         pool.shutdown()
 
 
+def test_run_now_waits_for_a_worker_that_is_about_to_join(make_dask: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with new_cluster(0) as own:
+        pool = make_dask(on=own)
+        wait_for_workers = own.wait_for_workers
+
+        def join_late(*args: Any, **kwargs: Any) -> Any:
+            own.cluster.scale(1)
+            return wait_for_workers(*args, **kwargs)
+
+        monkeypatch.setattr(own, "wait_for_workers", join_late)
+
+        assert pool.run_now(abs, -1) == 1
+        pool.shutdown()
+
+
 # -- numbers --
 
 
@@ -743,13 +767,6 @@ def test_running_task_can_be_cancelled_only_by_name(make_dask: MakePool, gate: G
 def test_done_callback_may_cancel_and_submit_and_shut_down(client: AnyClient, make_dask: MakePool, gate: Gate) -> None:
     """On the client's event loop, where Dask's own methods return coroutines that nobody awaits."""
     pool = make_dask()
-    first = Gate()
-    ends = pool.submit(Ref(first.hold))
-    first.wait_until_held()
-    for _ in range(WORKERS * THREADS - 1):
-        pool.submit(Ref(gate.hold))
-    gate.wait_until_held(WORKERS * THREADS - 1)
-    victim = pool.submit(Ref(gate.hold))  # it may start when the first has ended, but cannot end before it is cancelled
     outcome: list[object] = []
     seen = threading.Event()
 
@@ -761,8 +778,14 @@ def test_done_callback_may_cancel_and_submit_and_shut_down(client: AnyClient, ma
                 outcome.append(error)
         seen.set()
 
-    with warnings.catch_warnings(record=True) as caught:
+    with Gate() as first, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        ends = pool.submit(Ref(first.hold))
+        first.wait_until_held()
+        for _ in range(WORKERS * THREADS - 1):
+            pool.submit(Ref(gate.hold))
+        gate.wait_until_held(WORKERS * THREADS - 1)
+        victim = pool.submit(Ref(gate.hold))  # may start when the first has ended, but cannot end before it is cancelled
         ends.add_done_callback(callback)
         first.release()
         assert seen.wait(DEADLINE)
@@ -1242,6 +1265,34 @@ def test_task_of_an_executor_that_is_gone_fails(make_dask: MakePool) -> None:
     assert isinstance(pool.submit(abs, -1).exception(DEADLINE), TaskLost)
     with pytest.raises(TaskLost):
         pool.run_now(abs, -1)
+
+
+def test_cancel_after_the_event_loop_has_closed_is_for_this_side_only(
+    make_dask: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closed:
+        def add_callback(self, *args: object) -> None:
+            raise RuntimeError("Event loop is closed")
+
+    pool = make_dask()
+    future = pool.submit(Ref(gate.hold))
+    gate.wait_until_held()
+    monkeypatch.setattr(pool, "_loop", Closed())
+
+    assert future.cancel()
+
+    monkeypatch.undo()
+    assert pool.stats().cancelled == 1
+
+
+def test_result_for_an_event_loop_that_has_closed_is_dropped() -> None:
+    called: list[str] = []
+    loop = asyncio.new_event_loop()
+    loop.close()
+
+    _call_on(loop, called.append, "late")
+
+    assert called == []
 
 
 def test_interpreter_exit_finishes_what_was_accepted() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, eventually, join_all
-from tasker_executor import ResourceExecutor
+from tasker_executor import Observer, ResourceExecutor, StateEvent
 
 
 class Thing:
@@ -81,6 +81,24 @@ def test_a_dropped_pool_destroys_the_resources_of_run_now_on_a_thread_of_its_own
     assert reference() is None
     ledger.wait_until_destroyed(2)
     assert threading.current_thread() not in [resource.destroyers[0] for resource in ledger.created]
+
+
+def test_a_dropped_pool_that_can_start_no_thread_is_closed_on_the_spot(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+
+    class Ear(Observer):
+        def state_changed(self, event: StateEvent) -> None:
+            heard.append(event.state)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool = ResourceExecutor(1, observers=[Ear()])
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    del pool
+
+    assert heard == ["draining", "closed"]
 
 
 def test_a_pool_dropped_in_a_cycle_is_ended_by_the_garbage_collector(ledger: Ledger) -> None:

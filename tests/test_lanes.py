@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from typing import Any, cast
 
 import pytest
 
 from support import FakeResource, Gate, Ledger, MakePool
+from tasker_executor._lanes import Lane
+from tasker_executor._work_item import TaskFuture
 
 
 def test_priority_task_comes_first_in_400_of_400_rounds(make_pool: MakePool) -> None:
@@ -187,3 +191,60 @@ def test_cancelled_tasks_are_skipped(make_pool: MakePool, gate: Gate) -> None:
 
     assert ran == [1, 3, 5]
     assert pool.stats().completed == 4
+
+
+# -- a lane that changes while it is looked at --
+
+
+class Crowded(Lane):
+    """Others come in, or go, while the first look at it is under way."""
+
+    def __init__(self) -> None:
+        super().__init__("normal", cast(Any, None), lambda _: None)
+        self.changes: Callable[[], object] | None = None
+
+    def put(self, submitted: float) -> TaskFuture[Any]:
+        future: TaskFuture[Any] = TaskFuture()
+        future._submitted = submitted
+        self.append(future)
+        return future
+
+    def __iter__(self) -> Iterator[TaskFuture[Any]]:
+        changes, self.changes = self.changes, None
+        looked_at = super().__iter__()
+        if changes is not None:
+            changes()
+        return looked_at  # raises RuntimeError, if that has changed anything
+
+    def __len__(self) -> int:
+        length = super().__len__()
+        changes, self.changes = self.changes, None
+        if changes is not None:
+            changes()
+        return length
+
+
+def test_snapshot_is_taken_again_if_somebody_comes_in_between() -> None:
+    lane = Crowded()
+    first = lane.put(1.0)
+    lane.changes = lambda: lane.put(2.0)
+
+    assert lane.snapshot() == (first, lane[-1])
+
+
+@pytest.mark.parametrize("left, oldest", [(2, 2.0), (1, None)])
+def test_oldest_is_that_of_the_head_if_workers_pop_in_between(left: int, oldest: float | None) -> None:
+    lane = Crowded()
+    for number in range(left):
+        lane.put(1.0 + number)
+    lane.changes = lane.popleft
+
+    assert lane.oldest() == oldest
+
+
+def test_lane_that_shrinks_while_arrivals_are_counted_had_none() -> None:
+    lane = Crowded()
+    lane.put(1.0)
+    lane.changes = lambda: setattr(lane, "changes", lane.clear)  # at the second look at its length, that of the search
+
+    assert lane.submitted_since(0.5) == 0

@@ -95,6 +95,35 @@ def test_function_is_named_as_its_author_named_it(make_pool: MakePool, ledger: L
     assert [event.function for event in notebook.events["task_finished"]] == names
 
 
+def test_callable_with_any_attribute_is_named_by_its_class(make_pool: MakePool) -> None:
+    notebook = Notebook(["task_started"])
+
+    class Mock:
+        def __getattr__(self, name: str) -> Mock:
+            return self
+
+        def __call__(self) -> None:
+            pass
+
+    make_pool(1, observers=[notebook.observer]).submit(Mock()).result()
+
+    assert [event.function for event in notebook.events["task_started"]] == ["Mock"]
+
+
+def test_callable_that_raises_whatever_it_is_asked_for_is_named_by_its_class(make_pool: MakePool) -> None:
+    notebook = Notebook(["task_started"])
+
+    class Proxy:
+        def __getattribute__(self, name: str) -> object:
+            raise LookupError(f"not connected: {name}")
+
+        def __call__(self) -> int:
+            return 7
+
+    assert make_pool(1, observers=[notebook.observer]).submit(Proxy()).result() == 7
+    assert [event.function for event in notebook.events["task_started"]] == ["Proxy"]
+
+
 def test_lane_is_told(make_pool: MakePool, notebook: Notebook) -> None:
     make_pool(1, observers=[notebook.observer]).submit_priority(int).result()
 
@@ -309,6 +338,28 @@ def test_observer_that_raises_is_logged_and_ignored(
     assert all(f"raised in {event} and was ignored" in record.getMessage() for record in records)
     assert all(record.exc_info is not None and isinstance(record.exc_info[1], RuntimeError) for record in records)
     assert len(other.names) == len(records)  # the next observer is told all the same
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_what_means_the_program_comes_out_of_an_observer_on_the_main_thread(
+    make_pool: MakePool, kind: type[BaseException]
+) -> None:
+    raised: list[str] = []
+
+    def hear(name: str, event: StateEvent) -> None:
+        if not raised:
+            raised.append(event.state)
+            raise kind
+
+    pool = make_pool(1, observers=[listening(["state_changed"], hear)])
+    pool.submit(int).result()
+
+    with pytest.raises(kind):
+        pool.shutdown()
+    pool.shutdown()
+
+    assert raised == ["draining"]
+    assert pool.stats().state == "closed"
 
 
 @pytest.mark.parametrize("event", EVENTS)

@@ -372,6 +372,12 @@ def test_an_executor_can_be_taken_off_the_page(make_pool: MakePool, registry: Co
     assert scrape(registry).executors == {"stays"}
 
 
+def test_unregistering_where_nothing_was_registered_is_ignored(make_pool: MakePool, registry: CollectorRegistry) -> None:
+    unregister(make_pool(1), registry=registry)
+
+    assert not scrape(registry).names
+
+
 def test_an_executor_can_be_registered_again_after_its_collector_was_unregistered(
     make_pool: MakePool, registry: CollectorRegistry
 ) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
-from tasker_executor import ResourceExecutor
+from tasker_executor import ResourceExecutor, _core
 from tasker_executor._lanes import Lane, Lanes
 from tasker_executor._work_item import TaskFuture
 from tasker_executor._worker import Worker
@@ -57,14 +58,74 @@ class Once:
             action()
 
 
+class RacedLane(Lane):
+    """A lane that acts when somebody looks whether it is empty, and when somebody is about to pop."""
+
+    def __init__(self, pool: ResourceExecutor[Any], name: str) -> None:
+        super().__init__(name, pool._core, pool._core._task_settled)
+        self.on_look: Callable[[], object] | None = None
+        self.on_pop: Callable[[], object] | None = None
+        setattr(pool._core.lanes, name, self)
+        setattr(pool, f"_{name}", self)
+
+    def __len__(self) -> int:
+        if self.on_look is not None:
+            self.on_look()
+        return super().__len__()
+
+    def __bool__(self) -> bool:  # Python 3.10 asks a deque this, and not how long it is
+        return len(self) > 0
+
+    def popleft(self) -> TaskFuture[Any]:
+        if self.on_pop is not None:
+            self.on_pop()
+        return super().popleft()
+
+
+class Stale:
+    """The idle stack as somebody sees it who acts upon an earlier look at all of it: after that number `at`, it changes."""
+
+    def __init__(self, stack: list[Any], at: int, change: Callable[[], object]) -> None:
+        self._stack, self._left, self._change = stack, at, change
+
+    def __getitem__(self, index: int | slice) -> Any:
+        seen = self._stack[index]
+        if isinstance(index, slice):
+            self._left -= 1
+            if self._left == 0:
+                self._change()
+        return seen
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._stack
+
+    def __len__(self) -> int:
+        return len(self._stack)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stack, name)
+
+
+def idle_workers(pool: ResourceExecutor[Any]) -> list[Worker]:
+    """The workers that are registered as idle."""
+    return [worker for worker in pool._core.idle_stack[:] if isinstance(worker, Worker)]
+
+
+def when_idle(pool: ResourceExecutor[Any], action: Callable[[], object]) -> Callable[[], None]:
+    """Act once, the first time that this is called by a worker which is registered as idle."""
+    once = Once(action)
+
+    def act() -> None:
+        if any(worker.thread is threading.current_thread() for worker in idle_workers(pool)):
+            once()
+
+    return act
+
+
 def wait_until_idle(pool: ResourceExecutor[Any]) -> Worker:
     """Block until a worker is at rest, registered as idle; return it."""
-
-    def idle() -> list[Worker]:
-        return [worker for worker in pool._core.idle_stack[:] if isinstance(worker, Worker)]
-
-    eventually(lambda: len(idle()) == 1, "one idle worker")
-    return idle()[0]
+    eventually(lambda: len(idle_workers(pool)) == 1, "one idle worker")
+    return idle_workers(pool)[0]
 
 
 # -- submit against shutdown --
@@ -200,7 +261,7 @@ def test_a_worker_that_is_told_to_leave_does_not_take_a_wake_up_with_it(make_poo
     barrier = threading.Barrier(2)
     for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(2)]:
         future.result(DEADLINE)
-    eventually(lambda: sum(isinstance(worker, Worker) for worker in pool._core.idle_stack[:]) == 2, "two idle workers")
+    eventually(lambda: len(idle_workers(pool)) == 2, "two idle workers")
     futures: list[Future[int]] = []
     retire_idle = pool._core._retire_idle
 
@@ -229,6 +290,137 @@ def test_a_worker_told_to_leave_leaves_its_task_to_others(make_pool: MakePool, g
     assert [future.result(DEADLINE) for future in queued] == [7] * 5
     assert all(future.exception(DEADLINE) is None for future in held)
     eventually(lambda: pool.stats().active_workers == 1, "one worker to leave")
+
+
+@pytest.mark.parametrize("look, idle_timeout, most", [(1, None, 1), (2, 3600.0, 3)], ids=["to retire", "to look up"])
+def test_workers_woken_for_tasks_while_resize_picks_them_are_left_to_their_tasks(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch, look: int, idle_timeout: float | None, most: int
+) -> None:
+    # 1. resize() looks who is idle, to have them retire, or look up because of the idle_timeout. 2. Two tasks take them off
+    # the stack, and keep them off. 3. resize() finds them gone from there.
+    pool = make_pool(2, idle_timeout=idle_timeout)
+    barrier = threading.Barrier(2)
+    for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(2)]:
+        future.result(DEADLINE)
+    eventually(lambda: len(idle_workers(pool)) == 2, "two idle workers")
+    futures: list[Future[None]] = []
+
+    def take_both() -> None:
+        futures.extend(pool.submit(gate.hold) for _ in range(2))
+
+    stack = Stale(pool._core.idle_stack, look, take_both)
+    monkeypatch.setattr(pool._core, "idle_stack", stack)
+    monkeypatch.setattr(pool._core, "idle", stack)
+
+    pool.resize(max_workers=most)  # one that has a wake-up, but no task yet, may be the one to leave
+    gate.release()
+
+    assert [future.exception(DEADLINE) for future in futures] == [None, None]
+    eventually(lambda: pool.stats().active_workers <= most, "those too many to leave")
+
+
+def test_a_base_worker_that_is_no_more_wanted_when_its_idle_time_is_up_leaves(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. An idle worker's time is up, so it is off the stack; but as one of the base it stays. 2. resize() finds nobody idle.
+    # 3. The worker goes back to the stack: it must look whether it is still wanted.
+    pool = make_pool(2, min_workers=2, idle_timeout=0.001)
+    shrink = Once(lambda: pool.resize(min_workers=1, max_workers=1))
+    may_retire = pool._core.may_retire
+
+    def stay(worker: Worker) -> bool:
+        may = may_retire(worker)
+        shrink()
+        return may
+
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    monkeypatch.setattr(pool._core, "may_retire", stay)
+    pool.submit(int).result(DEADLINE)
+
+    eventually(lambda: pool.stats().active_workers == 1, "the idle worker to leave")
+
+    assert pool.stats().idle_workers == 0
+
+
+def test_a_careful_worker_picked_to_retire_as_it_finds_a_task_leaves_that_to_others(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    # 1. One worker is busy, the other registers as idle. 2. resize() picks it to retire. 3. A task is queued. 4. The worker
+    # finds it, and would have to check its resource first.
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, check_resource=ledger.is_usable)
+    lane = RacedLane(pool, "normal")
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    futures: list[Future[int]] = []
+
+    def pick_and_submit() -> None:
+        pool.resize(max_workers=1)
+        futures.append(pool.submit(FakeResource.use))
+
+    lane.on_look = when_idle(pool, pick_and_submit)
+
+    assert pool.submit(FakeResource.use).result(DEADLINE) == 1
+    ledger.wait_until_destroyed(1)
+    gate.release()
+
+    assert futures[0].result(DEADLINE) == 0
+
+
+@pytest.mark.parametrize("cancel", [False, True], ids=["runs it", "finds it cancelled"])
+def test_a_worker_picked_to_retire_as_it_takes_an_urgent_task_retires_after_that(
+    make_pool: MakePool, gate: Gate, cancel: bool
+) -> None:
+    # 1. One worker is busy, the other registers as idle. 2. resize() picks it to retire. 3. An urgent task is queued. 4. The
+    # worker finds and takes it: the last one.
+    pool = make_pool(2)
+    lane = RacedLane(pool, "priority")
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    futures: list[Future[int]] = []
+
+    def pick_and_submit() -> None:
+        pool.resize(max_workers=1)
+        urgent = pool.submit_priority(threading.get_ident)
+        if cancel:
+            urgent.cancel()
+        futures.append(urgent)
+
+    lane.on_look = when_idle(pool, pick_and_submit)
+
+    picked = pool.submit(threading.get_ident).result(DEADLINE)
+    eventually(lambda: pool.stats().active_workers == 1, "the worker to retire")
+
+    assert futures[0].cancelled() if cancel else futures[0].result(0) == picked
+    assert pool.stats().queued_tasks == pool.stats().priority_tasks == 0
+
+
+def test_a_worker_picked_to_retire_as_it_publishes_a_result_calls_the_callbacks_first(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A worker has ended a task, and registers as idle. 2. resize() picks it to retire. 3. It has callbacks to call.
+    pool = make_pool(2)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    publish = TaskFuture[Any]._publish
+    pick = when_idle(pool, lambda: pool.resize(max_workers=1))
+
+    def publish_late(future: TaskFuture[Any]) -> Any:
+        pick()
+        return publish(future)
+
+    monkeypatch.setattr(TaskFuture, "_publish", publish_late)
+    called: list[int] = []
+    with Gate() as other:
+        future = pool.submit(other.hold)
+        other.wait_until_held()
+        future.add_done_callback(lambda _: called.append(threading.get_ident()))
+        (quick,) = [worker for worker in pool._core.workers if worker.item is future]
+
+    eventually(lambda: pool.stats().active_workers == 1, "the worker to retire")
+
+    assert called == [quick.thread.ident]
+    assert quick not in pool._core.workers
 
 
 # -- the idle stack and the permit --
@@ -341,6 +533,107 @@ def test_a_wake_up_that_finds_no_task_is_passed_on(make_pool: MakePool, gate: Ga
 
     assert pool.submit(int, "7").result(DEADLINE) == 7
     assert pool.stats().cancelled == 1
+
+
+def test_an_idle_worker_that_loses_the_race_for_an_urgent_task_goes_back_to_sleep(make_pool: MakePool, gate: Gate) -> None:
+    # 1. A worker registers as idle. 2. An urgent task is queued, and wakes it. 3. It sees the task at once, but another worker
+    # takes that. 4. It has a permit, and nothing to do; and it is off the stack without having been told.
+    pool = make_pool(2)
+    lane = RacedLane(pool, "priority")
+
+    def hold() -> int:
+        gate.hold()
+        return threading.get_ident()
+
+    first = pool.submit(hold)
+    gate.wait_until_held()
+    futures: list[Future[int]] = []
+
+    def let_the_other_take_it() -> None:
+        gate.release()
+        futures[0].result(DEADLINE)
+
+    def submit() -> None:
+        futures.append(pool.submit_priority(threading.get_ident))
+        lane.on_pop = Once(let_the_other_take_it)
+
+    lane.on_look = when_idle(pool, submit)
+
+    pool.submit(int).result(DEADLINE)
+    eventually(lambda: len(idle_workers(pool)) == 2, "two idle workers")
+
+    assert futures[0].result(0) == first.result(0)
+    assert all(worker.park.locked() for worker in idle_workers(pool))
+    barrier = threading.Barrier(2)
+    assert sorted(future.result(DEADLINE) for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(2)]) == [0, 1]
+
+
+def test_a_task_that_a_worker_takes_while_the_queue_is_failed_is_run(make_pool: MakePool, gate: Gate) -> None:
+    # 1. The supervisor counts the tasks that have waited too long for a resource. 2. A worker takes the only one.
+    pool = make_pool(1)
+    lane = RacedLane(pool, "normal")
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    queued = pool.submit(int, "7")
+
+    def let_the_worker_take_it() -> None:
+        gate.release()
+        queued.result(DEADLINE)
+
+    lane.on_pop = Once(let_the_worker_take_it)
+
+    pool._core._fail_queue(OSError("outage"))
+
+    assert queued.result(0) == 7
+    assert pool.stats().failed == 0
+
+
+def test_a_task_that_a_worker_takes_while_the_pool_breaks_is_run(make_pool: MakePool, gate: Gate) -> None:
+    # 1. The initializer of a second worker fails, which breaks the pool. 2. The first worker takes the only task queued.
+    threads = itertools.count()
+
+    def initializer() -> None:
+        if next(threads):
+            raise LookupError("no such setting")
+
+    pool = make_pool(2, initializer=initializer)
+    lane = RacedLane(pool, "normal")
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    ran = threading.Event()
+
+    def let_the_worker_take_it() -> None:
+        gate.release()
+        assert ran.wait(DEADLINE)
+
+    lane.on_pop = Once(let_the_worker_take_it)
+
+    queued = pool.submit(ran.set)
+
+    assert queued.exception(DEADLINE) is None
+
+
+def test_a_submit_that_is_let_in_because_the_pool_has_just_closed_is_refused(make_pool: MakePool, gate: Gate) -> None:
+    # 1. A submitter finds the pool open. 2. shutdown() begins. 3. The submitter comes to the door: it must not wait there.
+    ran: list[str] = []
+    pool = make_pool(1, max_queued=0)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    admission = pool._core.admission
+    enter = admission.enter
+
+    def enter_late(*args: Any, **kwargs: Any) -> bool:
+        pool.shutdown(wait=False)
+        return enter(*args, **kwargs)
+
+    admission.enter = enter_late  # type: ignore[method-assign]  # the point of the test
+
+    with pytest.raises(RuntimeError, match=AFTER_SHUTDOWN):
+        pool.submit(ran.append, "ran")
+
+    gate.release()
+    pool.shutdown()
+    assert ran == []
 
 
 # -- breaking, callbacks, threads that cannot start --
@@ -466,6 +759,82 @@ def test_a_constructor_that_can_start_no_base_worker_raises_and_leaves_nothing(l
     assert len(ledger.created) == len(ledger.destroyed) == 2
 
 
+@pytest.mark.parametrize("call", ["shutdown", "resize"])
+def test_who_would_start_a_worker_for_others_and_can_start_no_thread_leaves_the_tasks_to_those_there_are(
+    make_pool: MakePool,
+    permits: list[None],
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+) -> None:
+    # Tasks wait, and there is room for a worker; but who calls has not submitted those tasks, and need not hear of it.
+    monkeypatch.setattr(_core.random, "uniform", lambda low, _high: low)  # type: ignore[attr-defined]  # a module
+    pool = make_pool(2)
+    permits.append(None)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    queued = pool.submit(int, "7")
+
+    if call == "shutdown":
+        pool.shutdown(wait=False)
+    else:
+        pool.resize(max_workers=3)
+    gate.release()
+
+    assert queued.result(DEADLINE) == 7
+    assert "cannot start a worker" in caplog.text
+    assert "cannot start the supervisor thread" in caplog.text
+
+
+def test_ctrl_c_just_after_a_worker_began_to_live_keeps_that_worker(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. submit() starts a worker's thread. 2. That begins to live. 3. Ctrl-C comes before submit() goes on.
+    pool = make_pool(1)
+    start = threading.Thread.start
+    begun: list[Worker] = []
+
+    def start_and_be_interrupted(thread: threading.Thread) -> None:
+        begun.extend(pool._core.workers)
+        start(thread)
+        eventually(begun[0].birth.locked, "the thread to begin")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.submit(int)
+    monkeypatch.undo()
+
+    assert pool.submit(threading.get_ident).result(DEADLINE) == begun[0].thread.ident
+    assert pool._core.workers == set(begun)
+
+
+def test_a_thread_that_begins_after_ctrl_c_gave_it_up_does_nothing(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. submit() starts a worker's thread. 2. Ctrl-C comes, and the worker is given up. 3. The thread begins.
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy)
+    late: list[threading.Thread] = []
+
+    def be_interrupted(thread: threading.Thread) -> None:
+        late.append(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.submit(FakeResource.use)
+    monkeypatch.undo()
+    assert pool.stats().active_workers == 0
+
+    late[0].start()
+    late[0].join(DEADLINE)
+
+    assert ledger.attempts == 0
+    assert pool.stats().active_workers == 0
+    assert pool.submit(FakeResource.use).result(DEADLINE) == 0
+
+
 # -- exceptions thrown into a worker from outside --
 
 
@@ -543,3 +912,107 @@ def test_an_exception_thrown_into_a_worker_that_has_a_task_in_hand_fails_that_ta
 
     assert isinstance(doomed.exception(DEADLINE), Thrown)
     assert queued.result(DEADLINE) == 7
+
+
+def test_an_exception_thrown_into_a_worker_between_two_tasks_fails_neither(make_pool: MakePool) -> None:
+    # 1. The worker has delivered a result, and registered as idle. 2. The exception comes.
+    pool = make_pool(1)
+    lane = RacedLane(pool, "normal")
+
+    def throw() -> None:
+        raise Thrown
+
+    lane.on_look = when_idle(pool, throw)
+
+    assert pool.submit(int, "7").result(DEADLINE) == 7
+    eventually(lambda: pool.stats().workers_replaced == 1, "the worker to end")
+
+    assert pool.submit(int, "8").result(DEADLINE) == 8
+    assert (pool.stats().completed, pool.stats().failed) == (2, 0)
+
+
+def test_an_exception_thrown_into_a_worker_as_it_ends_does_not_cost_its_successor(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A worker's resource broke, and has been destroyed. 2. The exception comes when all that is left is to say so.
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
+    source = pool._core.source
+    assert source is not None
+    destroy = source.destroy
+    throw = Once(lambda: (_ for _ in ()).throw(Thrown()))
+
+    def destroy_and_be_hit(*args: Any) -> Any:
+        result = destroy(*args)
+        throw()
+        return result
+
+    monkeypatch.setattr(source, "destroy", destroy_and_be_hit)
+
+    def work(resource: FakeResource) -> int:
+        if resource.number == 0:
+            resource.break_down()
+        return resource.use()
+
+    assert pool.submit(work).result(DEADLINE) == 1
+    assert pool.stats().workers_replaced == 1
+
+
+# -- few wake-ups at a time
+
+
+@pytest.fixture
+def one_at_a_time() -> Iterator[None]:
+    """No thread is made to give way to another: the test goes on until it waits."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(100)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_a_burst_wakes_few_workers_and_those_wake_the_others(make_pool: MakePool, one_at_a_time: None) -> None:
+    # 1. All workers are idle. 2. As many tasks come in one go, which wait for each other. 3. Some workers are woken. 4. These
+    # wake the others, since no more tasks come that could.
+    pool = make_pool(20)
+    barrier = threading.Barrier(20)
+    for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(20)]:
+        future.result(DEADLINE)
+    eventually(lambda: len(idle_workers(pool)) == 20, "idle workers")
+
+    futures = [pool.submit(barrier.wait, DEADLINE) for _ in range(20)]
+    left = len(idle_workers(pool))
+
+    assert left >= 20 - 2 * _core.WAKES_AT_ONCE  # those woken before them are remembered, too
+    assert sorted(future.result(DEADLINE) for future in futures) == list(range(20))
+    assert pool._core.idle is pool._core.idle_stack
+
+
+def test_a_worker_that_comes_while_a_submitter_counts_on_it(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1. A submitter sees that enough workers are on their way. 2. They come, and see no sign that it counts on them. 3. It puts
+    # up the sign, and looks again.
+    pool = make_pool(2)
+    pool.submit(int).result(DEADLINE)
+    looks = [True, False]
+    monkeypatch.setattr(pool._core, "_enough_on_their_way", lambda: bool(looks) and looks.pop(0))
+
+    assert pool.submit(int, "7").result(DEADLINE) == 7
+    assert not looks
+    assert pool._core.idle is pool._core.idle_stack
+
+
+def test_a_worker_that_will_never_come_is_not_counted_on(make_pool: MakePool) -> None:
+    # 1. Submitters count on a worker that was woken last. 2. It dies before it takes its permit. 3. A task is queued.
+    pool = make_pool(2)
+    pool.submit(int).result(DEADLINE)
+    [worker] = pool._core.workers
+    eventually(lambda: len(idle_workers(pool)) == 1, "an idle worker")
+    pool._core._woken.extend([worker] * _core.WAKES_AT_ONCE)
+    pool._core.idle = _core._ENOUGH
+    worker.told_to_leave = True
+    pool._core.leaving.add(worker)
+    pool._core.idle_stack.remove(worker)
+    worker.release()
+    eventually(lambda: worker not in pool._core.workers, "the worker to end")
+
+    assert pool._core.idle is pool._core.idle_stack
+    worker.park = threading.Lock()  # as if the permit had never been taken
+    assert pool.submit(int, "7").result(DEADLINE) == 7

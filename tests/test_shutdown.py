@@ -13,6 +13,7 @@ import pytest
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import ResourceExecutor, ShutdownTimeout, current_task
 from tasker_executor._lanes import Lane
+from tasker_executor._work_item import TaskFuture
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 
@@ -216,6 +217,24 @@ def test_done_callbacks_are_told_of_what_cancel_futures_cancelled(busy: Resource
     assert told == [True]
 
 
+@pytest.mark.parametrize("end", ["cancel_futures", "kill"])
+def test_ctrl_c_in_a_done_callback_comes_out_when_all_is_cancelled_and_the_pool_ends(
+    busy: ResourceExecutor[None], gate: Gate, end: str
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    queued = [busy.submit(int) for _ in range(3)]
+    queued[0].add_done_callback(interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        busy.kill() if end == "kill" else busy.shutdown(wait=False, cancel_futures=True)
+    gate.release()
+
+    assert [future.cancelled() for future in queued] == [True] * 3
+    eventually(lambda: busy.stats().state == "closed", "the pool to close")
+
+
 def test_a_blocked_result_raises_cancelled_error(busy: ResourceExecutor[None]) -> None:
     queued: Any = busy.submit(int)
     errors: list[type[BaseException]] = []
@@ -256,6 +275,33 @@ def test_a_task_that_waits_for_its_retry_gets_its_last_error(make_pool: MakePool
     assert isinstance(future.exception(DEADLINE), ResourceBroken)
     assert not future.cancelled()
     assert pool.stats().failed == 1
+
+
+def test_a_task_whose_retry_begins_as_it_is_about_to_be_given_up_is_run(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    # 1. shutdown() sees a task in between two attempts. 2. A worker takes it. 3. shutdown() comes to take it out of its lane.
+    pool = make_pool(1, on_create=FlakyFactory(ledger, gate), on_destroy=ledger.destroy, check_health=ledger.is_healthy)
+
+    class Raced(Lane):
+        def withdraw(self, future: TaskFuture[Any]) -> bool:
+            gate.release()
+            future.result(DEADLINE)
+            return super().withdraw(future)
+
+    pool._core.lanes.normal = pool._normal = Raced("normal", pool._core, pool._core._task_settled)
+
+    def work(resource: FakeResource) -> int:
+        if resource.number == 0:
+            resource.break_down()
+        return resource.use()
+
+    future = pool.submit(work)
+    gate.wait_until_held()
+
+    pool.shutdown(wait=False, cancel_futures=True)
+
+    assert future.result(0) == 1
 
 
 # -- again, and from anywhere --
@@ -305,6 +351,44 @@ def test_a_done_callback_may_shut_the_pool_down(make_pool: MakePool, gate: Gate)
 
     assert queued.result(DEADLINE) == 7
     eventually(lambda: pool.stats().state == "closed", "the pool to close")
+
+
+def test_a_done_callback_on_the_callers_own_thread_that_shuts_down_waits(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy)
+    future = pool.submit(FakeResource.use)
+    wait([future], DEADLINE)
+    alive: list[int] = []
+
+    def shut_down(_: object) -> None:
+        pool.shutdown()
+        alive.append(len(ledger.alive))
+
+    future.add_done_callback(shut_down)
+
+    assert alive == [0]
+
+
+def test_a_signal_handler_that_shuts_down_while_its_thread_holds_a_future_does_not_wait(
+    make_pool: MakePool, gate: Gate
+) -> None:
+    # 1. cancel() holds the lock of a future. 2. The handler comes, on this very thread. If it waited for the pool to end, that
+    # might wait for the future.
+    states: list[str] = []
+    pool = make_pool(1)
+
+    class Interrupted(Lane):
+        def count_tombstone(self, *, cancelled: bool, withdrawn: bool) -> None:
+            super().count_tombstone(cancelled=cancelled, withdrawn=withdrawn)
+            pool.shutdown()
+            states.append(pool.stats().state)
+
+    pool._core.lanes.normal = pool._normal = Interrupted("normal", pool._core, pool._core._task_settled)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+
+    assert pool.submit(int).cancel()
+
+    assert states == ["draining"]
 
 
 def test_on_destroy_may_shut_the_pool_down(make_pool: MakePool, ledger: Ledger) -> None:

@@ -323,6 +323,20 @@ def test_executor_says_what_it_is_doing(make_pool: MakePool, gate: Gate) -> None
     ]
 
 
+def test_worker_says_what_it_is_doing(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1, thread_name_prefix="crawler")
+    future = pool.submit(gate.hold)
+    gate.wait_until_held()
+    (worker,) = pool._core.workers
+    busy = repr(worker)
+    gate.release()
+    future.result()
+    eventually(lambda: pool.stats().idle_workers == 1, "the worker to be idle")
+
+    assert busy == "<Worker crawler_0 Gate.hold>"
+    assert repr(worker) == "<Worker crawler_0 idle>"
+
+
 def test_executors_without_a_name_are_told_apart(make_pool: MakePool) -> None:
     assert repr(make_pool(1)) != repr(make_pool(1))
 
@@ -544,6 +558,17 @@ def test_reset_may_be_repeated(make_pool: MakePool) -> None:
     assert counts == [1, 2, 3]
 
 
+def test_reset_starts_a_new_period_for_on_create_too(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, min_workers=1)
+    pool.wait_ready()
+    counts = [pool.metrics(reset=True).create.count]
+    pool.resize(min_workers=2)
+    pool.wait_ready()
+    counts += [pool.metrics(reset=True).create.count, pool.metrics().create.count]
+
+    assert counts == [1, 1, 0]
+
+
 def test_stats_count_on_after_a_reset(make_pool: MakePool) -> None:
     pool = make_pool(1)
     pool.submit(int).result()
@@ -653,6 +678,15 @@ def test_memory_is_constant_however_many_tasks_have_run(clock: Clock) -> None:
 
     assert sizes[1] <= 1.05 * sizes[0]
     assert sizes[1] < 200_000
+
+
+def test_memory_does_not_grow_with_the_resources_made_though_nobody_asks() -> None:
+    recorder = Recorder()
+    for _ in range(10_000):
+        recorder.add_creation(0.25)
+
+    assert len(recorder._created) < 1000
+    assert recorder.create_histogram().count == 10_000
 
 
 def test_memory_does_not_grow_with_time(clock: Clock) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from support import FakeResource, Gate, Ledger, MakePool, Watched, eventually
 from tasker_executor import BacklogPolicy, LoadSample, ResourceExecutor, TaskExpired
 from tasker_executor._supervisor import Supervisor
+from tasker_executor._types import clock
 from tasker_executor._worker import Worker
 
 
@@ -171,6 +173,29 @@ def test_supervisor_that_stumbles_goes_on(
     assert "stumbled" in caplog.text
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["before the thread begins", "after that"])
+def test_ctrl_c_while_the_supervisor_starts_leaves_one_supervisor(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    start = threading.Thread.start
+
+    def be_interrupted(thread: threading.Thread) -> None:
+        if begun:
+            start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.with_options(start_within=3600).submit(int)
+    monkeypatch.undo()
+
+    assert isinstance(pool.with_options(start_within=0.01).submit(int).exception(), TaskExpired)
+    assert len(supervisors()) == 1
+
+
 # -- the policy's tick --
 
 
@@ -318,6 +343,60 @@ def test_backlog_policy_grows_with_the_queue_and_shrinks_back_to_the_base(make_p
     assert pool.stats().active_workers == 1
 
 
+def test_tick_goes_on_for_a_task_that_comes_as_it_pauses(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. The policy has been asked, and everything is at rest. 2. Tasks are queued, and find no alarm. 3. The tick pauses.
+    policy = Script(1)
+    pool = make_pool(4, min_workers=1, policy=policy)
+    at_rest = pool._core.at_rest
+    came: list[object] = []
+
+    def be_late() -> bool:
+        rests = at_rest()
+        if rests and not came:
+            came.extend(pool.submit(gate.hold) for _ in range(2))  # one worker: the second waits
+        return rests
+
+    work_until_the_policy_is_asked(pool, policy)
+    pool._core.at_rest = be_late  # type: ignore[method-assign]  # the point of the test
+    eventually(lambda: bool(came), "the tick to find everything at rest")
+    policy.wait_until_asked(2)
+
+    assert policy.loads[-1].queued == 1
+
+
+def test_tick_resumes_though_ctrl_c_came_between_the_alarm_and_its_ring(make_pool: MakePool, turns: Turns, gate: Gate) -> None:
+    # 1. A submitter takes the alarm off the stack. 2. Ctrl-C comes before it rings. 3. The supervisor is woken for another
+    # reason: it looks for itself whether there is work.
+    policy = Script(1)
+    pool = make_pool(4, min_workers=1, policy=policy)
+    supervisor = pool._core.supervisor
+    work_until_the_policy_is_asked(pool, policy)
+    turns.wait_until_asleep()
+    pool._core.idle_stack.remove(supervisor._alarm)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    supervisor.kick()
+    policy.wait_until_asked(2)
+
+    assert policy.loads[-1].busy == 1
+
+
+def test_tick_that_resumed_by_itself_sets_no_second_alarm(make_pool: MakePool, turns: Turns) -> None:
+    # As after a Ctrl-C, when nobody knows whether the alarm has been taken off the stack.
+    policy = Script(1)
+    pool = make_pool(4, min_workers=1, policy=policy)
+    supervisor = pool._core.supervisor
+    work_until_the_policy_is_asked(pool, policy)
+    turns.wait_until_asleep()
+    asked = policy.asked
+    supervisor.resume()
+    eventually(lambda: policy.asked > asked and supervisor._next_tick is None, "the tick to go on, and to pause again")
+
+    assert pool._core.idle_stack.count(supervisor._alarm) == 1
+
+
 # -- deadlines --
 
 
@@ -376,6 +455,19 @@ def test_deadlines_of_tasks_that_are_done_are_forgotten(make_pool: MakePool) -> 
         view.submit(int).result()
 
     assert len(pool._core.supervisor._deadlines) < 200
+
+
+def test_deadline_of_a_future_that_nobody_holds_any_more_is_dropped(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    supervisor = pool._core.supervisor
+    future = pool.with_options(start_within=3600).submit(int)
+    reference = weakref.ref(future)
+    future.result()
+    del future
+    eventually(lambda: reference() is None, "the worker to forget the future")
+
+    assert supervisor._expire(clock() + 3601) is None
+    assert supervisor._deadlines == []
 
 
 # -- idle workers --

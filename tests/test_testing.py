@@ -20,6 +20,7 @@ from tasker_executor import (
     TaskCancelled,
     TaskExpired,
     current_task,
+    testing,
 )
 from tasker_executor.testing import InlineExecutor, assert_no_leaks
 
@@ -236,6 +237,23 @@ def test_where_the_factory_fails_the_task_fails_at_once_and_the_next_may_succeed
     assert pool.stats().create_failures == 1
 
 
+def test_after_an_exit_in_mid_task_the_resource_is_checked_before_it_is_used_again(
+    make_inline: MakeInline, ledger: Ledger
+) -> None:
+    def interrupted(resource: FakeResource) -> None:
+        resource.broken = True
+        raise SystemExit
+
+    pool = make_inline()
+    with ThreadPoolExecutor(1) as threads:  # where an exit is the task's result, and nothing more
+        ledger.any_thread = True
+        error = threads.submit(pool.submit, interrupted).result().exception()
+
+    assert isinstance(error, SystemExit)
+    assert pool.submit(FakeResource.use).result() == 1
+    assert [resource.number for resource in ledger.destroyed] == [0]
+
+
 def test_a_factory_that_returns_none_is_told_the_cure() -> None:
     with InlineExecutor(on_create=lambda: None) as pool:
         error = pool.submit(lambda _: None).exception()
@@ -249,6 +267,22 @@ def test_wait_ready_makes_the_resource(make_inline: MakeInline, ledger: Ledger) 
     pool.wait_ready()
 
     assert pool.stats().available_resources == len(ledger.alive) == 1
+
+
+def test_wait_ready_makes_no_second_resource(make_inline: MakeInline, ledger: Ledger) -> None:
+    pool = make_inline()
+
+    pool.wait_ready()
+    pool.wait_ready()
+
+    assert len(ledger.created) == 1
+
+
+def test_current_resource_of_another_executor_is_refused(make_inline: MakeInline) -> None:
+    pool, other = make_inline(), make_inline(name="other")
+
+    with pytest.raises(NoCurrentTask, match="not one of executor 'other'"):
+        pool.submit(lambda _: other.current_resource()).result()
 
 
 def test_hooks_without_a_factory_are_refused() -> None:
@@ -300,6 +334,23 @@ def test_a_cancelled_task_never_runs_and_wait_is_told(make_inline: MakeInline) -
     assert pool.run_all() == 0
     assert wait([future], 0).done == {future}
     assert pool.stats().cancelled == 1
+
+
+def test_a_cancelled_task_leaves_those_before_and_after_it(make_inline: MakeInline) -> None:
+    pool = make_inline(deferred=True)
+    futures = [pool.submit(FakeResource.use) for _ in range(3)]
+
+    assert futures[1].cancel()
+    assert [future.cancelled() for future in futures] == [False, True, False]
+    assert pool.run_all() == 2
+
+
+def test_it_says_what_it_is_doing(make_inline: MakeInline) -> None:
+    pool = make_inline(deferred=True, name="crawler")
+    pool.submit(FakeResource.use)
+    pool.submit_priority(FakeResource.use)
+
+    assert repr(pool) == "<InlineExecutor 'crawler' running: 2 queued (1 high)>"
 
 
 def test_a_task_that_has_run_cannot_be_cancelled(make_inline: MakeInline) -> None:
@@ -428,6 +479,25 @@ def test_kill_cancels_the_queue_and_sets_the_token_of_the_task_that_runs(make_in
     assert pool.stats().state == "closed"
 
 
+def test_kill_after_the_end_changes_nothing(make_inline: MakeInline) -> None:
+    pool = make_inline()
+    pool.shutdown()
+
+    pool.kill()
+
+    assert pool.stats().state == "closed"
+
+
+def test_a_negative_timeout_is_refused_and_nothing_is_shut_down(make_inline: MakeInline) -> None:
+    pool = make_inline()
+
+    with pytest.raises(ValueError, match="timeout must not be negative"):
+        pool.shutdown(timeout=-1.0)
+    pool.shutdown(timeout=0.0)
+
+    assert pool.stats().state == "closed"
+
+
 def test_after_kill_nothing_is_retried(make_inline: MakeInline, ledger: Ledger) -> None:
     pool = make_inline()
 
@@ -495,6 +565,28 @@ def test_the_ledger_tells_a_use_by_another_thread_unless_that_is_allowed(any_thr
             ledger.check()
 
 
+def test_the_ledger_tells_a_destruction_by_another_thread() -> None:
+    ledger = Ledger()
+    resource = ledger.create()
+    with ThreadPoolExecutor(1, "stranger") as threads:
+        threads.submit(ledger.destroy, resource).result()
+
+    with pytest.raises(AssertionError, match=r"<FakeResource 0> was made by MainThread and destroyed by stranger_0"):
+        ledger.check()
+
+
+def test_who_waits_in_vain_is_told_for_what_and_how_things_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testing, "DEADLINE", 0.001)
+    ledger = Ledger()
+    ledger.create()
+
+    message = "waited 0.001 s in vain for 1 destructions: <Ledger: 1 attempts, 1 created, 0 destroyed>"
+    with pytest.raises(AssertionError, match=f"^{message}$"):
+        ledger.wait_until_destroyed(1)
+    with pytest.raises(AssertionError, match=r"in vain for 2 held tasks: <Gate closed: 0 held>$"):
+        Gate().wait_until_held(2)
+
+
 # -- leaks --
 
 
@@ -514,6 +606,13 @@ def test_a_thread_that_is_left_is_named() -> None:
         with pytest.raises(AssertionError, match=r"left behind: thread forgotten$"), assert_no_leaks(timeout=0.0):
             thread.start()
     thread.join()
+
+
+def test_a_thread_that_ends_in_time_is_no_leak() -> None:
+    with Gate() as gate, assert_no_leaks(timeout=DEADLINE):
+        threading.Thread(target=gate.hold).start()
+        gate.wait_until_held()
+        threading.Timer(0.01, gate.release).start()
 
 
 def test_threads_of_another_library_can_be_ignored() -> None:

@@ -334,6 +334,22 @@ def test_callbacks_are_called_by_cancel(busy: ResourceExecutor[None]) -> None:
     assert seen == [True]
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_what_means_the_program_comes_out_of_a_callback_on_the_main_thread_after_the_others_were_called(
+    busy: ResourceExecutor[None], kind: type[BaseException]
+) -> None:
+    called: list[str] = []
+    future = busy.submit(int)
+    future.add_done_callback(lambda _: fail(kind()))
+    future.add_done_callback(lambda _: called.append("after"))
+
+    with pytest.raises(kind):
+        future.cancel()
+
+    assert called == ["after"]
+    assert future.cancelled()
+
+
 @pytest.mark.parametrize("error", [ValueError("callback"), SystemExit(1)], ids=lambda error: type(error).__name__)
 def test_a_callback_that_raises_is_logged_and_the_others_are_called(
     busy: ResourceExecutor[None], gate: Gate, caplog: pytest.LogCaptureFixture, error: BaseException
