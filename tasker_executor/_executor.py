@@ -432,7 +432,7 @@ class ResourceExecutor(BaseExecutor[R]):
             pool = self._pool
             if pool is None:
                 return self._run_now(fn, args, kwargs, self._options)
-            return pool.run(fn, args, kwargs)
+            return pool.run(fn, args, kwargs, None)
 
         run_now.__doc__ = BaseExecutor.run_now.__doc__
 

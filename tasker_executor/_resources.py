@@ -377,7 +377,7 @@ class ResourcePool(Generic[R]):
         """Those that a call of ``run_now`` has in hand."""
         return [holding for holding in self._all.copy() if holding.item is not None]
 
-    def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int | None = None) -> T:
+    def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int | None) -> T:
         """Call `fn` with a resource, as the current task of this thread; again with another, if the resource broke."""
         if kwargs:
             fn = partial(fn, **kwargs)
