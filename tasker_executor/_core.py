@@ -245,7 +245,7 @@ class Core:
         """Wake who is on top of the idle stack. Raises IndexError if nobody is, and what prevents a thread from starting."""
         top = self.idle_stack[-1]
         next(self._wakes)
-        if top is not self._room:
+        if isinstance(top, Worker):
             self._woken.append(top)
 
     def _take_back(self, future: TaskFuture[Any]) -> None:

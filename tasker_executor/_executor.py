@@ -48,6 +48,7 @@ from ._types import (
     clock,
 )
 from ._work_item import PENDING, RUNNING, TaskFuture
+from ._worker import function_name
 from .exceptions import NoCurrentTask, QueueFull
 from .observers import Observer, TaskEvent
 from .policies import ScalingPolicy
@@ -406,8 +407,7 @@ class ResourceExecutor(BaseExecutor[R]):
         if deadline is not None:
             core.supervisor.watch(future, deadline)
         if core.hub.hears("task_submitted"):
-            name = getattr(fn, "__qualname__", type(fn).__name__)
-            core.hub.tell("task_submitted", TaskEvent(core.name, id(future), name, lane.name))
+            core.hub.tell("task_submitted", TaskEvent(core.name, id(future), function_name(fn), lane.name))
         return future
 
     def _run_in_caller(

@@ -146,12 +146,8 @@ class Histogram:
                 new.append((min(max(middle, self.minimum), self.maximum), count - before.get(bucket, 0)))
         return new
 
-    def quantile(self, share: float) -> float:
-        """Return the value that `share` of all values do not exceed, interpolated inside its bucket; 0.0 without values."""
-        return self._quantiles([share])[0]
-
     def _quantiles(self, shares: list[float]) -> list[float]:
-        """Return the quantiles for ascending `shares`."""
+        """Return for each of the ascending `shares` the value that so many do not exceed, interpolated inside its bucket."""
         found: list[float] = []
         below = 0
         for bucket, count in self.buckets.items():

@@ -100,7 +100,7 @@ class Supervisor:
                 heapq.heapify(self._deadlines)
             heapq.heappush(self._deadlines, (deadline, next(self._numbers), weakref.ref(future)))
             first = self._deadlines[0][0] == deadline
-        if first:
+        if first or self.thread is None:  # it may have failed to start for the one that is first
             self.kick()
 
     def resume(self) -> None:

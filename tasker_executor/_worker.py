@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ._lanes import Lane
     from ._types import Latch
 
-__all__ = ["Worker", "describe"]
+__all__ = ["Worker", "describe", "function_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -496,7 +496,11 @@ def _without_this_frame(error: BaseException) -> BaseException:
 
 def describe(future: TaskFuture[Any]) -> str:
     """Return the name of a task's function."""
-    function: Any = future._result
+    return function_name(future._result)
+
+
+def function_name(function: Any) -> str:
+    """Return the name of what is called in the end, or of its type. Never raises."""
     try:
         for _ in range(10):  # a callable may have every attribute that it is asked for, a mock for instance
             inner: Any = getattr(function, "func" if issubclass(type(function), partial) else "__wrapped__", None)

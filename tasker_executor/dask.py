@@ -66,6 +66,7 @@ from ._types import (
     check_seconds,
     clock,
 )
+from ._worker import function_name
 from .exceptions import ResourceCreationError, ShutdownTimeout, TaskLost
 from .observers import Observer
 from .policies import ScalingPolicy
@@ -734,7 +735,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
     def _job(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> _Job:
         retries = self._max_retries if options.max_retries is None else options.max_retries
         function = fn.__wrapped__ if isinstance(fn, _ChunkRunner) else fn
-        name = getattr(function, "__qualname__", type(function).__name__)
+        name = function_name(function)
         # Dask groups what it learns and shows by the part of the key before the 32 hexadecimal digits.
         key = f"{getattr(function, '__name__', type(function).__name__).strip('<>')}-{self._key_prefix}{next(self._keys):012x}"
         carried = [capture() for capture in self._capture]

@@ -14,6 +14,7 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import QueueFull, ResourceExecutor
+from tasker_executor._admission import Admission
 from tasker_executor._work_item import TaskFuture
 
 
@@ -486,3 +487,20 @@ def test_everybody_gets_in_in_the_end(make_pool: MakePool) -> None:
 
     assert join_all(threads) == []
     assert [future.result(DEADLINE) for future in futures] == [0] * 400
+
+
+def test_a_place_that_comes_free_before_the_waiter_can_be_seen_is_taken() -> None:
+    # 1. A submitter finds the queue full. 2. A worker takes the task that was in its way, and sees nobody at the door. 3. The
+    # submitter goes to the door, and looks once more.
+    counts = [1, 0]
+    door = Admission(1, lambda: counts.pop(0) if counts else 0)
+    ticket = allocate_lock()
+    ticket.acquire()
+    entered: list[bool] = []
+    waiter = threading.Thread(target=lambda: entered.append(door.enter(ticket, block=True)), daemon=True)
+
+    waiter.start()
+    waiter.join(DEADLINE)
+
+    assert entered == [True]
+    assert not door.blocked

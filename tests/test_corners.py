@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from support import MakePool
+from support import DEADLINE, MakePool
 from tasker_executor import _core
 from tasker_executor._types import Bell, Latch
 
 
 class Raced(deque[Any]):
-    """A deque on which somebody else acts right after `append`, or right before `remove`, the first time."""
+    """A deque on which somebody else acts right before `append`, or right before `remove`, the first time."""
 
-    def __init__(self, *, appended: Callable[[], object] | None = None, removing: Callable[[], object] | None = None) -> None:
+    def __init__(self, *, appending: Callable[[], object] | None = None, removing: Callable[[], object] | None = None) -> None:
         super().__init__()
-        self._appended, self._removing = appended, removing
+        self._appending, self._removing = appending, removing
 
     def append(self, item: Any) -> None:
+        appending, self._appending = self._appending, None
+        if appending is not None:
+            appending()
         super().append(item)
-        appended, self._appended = self._appended, None
-        if appended is not None:
-            appended()
 
     def remove(self, item: Any) -> None:
         removing, self._removing = self._removing, None
@@ -38,11 +39,13 @@ class Raced(deque[Any]):
 
 
 def test_a_latch_opened_while_somebody_comes_to_wait_lets_him_through() -> None:
-    # 1. The waiter finds the latch closed, and queues up. 2. It is opened. 3. The waiter looks again.
+    # 1. The waiter finds the latch closed. 2. It is opened, and nobody waits. 3. The waiter queues up, and looks again.
     latch = Latch()
-    latch._waiting = Raced(appended=latch.open)
+    latch._waiting = Raced(appending=latch.open)
+    begun = time.monotonic()
 
-    assert latch.wait(0.0)
+    assert latch.wait(DEADLINE)
+    assert time.monotonic() - begun < DEADLINE
 
 
 def test_a_latch_opened_in_the_moment_of_a_timeout_is_open() -> None:

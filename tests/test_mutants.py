@@ -116,7 +116,8 @@ def test_a_wake_up_for_a_worker_that_has_callbacks_to_call_is_passed_on(make_poo
     eventually(lambda: outcomes == [7], "the callback to have the result of the other worker")
 
 
-def test_a_worker_that_is_woken_before_it_sleeps_has_no_permit_left_when_it_works(make_pool: MakePool) -> None:
+@pytest.mark.parametrize("lane", ["submit", "submit_priority"])
+def test_a_worker_that_is_woken_before_it_sleeps_has_no_permit_left_when_it_works(make_pool: MakePool, lane: str) -> None:
     # 1. A worker has a result and registers as idle. 2. A task is queued, and wakes it. 3. It finds that task without ever
     # having slept, and takes the permit, too; or it would wake for nothing later.
     pool = make_pool(1)
@@ -125,7 +126,7 @@ def test_a_worker_that_is_woken_before_it_sleeps_has_no_permit_left_when_it_work
 
     def submit() -> None:
         [worker] = pool._core.workers
-        futures.append(pool.submit(worker.park.locked))
+        futures.append(getattr(pool, lane)(worker.park.locked))
 
     pool.submit(setattr, stack, "after", submit)
 
@@ -133,7 +134,10 @@ def test_a_worker_that_is_woken_before_it_sleeps_has_no_permit_left_when_it_work
     assert futures[0].result(DEADLINE)
 
 
-def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_after_that_task(make_pool: MakePool, gate: Gate) -> None:
+@pytest.mark.parametrize("lane", ["submit", "submit_priority"])
+def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_after_that_task(
+    make_pool: MakePool, gate: Gate, lane: str
+) -> None:
     # 1. One worker is busy, the other has a result and registers as idle. 2. resize() takes it off the stack and tells it to
     # leave; a task is queued. 3. It finds the task, does it, and leaves, though nobody wakes it again.
     pool = make_pool(2)
@@ -144,7 +148,7 @@ def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_after_that_task(m
 
     def trouble() -> None:
         pool.resize(max_workers=1)
-        futures.append(pool.submit(int, "7"))
+        futures.append(getattr(pool, lane)(int, "7"))
 
     pool.submit(setattr, stack, "after", trouble)
 

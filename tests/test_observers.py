@@ -91,8 +91,20 @@ def test_function_is_named_as_its_author_named_it(make_pool: MakePool, ledger: L
     list(pool.map(FakeResource.use, [1, 2], chunksize=2))
     names = ["FakeResource.use", "int", "FakeResource.use"]
 
-    assert [event.function for event in notebook.events["task_started"]] == names
-    assert [event.function for event in notebook.events["task_finished"]] == names
+    for event in ("task_submitted", "task_started", "task_finished"):
+        assert [told.function for told in notebook.events[event]] == names
+
+
+def test_callable_that_answers_no_question_is_submitted_all_the_same(make_pool: MakePool, notebook: Notebook) -> None:
+    class Sphinx:
+        def __call__(self) -> int:
+            return 3
+
+        def __getattr__(self, name: str) -> object:
+            raise LookupError(name)
+
+    assert make_pool(1, observers=[notebook.observer]).submit(Sphinx()).result() == 3
+    assert [event.function for event in notebook.events["task_submitted"]] == ["Sphinx"]
 
 
 def test_callable_with_any_attribute_is_named_by_its_class(make_pool: MakePool) -> None:

@@ -613,10 +613,11 @@ def test_a_task_that_a_worker_takes_while_the_pool_breaks_is_run(make_pool: Make
     assert queued.exception(DEADLINE) is None
 
 
-def test_a_submit_that_is_let_in_because_the_pool_has_just_closed_is_refused(make_pool: MakePool, gate: Gate) -> None:
-    # 1. A submitter finds the pool open. 2. shutdown() begins. 3. The submitter comes to the door: it must not wait there.
+def test_a_submit_that_meets_the_shutdown_at_the_door_is_told_of_that(make_pool: MakePool, gate: Gate) -> None:
+    # 1. A submitter finds the pool open. 2. shutdown() begins. 3. The submitter comes to the door: it is full, but that is not
+    # why the task is refused.
     ran: list[str] = []
-    pool = make_pool(1, max_queued=0)
+    pool = make_pool(1, max_queued=0, on_full="raise")
     pool.submit(gate.hold)
     gate.wait_until_held()
     admission = pool._core.admission
@@ -915,9 +916,9 @@ def test_an_exception_thrown_into_a_worker_that_has_a_task_in_hand_fails_that_ta
 
 
 def test_an_exception_thrown_into_a_worker_between_two_tasks_fails_neither(make_pool: MakePool) -> None:
-    # 1. The worker has delivered a result, and registered as idle. 2. The exception comes.
+    # 1. The worker has delivered a result, and registered as idle. 2. The exception comes, before it goes to sleep.
     pool = make_pool(1)
-    lane = RacedLane(pool, "normal")
+    lane = RacedLane(pool, "priority")  # the first that it looks at
 
     def throw() -> None:
         raise Thrown
@@ -986,33 +987,42 @@ def test_a_burst_wakes_few_workers_and_those_wake_the_others(make_pool: MakePool
     assert pool._core.idle is pool._core.idle_stack
 
 
-def test_a_worker_that_comes_while_a_submitter_counts_on_it(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_comes_while_a_submitter_counts_on_it(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # 1. A submitter sees that enough workers are on their way. 2. They come, and see no sign that it counts on them. 3. It puts
-    # up the sign, and looks again.
-    pool = make_pool(2)
-    pool.submit(int).result(DEADLINE)
+    # up the sign, looks again, and takes it down.
+    pool = make_pool(1)
+    held = pool.submit(gate.hold)
+    gate.wait_until_held()
     looks = [True, False]
     monkeypatch.setattr(pool._core, "_enough_on_their_way", lambda: bool(looks) and looks.pop(0))
 
-    assert pool.submit(int, "7").result(DEADLINE) == 7
+    pool._core.wake(held)  # type: ignore[arg-type]  # a submitter who has seen somebody idle
+
     assert not looks
     assert pool._core.idle is pool._core.idle_stack
 
 
-def test_a_worker_that_will_never_come_is_not_counted_on(make_pool: MakePool) -> None:
-    # 1. Submitters count on a worker that was woken last. 2. It dies before it takes its permit. 3. A task is queued.
-    pool = make_pool(2)
-    pool.submit(int).result(DEADLINE)
-    [worker] = pool._core.workers
-    eventually(lambda: len(idle_workers(pool)) == 1, "an idle worker")
-    pool._core._woken.extend([worker] * _core.WAKES_AT_ONCE)
-    pool._core.idle = _core._ENOUGH
-    worker.told_to_leave = True
-    pool._core.leaving.add(worker)
-    pool._core.idle_stack.remove(worker)
-    worker.release()
-    eventually(lambda: worker not in pool._core.workers, "the worker to end")
+def test_a_worker_that_will_never_come_is_not_counted_on(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1. A worker looks at the lanes before it sleeps. 2. A task wakes it, and submitters count on it from now on. 3. It dies of
+    # an exception from outside, and never takes its permit.
+    pool = make_pool(1)
+    lane = RacedLane(pool, "priority")
+    futures: list[Future[int]] = []
 
-    assert pool._core.idle is pool._core.idle_stack
-    worker.park = threading.Lock()  # as if the permit had never been taken
-    assert pool.submit(int, "7").result(DEADLINE) == 7
+    def be_counted_on_and_die() -> None:
+        [worker] = pool._core.workers
+        futures.append(pool.submit(int, "7"))
+        pool._core._woken.extend([worker] * _core.WAKES_AT_ONCE)
+        futures.append(pool.submit(int, "8"))
+        pool._core.idle = _core._ENOUGH
+        raise Thrown
+
+    lane.on_look = when_idle(pool, be_counted_on_and_die)
+    pool.submit(int).result(DEADLINE)
+    eventually(lambda: len(futures) == 2, "two tasks")
+
+    assert [future.result(DEADLINE) for future in futures] == [7, 8]
+    eventually(lambda: pool._core.idle is pool._core.idle_stack, "the worker that died to be counted on no more")
+    assert pool.submit(int, "9").result(DEADLINE) == 9

@@ -174,8 +174,9 @@ def test_supervisor_that_stumbles_goes_on(
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["before the thread begins", "after that"])
+@pytest.mark.parametrize("lost", [3600, 0.01], ids=["deadline far off", "deadline near"])
 def test_ctrl_c_while_the_supervisor_starts_leaves_one_supervisor(
-    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch, begun: bool
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch, begun: bool, lost: float
 ) -> None:
     pool = make_pool(1)
     pool.submit(gate.hold)
@@ -189,7 +190,7 @@ def test_ctrl_c_while_the_supervisor_starts_leaves_one_supervisor(
 
     monkeypatch.setattr(threading.Thread, "start", be_interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pool.with_options(start_within=3600).submit(int)
+        pool.with_options(start_within=lost).submit(int)
     monkeypatch.undo()
 
     assert isinstance(pool.with_options(start_within=0.01).submit(int).exception(), TaskExpired)

@@ -244,7 +244,7 @@ def test_after_an_exit_in_mid_task_the_resource_is_checked_before_it_is_used_aga
         resource.broken = True
         raise SystemExit
 
-    pool = make_inline()
+    pool = make_inline(max_retries=0)
     with ThreadPoolExecutor(1) as threads:  # where an exit is the task's result, and nothing more
         ledger.any_thread = True
         error = threads.submit(pool.submit, interrupted).result().exception()
