@@ -134,12 +134,9 @@ def test_a_worker_that_is_woken_before_it_sleeps_has_no_permit_left_when_it_work
     assert futures[0].result(DEADLINE)
 
 
-@pytest.mark.parametrize("lane", ["submit", "submit_priority"])
-def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_after_that_task(
-    make_pool: MakePool, gate: Gate, lane: str
-) -> None:
+def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_after_that_task(make_pool: MakePool, gate: Gate) -> None:
     # 1. One worker is busy, the other has a result and registers as idle. 2. resize() takes it off the stack and tells it to
-    # leave; a task is queued. 3. It finds the task, does it, and leaves, though nobody wakes it again.
+    # leave; an urgent task is queued. 3. It finds the task, does it, and leaves, though nobody wakes it again.
     pool = make_pool(2)
     stack = lie(pool)
     pool.submit(gate.hold)
@@ -148,7 +145,7 @@ def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_after_that_task(
 
     def trouble() -> None:
         pool.resize(max_workers=1)
-        futures.append(getattr(pool, lane)(int, "7"))
+        futures.append(pool.submit_priority(int, "7"))
 
     pool.submit(setattr, stack, "after", trouble)
 
