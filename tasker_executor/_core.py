@@ -162,8 +162,10 @@ class Core:
         #: Who may be woken up for a task: Room at the bottom, idle workers above, the last one to become idle on top. Pushed to
         #: and popped from without the lock.
         self.idle_stack: list[Any] = []
-        #: What submitters look at: the idle stack, or _ENOUGH, and _CLOSED in the end. Changed under the lock.
+        #: What submitters look at: the idle stack, or _ENOUGH, and _CLOSED in the end.
         self.idle = self.idle_stack
+        # Guards changes of `idle`. A leaf: workers take it when they wake, and must not wait for who holds the lock above.
+        self._idle_lock = threading.RLock()
         self._room = Room(self)
         # Pops and wakes in one step of the interpreter, so that no signal handler can raise between the two: the worker would
         # be off the stack and never be woken. (operator.methodcaller calls `release`, iter(f, x) calls f for ever, next does it
@@ -208,7 +210,7 @@ class Core:
             return
         try:
             if self._enough_on_their_way():
-                with self.lock:
+                with self._idle_lock:
                     if self.idle is self.idle_stack:
                         self.idle = _ENOUGH
                 if self._enough_on_their_way():
@@ -223,21 +225,24 @@ class Core:
                 raise
             logger.warning("executor %r: cannot start another worker", self.name, exc_info=True, extra={"executor": self.name})
         except BaseException:  # Ctrl-C. The caller will not get the future, so the task had better not run
-            future._settle(WITHDRAWN)
             self.worker_came()
+            future._settle(WITHDRAWN)
             with self.lock:
                 self._offer_room()  # it may have been popped, and not have come to anything
             self.supervisor.resume()  # and so may its alarm
+            self.wake_if_waiting()  # others may have seen our sign, and relied on our second look
             raise
 
     def _enough_on_their_way(self) -> bool:
         """Are so many workers woken, and yet to take their permit, that no more need be? See "Few at a time"."""
-        woken = self._woken
-        return len(woken) == WAKES_AT_ONCE and not woken[0].park.locked() and woken[0] in self.workers
+        if len(self._woken) < WAKES_AT_ONCE or self._woken[0].park.locked():
+            return False
+        woken = set(self._woken.copy())
+        return len(woken) == WAKES_AT_ONCE and all(not worker.park.locked() and worker in self.workers for worker in woken)
 
     def worker_came(self) -> None:
         """A worker that was woken has taken its permit, and looks at the lanes next: submitters may wake others again."""
-        with self.lock:
+        with self._idle_lock:
             if self.idle is _ENOUGH:
                 self.idle = self.idle_stack
 
@@ -656,10 +661,12 @@ class Core:
                 self.state = State.KILLED
             elif self.state < State.DRAINING:
                 self.state = State.DRAINING
-            self.idle = _CLOSED
+            with self._idle_lock:
+                self.idle = _CLOSED
             handle = None if self._handle is None else self._handle()
-            if handle is not None:
-                handle._needs_care = True  # from now on `submit` refuses at once, and queues nothing that a worker might take
+            if handle is not None:  # from now on `submit` and `run_now` refuse at once
+                handle._needs_care = True
+                handle._open_pool = None
             after = self.state
             self._populate_or_retry()  # tasks may wait with nobody there to run them
         self.changed.ring()
@@ -798,7 +805,7 @@ class Core:
         `_is_owned` is private, but Condition relies on it. Of the locks of futures nobody keeps a list; but what holds one is a
         function of their module.
         """
-        locks: list[Any] = [self.lock, self.recorder.lock, self.admission._lock, self.supervisor._lock]
+        locks: list[Any] = [self.lock, self._idle_lock, self.recorder.lock, self.admission._lock, self.supervisor._lock]
         locks += [lane._lock for lane in self.lanes]
         if self.source is not None:
             locks.append(self.source._lock)
@@ -845,6 +852,7 @@ class Core:
     def reinit_after_fork(self) -> None:
         """In the child of a fork: the threads are gone, whatever they held is held for ever, and so are the tasks."""
         self.lock = threading.RLock()
+        self._idle_lock = threading.RLock()
         for lane in self.lanes:
             lane.reinit_after_fork()
         self.recorder.reinit_after_fork()
@@ -996,10 +1004,8 @@ class Core:
             for worker in self.workers:
                 assert worker.thread.is_alive() or worker.thread.ident is None, f"{worker} has no thread"
             if self.source is not None:
-                holding = sum(worker.holding is not None for worker in self.workers)
                 created, destroyed = self.source.counts()
                 assert created >= destroyed, "destroyed more resources than were made"
-                assert holding <= len(self.workers)
             if stats.state == "closed":  # of the same moment as the numbers
                 assert not self.workers, "closed, with workers"
                 assert stats.queued_tasks == stats.priority_tasks == stats.running_tasks == 0, stats

@@ -280,7 +280,7 @@ class ResourceExecutor(BaseExecutor[R]):
             observers=observers,
         )
         self._normal, self._priority = core.lanes.normal, core.lanes.priority
-        self._pool = core.pool
+        self._open_pool = core.pool  # until the end begins
         # What the path in line of `submit` does not do.
         self._needs_care = max_queued is not None or core.hub.hears("task_submitted")
         core.start(self)
@@ -429,7 +429,7 @@ class ResourceExecutor(BaseExecutor[R]):
     if not TYPE_CHECKING:
 
         def run_now(self, fn, /, *args, **kwargs):
-            pool = self._pool
+            pool = self._open_pool
             if pool is None:
                 return self._run_now(fn, args, kwargs, self._options)
             return pool.run(fn, args, kwargs, None)
@@ -438,7 +438,7 @@ class ResourceExecutor(BaseExecutor[R]):
 
     @override
     def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
-        core, pool = self._core, self._pool
+        core, pool = self._core, self._core.pool
         if core.state is not State.RUNNING:
             raise core.refusal()
         if pool is None:

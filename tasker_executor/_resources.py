@@ -156,6 +156,8 @@ class Holding(Generic[R]):
                 return False
             calling = True
             self.gone.extend(islice(starmap(hook, iter(claimed.pop, None)), 1))
+            if not self.gone:  # for `extend` that was the end
+                raise RuntimeError("on_destroy raised StopIteration")
         except BaseException as error:
             if calling and not claimed:  # it is the hook that raised
                 self.gone.append(error)
@@ -200,6 +202,8 @@ class ResourceSource(Generic[R]):
         holding: Holding[R] | None = None
         try:
             made.extend(starmap(self.hooks.on_create, ((),)))
+            if not made:  # for `extend` that was the end
+                raise RuntimeError("on_create raised StopIteration")
             seconds = clock() - begun
             if made[0] is None:
                 raise NoResource(
@@ -448,7 +452,8 @@ class ResourcePool(Generic[R]):
     def _keep(self, holding: Holding[R]) -> None:
         holding.owner, holding.killed = self._owner, self._killed
         self._all.add(holding)
-        self._untidy = self._untidy or len(self._all) > self._size
+        if len(self._all) > self._size:
+            self._untidy = True
 
     def _destroy(self, holding: Holding[R]) -> None:
         try:
@@ -480,7 +485,7 @@ class ResourcePool(Generic[R]):
         if self._closed:
             self._destroy_free()
             self._returned.ring()
-        elif len(self._free) > self._size:
+        else:
             self._destroy_free(keep=self._size)
 
     def _refill(self) -> None:
@@ -505,13 +510,16 @@ class ResourcePool(Generic[R]):
     def reinit_after_fork(self) -> None:
         """In the child: they are all the parent's."""
         self._closed = True
-        self._free.clear()
+        self._free = deque()  # another one: the call that has forked gives its resource back to the old one
         self._all.clear()
 
     def close(self) -> None:
         """Destroy the free resources; those in use follow when they are given back."""
         self._closed = self._untidy = True
-        self._destroy_free()
+        try:
+            self._destroy_free()
+        finally:
+            self._returned.ring()
 
     def abandon(self) -> None:
         """Destroy what calls of ``run_now`` have in hand."""
@@ -519,11 +527,11 @@ class ResourcePool(Generic[R]):
             self._source.destroy(holding, None)
 
     def threads_inside(self) -> set[int]:
-        """The threads that are inside of `run`."""
+        """The threads that are inside of `run`, or of `close`."""
         inside: set[int] = set()
         for thread, top in sys._current_frames().items():
             frame: FrameType | None = top
-            while frame is not None and not (frame.f_code is _RUN and frame.f_locals["self"] is self):
+            while frame is not None and not (frame.f_code in _INSIDE and frame.f_locals["self"] is self):
                 frame = frame.f_back
             if frame is not None:
                 inside.add(thread)
@@ -532,24 +540,29 @@ class ResourcePool(Generic[R]):
     def wait_until_returned(self, deadline: float | None) -> bool:
         """After `close`: block until no other thread has a resource, and none is left; tell whether that was by `deadline`."""
         me = get_ident()
+        returned: Latch | None = None
         while True:
-            returned = self._returned.listen()
+            if returned is None or returned.is_open:
+                returned = self._returned.listen()  # and look again, before the wait
             inside = self.threads_inside()
-            if not inside:
-                self._destroy_all()
-            if inside <= {me}:
+            if inside == {me}:  # a call of our own, which goes on afterwards
                 return True
-            remaining = _GLANCE if deadline is None else min(deadline - clock(), _GLANCE)
-            if not returned.wait(remaining) and remaining < _GLANCE:
-                return self.threads_inside() <= {me}
+            if not inside and not self.in_use:
+                self._destroy_all()
+                return True
+            remaining = _GLANCE if deadline is None else deadline - clock()
+            if remaining <= 0:
+                return False
+            returned.wait(min(remaining, _GLANCE))
 
     def _destroy_all(self) -> None:
         """Nobody uses one any more: destroy what Ctrl-C has left, and make an end that it has interrupted."""
+        self._free.clear()
         for holding in self._all.copy():
             self._destroy(holding)
 
 
-_RUN = ResourcePool.run.__code__
+_INSIDE = {ResourcePool.run.__code__, ResourcePool.close.__code__}
 
 
 def _do_nothing(resource: object) -> None:

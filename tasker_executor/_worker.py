@@ -289,12 +289,12 @@ class Worker:
                     start = end_time
 
                     # -- hand over the result, being idle already if nothing else waits
-                    if not (low or high or last):
-                        idle_append(self)
-                        registered = True
                     future._result = value
                     future._exception = error
                     future._context = None
+                    if not (low or high or last):  # after the above, which may run destructors of what the task was given
+                        idle_append(self)
+                        registered = True
                     future._status = FINISHED
                     if future._sidecar is not None and (callbacks := future._publish()):
                         if registered:  # whoever popped us would count on us, and the callbacks may take their time
@@ -303,6 +303,7 @@ class Worker:
                                 last = End.RETIRED
                         future._call_back(callbacks)
                         callbacks = None
+                        start = clock()
                     value = error = None
                     if last:
                         return last

@@ -141,7 +141,7 @@ MUTATIONS = [
     Mutation(
         "few workers are woken at a time",
         "_core.py",
-        "return len(woken) == WAKES_AT_ONCE and not woken[0].park.locked() and woken[0] in self.workers",
+        "return len(woken) == WAKES_AT_ONCE and all(not worker.park.locked() and worker in self.workers for worker in woken)",
         "return False",
         "races",
     ),
@@ -341,8 +341,8 @@ MUTATIONS = [
     Mutation(
         "a resource that Ctrl-C left behind is destroyed when the pool is closed",
         "_resources.py",
-        "            if not inside:\n                self._destroy_all()\n",
-        "",
+        "                self._destroy_all()\n                return True\n",
+        "                return True\n",
         "interrupts",
     ),
     Mutation(
