@@ -572,3 +572,11 @@ def test_initializer_that_fails_leaves_cancelled_tasks_cancelled(make_pool: Make
     pool.shutdown()
     assert cancelled.cancelled()
     assert (pool.stats().failed, pool.stats().cancelled) == (1, 1)
+
+
+def test_factory_that_raises_stop_iteration_is_told_so() -> None:
+    with pytest.raises(ResourceCreationError) as caught:
+        ResourceExecutor(1, on_create=iter(list[object]()).__next__, resource_pool_size=1)
+
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert str(caught.value.__cause__) == "on_create raised StopIteration"

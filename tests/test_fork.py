@@ -151,6 +151,26 @@ def test_a_task_may_fork() -> None:
     assert output == ["child: True", "parent goes on", "and on"]
 
 
+def test_a_child_forked_inside_of_run_now_is_refused_the_parents_resource() -> None:
+    # 1. A call of run_now forks. 2. In the child it returns, and gives the parent's resource back. 3. The child calls again.
+    output = run("""
+        pool = ResourceExecutor(1, on_create=Connection, on_destroy=Connection.close, resource_pool_size=1)
+        child = pool.run_now(lambda connection: os.fork())
+        if child == 0:
+            try:
+                pool.run_now(lambda connection: say("child has the resource of the parent"))
+            except RuntimeError as error:
+                say("child:", "inherited through fork()" in str(error))
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        say(pool.run_now(lambda connection: "parent goes on"))
+        pool.shutdown()
+    """)
+
+    assert output == ["child: True", "parent goes on", "closed"]
+
+
 def test_a_child_that_exits_in_the_ordinary_way_does_not_wait_for_the_parents_threads() -> None:
     output = run("""
         gate, held = threading.Event(), threading.Event()

@@ -470,3 +470,48 @@ def test_leaving_the_with_block_after_kill_does_not_wait(make_pool: MakePool, ga
         pool.kill()
 
     assert not running.done()
+
+
+# -- run_now --
+
+
+def test_run_now_is_refused_while_kill_aborts_what_runs(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    # 1. kill() is inside of on_abort, which takes its time. 2. A call of run_now comes, and would be aborted by nobody.
+    ledger.any_thread = True
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=gate.hold, resource_pool_size=1)
+    with Gate() as working:
+        pool.submit(working.hold)
+        working.wait_until_held()
+        killer = threading.Thread(target=pool.kill)
+        killer.start()
+        gate.wait_until_held()
+
+        try:
+            with pytest.raises(RuntimeError, match="after shutdown"):
+                pool.run_now(FakeResource.use)
+        finally:
+            gate.release()
+            killer.join()
+
+
+def test_run_now_is_refused_in_a_callback_of_a_task_that_shutdown_cancels(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    # 1. shutdown() cancels what is queued. 2. A done-callback, inside of it, calls run_now.
+    ledger.any_thread = True
+    refusals: list[RuntimeError] = []
+
+    def call(_: Future[int]) -> None:
+        try:
+            pool.run_now(FakeResource.use)
+        except RuntimeError as error:
+            refusals.append(error)
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    pool.submit(FakeResource.use).add_done_callback(call)
+
+    pool.shutdown(wait=False, cancel_futures=True)
+
+    assert len(refusals) == 1

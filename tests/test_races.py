@@ -1026,3 +1026,113 @@ def test_a_worker_that_will_never_come_is_not_counted_on(make_pool: MakePool, mo
     assert [future.result(DEADLINE) for future in futures] == [7, 8]
     eventually(lambda: pool._core.idle is pool._core.idle_stack, "the worker that died to be counted on no more")
     assert pool.submit(int, "9").result(DEADLINE) == 9
+
+
+class Lingering:
+    """Its destructor is held, by whichever thread drops it last."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def __del__(self) -> None:
+        self._gate.hold()
+
+
+def rest_all(pool: ResourceExecutor[Any], count: int) -> None:
+    """Start so many workers, and block until all are registered as idle."""
+    barrier = threading.Barrier(count)
+    for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(count)]:
+        future.result(DEADLINE)
+    eventually(lambda: len(idle_workers(pool)) == count, f"{count} idle workers")
+
+
+def test_a_worker_held_in_the_destructor_of_an_argument_is_not_idle(make_pool: MakePool, gate: Gate) -> None:
+    # 1. All workers are idle. 2. A task ends, and its argument with it: the destructor does not return. 3. More tasks come:
+    # that worker must not be the one to be woken.
+    pool = make_pool(16)
+    rest_all(pool, 16)
+    submitted = threading.Event()
+
+    def work(_: Lingering) -> None:
+        assert submitted.wait(DEADLINE)
+
+    pool.submit(work, Lingering(gate))
+    submitted.set()  # not before, or it might be us who drops the argument last
+    gate.wait_until_held()
+
+    assert [pool.submit(int, "7").result(DEADLINE) for _ in range(10)] == [7] * 10
+
+
+def test_one_worker_that_was_woken_often_is_not_many_on_their_way(make_pool: MakePool, gate: Gate) -> None:
+    # 1. One worker was woken again and again, the others sleep. 2. It drops a result, which nobody else wants, registered as
+    # idle: the destructor does not return. 3. A task wakes it, in vain. 4. More tasks come: these must wake the others.
+    pool = make_pool(16)
+    rest_all(pool, 16)
+    submitted = threading.Event()
+    workers: list[Worker] = []
+
+    def work() -> Lingering:
+        workers.extend(worker for worker in pool._core.workers if worker.thread is threading.current_thread())
+        assert submitted.wait(DEADLINE)
+        return Lingering(gate)
+
+    pool.submit(work)
+    submitted.set()
+    gate.wait_until_held()
+    pool._core._woken.extend(workers * _core.WAKES_AT_ONCE)
+    futures = [pool.submit(int, "7") for _ in range(10)]
+
+    assert [future.result(DEADLINE) for future in futures] == [7] * 10
+
+
+def test_a_signal_handler_that_waits_for_a_task_under_the_lock_does_not_hang(make_pool: MakePool) -> None:
+    # 1. A signal handler comes while its thread holds the lock. 2. It submits a task, and counts on workers on their way.
+    # 3. It waits for the result. 4. Such a worker comes, and takes the sign back, without that lock.
+    pool = make_pool(1)
+    pool.submit(int).result(DEADLINE)
+    wait_until_idle(pool)
+
+    with pool._core.lock:
+        pool._core.idle = _core._ENOUGH
+        pool._core._wake_top()
+        future = pool.submit(int, "7")
+        result = future.result(DEADLINE)
+
+    assert result == 7
+    assert pool._core.idle is pool._core.idle_stack
+
+
+def test_ctrl_c_in_a_submitter_that_others_have_relied_on_costs_them_nothing(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A submitter sees enough workers on their way, and puts up the sign; these have come by then. 2. Another submitter sees
+    # the sign, and wakes nobody. 3. Ctrl-C comes before the first has looked again.
+    asleep = threading.Event()
+    patience = Worker._patience
+
+    def last_step_before_sleep(worker: Worker, since: float, limit: float | None) -> float:
+        asleep.set()  # it looks at no lane any more
+        return patience(worker, since, limit)
+
+    monkeypatch.setattr(Worker, "_patience", last_step_before_sleep)
+    pool = make_pool(1, idle_timeout=3600)
+    pool.submit(int).result(DEADLINE)
+    assert asleep.wait(DEADLINE)
+    ran: list[str] = []
+    others: list[Future[None]] = []
+    looks = iter([True])
+
+    def look() -> bool:
+        if next(looks, False):
+            return True
+        assert pool._core.idle is _core._ENOUGH
+        others.append(pool.submit(ran.append, "other"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool._core, "_enough_on_their_way", look)
+    with pytest.raises(KeyboardInterrupt):
+        pool.submit(ran.append, "interrupted")
+    monkeypatch.undo()
+
+    others[0].result(DEADLINE)
+    assert ran == ["other"]

@@ -106,12 +106,13 @@ def test_resource_that_is_false_is_a_resource(make_pool: MakePool) -> None:
     assert pool.submit(lambda resource: resource).result() == []
 
 
+@pytest.mark.parametrize("error", [OSError("already closed"), StopIteration()], ids=["error", "StopIteration"])
 def test_on_destroy_that_raises_is_logged_and_costs_nothing_else(
-    make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture
+    make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     def destroy(resource: FakeResource) -> None:
         ledger.destroy(resource)
-        raise OSError("already closed")
+        raise error
 
     pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, check_health=ledger.is_healthy, max_retries=0)
     pool.submit(FakeResource.break_down).exception()

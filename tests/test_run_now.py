@@ -564,3 +564,48 @@ def test_kill_reaches_a_call_in_another_thread(make_pool: MakePool, ledger: Ledg
     assert isinstance(call.result(), TaskCancelled)
     assert len(aborted) == 1
     eventually(lambda: len(ledger.destroyed) == 2, "both resources to be destroyed")
+
+
+def test_shutdown_waits_for_a_resource_that_another_shutdown_is_destroying(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    """1. One thread's shutdown has taken the free resource, and is destroying it. 2. Another thread's waits for the end."""
+
+    def destroy(resource: FakeResource) -> None:
+        gate.hold()
+        ledger.destroy(resource)
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, resource_pool_size=1)
+    other = Background(lambda: pool.shutdown(wait=False))
+    gate.wait_until_held()
+    with pytest.raises(ShutdownTimeout):
+        pool.shutdown(timeout=0.01)
+    gate.release()
+    pool.shutdown()
+
+    assert ledger.destroyed == ledger.created
+    assert other.result() is None
+
+
+def test_resource_that_an_interrupted_call_has_left_is_destroyed_and_not_handed_out(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A shutdown begins while a call runs. 2. That gives its resource back, and Ctrl-C keeps it from clearing up.
+    3. The shutdown sees the call gone, and destroys what is left. 4. A call comes that has been accepted before all this.
+    """
+
+    def be_interrupted() -> None:
+        raise KeyboardInterrupt
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+    resources = pool._core.pool
+    assert resources is not None
+    monkeypatch.setattr(resources, "_clear_up", be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.run_now(lambda _: pool.shutdown(wait=False))
+    monkeypatch.undo()
+
+    assert resources.wait_until_returned(None)
+    assert ledger.destroyed == ledger.created
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        resources.run(FakeResource.use, (), {}, None)

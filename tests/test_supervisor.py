@@ -10,6 +10,7 @@ import pytest
 
 from support import FakeResource, Gate, Ledger, MakePool, Watched, eventually
 from tasker_executor import BacklogPolicy, LoadSample, ResourceExecutor, TaskExpired
+from tasker_executor._resources import End
 from tasker_executor._supervisor import Supervisor
 from tasker_executor._types import clock
 from tasker_executor._worker import Worker
@@ -525,6 +526,25 @@ def test_busy_worker_is_not_retired(make_pool: MakePool, ledger: Ledger, gate: G
     held.result()
 
     assert [resource.number for resource in destroyed] == [1]
+
+
+def test_time_in_a_done_callback_is_not_idle_time(make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle_since: list[float] = []
+    called: list[float] = []
+    rest = Worker._rest
+
+    def observed(worker: Worker, since: float) -> End | None:
+        idle_since.append(since)
+        return rest(worker, since)
+
+    monkeypatch.setattr(Worker, "_rest", observed)
+    pool = make_pool(1, idle_timeout=3600)
+    future = pool.submit(gate.hold)
+    future.add_done_callback(lambda _: called.append(clock()))
+    gate.release()
+    eventually(lambda: bool(idle_since), "the worker to be idle")
+
+    assert idle_since[0] >= called[0]
 
 
 def test_without_idle_timeout_idle_workers_stay(make_pool: MakePool, ledger: Ledger) -> None:
