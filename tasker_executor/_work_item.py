@@ -60,6 +60,10 @@ WITHDRAWN: Any = CancelledError("withdrawn")
 
 _NOT_RUN = (CANCELLED, WITHDRAWN)
 
+#: The sidecar of each future that is being given one. Not in the future's own `__dict__`: before Python 3.12 a garbage
+#: collection can come when that is made, and with it another thread, which makes a second one.
+_first: dict[Future[Any], Sidecar] = {}
+
 
 class Sidecar(ReentrantLock):
     """What most tasks never need. It *is* the lock that guards its fields, and the future's ``_condition``.
@@ -368,11 +372,15 @@ class TaskFuture(Future[T]):
         if sidecar is None:
             if self._status is FINISHED:
                 return None
-            sidecar = Sidecar()
+            made = Sidecar()
+            made.published = False  # brings its __dict__ into being, while nobody else has it
             if turnstile is not None:
-                sidecar.turnstile = turnstile
-            sidecar = self.__dict__.setdefault("sidecar", sidecar)  # atomic: one sidecar, however many come at once
-            self._sidecar = sidecar
+                made.turnstile = turnstile
+            first = _first.setdefault(self, made)  # atomic: one sidecar, however many come at once
+            sidecar = self._sidecar
+            if sidecar is None:
+                sidecar = self._sidecar = first
+            _first.pop(self, None)  # who comes from now on finds the slot filled
             if self._status is FINISHED:  # the worker may have finished without seeing it
                 self._conclude()
         return sidecar

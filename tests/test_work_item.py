@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError, as_completed, wait
@@ -18,7 +19,7 @@ import pytest
 from support import DEADLINE, Gate, MakePool
 from tasker_executor import ResourceExecutor
 from tasker_executor._lanes import Lane
-from tasker_executor._work_item import WITHDRAWN, Sidecar, TaskFuture
+from tasker_executor._work_item import WITHDRAWN, Sidecar, TaskFuture, _first
 
 Listen = Callable[[Future[Any]], Any]
 
@@ -962,3 +963,35 @@ def test_two_observers_at_once_share_one_sidecar(story: Story) -> None:
 
     assert first is not None
     assert second == [first]
+
+
+def test_an_observer_that_a_garbage_collection_lets_in_shares_the_sidecar(make_pool: MakePool, gate: Gate) -> None:
+    # 1. An observer makes a sidecar. 2. Before Python 3.12 each object that it makes for that may set off a collection, which
+    # lets others in. 3. One of those observes the same future.
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    others: list[Sidecar | None] = []
+
+    def observe(phase: str, _: object) -> None:
+        if phase == "stop" and not others:
+            others.append(None)  # not again from in here
+            others.append(future._observe())
+
+    threshold = gc.get_threshold()
+    hoard: list[dict[str, int]] = []
+    for object_number in range(8):  # the one that sets it off
+        future = cast("TaskFuture[int]", pool.submit(int))
+        gc.collect()
+        hoard += [{} for _ in range(200)]  # or the next dict would be one that lies in reserve, and not be made
+        others.clear()
+        gc.callbacks.append(observe)
+        gc.set_threshold(gc.get_count()[0] + object_number)
+        first = future._observe()
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(observe)
+
+        assert future._sidecar is first
+        assert others in ([], [None, first])
+    assert _first == {}
+    assert len(hoard) == 8 * 200
