@@ -61,7 +61,7 @@ WITHDRAWN: Any = CancelledError("withdrawn")
 _NOT_RUN = (CANCELLED, WITHDRAWN)
 
 #: The sidecar of each future that is being given one. Not in the future's own `__dict__`: before Python 3.12 a garbage
-#: collection can come when that is made, and with it another thread, which makes a second one.
+#: collection can come when that is made, and with it another thread, which makes a second dict.
 _first: dict[Future[Any], Sidecar] = {}
 
 
@@ -161,6 +161,8 @@ class TaskFuture(Future[T]):
         _sidecar: Sidecar | None
         _status: str
         _submitted: float
+
+    _unretrieved: Unretrieved | None = None
 
     # The executors store the slots themselves, in line: a call of an __init__ in Python would cost a third of the submission.
     __init__ = object.__init__
@@ -357,12 +359,11 @@ class TaskFuture(Future[T]):
 
     def _arm(self, name: str, function: str, error: BaseException) -> None:
         """The task raised: if nobody ever asks for that, log it when the future is collected."""
-        self.__dict__["unretrieved"] = Unretrieved(name, function, error)
+        self._unretrieved = Unretrieved(name, function, error)
 
     def _note_retrieved(self) -> None:
-        guard = self.__dict__.get("unretrieved")
-        if guard is not None:
-            guard.error = None
+        if self._unretrieved is not None:
+            self._unretrieved.error = None
 
     # -- observing
 
@@ -373,14 +374,17 @@ class TaskFuture(Future[T]):
             if self._status is FINISHED:
                 return None
             made = Sidecar()
-            made.published = False  # brings its __dict__ into being, while nobody else has it
+            made.published = False  # brings its __dict__ into being, while nobody else has it: see `_first`
             if turnstile is not None:
                 made.turnstile = turnstile
-            first = _first.setdefault(self, made)  # atomic: one sidecar, however many come at once
-            sidecar = self._sidecar
-            if sidecar is None:
-                sidecar = self._sidecar = first
-            _first.pop(self, None)  # who comes from now on finds the slot filled
+            try:
+                first = _first.setdefault(self, made)  # atomic: one sidecar, however many come at once
+                sidecar = self._sidecar
+                if sidecar is None:
+                    sidecar = self._sidecar = first
+            finally:
+                if self._sidecar is not None:  # not Ctrl-C in between, which leaves it to the next observer
+                    _first.pop(self, None)  # who comes from now on finds the slot filled
             if self._status is FINISHED:  # the worker may have finished without seeing it
                 self._conclude()
         return sidecar
@@ -393,7 +397,10 @@ class TaskFuture(Future[T]):
         if sidecar is None:
             return
         if sidecar.turnstile is not turnstile:  # there was a sidecar already
-            turnstile = sidecar.__dict__.setdefault("turnstile", turnstile)  # atomic, as above
+            with sidecar:
+                if sidecar.turnstile is None:
+                    sidecar.turnstile = turnstile
+                turnstile = sidecar.turnstile
         if not sidecar.published:  # stored, then loaded; who publishes does it the other way round
             owner = current.owner
             if owner is not None and timeout is None and owner is self._lane.owner:

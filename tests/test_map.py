@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -217,7 +217,7 @@ def test_exactly_the_buffer_is_in_flight_while_the_consumer_waits_for_the_first_
     consumer.start()
 
     def consumer_waits() -> bool:
-        sidecar: Any = vars(futures[0]).get("sidecar")
+        sidecar: Any = cast("Any", futures[0])._sidecar
         return sidecar is not None and sidecar.turnstile is not None
 
     eventually(consumer_waits, "the consumer to wait in next()")
