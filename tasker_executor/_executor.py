@@ -396,11 +396,11 @@ class ResourceExecutor(BaseExecutor[R]):
                     lane.append(future)
             finally:
                 admission.leave(ticket)
-            if not let_in and self._on_full == "raise":
-                raise QueueFull(
-                    f"executor {core.name!r}: {admission.limit} tasks wait already, and that is the limit (max_queued)"
-                )
             if not let_in:
+                if self._on_full == "raise":
+                    raise QueueFull(
+                        f"executor {core.name!r}: {admission.limit} tasks wait already, and that is the limit (max_queued)"
+                    )
                 return self._run_in_caller(future, fn, args, kwargs, options)
         if core.idle:
             core.wake(future)

@@ -412,8 +412,7 @@ class ResourcePool(Generic[R]):
                 if not broken:
                     raise
                 if retries >= (self._max_retries if max_retries is None else max_retries) or self._killed.is_open:
-                    if retries:
-                        add_note(error, f"gave up after {retries} retries; the resource was unhealthy each time")
+                    note_giving_up(error, retries)
                     raise
                 retries += 1
             finally:
@@ -464,11 +463,10 @@ class ResourcePool(Generic[R]):
 
     def _give_back(self, holding: Holding[R], broken: bool) -> None:
         """Keep the resource for the next call. Or destroy it: it is broken or used up."""
-        source = self._source
-        if source.needs_care:
+        if self._care:
             holding.uses += 1
             holding.last_used = clock()
-            broken = broken or source.used_up(holding)
+            broken = broken or self._source.used_up(holding)
         if not broken:
             self._free.append(holding)
         else:
@@ -569,8 +567,11 @@ def _do_nothing(resource: object) -> None:
     """The `on_destroy` of those who gave none."""
 
 
-def add_note(error: BaseException, note: str) -> None:
-    """`BaseException.add_note`, which Python 3.10 lacks."""
+def note_giving_up(error: BaseException, retries: int) -> None:
+    """Say in the error of a task's last attempt how many there were, if there were more."""
+    if not retries:
+        return
+    note = f"gave up after {retries} retries; the resource was unhealthy each time"
     if sys.version_info >= (3, 11):
         error.add_note(note)
     else:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._current import current
 from ._recorder import LULL, Outcome
-from ._resources import End, Holding, add_note
+from ._resources import End, Holding, note_giving_up
 from ._types import DAEMON, State, clock, lock_timeout
 from ._work_item import FINISHED, RUNNING, TaskFuture
 from .exceptions import TaskCancelled
@@ -468,8 +468,7 @@ class Worker:
             future._submitted = clock()
             core.requeue(future, lane)
             return True
-        if sidecar.retries:
-            add_note(error, f"gave up after {sidecar.retries} retries; the resource was unhealthy each time")
+        note_giving_up(error, sidecar.retries)
         self._arm(future, error)
         self.log.note(lane.priority, Outcome.FAILED, start - future._submitted, end - start)
         if core.hub.hears("task_finished"):

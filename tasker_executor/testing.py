@@ -32,7 +32,7 @@ from ._current import Caller, current, current_holder
 from ._executor import WithoutResource
 from ._options import TaskOptions
 from ._recorder import Recorder
-from ._resources import Holding, NoResource, ResourceHooks, ResourceSource, add_note
+from ._resources import Holding, NoResource, ResourceHooks, ResourceSource, note_giving_up
 from ._types import (
     CreateHook,
     DestroyHook,
@@ -546,23 +546,24 @@ class InlineExecutor(BaseExecutor[R]):
         count: bool = False,
     ) -> Any:
         """Call `fn` as the current task of this thread; again with another resource, if the resource broke."""
-        retries, before = 0, current.here.holder
+        here, retries = current.here, 0
+        before = here.holder
         while True:
             # An attempt must not see what the one before it has set.
             run: Callable[..., Any] = _plainly if context is None else context.copy().run
             if self._source is None:
-                current.here.holder = Caller(self, self._killed, fn)
+                here.holder = Caller(self, self._killed, fn)
                 try:
                     return run(fn, *args, **kwargs)
                 finally:
-                    current.here.holder = before
+                    here.holder = before
             holding = self._take(self._source)
             holding.item, holding.attempt = fn, 1 + retries
-            current.here.holder, broken = holding, False
+            here.holder, broken = holding, False
             try:
                 return run(fn, holding.resource, *args, **kwargs)
             except BaseException as error:
-                current.here.holder = before
+                here.holder = before
                 if not isinstance(error, Exception):
                     holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
                     raise
@@ -570,11 +571,10 @@ class InlineExecutor(BaseExecutor[R]):
                 if not broken:
                     raise
                 if retries >= max_retries or self._killed.is_open:
-                    if retries:
-                        add_note(error, f"gave up after {retries} retries; the resource was unhealthy each time")
+                    note_giving_up(error, retries)
                     raise
             finally:
-                current.here.holder = before
+                here.holder = before
                 holding.item = None
                 self._give_back(self._source, holding, broken)
             retries += 1
