@@ -482,6 +482,9 @@ class Machine(RuleBasedStateMachine):
             self.wait(self._nobody_can_take_more, "those who have a resource to take a task")
             model.dispatch(len(self._at_gate()))
         self.wait(lambda: all(job.future is not None and job.future.done() for job in model.ended), "futures to be final")
+        self.wait(
+            lambda: self.core.lanes.waiting() == len(model.queued), "tasks that are to be retried to be back in their lanes"
+        )
         self.wait(lambda: self.ledger.outage or not self.core._starting(), "workers to start")
 
     def _at_gate(self) -> list[Job]:

@@ -138,15 +138,19 @@ def test_supervisor_ends_after_kill(make_pool: MakePool, ledger: Ledger) -> None
     eventually(lambda: supervisors() == [], "the supervisor to end")
 
 
-def test_supervisor_sleeps_when_nothing_needs_it(make_pool: MakePool, ledger: Ledger, turns: Turns) -> None:
-    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.1)
+def test_supervisor_sleeps_when_nothing_needs_it(
+    make_pool: MakePool, ledger: Ledger, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.1)
     pool.submit(FakeResource.use).result()
     turns.wait_until_asleep()
-    before = len(turns.dues)
+    kicks: list[Supervisor] = []
+    monkeypatch.setattr(Supervisor, "kick", kicks.append)
     for _ in range(50):
         pool.submit(FakeResource.use).result()
 
-    assert len(turns.dues) == before
+    assert kicks == []
+    assert turns.dues[-1] is None
 
 
 def test_supervisor_that_stumbles_goes_on(
