@@ -34,6 +34,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._current import current
+from ._handoff import Handoff, borrow, give_back
 from ._types import clock, lock_timeout, must_escape
 from .exceptions import TaskExpired
 
@@ -77,11 +78,29 @@ class Sidecar(ReentrantLock):
     published = False  # final, and everybody told
     waiters: list[Any] | None = None  # of concurrent.futures.wait and as_completed
     turnstile: LockType | None = None  # those who block in result() go through it one by one, once it is unlocked
+    handoff: Handoff | None = None  # of the one who waits in another way: see `_join`
     callbacks: list[Callable[[Future[Any]], object]] | None = None  # done-callbacks, until they are called
     deadline: float | None = None  # a task that has not started by then never does
     max_retries: int | None = None  # for this task; None: the executor's
     retries = 0  # so far
     error: BaseException | None = None  # of the last attempt, while the task waits for its retry
+
+    def takes(self, handoff: Handoff) -> bool:
+        """Will whoever publishes it give that handoff? Not if it has another waiter's."""
+        if self.handoff is not handoff:
+            with self:
+                if self.handoff is None:
+                    self.handoff = handoff
+        return self.handoff is handoff
+
+    def await_handoff(self, handoff: Handoff, timeout: float | None) -> None:
+        """Block until it is published. Raises TimeoutError."""
+        until = None if timeout is None else clock() + timeout
+        left = None
+        while not self.published:
+            if until is not None and (left := until - clock()) <= 0:
+                raise FutureTimeoutError
+            handoff.wait(left)
 
     def notify_all(self) -> None:
         """For foreign code that takes us for a Condition. Nobody waits on it in that way."""
@@ -324,6 +343,9 @@ class TaskFuture(Future[T]):
             callbacks = sidecar.callbacks  # from here on nobody adds to them
         if sidecar.turnstile is not None:
             sidecar.turnstile.release()
+        handoff = sidecar.handoff
+        if handoff is not None:
+            handoff.give()
         if callbacks is not None:
             sidecar.callbacks = None
         return callbacks
@@ -367,16 +389,16 @@ class TaskFuture(Future[T]):
 
     # -- observing
 
-    def _observe(self, turnstile: LockType | None = None) -> Sidecar | None:
-        """Return the sidecar, made if need be, with that turnstile; None if the task is final and nobody ever observed it."""
+    def _observe(self, handoff: Handoff | None = None) -> Sidecar | None:
+        """Return the sidecar, made if need be, with that handoff; None if the task is final and nobody ever observed it."""
         sidecar = self._sidecar
         if sidecar is None:
             if self._status is FINISHED:
                 return None
             made = Sidecar()
             made.published = False  # brings its __dict__ into being, while nobody else has it: see `_first`
-            if turnstile is not None:
-                made.turnstile = turnstile
+            if handoff is not None:
+                made.handoff = handoff
             try:
                 first = _first.setdefault(self, made)  # atomic: one sidecar, however many come at once
                 sidecar = self._sidecar
@@ -390,28 +412,45 @@ class TaskFuture(Future[T]):
         return sidecar
 
     def _join(self, timeout: float | None) -> None:
-        """Block until it is final. Raises TimeoutError, or CancelledError if it was cancelled."""
-        turnstile = allocate_lock()
-        turnstile.acquire()
-        sidecar = self._observe(turnstile)
-        if sidecar is None:
-            return
-        if sidecar.turnstile is not turnstile:  # there was a sidecar already
-            with sidecar:
-                if sidecar.turnstile is None:
-                    sidecar.turnstile = turnstile
-                turnstile = sidecar.turnstile
+        """Block until it is final. Raises TimeoutError, or CancelledError if it was cancelled.
+
+        If no task is behind it, its worker will have nothing else to do, and can hand the interpreter to the one who waits.
+        """
+        owner = current.owner
+        inside = owner is not None and timeout is None and owner is self._lane.owner
+        handoff = borrow() if len(self._lane) < 2 and not inside else None
+        try:
+            sidecar = self._observe(handoff)
+            if sidecar is None:
+                return
+            if handoff is not None and sidecar.takes(handoff):
+                sidecar.await_handoff(handoff, timeout)
+            else:
+                self._pass_turnstile(sidecar, timeout, inside)
+            if sidecar.verdict is not None and sidecar.verdict in _NOT_RUN:
+                raise CancelledError
+        finally:
+            if handoff is not None:
+                sidecar = self._sidecar
+                if sidecar is not None and sidecar.handoff is handoff:
+                    sidecar.handoff = None
+                give_back(handoff)
+
+    def _pass_turnstile(self, sidecar: Sidecar, timeout: float | None, inside: bool) -> None:
+        with sidecar:
+            turnstile = sidecar.turnstile
+            if turnstile is None:
+                turnstile = allocate_lock()
+                turnstile.acquire()
+                sidecar.turnstile = turnstile
         if not sidecar.published:  # stored, then loaded; who publishes does it the other way round
-            owner = current.owner
-            if owner is not None and timeout is None and owner is self._lane.owner:
+            if inside:
                 self._lane.owner.wait_inside(self, turnstile)
-            elif not turnstile.acquire(True, -1 if timeout is None else lock_timeout(timeout)):
+            elif not turnstile.acquire(True, lock_timeout(timeout)):
                 if not sidecar.published:
                     raise FutureTimeoutError
                 turnstile.acquire()
             turnstile.release()  # for the next
-        if sidecar.verdict is not None and sidecar.verdict in _NOT_RUN:
-            raise CancelledError
 
     # -- what concurrent.futures.wait, as_completed and foreign executors use
 

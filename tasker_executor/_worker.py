@@ -296,14 +296,16 @@ class Worker:
                         idle_append(self)
                         registered = True
                     future._status = FINISHED
-                    if future._sidecar is not None and (callbacks := future._publish()):
-                        if registered:  # whoever popped us would count on us, and the callbacks may take their time
-                            registered = False
-                            if self._leave_idle_stack():
-                                last = End.RETIRED
-                        future._call_back(callbacks)
-                        callbacks = None
-                        start = clock()
+                    if future._sidecar is not None:
+                        callbacks = future._publish()
+                        if callbacks is not None:
+                            if registered:  # whoever popped us would count on us, and the callbacks may take their time
+                                registered = False
+                                if self._leave_idle_stack():
+                                    last = End.RETIRED
+                            future._call_back(callbacks)
+                            callbacks = None
+                        start = clock()  # others may have had the interpreter meanwhile
                     value = error = None
                     if last:
                         return last

@@ -89,6 +89,12 @@ def switch_interval(seconds: float = 1e-6) -> Generator[None]:
         sys.setswitchinterval(before)
 
 
+def is_waited_for(future: Any) -> bool:
+    """Does a thread block in `result()` of this task, or is it about to?"""
+    sidecar = future._sidecar
+    return sidecar is not None and not (sidecar.turnstile is None and sidecar.handoff is None)
+
+
 def eventually(predicate: Callable[[], bool], claim: str) -> None:
     """Block until `predicate`. It polls: only for what nobody announces, such as a number in `stats()`."""
     deadline = time.monotonic() + DEADLINE

@@ -12,7 +12,7 @@ PACKAGE = "tasker_executor"
 FOLDER = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
-    {"exceptions", "_types"},
+    {"exceptions", "_types", "_handoff"},
     {"stats"},
     {"policies", "observers", "_options", "_current"},
     {"_work_item", "_lanes", "_resources", "_recorder", "_admission"},

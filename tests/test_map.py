@@ -8,11 +8,11 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, join_all
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, is_waited_for, join_all
 from tasker_executor import ResourceExecutor
 
 
@@ -216,11 +216,7 @@ def test_exactly_the_buffer_is_in_flight_while_the_consumer_waits_for_the_first_
     consumer = threading.Thread(target=next, args=(results,))
     consumer.start()
 
-    def consumer_waits() -> bool:
-        sidecar: Any = cast("Any", futures[0])._sidecar
-        return sidecar is not None and sidecar.turnstile is not None
-
-    eventually(consumer_waits, "the consumer to wait in next()")
+    eventually(lambda: is_waited_for(futures[0]), "the consumer to wait in next()")
 
     assert source.read == 2
     assert len(futures) == 2

@@ -38,6 +38,9 @@ class Interposed:
         if after is not None:
             after()
 
+    def __len__(self) -> int:
+        return len(self._lane)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._lane, name)
 

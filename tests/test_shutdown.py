@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, is_waited_for
 from tasker_executor import ResourceExecutor, ShutdownTimeout, current_task
 from tasker_executor._lanes import Lane
 from tasker_executor._work_item import TaskFuture
@@ -247,7 +247,7 @@ def test_a_blocked_result_raises_cancelled_error(busy: ResourceExecutor[None]) -
 
     asker = threading.Thread(target=ask)
     asker.start()
-    eventually(lambda: queued._sidecar is not None and queued._sidecar.turnstile is not None, "the asker to block")
+    eventually(lambda: is_waited_for(queued), "the asker to block")
 
     busy.shutdown(wait=False, cancel_futures=True)
     asker.join(DEADLINE)

@@ -145,7 +145,7 @@ def test_many_threads_can_wait_for_one_result(busy: ResourceExecutor[None], gate
 
 def test_a_result_that_comes_at_the_moment_of_the_timeout_is_returned() -> None:
     future = task()
-
+    future._lane.append(future)  # one of many, so that it is waited for in this way
     sidecar = future._sidecar = Sidecar()
 
     class Turnstile:

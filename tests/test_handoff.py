@@ -1,0 +1,396 @@
+"""Handoff: who waits for a lone task is handed the interpreter. Whatever goes wrong with that, nobody waits in vain."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any
+
+import pytest
+
+from support import DEADLINE, Gate, MakePool, eventually, run_python
+from tasker_executor import ResourceExecutor, _handoff, _worker
+from tasker_executor._handoff import LIMIT, Handoff, borrow, give_back
+from tasker_executor._types import clock
+
+pytestmark = pytest.mark.skipif(not Handoff.supported, reason="needs Linux, and a GIL")
+
+Ask = Callable[[Future[Any]], threading.Thread]
+
+
+@pytest.fixture
+def busy(make_pool: MakePool, gate: Gate) -> ResourceExecutor[None]:
+    """A pool of one worker, which is held at the gate."""
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    return pool
+
+
+@pytest.fixture
+def answers() -> list[Any]:
+    """What those who `ask` got."""
+    return []
+
+
+@pytest.fixture
+def ask(answers: list[Any]) -> Iterator[Ask]:
+    """Have another thread wait for that future."""
+    threads: list[threading.Thread] = []
+
+    def start(future: Future[Any]) -> threading.Thread:
+        def wait() -> None:
+            try:
+                answers.append(future.result(DEADLINE))
+            except BaseException as error:
+                answers.append(type(error))
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        threads.append(thread)
+        return thread
+
+    yield start
+    for thread in threads:
+        thread.join(DEADLINE)
+
+
+def handoff_of(future: Any) -> Handoff | None:
+    sidecar = future._sidecar
+    return None if sidecar is None else sidecar.handoff
+
+
+def turnstile_of(future: Any) -> object:
+    sidecar = future._sidecar
+    return None if sidecar is None else sidecar.turnstile
+
+
+@pytest.fixture
+def lent() -> Iterator[list[Handoff]]:
+    """All that there may be, borrowed."""
+    handoffs = [handoff for _ in range(LIMIT) if (handoff := borrow()) is not None]
+    yield handoffs
+    for handoff in handoffs:
+        give_back(handoff)
+
+
+# -- who gets one --
+
+
+def test_who_waits_for_a_lone_task_is_handed_the_interpreter(
+    busy: ResourceExecutor[None], gate: Gate, ask: Ask, answers: list[Any]
+) -> None:
+    future = busy.submit(int, "7")
+    asker = ask(future)
+    eventually(lambda: handoff_of(future) is not None, "the asker to wait")
+    assert turnstile_of(future) is None
+
+    gate.release()
+    asker.join(DEADLINE)
+
+    assert answers == [7]
+    assert handoff_of(future) is None
+
+
+def test_who_waits_for_a_task_of_many_is_not(busy: ResourceExecutor[None], gate: Gate, ask: Ask, answers: list[Any]) -> None:
+    future = busy.submit(int, "7")
+    busy.submit(int)
+    asker = ask(future)
+    eventually(lambda: turnstile_of(future) is not None, "the asker to wait")
+    assert handoff_of(future) is None
+
+    gate.release()
+    asker.join(DEADLINE)
+
+    assert answers == [7]
+
+
+def test_all_who_wait_for_a_task_get_its_result(busy: ResourceExecutor[None], gate: Gate, ask: Ask, answers: list[Any]) -> None:
+    future = busy.submit(int, "7")
+    future.add_done_callback(lambda _: None)  # there is a sidecar already
+    ask(future)
+    eventually(lambda: handoff_of(future) is not None, "the first to wait")
+    others = [ask(future) for _ in range(3)]
+    eventually(lambda: turnstile_of(future) is not None, "the others to wait")
+
+    gate.release()
+    for asker in others:
+        asker.join(DEADLINE)
+
+    eventually(lambda: answers == [7, 7, 7, 7], "four answers")
+
+
+def test_of_two_who_come_at_once_to_a_watched_task_one_waits_in_another_way(
+    busy: ResourceExecutor[None], gate: Gate, ask: Ask, answers: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A waiter borrows a handoff. 2. Another one comes, and gives its own to the task. 3. The first must not replace that.
+    future = busy.submit(int, "7")
+    future.add_done_callback(lambda _: None)
+    second: list[threading.Thread] = []
+
+    def borrow_late() -> Handoff | None:
+        borrowed = borrow()
+        if not second:
+            second.append(threading.current_thread())
+            second.append(ask(future))
+            eventually(lambda: handoff_of(future) is not None, "the second to wait")
+        return borrowed
+
+    monkeypatch.setattr("tasker_executor._work_item.borrow", borrow_late)
+    ask(future)
+    eventually(lambda: turnstile_of(future) is not None, "the first to wait")
+
+    gate.release()
+
+    eventually(lambda: answers == [7, 7], "two answers")
+
+
+def test_a_waiter_that_is_told_of_a_cancellation_raises_it(busy: ResourceExecutor[None], ask: Ask, answers: list[Any]) -> None:
+    future = busy.submit(int)
+    asker = ask(future)
+    eventually(lambda: handoff_of(future) is not None, "the asker to wait")
+
+    assert future.cancel()
+    asker.join(DEADLINE)
+
+    assert answers == [CancelledError]
+
+
+def test_a_result_that_comes_at_the_moment_of_the_timeout_is_returned(
+    busy: ResourceExecutor[None], gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    future = busy.submit(int, "7")
+
+    def time_out(*_: object) -> None:  # 1. The wait has timed out. 2. The task ends. 3. The waiter looks again.
+        gate.release()
+        eventually(future.done, "the task to end")
+
+    monkeypatch.setattr(Handoff, "wait", time_out)
+
+    assert future.result(1e-3) == 7
+
+
+# -- they are lent --
+
+
+def test_each_wait_gives_back_what_it_borrowed(busy: ResourceExecutor[None], gate: Gate) -> None:
+    future = busy.submit(int, "7")
+    give_back_once = borrow()
+    assert give_back_once is not None
+    give_back(give_back_once)
+    before = set(_handoff._free)
+
+    for timeout in (0, 0.001):
+        with pytest.raises(FutureTimeoutError):
+            future.result(timeout)
+    assert handoff_of(future) is None
+    assert set(_handoff._free) == before
+    gate.release()
+    assert future.result(DEADLINE) == 7
+
+    assert set(_handoff._free) == before
+    assert future.result() == 7
+
+
+def test_a_wait_that_is_interrupted_gives_back_what_it_borrowed(
+    busy: ResourceExecutor[None], gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    future = busy.submit(int, "7")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Handoff, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        future.result()
+    monkeypatch.undo()
+
+    assert len(_handoff._free) == len(_handoff._all)
+    assert handoff_of(future) is None
+    gate.release()
+    assert future.result(DEADLINE) == 7
+
+
+def test_where_all_are_lent_out_a_waiter_waits_in_another_way(
+    busy: ResourceExecutor[None], gate: Gate, ask: Ask, answers: list[Any], lent: list[Handoff]
+) -> None:
+    assert len(lent) == len(_handoff._all) == LIMIT
+    assert borrow() is None
+    future = busy.submit(int, "7")
+    asker = ask(future)
+    eventually(lambda: turnstile_of(future) is not None, "the asker to wait")
+
+    gate.release()
+    asker.join(DEADLINE)
+
+    assert answers == [7]
+
+
+def test_without_a_file_descriptor_a_waiter_waits_in_another_way(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(_handoff, "_free", [])
+    monkeypatch.setattr(_handoff, "_all", [])
+    monkeypatch.setattr(os, "eventfd", refuse)
+
+    assert borrow() is None
+    assert make_pool(1).submit(int, "7").result(DEADLINE) == 7
+
+
+def test_where_it_is_not_supported_there_are_none(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_handoff, "_free", [])
+    monkeypatch.setattr(Handoff, "supported", False)
+
+    assert borrow() is None
+    assert make_pool(1).submit(int, "7").result(DEADLINE) == 7
+
+
+# -- and may be given for nothing --
+
+
+def test_a_wake_up_that_was_meant_for_the_last_borrower_ends_no_wait(
+    busy: ResourceExecutor[None], gate: Gate, ask: Ask, answers: list[Any], lent: list[Handoff]
+) -> None:
+    # 1. A waiter sees that its task is done, and gives its handoff back. 2. Another one borrows it. 3. The first task's worker,
+    # which is late, wakes the second waiter. 4. Its own task's worker must still be able to wake it.
+    late = lent.pop()
+    late.give()
+    give_back(late)
+    future = busy.submit(int, "7")
+    waits: list[float | None] = []
+    wait = Handoff.wait
+
+    def count(handoff: Handoff, timeout: float | None) -> None:
+        waits.append(timeout)
+        wait(handoff, timeout)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Handoff, "wait", count)
+        asker = ask(future)
+        eventually(lambda: len(waits) == 2, "the asker to wait again")
+        assert handoff_of(future) is late
+        assert answers == []
+        gate.release()
+        asker.join(DEADLINE)
+
+    assert answers == [7]
+
+
+def test_a_signal_in_the_midst_of_a_wait_does_not_end_it(
+    busy: ResourceExecutor[None], gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    future = busy.submit(int, "7")
+    read = os.eventfd_read
+    reads: list[int] = []
+
+    def interrupted(fd: int) -> int:
+        reads.append(fd)
+        if len(reads) == 1:
+            raise InterruptedError  # as the system call says it
+        gate.release()
+        return read(fd)
+
+    monkeypatch.setattr(os, "eventfd_read", interrupted)
+
+    assert future.result() == 7
+    assert len(reads) == 2
+
+
+@pytest.mark.parametrize("timeout", [1e6, 1e12, float("inf")])
+def test_a_very_long_timeout_is_a_timeout(busy: ResourceExecutor[None], gate: Gate, timeout: float) -> None:
+    future = busy.submit(int, "7")
+
+    def release() -> None:
+        eventually(lambda: handoff_of(future) is not None, "a wait")
+        gate.release()
+
+    thread = threading.Thread(target=release)
+    thread.start()
+
+    assert future.result(timeout) == 7
+    thread.join(DEADLINE)
+
+
+def test_the_next_task_is_not_charged_with_the_time_that_the_interpreter_was_away(
+    busy: ResourceExecutor[None], gate: Gate, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A task ends, its waiter is handed the interpreter, and keeps it for a while. 2. The worker comes back, and runs the
+    # next task: for no time at all.
+    future = busy.submit(int)
+    away = 0.0
+    give = Handoff.give
+
+    def give_for_a_while(handoff: Handoff) -> None:
+        nonlocal away
+        give(handoff)
+        away = 1000.0
+
+    monkeypatch.setattr(_worker, "clock", lambda: clock() + away)
+    monkeypatch.setattr(Handoff, "give", give_for_a_while)
+    asker = ask(future)
+    eventually(lambda: handoff_of(future) is not None, "the asker to wait")
+    following = busy.submit(int)
+    gate.release()
+    asker.join(DEADLINE)
+    following.result(DEADLINE)
+
+    assert away == 1000.0
+    assert busy.metrics().run.maximum < 1000.0
+
+
+def test_the_child_of_a_fork_has_its_own() -> None:
+    process = run_python(
+        textwrap.dedent("""
+            import os, warnings
+            from tasker_executor import ResourceExecutor, _handoff
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+
+            def wait(times):
+                with ResourceExecutor(1) as pool:
+                    for number in range(times):
+                        assert pool.submit(int, number).result() == number
+
+            wait(100)
+            inherited = list(_handoff._all)
+            assert inherited
+            child = os.fork()
+            if child == 0:
+                assert not _handoff._all and not _handoff._free
+                wait(100)
+                os._exit(0 if _handoff._all and not set(_handoff._all) & set(inherited) else 1)
+            wait(100)
+            assert os.waitpid(child, 0)[1] == 0
+            assert _handoff._all == inherited
+            print("good")
+        """)
+    )
+
+    assert (process.stdout, process.stderr) == ("good\n", "")
+
+
+def test_a_thousand_waits_need_no_more_than_the_limit(make_pool: MakePool) -> None:
+    def wait(pool: ResourceExecutor[None]) -> None:
+        for number in range(100):
+            assert pool.submit(int, number).result(DEADLINE) == number
+
+    pool = make_pool(2)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=wait, args=(pool,)) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE)
+    finally:
+        sys.setswitchinterval(before)
+
+    assert pool.stats().completed == 1200
+    assert len(_handoff._free) == len(_handoff._all)
+    assert len(_handoff._all) <= LIMIT + len(threads)  # each may have seen room for one more at the same time
