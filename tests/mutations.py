@@ -317,6 +317,42 @@ MUTATIONS = [
         "and clock()",
         "mutants",
     ),
+    # -- waiting for a result
+    Mutation("one sidecar for a future", "_work_item.py", "_first.setdefault(self, made)", "made", "work_item"),
+    Mutation(
+        "all who wait use one turnstile",
+        "_work_item.py",
+        "            if turnstile is None:\n",
+        "            if True:\n",
+        "work_item handoff",
+    ),
+    Mutation("who waits by a handoff is woken", "_work_item.py", "            handoff.give()", "            pass", "handoff"),
+    Mutation(
+        "a handoff has one waiter",
+        "_work_item.py",
+        "                if self.handoff is None:",
+        "                if True:",
+        "handoff",
+    ),
+    Mutation(
+        "a wake-up may be for nothing",
+        "_work_item.py",
+        "        while not self.published:",
+        "        if not self.published:",
+        "handoff",
+    ),
+    Mutation(
+        "a handoff is given back", "_work_item.py", "                give_back(handoff)", "                pass", "handoff"
+    ),
+    Mutation("a handoff leaves its future", "_work_item.py", "sidecar.handoff = None\n", "pass\n", "handoff"),
+    Mutation("not in a burst", "_work_item.py", "len(self._lane) < 2 and not inside", "not inside", "handoff"),
+    Mutation("a deadlock is seen", "_work_item.py", "len(self._lane) < 2 and not inside", "len(self._lane) < 2", "hangs"),
+    Mutation("handoffs are few", "_handoff.py", " or len(_all) >= LIMIT", "", "handoff"),
+    Mutation("a signal ends no wait", "_handoff.py", "except InterruptedError:", "except KeyError:", "handoff"),
+    Mutation("a child has its own", "_handoff.py", "    _all.clear()\n", "", "handoff"),
+    Mutation(
+        "the time of a handoff is no task's", "_worker.py", "start = clock()  # others may", "pass  # others may", "handoff"
+    ),
     # -- resources
     Mutation(
         "a resource is destroyed once",

@@ -965,6 +965,24 @@ def test_two_observers_at_once_share_one_sidecar(story: Story) -> None:
     assert second == [first]
 
 
+def test_an_observer_that_looked_twice_shares_the_sidecar_with_one_who_came_after(story: Story) -> None:
+    # 1. An observer finds no sidecar, makes one, and looks again: still none. 2. Another one comes, and stores one. 3. The
+    # first goes on to store its own, which must be the same.
+    second: list[Sidecar | None] = []
+    traps = story.future.after_load
+
+    def spring_at_the_next_look() -> None:
+        traps["_sidecar", False] = lambda: second.append(story.future._observe())
+
+    traps["_sidecar", False] = spring_at_the_next_look
+
+    first = story.future._observe()
+
+    assert first is not None
+    assert second == [first]
+    assert story.future._sidecar is first
+
+
 def test_an_observer_that_a_garbage_collection_lets_in_shares_the_sidecar(make_pool: MakePool, gate: Gate) -> None:
     # 1. An observer makes a sidecar. 2. Before Python 3.12 each object that it makes for that may set off a collection, which
     # lets others in. 3. One of those observes the same future.
