@@ -874,8 +874,7 @@ class Core:
             lane.tombstones = 0
         for future in lost:
             if not future.done():
-                future._sidecar = None  # its lock may have been held by a thread that is no more
-                future._finish(None, RuntimeError(message))
+                future._fail_after_fork(RuntimeError(message))
         self.workers.clear()
         self.leaving.clear()
         self.ended.clear()

@@ -2,14 +2,15 @@
 
 Who releases a lock keeps the GIL. A thread that slept on that lock begins to run, finds the GIL taken, and goes back to sleep
 until the waker blocks: for a caller that waits for one task, and the worker that runs it, that makes six switches of threads.
-A write to an eventfd is made without the GIL, so the thread that it wakes finds that free: two switches, in less than half of
-the time. Mach called it handoff scheduling: the waker gives its turn to whom it wakes.
+A write to an eventfd is made without the GIL, so the thread that it wakes can find that free: two switches, and on one CPU half
+of the time. Mach called it handoff scheduling: the waker gives its turn to whom it wakes.
 
 That suits a waker that has nothing else to do. One with a full lane would be interrupted after each task: there, use a lock.
 
 *A file descriptor that is closed while somebody is about to write to it may be another file by then.* So `LIMIT` are made at
-most, and they are lent out, again and again, and never closed. A write that comes too late wakes the next borrower for nothing,
-so everybody looks again whether what they wait for has come.
+most, lent out again and again, and closed when nobody refers to them any more. A wake-up may come late, and then wakes the next
+borrower for nothing; so everybody looks again whether what they wait for has come. A program that closes file descriptors which
+are not its own (`os.closerange`) must not have a thread that waits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from __future__ import annotations
 import os
 import select
 import sys
+from _thread import allocate_lock
+from collections.abc import Callable
+from functools import partial
 
 __all__ = ["LIMIT", "Handoff", "borrow", "give_back"]
 
@@ -24,46 +28,58 @@ __all__ = ["LIMIT", "Handoff", "borrow", "give_back"]
 LIMIT = 8
 _LONGEST = 1e6  # seconds; poll() takes no more than 2**31 milliseconds
 
-_all: list[Handoff] = []
-_free: list[Handoff] = []
-
 
 class Handoff:
     """One waiter at a time, woken by anybody, any number of times, perhaps for nothing."""
 
+    #: Elsewhere there are no eventfds. Without a GIL there is nothing to hand over, and green threads (gevent, eventlet) share
+    #: one real one, which must not sleep.
+    supported = (
+        sys.platform == "linux"
+        and hasattr(os, "eventfd")
+        and hasattr(select, "poll")
+        and getattr(sys, "_is_gil_enabled", lambda: True)()
+        and allocate_lock.__module__ == "_thread"
+    )
+
     if sys.platform == "linux":
-        #: Elsewhere there are no eventfds. Without a GIL there is nothing to hand over.
-        supported = hasattr(os, "eventfd") and getattr(sys, "_is_gil_enabled", lambda: True)()
+        _eventfd = -1
 
         def __init__(self) -> None:
             self._eventfd = os.eventfd(0)
             self._poll = select.poll()
             self._poll.register(self._eventfd, select.POLLIN)
+            #: Wakes who waits, now or next. Without a frame in Python, or Ctrl-C could come before the write.
+            self.give = partial(os.eventfd_write, self._eventfd, 1)
 
-        def give(self) -> None:
-            """Wake who waits, now or next."""
-            os.eventfd_write(self._eventfd, 1)
+        def __del__(self, close: Callable[[int], None] = os.close) -> None:
+            if self._eventfd >= 0:
+                close(self._eventfd)  # who is about to give has a reference
 
         def wait(self, timeout: float | None) -> None:
-            """Sleep until somebody gives, for `timeout` seconds at most. A signal may end it earlier."""
-            try:
-                if timeout is None or self._poll.poll(1000.0 * min(timeout, _LONGEST)):
-                    os.eventfd_read(self._eventfd)
-            except InterruptedError:
-                pass
+            """Sleep until somebody gives, for `timeout` seconds at most, rounded up to milliseconds."""
+            if timeout is None or self._poll.poll(1000.0 * min(timeout, _LONGEST)):
+                os.read(self._eventfd, 8)
 
-        def close(self) -> None:
-            """Only where nobody can be about to give."""
-            os.close(self._eventfd)
+        def renew(self) -> None:
+            """Put another eventfd behind the same number."""
+            fresh = os.eventfd(0)
+            os.dup2(fresh, self._eventfd, inheritable=False)
+            os.close(fresh)
 
     else:
-        supported = False
 
         def give(self) -> None: ...
 
         def wait(self, timeout: float | None) -> None: ...
 
-        def close(self) -> None: ...
+        def renew(self) -> None: ...
+
+
+#: As many as may yet be made; all that were; and those of them that are not lent out.
+_unmade: list[None] = [None] * LIMIT
+_made: list[Handoff] = []
+_free: list[Handoff] = []
 
 
 def borrow() -> Handoff | None:
@@ -71,13 +87,18 @@ def borrow() -> Handoff | None:
     try:
         return _free.pop()
     except IndexError:
-        if not Handoff.supported or len(_all) >= LIMIT:
+        if not Handoff.supported:
             return None
+    try:
+        _unmade.pop()
+    except IndexError:
+        return None
     try:
         handoff = Handoff()
     except OSError:  # no file descriptor left
+        _unmade.append(None)
         return None
-    _all.append(handoff)
+    _made.append(handoff)
     return handoff
 
 
@@ -87,11 +108,15 @@ def give_back(handoff: Handoff) -> None:
 
 
 def _after_fork_in_child() -> None:
-    """The parent goes on using the same ones: make others."""
+    """The parent goes on using the same ones: close them and make others.
+
+    But not one whose borrower may be this very thread, in a signal handler that forked. It goes on waiting, on another eventfd.
+    """
+    for handoff in set(_made).difference(_free):
+        handoff.renew()
     _free.clear()
-    for handoff in _all:
-        handoff.close()
-    _all.clear()
+    _made.clear()
+    _unmade[:] = [None] * LIMIT
 
 
 if sys.platform == "linux":

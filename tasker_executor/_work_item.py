@@ -95,7 +95,7 @@ class Sidecar(ReentrantLock):
 
     def await_handoff(self, handoff: Handoff, timeout: float | None) -> None:
         """Block until it is published. Raises TimeoutError."""
-        until = None if timeout is None else clock() + timeout
+        until = None if timeout is None else clock() + lock_timeout(timeout)
         left = None
         while not self.published:
             if until is not None and (left := until - clock()) <= 0:
@@ -315,6 +315,17 @@ class TaskFuture(Future[T]):
         self._lane.on_settled(self)
         return True
 
+    def _fail_after_fork(self, error: BaseException) -> None:
+        """In the child of a fork: nobody else is there any more, and its lock may be held by one who was."""
+        sidecar, self._sidecar = self._sidecar, None
+        self._finish(None, error)
+        if sidecar is not None:  # this very thread may be waiting for it, if it was a signal handler that forked
+            sidecar.published = True
+            if sidecar.handoff is not None:
+                sidecar.handoff.give()
+            if sidecar.turnstile is not None and sidecar.turnstile.locked():
+                sidecar.turnstile.release()
+
     def _finish(self, result: T | None, error: BaseException | None) -> None:
         """Make it final. The worker's loop does the same in line."""
         self._result = result
@@ -345,7 +356,10 @@ class TaskFuture(Future[T]):
             sidecar.turnstile.release()
         handoff = sidecar.handoff
         if handoff is not None:
-            handoff.give()
+            try:
+                handoff.give()
+            except OSError:  # the program closes file descriptors that are not its own
+                logger.exception("a thread that waits for %r cannot be woken", self)
         if callbacks is not None:
             sidecar.callbacks = None
         return callbacks
@@ -414,7 +428,8 @@ class TaskFuture(Future[T]):
     def _join(self, timeout: float | None) -> None:
         """Block until it is final. Raises TimeoutError, or CancelledError if it was cancelled.
 
-        If no task is behind it, its worker will have nothing else to do, and can hand the interpreter to the one who waits.
+        If hardly anything waits in its lane, its worker will have little else to do, and can hand the interpreter to the one
+        who waits.
         """
         owner = current.owner
         inside = owner is not None and timeout is None and owner is self._lane.owner

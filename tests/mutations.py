@@ -347,9 +347,19 @@ MUTATIONS = [
     Mutation("a handoff leaves its future", "_work_item.py", "sidecar.handoff = None\n", "pass\n", "handoff"),
     Mutation("not in a burst", "_work_item.py", "len(self._lane) < 2 and not inside", "not inside", "handoff"),
     Mutation("a deadlock is seen", "_work_item.py", "len(self._lane) < 2 and not inside", "len(self._lane) < 2", "hangs"),
-    Mutation("handoffs are few", "_handoff.py", " or len(_all) >= LIMIT", "", "handoff"),
-    Mutation("a signal ends no wait", "_handoff.py", "except InterruptedError:", "except KeyError:", "handoff"),
-    Mutation("a child has its own", "_handoff.py", "    _all.clear()\n", "", "handoff"),
+    Mutation("handoffs are few", "_handoff.py", "        _unmade.pop()", "        pass", "handoff"),
+    Mutation(
+        "a child's wait ends",
+        "_work_item.py",
+        "            sidecar.published = True\n            if sidecar.handoff",
+        "            if sidecar.handoff",
+        "handoff",
+    ),
+    Mutation(
+        "a child's wait reads no other file", "_handoff.py", "        handoff.renew()", "        handoff.give()", "handoff"
+    ),
+    Mutation("a lost file ends no worker", "_work_item.py", "except OSError:", "except KeyError:", "handoff"),
+    Mutation("a child has its own", "_handoff.py", "    _free.clear()\n", "", "handoff"),
     Mutation(
         "the time of a handoff is no task's", "_worker.py", "start = clock()  # others may", "pass  # others may", "handoff"
     ),

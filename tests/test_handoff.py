@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import textwrap
 import threading
@@ -210,7 +211,7 @@ def test_a_wait_that_is_interrupted_gives_back_what_it_borrowed(
         future.result()
     monkeypatch.undo()
 
-    assert len(_handoff._free) == len(_handoff._all)
+    assert len(_handoff._free) == len(_handoff._made)
     assert handoff_of(future) is None
     gate.release()
     assert future.result(DEADLINE) == 7
@@ -219,7 +220,7 @@ def test_a_wait_that_is_interrupted_gives_back_what_it_borrowed(
 def test_where_all_are_lent_out_a_waiter_waits_in_another_way(
     busy: ResourceExecutor[None], gate: Gate, ask: Ask, answers: list[Any], lent: list[Handoff]
 ) -> None:
-    assert len(lent) == len(_handoff._all) == LIMIT
+    assert len(lent) == len(_handoff._made) == LIMIT
     assert borrow() is None
     future = busy.submit(int, "7")
     asker = ask(future)
@@ -235,12 +236,14 @@ def test_without_a_file_descriptor_a_waiter_waits_in_another_way(make_pool: Make
     def refuse(_: int) -> int:
         raise OSError(24, "Too many open files")
 
+    unmade: list[None] = [None]
     monkeypatch.setattr(_handoff, "_free", [])
-    monkeypatch.setattr(_handoff, "_all", [])
+    monkeypatch.setattr(_handoff, "_unmade", unmade)
     monkeypatch.setattr(os, "eventfd", refuse)
 
     assert borrow() is None
     assert make_pool(1).submit(int, "7").result(DEADLINE) == 7
+    assert unmade == [None]  # it may be made yet
 
 
 def test_where_it_is_not_supported_there_are_none(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +252,34 @@ def test_where_it_is_not_supported_there_are_none(make_pool: MakePool, monkeypat
 
     assert borrow() is None
     assert make_pool(1).submit(int, "7").result(DEADLINE) == 7
+
+
+def test_one_that_nobody_refers_to_is_closed() -> None:
+    handoff = Handoff()
+    eventfd = handoff._eventfd
+    assert os.fstat(eventfd)
+
+    del handoff
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(eventfd)
+
+
+def test_a_process_of_green_threads_does_without() -> None:
+    # As gevent and eventlet do it: all of their threads share one, which must not sleep.
+    process = run_python(
+        textwrap.dedent("""
+            import _thread
+            real = _thread.allocate_lock
+            def green_lock():
+                return real()
+            _thread.allocate_lock = green_lock
+            from tasker_executor._handoff import Handoff
+            print(Handoff.supported)
+        """)
+    )
+
+    assert (process.stdout, process.stderr) == ("False\n", "")
 
 
 # -- and may be given for nothing --
@@ -282,24 +313,69 @@ def test_a_wake_up_that_was_meant_for_the_last_borrower_ends_no_wait(
     assert answers == [7]
 
 
-def test_a_signal_in_the_midst_of_a_wait_does_not_end_it(
-    busy: ResourceExecutor[None], gate: Gate, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("timeout", [None, DEADLINE])
+def test_a_signal_does_not_end_a_wait_unless_its_handler_raises(
+    busy: ResourceExecutor[None], gate: Gate, timeout: float | None
 ) -> None:
     future = busy.submit(int, "7")
-    read = os.eventfd_read
-    reads: list[int] = []
+    main_thread = threading.get_ident()
+    handled = threading.Semaphore(0)
 
-    def interrupted(fd: int) -> int:
-        reads.append(fd)
-        if len(reads) == 1:
-            raise InterruptedError  # as the system call says it
+    calls: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        calls.append(number)
+        handled.release()
+        if len(calls) == 2:
+            raise InterruptedError("by the handler")
+
+    def send() -> None:
+        eventually(lambda: handoff_of(future) is not None, "a wait")
+        for _ in range(2):
+            # Once is not enough: a signal that comes right before the system call does not interrupt it.
+            signal.pthread_kill(main_thread, signal.SIGUSR1)
+            while not handled.acquire(timeout=0.01):
+                signal.pthread_kill(main_thread, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    thread = threading.Thread(target=send)
+    try:
+        thread.start()
+        with pytest.raises(InterruptedError, match="by the handler"):
+            future.result(timeout)
+    finally:
+        thread.join(DEADLINE)
+        signal.signal(signal.SIGUSR1, before)
+
+    gate.release()
+    assert future.result(DEADLINE) == 7
+
+
+def test_a_file_descriptor_that_somebody_closed_ends_no_worker(
+    busy: ResourceExecutor[None], gate: Gate, ask: Ask, answers: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    future = busy.submit(int, "7")
+    called: list[Future[Any]] = []
+    future.add_done_callback(called.append)
+    asker = ask(future)
+    eventually(lambda: handoff_of(future) is not None, "the asker to wait")
+    handoff = handoff_of(future)
+    assert handoff is not None
+    give = handoff.give
+
+    def fail() -> None:
+        give()  # or the asker would wait for ever, as it does where this is not staged
+        raise OSError(9, "Bad file descriptor")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handoff, "give", fail)
         gate.release()
-        return read(fd)
+        asker.join(DEADLINE)
+        eventually(lambda: called == [future], "the callback")
 
-    monkeypatch.setattr(os, "eventfd_read", interrupted)
-
-    assert future.result() == 7
-    assert len(reads) == 2
+    assert answers == [7]
+    assert busy.submit(int, "8").result(DEADLINE) == 8
+    assert "cannot be woken" in caplog.text
 
 
 @pytest.mark.parametrize("timeout", [1e6, 1e12, float("inf")])
@@ -324,17 +400,19 @@ def test_the_next_task_is_not_charged_with_the_time_that_the_interpreter_was_awa
     # next task: for no time at all.
     future = busy.submit(int)
     away = 0.0
-    give = Handoff.give
+    asker = ask(future)
+    eventually(lambda: handoff_of(future) is not None, "the asker to wait")
+    handoff = handoff_of(future)
+    assert handoff is not None
+    give = handoff.give
 
-    def give_for_a_while(handoff: Handoff) -> None:
+    def give_for_a_while() -> None:
         nonlocal away
-        give(handoff)
+        give()
         away = 1000.0
 
     monkeypatch.setattr(_worker, "clock", lambda: clock() + away)
-    monkeypatch.setattr(Handoff, "give", give_for_a_while)
-    asker = ask(future)
-    eventually(lambda: handoff_of(future) is not None, "the asker to wait")
+    monkeypatch.setattr(handoff, "give", give_for_a_while)
     following = busy.submit(int)
     gate.release()
     asker.join(DEADLINE)
@@ -344,34 +422,98 @@ def test_the_next_task_is_not_charged_with_the_time_that_the_interpreter_was_awa
     assert busy.metrics().run.maximum < 1000.0
 
 
+FORK = """
+import os, signal, sys, threading, time, warnings
+from tasker_executor import ResourceExecutor, _handoff
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+
+def wait(times):
+    with ResourceExecutor(1) as pool:
+        for number in range(times):
+            assert pool.submit(int, number).result() == number
+
+def wait_until(predicate):
+    while not predicate():
+        time.sleep(0.001)
+"""
+
+
+def run_fork(program: str) -> None:
+    process = run_python(FORK + textwrap.dedent(program))
+    assert (process.stdout, process.stderr) == ("good\n", "")
+
+
 def test_the_child_of_a_fork_has_its_own() -> None:
-    process = run_python(
-        textwrap.dedent("""
-            import os, warnings
-            from tasker_executor import ResourceExecutor, _handoff
-            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-
-            def wait(times):
-                with ResourceExecutor(1) as pool:
-                    for number in range(times):
-                        assert pool.submit(int, number).result() == number
-
+    run_fork("""
+        wait(100)
+        inherited = list(_handoff._made)
+        assert inherited
+        numbers = [handoff._eventfd for handoff in inherited]
+        child = os.fork()
+        if child == 0:
+            assert not _handoff._made and not _handoff._free and len(_handoff._unmade) == _handoff.LIMIT
+            inherited.clear()
+            for number in numbers:
+                try:
+                    os.fstat(number)
+                except OSError:
+                    continue
+                os._exit(2)  # still open
             wait(100)
-            inherited = list(_handoff._all)
-            assert inherited
+            os._exit(0 if _handoff._made else 1)
+        wait(100)
+        assert os.waitpid(child, 0)[1] == 0
+        assert _handoff._made == inherited
+        print("good")
+    """)
+
+
+def test_a_signal_handler_that_forks_in_the_midst_of_a_wait() -> None:
+    # 1. A thread waits, and a signal handler interrupts it, and forks. 2. The child opens a file, which must not get the number
+    # that its thread goes on to read from. 3. Its wait ends with an error, since its worker is in the parent only.
+    run_fork("""
+        lines = []
+        pool = ResourceExecutor(1)
+        finish = threading.Event()
+        future = pool.submit(finish.wait)
+        parent = os.getpid()
+        child = None
+
+        def fork(*_):
+            global child, pipe
+            if child is not None:
+                return
             child = os.fork()
             if child == 0:
-                assert not _handoff._all and not _handoff._free
-                wait(100)
-                os._exit(0 if _handoff._all and not set(_handoff._all) & set(inherited) else 1)
-            wait(100)
-            assert os.waitpid(child, 0)[1] == 0
-            assert _handoff._all == inherited
-            print("good")
-        """)
-    )
+                pipe = os.pipe()
+                os.write(pipe[1], b"precious")
+            else:
+                finish.set()
 
-    assert (process.stdout, process.stderr) == ("good\n", "")
+        signal.signal(signal.SIGUSR1, fork)
+        main_thread = threading.get_ident()
+
+        def send():
+            wait_until(lambda: future._sidecar is not None and future._sidecar.handoff is not None)
+            while child is None:  # a signal that comes right before the system call does not interrupt it
+                signal.pthread_kill(main_thread, signal.SIGUSR1)
+                time.sleep(0.01)
+
+        threading.Thread(target=send).start()
+        try:
+            result = future.result()
+        except RuntimeError as error:
+            assert os.getpid() != parent, error
+            assert "inherited through fork()" in str(error), error
+            good = os.read(pipe[0], 100) == b"precious"
+            wait(100)
+            os._exit(0 if good else 1)
+        assert result is True
+        assert os.getpid() == parent
+        assert os.waitpid(child, 0)[1] == 0
+        pool.shutdown()
+        print("good")
+    """)
 
 
 def test_a_thousand_waits_need_no_more_than_the_limit(make_pool: MakePool) -> None:
@@ -392,5 +534,4 @@ def test_a_thousand_waits_need_no_more_than_the_limit(make_pool: MakePool) -> No
         sys.setswitchinterval(before)
 
     assert pool.stats().completed == 1200
-    assert len(_handoff._free) == len(_handoff._all)
-    assert len(_handoff._all) <= LIMIT + len(threads)  # each may have seen room for one more at the same time
+    assert len(_handoff._free) == len(_handoff._made) <= LIMIT
