@@ -359,7 +359,8 @@ class TaskFuture(Future[T]):
             try:
                 handoff.give()
             except OSError:  # the program closes file descriptors that are not its own
-                logger.exception("a thread that waits for %r cannot be woken", self)
+                name = self._lane.owner.name
+                logger.exception("executor %r: cannot wake a thread that waits for a task", name, extra={"executor": name})
         if callbacks is not None:
             sidecar.callbacks = None
         return callbacks

@@ -375,7 +375,7 @@ def test_a_file_descriptor_that_somebody_closed_ends_no_worker(
 
     assert answers == [7]
     assert busy.submit(int, "8").result(DEADLINE) == 8
-    assert "cannot be woken" in caplog.text
+    assert "cannot wake a thread" in caplog.text
 
 
 @pytest.mark.parametrize("timeout", [1e6, 1e12, float("inf")])
