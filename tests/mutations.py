@@ -356,7 +356,11 @@ MUTATIONS = [
         "handoff",
     ),
     Mutation(
-        "a child's wait reads no other file", "_handoff.py", "        handoff.renew()", "        handoff.give()", "handoff"
+        "a child's wait reads no other file",
+        "_handoff.py",
+        "        handoff.renew()",
+        "        os.close(handoff._eventfd)",
+        "handoff",
     ),
     Mutation("a lost file ends no worker", "_work_item.py", "except OSError:", "except KeyError:", "handoff"),
     Mutation("a child has its own", "_handoff.py", "    _free.clear()\n", "", "handoff"),
