@@ -107,6 +107,15 @@ def gate(make_pool: MakePool) -> Iterator[Gate]:
 
 
 @pytest.fixture
+def busy(make_pool: MakePool, gate: Gate) -> ResourceExecutor[None]:
+    """A pool of one worker, which is held at the gate."""
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    return pool
+
+
+@pytest.fixture
 def seq() -> Sequencer:
     """Numbered steps. See `support.Sequencer`."""
     return Sequencer()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from support import DEADLINE, Gate, MakePool, eventually, run_python
+from support import DEADLINE, Gate, MakePool, eventually, run_python, switch_interval
 from tasker_executor import ResourceExecutor, _handoff, _worker
 from tasker_executor._handoff import LIMIT, Handoff, borrow, give_back
 from tasker_executor._types import clock
@@ -22,15 +21,6 @@ from tasker_executor._types import clock
 pytestmark = pytest.mark.skipif(not Handoff.supported, reason="needs Linux, and a GIL")
 
 Ask = Callable[[Future[Any]], threading.Thread]
-
-
-@pytest.fixture
-def busy(make_pool: MakePool, gate: Gate) -> ResourceExecutor[None]:
-    """A pool of one worker, which is held at the gate."""
-    pool = make_pool(1)
-    pool.submit(gate.hold)
-    gate.wait_until_held()
-    return pool
 
 
 @pytest.fixture
@@ -66,6 +56,14 @@ def handoff_of(future: Any) -> Handoff | None:
     return None if sidecar is None else sidecar.handoff
 
 
+def handoff_in_use(future: Any) -> Handoff:
+    """Block until a thread waits for the task by a handoff; return that."""
+    eventually(lambda: handoff_of(future) is not None, "a wait by handoff")
+    handoff = handoff_of(future)
+    assert handoff is not None
+    return handoff
+
+
 def turnstile_of(future: Any) -> object:
     sidecar = future._sidecar
     return None if sidecar is None else sidecar.turnstile
@@ -88,7 +86,7 @@ def test_who_waits_for_a_lone_task_is_handed_the_interpreter(
 ) -> None:
     future = busy.submit(int, "7")
     asker = ask(future)
-    eventually(lambda: handoff_of(future) is not None, "the asker to wait")
+    handoff_in_use(future)
     assert turnstile_of(future) is None
 
     gate.release()
@@ -115,7 +113,7 @@ def test_all_who_wait_for_a_task_get_its_result(busy: ResourceExecutor[None], ga
     future = busy.submit(int, "7")
     future.add_done_callback(lambda _: None)  # there is a sidecar already
     ask(future)
-    eventually(lambda: handoff_of(future) is not None, "the first to wait")
+    handoff_in_use(future)
     others = [ask(future) for _ in range(3)]
     eventually(lambda: turnstile_of(future) is not None, "the others to wait")
 
@@ -139,7 +137,7 @@ def test_of_two_who_come_at_once_to_a_watched_task_one_waits_in_another_way(
         if not second:
             second.append(threading.current_thread())
             second.append(ask(future))
-            eventually(lambda: handoff_of(future) is not None, "the second to wait")
+            handoff_in_use(future)
         return borrowed
 
     monkeypatch.setattr("tasker_executor._work_item.borrow", borrow_late)
@@ -154,7 +152,7 @@ def test_of_two_who_come_at_once_to_a_watched_task_one_waits_in_another_way(
 def test_a_waiter_that_is_told_of_a_cancellation_raises_it(busy: ResourceExecutor[None], ask: Ask, answers: list[Any]) -> None:
     future = busy.submit(int)
     asker = ask(future)
-    eventually(lambda: handoff_of(future) is not None, "the asker to wait")
+    handoff_in_use(future)
 
     assert future.cancel()
     asker.join(DEADLINE)
@@ -330,7 +328,7 @@ def test_a_signal_does_not_end_a_wait_unless_its_handler_raises(
             raise InterruptedError("by the handler")
 
     def send() -> None:
-        eventually(lambda: handoff_of(future) is not None, "a wait")
+        handoff_in_use(future)
         for _ in range(2):
             # Once is not enough: a signal that comes right before the system call does not interrupt it.
             signal.pthread_kill(main_thread, signal.SIGUSR1)
@@ -358,9 +356,7 @@ def test_a_file_descriptor_that_somebody_closed_ends_no_worker(
     called: list[Future[Any]] = []
     future.add_done_callback(called.append)
     asker = ask(future)
-    eventually(lambda: handoff_of(future) is not None, "the asker to wait")
-    handoff = handoff_of(future)
-    assert handoff is not None
+    handoff = handoff_in_use(future)
     give = handoff.give
 
     def fail() -> None:
@@ -383,7 +379,7 @@ def test_a_very_long_timeout_is_a_timeout(busy: ResourceExecutor[None], gate: Ga
     future = busy.submit(int, "7")
 
     def release() -> None:
-        eventually(lambda: handoff_of(future) is not None, "a wait")
+        handoff_in_use(future)
         gate.release()
 
     thread = threading.Thread(target=release)
@@ -401,9 +397,7 @@ def test_the_next_task_is_not_charged_with_the_time_that_the_interpreter_was_awa
     future = busy.submit(int)
     away = 0.0
     asker = ask(future)
-    eventually(lambda: handoff_of(future) is not None, "the asker to wait")
-    handoff = handoff_of(future)
-    assert handoff is not None
+    handoff = handoff_in_use(future)
     give = handoff.give
 
     def give_for_a_while() -> None:
@@ -472,7 +466,6 @@ def test_a_signal_handler_that_forks_in_the_midst_of_a_wait() -> None:
     # 1. A thread waits, and a signal handler interrupts it, and forks. 2. The child opens a file, which must not get the number
     # that its thread goes on to read from. 3. Its wait ends with an error, since its worker is in the parent only.
     run_fork("""
-        lines = []
         pool = ResourceExecutor(1)
         finish = threading.Event()
         future = pool.submit(finish.wait)
@@ -522,16 +515,12 @@ def test_a_thousand_waits_need_no_more_than_the_limit(make_pool: MakePool) -> No
             assert pool.submit(int, number).result(DEADLINE) == number
 
     pool = make_pool(2)
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
+    with switch_interval():
         threads = [threading.Thread(target=wait, args=(pool,)) for _ in range(12)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(DEADLINE)
-    finally:
-        sys.setswitchinterval(before)
 
     assert pool.stats().completed == 1200
     assert len(_handoff._free) == len(_handoff._made) <= LIMIT

@@ -42,15 +42,6 @@ class FlakyFactory:
         return self.ledger.create()
 
 
-@pytest.fixture
-def busy(make_pool: MakePool, gate: Gate) -> ResourceExecutor[None]:
-    """A pool of one worker, which is held at the gate."""
-    pool = make_pool(1)
-    pool.submit(gate.hold)
-    gate.wait_until_held()
-    return pool
-
-
 # -- draining --
 
 

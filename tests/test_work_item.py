@@ -58,15 +58,6 @@ def task(fn: Callable[..., Any] = nothing, *args: Any, future: TaskFuture[Any] |
     return made
 
 
-@pytest.fixture
-def busy(make_pool: MakePool, gate: Gate) -> ResourceExecutor[None]:
-    """A pool of one worker, which is held at the gate."""
-    pool = make_pool(1)
-    pool.submit(gate.hold)
-    gate.wait_until_held()
-    return pool
-
-
 # -- result and exception --
 
 
