@@ -36,6 +36,7 @@ from ._admission import Admission
 from ._current import current
 from ._lanes import Lane, Lanes
 from ._recorder import Outcome, Recorder
+from ._report import Logger, safe_repr
 from ._resources import REPLACED, End, NoResource, ResourceHooks, ResourcePool, ResourceSource
 from ._supervisor import Supervisor
 from ._types import Bell, Latch, State, clock, lock_timeout
@@ -48,7 +49,7 @@ from .stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
 
 __all__ = ["Core"]
 
-logger = logging.getLogger("tasker_executor")
+logger = Logger("tasker_executor")
 
 BACKOFF_FIRST, BACKOFF_LIMIT = 0.1, 30.0  # seconds between attempts of a failing factory: doubling, with full jitter
 
@@ -223,7 +224,7 @@ class Core:
             # A thread could not be started. If there are others, the task is in good hands.
             if not self.workers and future._settle(WITHDRAWN):
                 raise
-            logger.warning("executor %r: cannot start another worker", self.name, exc_info=True, extra={"executor": self.name})
+            logger.warning("executor %r: cannot start another worker", self.name, exc_info=True, executor=self.name)
         except BaseException:  # Ctrl-C. The caller will not get the future, so the task had better not run
             self.worker_came()
             future._settle(WITHDRAWN)
@@ -267,7 +268,7 @@ class Core:
             except IndexError:
                 pass
             except Exception:
-                logger.exception("executor %r: cannot start a worker", self.name, extra={"executor": self.name})
+                logger.exception("executor %r: cannot start a worker", self.name, executor=self.name)
 
     def requeue(self, future: TaskFuture[Any], lane: Lane) -> None:
         """A task's resource broke: it goes to the front of its lane, whatever the bound."""
@@ -401,8 +402,7 @@ class Core:
         self.changed.ring()
         if self.admission.blocked:
             self.admission.refill()
-        fields = {"executor": self.name, "worker": worker.name}
-        logger.debug("executor %r: worker %s is ready", self.name, worker.name, extra=fields)
+        logger.debug("executor %r: worker %s is ready", self.name, worker.name, executor=self.name, worker=worker.name)
         worker.announce()
 
     def worker_ended(self, worker: Worker, end: End, error: BaseException | None) -> None:
@@ -421,8 +421,8 @@ class Core:
             self._populate_or_retry()
         self.changed.ring()
         level = logging.WARNING if end in {End.BROKEN, End.CRASHED} else logging.DEBUG
-        fields = {"executor": self.name, "worker": worker.name, "reason": end.value}
-        logger.log(level, "executor %r: worker %s ends: %s", self.name, worker.name, end.value, extra=fields)
+        ids = {"executor": self.name, "worker": worker.name, "reason": end.value}
+        logger.log(level, "executor %r: worker %s ends: %s", self.name, worker.name, end.value, **ids)
         self.worker_came()  # or will not come any more
         if self.broken:
             self._break()
@@ -506,7 +506,10 @@ class Core:
             self.failures,
             delay,
             exc_info=error,
-            extra={"executor": self.name, "worker": worker, "failures": self.failures, "delay": delay},
+            executor=self.name,
+            worker=worker,
+            failures=self.failures,
+            delay=delay,
         )
         if self.hub.hears("creation_failed"):
             self.hub.tell("creation_failed", ResourceEvent(self.name, worker, 0.0, error))
@@ -541,7 +544,7 @@ class Core:
 
     def creation_error(self, cause: BaseException | None, waited: float | None = None) -> ResourceCreationError:
         """The error for those who waited for a resource in vain."""
-        why = "on_create has not returned" if cause is None else f"on_create failed: {cause!r}"
+        why = "on_create has not returned" if cause is None else f"on_create failed: {safe_repr(cause)}"
         spent = "" if waited is None else f" within {waited:.3g} s"
         error = ResourceCreationError(f"executor {self.name!r}: no worker has got a resource{spent}; {why}")
         error.__cause__ = cause
@@ -608,7 +611,10 @@ class Core:
                 after,
                 before,
                 reason,
-                extra={"executor": self.name, "before": before, "after": after, "reason": reason},
+                executor=self.name,
+                before=before,
+                after=after,
+                reason=reason,
             )
             if self.hub.hears("scaled"):
                 self.hub.tell("scaled", ScaleEvent(self.name, before, after, reason))
@@ -699,7 +705,7 @@ class Core:
             except IndexError:
                 break
             except Exception:
-                logger.exception("executor %r: cannot start a worker", self.name, extra={"executor": self.name})
+                logger.exception("executor %r: cannot start a worker", self.name, executor=self.name)
 
     def _cancel_queue(self) -> None:
         """Cancel what waits. A task in between two attempts gets the error of the last.

@@ -34,6 +34,7 @@ from ._core import Core
 from ._current import Caller, current, current_holder
 from ._lanes import Lane
 from ._options import UNSET, TaskOptions, Unset
+from ._report import function_name
 from ._resources import ResourceHooks
 from ._types import (
     AbortHook,
@@ -48,7 +49,6 @@ from ._types import (
     clock,
 )
 from ._work_item import PENDING, RUNNING, TaskFuture
-from ._worker import function_name
 from .exceptions import NoCurrentTask, QueueFull
 from .observers import Observer, TaskEvent
 from .policies import ScalingPolicy

@@ -8,7 +8,6 @@ noted down, or claimed and handed to ``on_destroy``, in one step each.
 from __future__ import annotations
 
 import enum
-import logging
 import random
 import sys
 import threading
@@ -22,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._current import current
+from ._report import Logger, add_note
 from ._types import AbortHook, Bell, CreateHook, DestroyHook, HealthHook, Latch, ResourceHook, clock, must_escape
 from .exceptions import ResourceCreationError
 from .observers import ObserverHub, ResourceEvent
@@ -34,7 +34,7 @@ __all__ = ["REPLACED", "End", "Holding", "NoResource", "ResourceHooks", "Resourc
 R = TypeVar("R")
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger = Logger(__name__)
 
 _NEVER = float("inf")
 _GLANCE = 1.0  # seconds between two looks at who is inside, when closed: a call that Ctrl-C has thrown out rings no bell
@@ -138,7 +138,7 @@ class Holding(Generic[R]):
         except BaseException as error:
             if must_escape(error):
                 raise
-            logger.warning("executor %r: on_abort raised", executor, exc_info=True, extra={"executor": executor})
+            logger.warning("executor %r: on_abort raised", executor, exc_info=True, executor=executor)
         finally:
             latch.open()
 
@@ -249,7 +249,8 @@ class ResourceSource(Generic[R]):
             logger.exception(
                 "executor %r: on_destroy raised; the resource counts as destroyed",
                 self.name,
-                extra={"executor": self.name, "worker": worker},
+                executor=self.name,
+                worker=worker,
             )
         finally:
             if holding.gone:
@@ -271,7 +272,7 @@ class ResourceSource(Generic[R]):
                     "executor %r: check_health raised; the resource counts as broken",
                     self.name,
                     exc_info=True,
-                    extra={"executor": self.name},
+                    executor=self.name,
                 )
                 broken = True
         if broken:
@@ -294,7 +295,7 @@ class ResourceSource(Generic[R]):
                 "executor %r: check_resource raised; the resource counts as broken",
                 self.name,
                 exc_info=True,
-                extra={"executor": self.name},
+                executor=self.name,
             )
             passed = False
         if passed:
@@ -494,7 +495,7 @@ class ResourcePool(Generic[R]):
                 "executor %r: cannot replace a resource of the resource pool yet",
                 self._source.name,
                 exc_info=True,
-                extra={"executor": self._source.name},
+                executor=self._source.name,
             )
 
     def _destroy_free(self, keep: int = 0) -> None:
@@ -571,8 +572,4 @@ def note_giving_up(error: BaseException, retries: int) -> None:
     """Say in the error of a task's last attempt how many there were, if there were more."""
     if not retries:
         return
-    note = f"gave up after {retries} retries; the resource was unhealthy each time"
-    if sys.version_info >= (3, 11):
-        error.add_note(note)
-    else:
-        vars(error).setdefault("__notes__", []).append(note)
+    add_note(error, f"gave up after {retries} retries; the resource was unhealthy each time")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import queue
 import threading
 import weakref
@@ -20,6 +19,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from ._current import current
+from ._report import Logger, safe_repr
 from ._types import DAEMON, State, check_seconds, clock, lock_timeout
 from .exceptions import TaskExpired
 from .policies import ScalingPolicy
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Alarm", "Supervisor"]
 
-logger = logging.getLogger(__name__)
+logger = Logger(__name__)
 
 
 class Alarm:
@@ -84,9 +84,7 @@ class Supervisor:
             thread.start()
         except Exception:
             self.thread = None
-            logger.exception(
-                "executor %r: cannot start the supervisor thread", self.core.name, extra={"executor": self.core.name}
-            )
+            logger.exception("executor %r: cannot start the supervisor thread", self.core.name, executor=self.core.name)
         except BaseException:
             if thread.ident is None:
                 self.thread = None
@@ -122,8 +120,7 @@ class Supervisor:
             except queue.Empty:
                 pass
             except BaseException:
-                fields = {"executor": self.core.name}
-                logger.exception("executor %r: the supervisor stumbled and goes on", self.core.name, extra=fields)
+                logger.exception("executor %r: the supervisor stumbled and goes on", self.core.name, executor=self.core.name)
 
     def _turn(self) -> float | None:
         """Do what is due; return when something is due next."""
@@ -163,14 +160,14 @@ class Supervisor:
             self._interval = check_seconds("policy.interval", policy.interval, above_zero=True)
             wanted = policy.target(load)
             if not isinstance(wanted, int):
-                raise TypeError(f"{policy!r} answered {wanted!r}, which is no number of workers")
-            reason = repr(policy)
+                raise TypeError(f"{safe_repr(policy)} answered {safe_repr(wanted)}, which is no number of workers")
+            reason = safe_repr(policy)
             self._policy_failed = False
         except BaseException:
             if not self._policy_failed:
-                fields = {"executor": core.name, "policy": type(policy).__name__}
+                ids = {"executor": core.name, "policy": type(policy).__name__}
                 name = type(policy).__name__
-                logger.exception("executor %r: policy %s raised; the last target stands", core.name, name, extra=fields)
+                logger.exception("executor %r: policy %s raised; the last target stands", core.name, name, **ids)
             self._policy_failed = True
         else:
             core.want(wanted, reason)

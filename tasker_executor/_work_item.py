@@ -23,18 +23,18 @@ stores ``_sidecar`` again even if it is there already.
 
 from __future__ import annotations
 
-import logging
 import threading
 from _thread import LockType, allocate_lock
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._current import current
 from ._handoff import Handoff, borrow, give_back
+from ._report import Logger
 from ._types import clock, lock_timeout, must_escape
 from .exceptions import TaskExpired
 
@@ -53,7 +53,8 @@ __all__ = ["CANCELLED", "FINISHED", "PENDING", "RUNNING", "WITHDRAWN", "Sidecar"
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger = Logger(__name__)
+futures_logger = Logger("concurrent.futures")
 
 #: Verdicts on a task that never starts, besides an exception for it. A withdrawn task was never handed out to anybody.
 CANCELLED: Any = CancelledError("cancelled")
@@ -155,7 +156,8 @@ class Unretrieved:
                 self.name,
                 self.function,
                 exc_info=self.error,
-                extra={"executor": self.name, "function": self.function},
+                executor=self.name,
+                function=self.function,
             )
 
 
@@ -360,7 +362,7 @@ class TaskFuture(Future[T]):
                 handoff.give()
             except OSError:  # the program closes file descriptors that are not its own
                 name = self._lane.owner.name
-                logger.exception("executor %r: cannot wake a thread that waits for a task", name, extra={"executor": name})
+                logger.exception("executor %r: cannot wake a thread that waits for a task", name, executor=name)
         if callbacks is not None:
             sidecar.callbacks = None
         return callbacks
@@ -384,7 +386,7 @@ class TaskFuture(Future[T]):
                 if must_escape(error):
                     escaped = error
                 else:
-                    LOGGER.exception("exception calling callback for %r", self)
+                    futures_logger.exception("exception calling callback for %r", self)
         if escaped is not None:
             raise escaped
 
@@ -392,7 +394,7 @@ class TaskFuture(Future[T]):
         try:
             callback(self)
         except Exception:
-            LOGGER.exception("exception calling callback for %r", self)
+            futures_logger.exception("exception calling callback for %r", self)
 
     def _arm(self, name: str, function: str, error: BaseException) -> None:
         """The task raised: if nobody ever asks for that, log it when the future is collected."""

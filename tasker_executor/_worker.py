@@ -23,16 +23,14 @@ thread.
 
 from __future__ import annotations
 
-import logging
 import threading
 from _thread import allocate_lock
-from concurrent.futures._base import LOGGER as FUTURES_LOGGER
 from contextvars import Context
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._current import current
 from ._recorder import LULL, Outcome
+from ._report import Logger, drop_frame, function_name
 from ._resources import End, Holding, note_giving_up
 from ._types import DAEMON, State, clock, lock_timeout
 from ._work_item import FINISHED, RUNNING, TaskFuture
@@ -45,9 +43,10 @@ if TYPE_CHECKING:
     from ._lanes import Lane
     from ._types import Latch
 
-__all__ = ["Worker", "describe", "function_name"]
+__all__ = ["Worker", "describe"]
 
-logger = logging.getLogger(__name__)
+logger = Logger(__name__)
+futures_logger = Logger("concurrent.futures")
 
 #: Tasks between two foldings of the log. A tuple, since iterating over one makes no objects.
 _SHIFT = (None,) * 512
@@ -148,7 +147,7 @@ class Worker:
             if core.initializer is not None:
                 core.initializer(*core.initargs)
         except BaseException as error:
-            FUTURES_LOGGER.critical("Exception in initializer:", exc_info=True)
+            futures_logger.critical("Exception in initializer:", exc_info=True)
             return End.INITIALIZER_FAILED, error
         if core.state >= State.KILLED:
             return End.DRAINED, None
@@ -169,7 +168,8 @@ class Worker:
                 core.name,
                 self.name,
                 exc_info=True,
-                extra={"executor": core.name, "worker": self.name},
+                executor=core.name,
+                worker=self.name,
             )
             return End.CRASHED, thrown
         finally:
@@ -275,7 +275,7 @@ class Worker:
                         error = None
                     except BaseException as raised:
                         value = None
-                        error = _without_this_frame(raised)
+                        error = drop_frame(raised)
                     context = None
                     end_time = clock()
                     self.item = None
@@ -489,27 +489,6 @@ class Worker:
             self.core.hub.tell("worker_started", WorkerEvent(self.core.name, self.name))
 
 
-def _without_this_frame(error: BaseException) -> BaseException:
-    """Drop the worker's own frame from a traceback: its locals would keep the task alive, and its lines help nobody."""
-    if error.__traceback__ is not None:
-        error.__traceback__ = error.__traceback__.tb_next
-    return error
-
-
 def describe(future: TaskFuture[Any]) -> str:
     """Return the name of a task's function."""
     return function_name(future._result)
-
-
-def function_name(function: Any) -> str:
-    """Return the name of what is called in the end, or of its type. Never raises."""
-    try:
-        for _ in range(10):  # a callable may have every attribute that it is asked for, a mock for instance
-            inner: Any = getattr(function, "func" if issubclass(type(function), partial) else "__wrapped__", None)
-            if inner is None:
-                break
-            function = inner
-        name = getattr(function, "__qualname__", None)
-    except Exception:  # or raise, whatever it is asked for
-        name = None
-    return name if isinstance(name, str) else type(function).__name__

@@ -30,7 +30,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
-import logging
 import math
 import pickle
 import sys
@@ -54,6 +53,7 @@ from ._base import BaseExecutor, _ChunkRunner
 from ._executor import ResourceExecutor, check_bounds
 from ._options import TaskOptions
 from ._recorder import Histogram, Outcome
+from ._report import Logger, function_name, safe_repr
 from ._types import (
     AbortHook,
     CreateHook,
@@ -66,7 +66,6 @@ from ._types import (
     check_seconds,
     clock,
 )
-from ._worker import function_name
 from .exceptions import ResourceCreationError, ShutdownTimeout, TaskLost
 from .observers import Observer
 from .policies import ScalingPolicy
@@ -90,7 +89,7 @@ __all__ = ["Carrier", "DaskResourceExecutor", "PolicyAdaptive"]
 R = TypeVar("R")
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger = Logger(__name__)
 
 #: Takes a piece of context to another machine: ``capture()``, called by `submit`, returns a plain value; ``restore(value)`` is
 #: called on the worker, in the context that the task will run in.
@@ -1250,7 +1249,7 @@ class PolicyAdaptive(Adaptive):
                 raise TypeError(f"{self._policy!r} answered {wanted!r}, which is no number of workers")
         except Exception:
             if not self._policy_failed:
-                logger.exception("%r raised; the last target stands", self._policy)
+                logger.exception("%s raised; the last target stands", safe_repr(self._policy))
             self._policy_failed = True
         else:
             self._policy_failed = False

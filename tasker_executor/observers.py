@@ -7,16 +7,16 @@ under a lock of the executor; one that raises is logged and ignored.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from contextvars import Context
 from dataclasses import dataclass, field
 
+from ._report import Logger
 from ._types import must_escape
 
 __all__ = ["Observer", "ObserverHub", "ResourceEvent", "ScaleEvent", "StateEvent", "TaskEvent", "WorkerEvent"]
 
-logger = logging.getLogger(__name__)
+logger = Logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -165,5 +165,5 @@ class ObserverHub:
             except BaseException as error:
                 if must_escape(error):
                     raise
-                fields = {"executor": what.executor, "event": event}
-                logger.exception("observer %r raised in %s and was ignored", listener, event, extra=fields)
+                ids = {"executor": what.executor, "event": event}
+                logger.exception("observer %r raised in %s and was ignored", listener, event, **ids)

@@ -41,6 +41,7 @@ from typing_extensions import override
 
 from ._core import Core
 from ._executor import ResourceExecutor
+from ._report import safe_str
 from ._telemetry import BOUNDS, DISTRIBUTIONS, MEASURES, Distribution, Labels, Measure, Reading, Watched, histograms
 from .observers import Observer, TaskEvent
 
@@ -222,7 +223,7 @@ class TaskSpans(Observer):
                 {
                     "tasker_executor.attempt": event.attempt,
                     "error.type": _type_of(event.error),
-                    "exception.message": str(event.error),
+                    "exception.message": safe_str(event.error),
                 },
             )
 
@@ -232,14 +233,16 @@ class TaskSpans(Observer):
         span = self._spans.pop(event.task, None)
         if span is None:
             return
-        span.set_attribute(_ATTRIBUTES["outcome"], event.outcome)
-        if event.attempt:
-            span.set_attribute("tasker_executor.attempt", event.attempt)
-        if event.error is not None:
-            span.set_attribute("error.type", _type_of(event.error))
-            span.record_exception(event.error)
-            span.set_status(trace.StatusCode.ERROR, str(event.error))
-        span.end()
+        try:
+            span.set_attribute(_ATTRIBUTES["outcome"], event.outcome)
+            if event.attempt:
+                span.set_attribute("tasker_executor.attempt", event.attempt)
+            if event.error is not None:
+                span.set_attribute("error.type", _type_of(event.error))
+                span.set_status(trace.StatusCode.ERROR, safe_str(event.error))
+                span.record_exception(event.error)  # last: the SDK asks the error for its text, and that may raise
+        finally:
+            span.end()
 
 
 def _type_of(error: BaseException | None) -> str:

@@ -339,7 +339,7 @@ def test_the_log_record_can_be_searched_by_its_fields(make_pool: MakePool, lost:
     del future
     gc.collect()
 
-    assert (vars(lost[0])["executor"], vars(lost[0])["function"]) == ("crawler", "fail")
+    assert (vars(lost[0])["tasker_executor"], vars(lost[0])["tasker_function"]) == ("crawler", "fail")
 
 
 def test_fire_and_forget_loses_no_error(make_pool: MakePool, lost: list[logging.LogRecord]) -> None:

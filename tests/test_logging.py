@@ -53,7 +53,7 @@ def calls_in(module: Path) -> Iterator[Call]:
             continue
         message, *arguments = node.args[method == "log" :]
         assert isinstance(message, ast.Constant), f"{module.name}:{node.lineno}: write the message where it is logged"
-        fields = any(keyword.arg == "extra" for keyword in node.keywords)
+        fields = any(keyword.arg != "exc_info" for keyword in node.keywords)
         place = f"{module.name}:{node.lineno}"
         yield Call(place, logger, LEVELS[method], str(message.value), len(arguments), fields)
 
@@ -116,7 +116,11 @@ def test_a_replaced_worker_is_a_warning_that_names_it_and_the_reason(
 
     (record,) = records(caplog, "worker db_0 ends")
     assert record["levelname"] == "WARNING"
-    assert (record["executor"], record["worker"], record["reason"]) == ("db", "db_0", "its resource was broken")
+    assert (record["tasker_executor"], record["tasker_worker"], record["tasker_reason"]) == (
+        "db",
+        "db_0",
+        "its resource was broken",
+    )
 
 
 def test_a_failing_factory_is_a_warning_that_says_how_often_and_when_it_is_tried_again(
@@ -130,8 +134,8 @@ def test_a_failing_factory_is_a_warning_that_says_how_often_and_when_it_is_tried
     future.result(DEADLINE)
 
     first, second = records(caplog, "on_create failed")[:2]
-    assert (first["executor"], first["failures"], second["failures"]) == ("db", 1, 2)
-    assert 0.0 <= first["delay"] <= 0.1
+    assert (first["tasker_executor"], first["tasker_failures"], second["tasker_failures"]) == ("db", 1, 2)
+    assert 0.0 <= first["tasker_delay"] <= 0.1
     assert first["exc_info"][0] is ConnectionError
 
 
@@ -147,7 +151,8 @@ def test_an_observer_that_raises_is_logged_with_the_event(make_pool: MakePool, c
     result = pool.submit(str, 1).result(DEADLINE)
     pool.shutdown()
 
-    raised = [(vars(record)["executor"], vars(record)["event"]) for record in caplog.records if record.levelname == "ERROR"]
+    errors = [vars(record) for record in caplog.records if record.levelname == "ERROR"]
+    raised = [(record["tasker_executor"], record["tasker_event"]) for record in errors]
     assert result == "1"
     assert raised == [("db", "task_finished"), ("db", "worker_ended")]
 
@@ -172,7 +177,7 @@ def test_a_decision_to_scale_is_logged_at_debug_with_its_reason(
 
     (record,) = records(caplog, "3 workers wanted")
     assert record["levelname"] == "DEBUG"
-    assert (record["before"], record["after"], record["reason"]) == (0, 3, "Greedy()")
+    assert (record["tasker_before"], record["tasker_after"], record["tasker_reason"]) == (0, 3, "Greedy()")
 
 
 def test_every_logger_is_below_that_of_the_package(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,143 @@
+"""What the library says of an event: log records, notes on errors, names of functions, reprs of what users gave us.
+
+Nothing here may change the event that it tells of. A record factory, a filter, a handler, a `__repr__` or a `__setattr__` is
+user code and may raise. A worker that dies of its own log record would leave its place empty and its task undone. So no
+function of this module raises, with one exception: KeyboardInterrupt and SystemExit on the main thread mean the program.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from functools import partial
+from typing import Any
+
+from ._types import must_escape
+
+__all__ = ["Logger", "add_note", "drop_frame", "function_name", "safe_repr", "safe_str"]
+
+#: Before the name of each field of our records, so that it meets neither the attributes of `logging.LogRecord` nor those that
+#: an application's record factory or filter adds.
+FIELD_PREFIX = "tasker_"
+
+_traceback: Any = vars(BaseException)["__traceback__"]  # the descriptor, whatever a subclass has in its place
+
+
+class Logger:
+    """The door to `logging`: a logger whose methods never raise, and whose keyword arguments are the fields of the record."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, message: str, *args: object, exc_info: object = None, **fields: object) -> None:
+        """Log at level DEBUG."""
+        self._say(logging.DEBUG, message, args, exc_info, fields)
+
+    def info(self, message: str, *args: object, exc_info: object = None, **fields: object) -> None:
+        """Log at level INFO."""
+        self._say(logging.INFO, message, args, exc_info, fields)
+
+    def warning(self, message: str, *args: object, exc_info: object = None, **fields: object) -> None:
+        """Log at level WARNING."""
+        self._say(logging.WARNING, message, args, exc_info, fields)
+
+    def error(self, message: str, *args: object, exc_info: object = None, **fields: object) -> None:
+        """Log at level ERROR."""
+        self._say(logging.ERROR, message, args, exc_info, fields)
+
+    def exception(self, message: str, *args: object, exc_info: object = True, **fields: object) -> None:
+        """Log at level ERROR, with the error being handled."""
+        self._say(logging.ERROR, message, args, exc_info, fields)
+
+    def critical(self, message: str, *args: object, exc_info: object = None, **fields: object) -> None:
+        """Log at level CRITICAL."""
+        self._say(logging.CRITICAL, message, args, exc_info, fields)
+
+    def log(self, level: int, message: str, *args: object, exc_info: object = None, **fields: object) -> None:
+        """Log at that level."""
+        self._say(level, message, args, exc_info, fields)
+
+    def _say(self, level: int, message: str, args: tuple[object, ...], exc_info: object, fields: dict[str, object]) -> None:
+        try:
+            if not self._logger.isEnabledFor(level):
+                return
+            if isinstance(exc_info, BaseException):  # `logging` asks for its truth, and an error may be false
+                exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
+            extra = {FIELD_PREFIX + name: value for name, value in fields.items()}
+            self._logger.log(level, message, *args, exc_info=exc_info, extra=extra, stacklevel=3)  # type: ignore[arg-type]  # what `logging` takes
+        except BaseException as error:
+            if must_escape(error):
+                raise
+            _complain(message)
+
+
+def _complain(message: str) -> None:
+    """Write the error being handled to stderr, as `logging.Handler.handleError` does for a handler that fails."""
+    if not logging.raiseExceptions or not sys.stderr:
+        return
+    try:
+        sys.stderr.write(f"--- Logging error in tasker_executor, at the message {message!r} ---\n")
+        traceback.print_exc(file=sys.stderr)
+    except BaseException as error:
+        if must_escape(error):
+            raise
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an error of the user's, unless it refuses: a frozen dataclass does, and one whose notes are a tuple."""
+    try:
+        if sys.version_info >= (3, 11):
+            error.add_note(note)
+        else:
+            vars(error).setdefault("__notes__", []).append(note)
+    except BaseException as refused:
+        if must_escape(refused):
+            raise
+
+
+def drop_frame(error: BaseException) -> BaseException:
+    """Drop the outermost frame, our own, from an error's traceback; return the error.
+
+    The locals of that frame would keep the task alive, and its lines help no reader. Done by `BaseException` itself: an error
+    that forbids to set its attributes does not forbid that.
+    """
+    trace = _traceback.__get__(error)
+    if trace is not None:
+        _traceback.__set__(error, trace.tb_next)
+    return error
+
+
+def safe_repr(value: object) -> str:
+    """Return ``repr(value)``, or its type if that raises."""
+    return _tell(repr, value)
+
+
+def safe_str(value: object) -> str:
+    """Return ``str(value)``, or its type if that raises."""
+    return _tell(str, value)
+
+
+def _tell(how: Any, value: object) -> str:
+    try:
+        return str(how(value))
+    except BaseException as error:
+        if must_escape(error):
+            raise
+        return f"<{type(value).__qualname__}, whose {how.__name__}() raised {type(error).__qualname__}>"
+
+
+def function_name(function: Any) -> str:
+    """Return the name of what is called in the end, or of its type."""
+    try:
+        for _ in range(10):  # a callable may have every attribute that it is asked for, a mock for instance
+            inner: Any = getattr(function, "func" if issubclass(type(function), partial) else "__wrapped__", None)
+            if inner is None:
+                break
+            function = inner
+        name = getattr(function, "__qualname__", None)
+    except BaseException as error:  # or raise, whatever it is asked for
+        if must_escape(error):
+            raise
+        name = None
+    return name if isinstance(name, str) else type(function).__name__
