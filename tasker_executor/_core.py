@@ -24,22 +24,26 @@ import random
 import sys
 import threading
 import weakref
-from _thread import LockType, get_ident
+from _thread import LockType, allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from concurrent.futures.thread import BrokenThreadPool
+from functools import partial
+from itertools import repeat
 from operator import methodcaller
 from types import FrameType
 from typing import Any
 
 from ._admission import Admission
 from ._current import current
-from ._lanes import Lane, Lanes
+from ._lanes import Lanes
 from ._recorder import Outcome, Recorder
 from ._report import Logger, safe_repr
 from ._resources import REPLACED, End, NoResource, ResourceHooks, ResourcePool, ResourceSource
 from ._supervisor import Supervisor
-from ._types import Bell, Latch, State, clock, lock_timeout
+from ._threads import CannotStart, start_thread
+from ._types import Bell, Latch, State, clock, in_one_step, lock_timeout, spend_stack
 from ._work_item import WITHDRAWN, TaskFuture
 from ._worker import Worker
 from .exceptions import PoolDeadlockError, ResourceCreationError, ShutdownTimeout
@@ -71,16 +75,43 @@ _exiting = False
 
 
 class Room:
-    """At the bottom of the idle stack: workers may still be started."""
+    """At the bottom of the idle stack, as long as more workers may be started.
 
-    def __init__(self, core: Core) -> None:
-        self._core = weakref.ref(core)
+    A submitter that pops it has found no idle worker, and starts one. To pop it is to put it back, in the same step of the
+    interpreter (see `_wakes`): whatever is thrown into the submitter, the next one finds it.
+    """
 
-    def release(self) -> None:
-        """A submitter found nobody else: start a worker."""
-        core = self._core()
-        if core is not None:
-            core.grow()
+    def __init__(self, idle_stack: list[Any]) -> None:
+        #: Puts this back onto the stack, which is empty then. Returns something true; the `release` of a worker does not.
+        self.release = partial(idle_stack.__iadd__, (self,))
+
+
+_REHEARSAL = Room([])
+_REHEARSAL.release = partial([None].__iadd__, ())
+
+
+class WaitInside:
+    """A thread of the executor waits, without a limit, for one of the executor's own tasks."""
+
+    __slots__ = ("future", "gate", "hopeless")
+
+    def __init__(self, future: TaskFuture[Any]) -> None:
+        self.future = future
+        self.gate = allocate_lock()
+        self.gate.acquire()
+        self.hopeless = False  # it waits no more, since nobody is left to run the task
+
+    def __call__(self, future: Future[Any]) -> None:
+        """End the wait: the future's done-callback."""
+        try:
+            self.gate.release()
+        except RuntimeError:  # ended already
+            pass
+
+    def give_up(self) -> None:
+        """End the wait with PoolDeadlockError."""
+        self.hopeless = True
+        self(self.future)
 
 
 class Core:
@@ -143,7 +174,9 @@ class Core:
         self.workers: set[Worker] = set()
         self.leaving: set[Worker] = set()  # of these, those that have been retired and are about to end
         self.ended: set[threading.Thread] = set()  # threads that have left `workers` and may still take a moment to end
-        self._populating = False
+        self._hiring = False
+        #: Those of `workers` whose thread is yet to be started, and by which thread.
+        self._unborn: dict[Worker, int] = {}
         self.replaced = 0
         self.broken = False  # an initializer failed
         #: Failures of the factory in a row. While there are any, one worker at most is being started, and none before
@@ -155,8 +188,8 @@ class Core:
         #: Since when no worker has owned a resource; None while one does.
         self.bare_since: float | None = clock()
         self._seen = 0  # tasks that stats() has known of, those withdrawn included
-        #: Workers, by thread, that wait without limit for a task of this executor.
-        self.waiting_inside: dict[int, TaskFuture[Any]] = {}
+        #: By thread: which of our own wait without limit for a task of this executor.
+        self.waiting_inside: dict[int, WaitInside] = {}
 
         #: Not empty: there are more workers than there may be. Workers look at it between tasks, and ask `takes_leave`.
         self.leave: list[None] = []
@@ -167,11 +200,14 @@ class Core:
         self.idle = self.idle_stack
         # Guards changes of `idle`. A leaf: workers take it when they wake, and must not wait for who holds the lock above.
         self._idle_lock = threading.RLock()
-        self._room = Room(self)
+        self._room = Room(self.idle_stack)
         # Pops and wakes in one step of the interpreter, so that no signal handler can raise between the two: the worker would
         # be off the stack and never be woken. (operator.methodcaller calls `release`, iter(f, x) calls f for ever, next does it
         # once.)
         self._wakes = map(methodcaller("release"), iter(self.idle_stack.pop, None))
+        # The same without any effect. Before Python 3.12, calls of C functions spend the stack, too: if it ends in there, it
+        # had better end before the pop.
+        self._rehearsals = map(methodcaller("release"), repeat(_REHEARSAL))
         #: The workers woken last.
         self._woken: deque[Worker] = deque(maxlen=WAKES_AT_ONCE)
         self.admission = Admission(max_queued, self._waiting_beyond_free_workers)
@@ -191,10 +227,7 @@ class Core:
                 return
             if self.pool is not None:
                 self.pool.fill()
-            with self.lock:
-                self._offer_room()
-                while len(self.workers) < self.min_workers:
-                    self._start_worker()
+            self._populate()
         except BaseException:
             self.close()
             raise
@@ -216,29 +249,34 @@ class Core:
                         self.idle = _ENOUGH
                 if self._enough_on_their_way():
                     return
-                self.worker_came()  # one has come meanwhile, and may have missed the sign
+                self.worker_came()  # one has come, and may have missed the sign
             self._wake_top()
-        except IndexError:  # others took them: those find this task, too, before they go to sleep
-            return
-        except Exception:
-            # A thread could not be started. If there are others, the task is in good hands.
+        except CannotStart:
+            # If there are other workers, the task is in good hands.
             if not self.workers and future._settle(WITHDRAWN):
                 raise
             logger.warning("executor %r: cannot start another worker", self.name, exc_info=True, executor=self.name)
-        except BaseException:  # Ctrl-C. The caller will not get the future, so the task had better not run
-            self.worker_came()
-            future._settle(WITHDRAWN)
-            with self.lock:
-                self._offer_room()  # it may have been popped, and not have come to anything
-            self.supervisor.resume()  # and so may its alarm
-            self.wake_if_waiting()  # others may have seen our sign, and relied on our second look
+        except BaseException:
+            # Thrown in: Ctrl-C, a time limit, the end of the stack. The caller does not get the future, so the task had better
+            # not run. First what needs no frame in Python, since there may be none left.
+            with self._idle_lock:
+                if self.idle is _ENOUGH:
+                    self.idle = self.idle_stack
+            try:
+                future._settle(WITHDRAWN)
+            finally:
+                self.supervisor.resume()  # its alarm may have been popped, and not have rung
+                self.wake_if_waiting()  # others may have seen our sign, or our worker, and relied on it
             raise
 
     def _enough_on_their_way(self) -> bool:
         """Are so many workers woken, and yet to take their permit, that no more need be? See "Few at a time"."""
         if len(self._woken) < WAKES_AT_ONCE or self._woken[0].park.locked():
             return False
-        woken = set(self._woken.copy())
+        try:
+            woken = set(self._woken.copy())
+        except RuntimeError:  # without the GIL, another submitter may append to it at this moment
+            return False
         return len(woken) == WAKES_AT_ONCE and all(not worker.park.locked() and worker in self.workers for worker in woken)
 
     def worker_came(self) -> None:
@@ -248,10 +286,16 @@ class Core:
                 self.idle = self.idle_stack
 
     def _wake_top(self) -> None:
-        """Wake who is on top of the idle stack. Raises IndexError if nobody is, and what prevents a thread from starting."""
-        top = self.idle_stack[-1]
-        next(self._wakes)
-        if isinstance(top, Worker):
+        """Wake the worker on top of the idle stack; start one if there is none. Raises CannotStart."""
+        try:
+            top = self.idle_stack[-1]
+            next(self._rehearsals)
+            room = next(self._wakes)
+        except IndexError:  # others took them: those find the task, too, before they go to sleep
+            return
+        if room:
+            self._populate()
+        elif isinstance(top, Worker):
             self._woken.append(top)
 
     def _take_back(self, future: TaskFuture[Any]) -> None:
@@ -261,18 +305,15 @@ class Core:
             raise self.refusal()
 
     def wake_if_waiting(self) -> None:
-        """Somebody who was woken for a task did not take one, or tasks came back: wake another."""
+        """A worker that was woken for a task did not take one, or tasks came back: wake another."""
         if self.lanes.look():
             try:
                 self._wake_top()
-            except IndexError:
-                pass
-            except Exception:
+            except CannotStart:
                 logger.exception("executor %r: cannot start a worker", self.name, executor=self.name)
 
-    def requeue(self, future: TaskFuture[Any], lane: Lane) -> None:
-        """A task's resource broke: it goes to the front of its lane, whatever the bound."""
-        lane.appendleft(future)
+    def task_came_back(self) -> None:
+        """A worker has put a task back to the front of its lane: see that another takes it."""
         if self.state >= State.KILLED:
             self._cancel_queue()  # the killer may have looked at the lane before
         else:
@@ -302,21 +343,17 @@ class Core:
 
     # -- population
 
-    def grow(self) -> None:
-        """A submitter found nobody idle. Raises if a thread is needed and cannot be started."""
-        with self.lock:
-            try:
-                self._populate()
-            finally:
-                self._offer_room()
-
     def _starting(self) -> int:
         """How many workers have yet to look at the lanes for the first time."""
         return sum(not worker.ready for worker in self.workers.copy())
 
     def _limit(self) -> int:
-        """How many workers there may be: as many as wanted, but one at least, or nothing would ever run."""
-        return max(self.wanted, self.min_workers, 1)
+        """How many workers there may be: as many as wanted, but one at least that does not wait inside.
+
+        Otherwise nothing would ever run: a worker that waits for a task of this executor needs another to run it.
+        """
+        waiting = sum(worker.thread.ident in self.waiting_inside for worker in self.workers) if self.waiting_inside else 0
+        return max(self.wanted, self.min_workers, min(waiting + 1, self.max_workers))
 
     def _may_start(self) -> bool:
         """May a worker be started, if one is needed? Lock held."""
@@ -326,54 +363,102 @@ class Core:
 
     def _needed(self) -> bool:
         """Is another worker needed? Each that is starting will look at the lanes, so only the tasks beyond those count."""
-        if (waiting := self.lanes.waiting()) and waiting > self._starting():
+        starting = self._starting()
+        while (waiting := self.lanes.waiting()) and starting != (now := self._starting()):
+            starting = now  # one has begun to work meanwhile, and may have taken a task: count again
+        if waiting > starting:
             return True
         return self.state is State.RUNNING and len(self.workers) - len(self.leaving) < self.min_workers
 
     def _populate(self) -> None:
-        """Start what is needed. Lock held. Raises if a thread cannot be started.
+        """Start the workers that are needed. Called without the lock. Raises CannotStart.
+
+        Decided under the lock, done outside of it. `Thread.start` waits for the new thread; and that may run a destructor which
+        wants the lock, before it can be said to have started.
+        """
+        hired: list[Worker] = []
+        try:
+            with self.lock:
+                self._hire(hired)
+            while hired:
+                if not hired[-1].over:  # disowned by a signal handler that has interrupted us
+                    start_thread(hired[-1].thread)
+                self._unborn.pop(hired.pop(), None)
+                if self.source is not None and self.bare_since is not None:
+                    self.supervisor.kick()  # for create_timeout
+        except BaseException:
+            for worker in hired:
+                self._disown(worker)
+            raise
+
+    def _hire(self, hired: list[Worker]) -> None:
+        """Enter the workers that are needed into the books, and into `hired`, whose owner starts them. Lock held.
 
         Room is offered before the last look at the lanes: a submitter that finds the stack empty has queued its task before
         that.
         """
-        while not self._populating:  # a signal handler, or a destructor, that comes by in between leaves it to us
-            self._populating = True
+        if self._unborn:
+            self._disown_interrupted(hired)
+        while not self._hiring:  # a signal handler, or a destructor, that interrupts this leaves it to us
+            self._hiring = True
             try:
                 self._offer_room()
                 while self._may_start() and self._needed():
-                    self._start_worker()
+                    if not hired:
+                        spend_stack()
+                    used = {worker.index for worker in self.workers}
+                    worker = Worker(self, min(set(range(len(used) + 1)) - used))
+                    hired.append(worker)
+                    self._unborn[worker] = get_ident()
+                    self.workers.add(worker)
                     self._offer_room()
             finally:
-                self._populating = False
+                self._hiring = False
             if not (self._may_start() and self._needed()):
                 break
 
+    def _disown_interrupted(self, hired: list[Worker]) -> None:
+        """Disown the workers that this very thread has hired elsewhere than into `hired`, and not started. Lock held.
+
+        The call that was to start them has been interrupted by the signal handler that we are called from, which might wait
+        for them, or by an error.
+        """
+        me = get_ident()
+        for worker, starter in self._unborn.copy().items():
+            if starter == me and worker not in hired:
+                self._disown(worker)
+
+    def _disown(self, worker: Worker) -> None:
+        """The worker was hired, and is not to live: its thread could not be started, or an error was thrown in before that."""
+        if worker.birth.acquire(False):  # it has not begun to live, and now never will
+            worker.over = True
+            with self.lock:
+                self._forget(worker)
+                self._offer_room()
+        self._unborn.pop(worker, None)
+
     def _populate_or_retry(self) -> None:
-        """The same, for callers that have nobody to raise to: failing to start a thread is like failing to make a resource."""
+        """The same, for callers that have no one to raise to: failing to start a thread is like failing to make a resource."""
         try:
             self._populate()
-        except Exception as error:
-            self._creation_failed(error, clock())
+        except CannotStart as error:
+            with self.lock:
+                self._creation_failed(error, clock())
+            logger.exception("executor %r: cannot start a worker", self.name, executor=self.name)
 
     def _offer_room(self) -> None:
-        """Put Room on the stack if there is room. Lock held. If there is none, who pops it finds that out."""
-        if self.state is State.RUNNING and self._may_start() and self._room not in self.idle_stack:
-            self.idle_stack.insert(0, self._room)
-
-    def _start_worker(self) -> None:
-        """Lock held. Whatever interrupts this, the worker is either in `workers` and runs, or in neither state."""
-        used = {worker.index for worker in self.workers}
-        index = min(set(range(len(used) + 1)) - used)
-        worker = Worker(self, index)
-        try:
-            self.workers.add(worker)
-            worker.thread.start()
-        except BaseException:
-            if worker.birth.acquire(False):  # it has not begun to live, and now never will
-                self._forget(worker)
-            raise
-        if self.source is not None and self.bare_since is not None:
-            self.supervisor.kick()  # for create_timeout
+        """Put Room at the bottom of the stack if a worker may be started, and take it away if none may. Lock held."""
+        room, stack = self._room, self.idle_stack
+        offered = self.state is State.RUNNING and self._may_start()
+        if stack[:1] == [room] and offered:
+            return
+        while room in stack:
+            try:
+                stack.remove(room)
+            except ValueError:  # a submitter has popped it, and is putting it back
+                pass
+        if offered:
+            stack.insert(0, room)
 
     def _forget(self, worker: Worker) -> None:
         """The worker is no more. Lock held."""
@@ -396,9 +481,9 @@ class Core:
             with self.lock:
                 self.bare_since = None
                 recovered, self.failures = self.failures > 0, 0
-                if recovered:
-                    self._populate_or_retry()  # this worker counts as starting still: it has yet to look at the lanes
-                worker.ready = True
+            if recovered:
+                self._populate_or_retry()  # this worker counts as starting still: it has yet to look at the lanes
+            worker.ready = True
         self.changed.ring()
         if self.admission.blocked:
             self.admission.refill()
@@ -406,19 +491,25 @@ class Core:
         worker.announce()
 
     def worker_ended(self, worker: Worker, end: End, error: BaseException | None) -> None:
-        """The exit path of every worker, on its thread, its resource being gone: the one place that decides on a successor."""
-        if self.hub.hears("worker_ended"):  # before its successor, which may have its name, is told of
+        """The exit path of every worker, on its thread, its resource being gone: the one place that decides on a successor.
+
+        If an error is thrown into it, it is called again.
+        """
+        if self.hub.hears("worker_ended") and not worker.told_of_end:  # before a successor of the same name is told of
+            worker.told_of_end = True
             self.hub.tell("worker_ended", WorkerEvent(self.name, worker.name, end.value, error))
+        failed = False
         with self.lock:
-            self._forget(worker)
-            self.ended = {thread for thread in self.ended if thread.is_alive()}
-            self.ended.add(worker.thread)
-            _note_ending(worker.thread)
-            if end in REPLACED:
-                self.replaced += 1
-            failed = error is not None and end is End.CREATION_FAILED and self._creation_failed(error, worker.started_at)
-            self.broken = self.broken or end is End.INITIALIZER_FAILED
-            self._populate_or_retry()
+            if worker in self.workers:
+                if end in REPLACED:
+                    self.replaced += 1
+                failed = error is not None and end is End.CREATION_FAILED and self._creation_failed(error, worker.started_at)
+                self.broken = self.broken or end is End.INITIALIZER_FAILED
+                self.ended = {thread for thread in self.ended if thread.is_alive()}
+                self.ended.add(worker.thread)
+                _note_ending(worker.thread)
+                self._forget(worker)
+        self._populate_or_retry()
         self.changed.ring()
         level = logging.WARNING if end in {End.BROKEN, End.CRASHED} else logging.DEBUG
         ids = {"executor": self.name, "worker": worker.name, "reason": end.value}
@@ -432,45 +523,66 @@ class Core:
             self._report_failure(worker.name, error)
         if end is End.CREATION_FAILED and isinstance(error, NoResource):  # no outage, but a mistake: waiting will not help
             self._fail_queue(error)
+        if self.admission.blocked:  # its successor is free, or may be started
+            self.admission.refill()
         self.wake_if_waiting()
+        self._end_a_hopeless_wait()
         self._check_terminated()
+        worker.over = True
 
     def wait_inside(self, future: TaskFuture[Any], turnstile: LockType) -> None:
         """On one of our own threads: acquire `turnstile`, which is unlocked when `future` is done.
 
-        If every worker there may be waits for a task of this executor, none is left to run one. Who comes last sees that, and
-        raises PoolDeadlockError instead of joining the others.
+        If every worker waits for a task of this executor, another one is started, whatever the policy says. If no other may be,
+        none is left to run a task, and the last that waits raises PoolDeadlockError.
         """
         me = get_ident()
-        with self.lock:
-            self.waiting_inside[me] = future
-            stuck = (
-                self.detect_deadlocks
-                and len(self.workers) >= max(self.max_workers, self._limit())
-                and all(worker.thread.ident in self.waiting_inside for worker in self.workers)
-                and not any(other.done() or other.may_expire() for other in self.waiting_inside.values())
-            )
-            if stuck:
-                del self.waiting_inside[me]
-        if stuck:
+        wait = WaitInside(future)
+        future.add_done_callback(wait)
+        try:
+            with self.lock:
+                self.waiting_inside[me] = wait
+            self._populate_or_retry()
+            self._end_a_hopeless_wait()
+            wait.gate.acquire()
+        finally:
+            with self.lock:
+                self.waiting_inside.pop(me, None)
+        if wait.hopeless:
             raise PoolDeadlockError(
                 f"executor {self.name!r}: this task waits for another of its own executor, and so do all {len(self.workers)} "
                 "workers: none is left to run it; use more workers, another executor, or wait outside of the pool"
             )
-        try:
-            turnstile.acquire()
-        finally:
-            with self.lock:
-                self.waiting_inside.pop(me, None)
+        turnstile.acquire()
 
-    def takes_leave(self, worker: Worker) -> bool:
-        """A worker found that some are too many: may it be the one to go?"""
+    def _end_a_hopeless_wait(self) -> None:
+        """If all workers wait inside, and there may be no other, end the wait that began last."""
+        if not self.waiting_inside or not self.detect_deadlocks:
+            return
         with self.lock:
+            waits = [wait for worker in self.workers if (wait := self.waiting_inside.get(worker.thread.ident or 0))]
+            if len(waits) < len(self.workers) or len(self.workers) < self._limit() or not waits:
+                return
+            hands = {id(worker.item) for worker in self.workers}
+            for wait in waits:
+                future = wait.future
+                if future.done() or future.may_expire() or wait.hopeless:
+                    return
+                if future.running() and id(future) not in hands:  # it runs in its caller's thread, or is about to be told of
+                    return
+            last = next(reversed([wait for wait in self.waiting_inside.values() if wait in waits]))
+        last.give_up()
+
+    def dismisses(self, worker: Worker) -> End | None:
+        """Something is in `leave`: must this worker go, instead of taking a task? Why?"""
+        with self.lock:
+            if self.state >= State.KILLED:
+                return End.DRAINED
             if len(self.workers) - len(self.leaving) <= self._limit():
                 self.leave.clear()
-                return False
+                return None
             self.leaving.add(worker)
-            return True
+            return End.RETIRED
 
     def may_retire(self, worker: Worker) -> bool:
         """A worker has been idle for so long that it could go: is it one of the burst?"""
@@ -521,7 +633,8 @@ class Core:
                 return None
             if now < self.retry_at:
                 return self.retry_at
-            self._populate_or_retry()
+        self._populate_or_retry()
+        with self.lock:
             due = self.retry_at if self.failures and self.retry_at > now and not self._starting() else None
         if self.admission.blocked:  # there may be room for one, to try it with
             self.admission.refill()
@@ -594,14 +707,15 @@ class Core:
         self._tell_wanted(before, after, reason)
 
     def _set_wanted(self, wanted: int) -> int:
-        """Take the number, within the bounds, and see to it; return the number before. Lock held."""
+        """Take the number, within the bounds; return the number before. Lock held."""
         before, self.wanted = self.wanted, min(max(wanted, self.min_workers), self.max_workers)
         self._retire_idle()
-        self._populate_or_retry()
         return before
 
     def _tell_wanted(self, before: int, after: int, reason: str) -> None:
+        self._populate_or_retry()
         self.wake_if_waiting()
+        self._end_a_hopeless_wait()
         if self.admission.blocked:
             self.admission.refill()
         if after != before:
@@ -628,34 +742,37 @@ class Core:
             if len(self.workers) - len(self.leaving) > self._limit():
                 self.leave[:] = [None]
             if self.idle_limit is not None:
-                self._nudge()
+                self._wake_idle()
         self._tell_wanted(before, after, f"resize to {min_workers}..{max_workers}")
 
     def _retire_idle(self) -> None:
         """Retire idle workers above the number wanted, the longest idle first, so that warm resources stay. Lock held."""
-        surplus = len(self.workers) - len(self.leaving) - max(self.wanted, self.min_workers)
+        surplus = len(self.workers) - len(self.leaving) - self._limit()
         for worker in self.idle_stack[:]:  # from the bottom
             if surplus <= 0:
                 break
             if isinstance(worker, Worker) and worker not in self.leaving:
-                try:
-                    self.idle_stack.remove(worker)
-                except ValueError:  # it was just woken for a task
-                    continue
                 worker.told_to_leave = True
-                self.leaving.add(worker)
-                worker.release()
-                surplus -= 1
+                if self._wake_worker(worker):
+                    self.leaving.add(worker)
+                    surplus -= 1
+                else:
+                    worker.told_to_leave = False
 
-    def _nudge(self) -> None:
-        """Have every idle worker look up: how long it may be idle, or whether to leave, has changed. Lock held."""
-        for worker in self.idle_stack[:]:
+    def _wake_idle(self) -> None:
+        """Have every idle worker look up: the state, the number wanted or the time that it may be idle has changed."""
+        for worker in self.idle_stack[::-1]:
             if isinstance(worker, Worker):
-                try:
-                    self.idle_stack.remove(worker)
-                except ValueError:
-                    continue
-                worker.release()
+                self._wake_worker(worker)
+
+    def _wake_worker(self, worker: Worker) -> bool:
+        """Wake this worker; False if it is not idle, or has just been woken. It is off the stack if and only if it is woken."""
+        spend_stack()
+        try:
+            in_one_step(partial(self.idle_stack.remove, worker), worker.release)
+        except ValueError:
+            return False
+        return True
 
     # -- the end
 
@@ -665,6 +782,7 @@ class Core:
             before = self.state
             if kill and self.state < State.KILLED:
                 self.state = State.KILLED
+                self.leave[:] = [None]  # no worker starts another task: before the tokens are set, and the tasks obey
             elif self.state < State.DRAINING:
                 self.state = State.DRAINING
             with self._idle_lock:
@@ -674,7 +792,7 @@ class Core:
                 handle._needs_care = True
                 handle._open_pool = None
             after = self.state
-            self._populate_or_retry()  # tasks may wait with nobody there to run them
+        self._populate_or_retry()  # tasks may wait with no worker there to run them
         self.changed.ring()
         if kill:
             self.killed.open()
@@ -684,7 +802,7 @@ class Core:
                 self._cancel_queue()
             except BaseException as error:  # first things first
                 escaped = error
-        self._wake_all()
+        self._wake_idle()
         self.admission.close()
         if after is not before and self.hub.hears("state_changed"):
             self.hub.tell("state_changed", StateEvent(self.name, after.name.lower()))
@@ -697,15 +815,6 @@ class Core:
         self._check_terminated()
         if escaped is not None:
             raise escaped
-
-    def _wake_all(self) -> None:
-        while self.idle_stack:
-            try:
-                next(self._wakes)
-            except IndexError:
-                break
-            except Exception:
-                logger.exception("executor %r: cannot start a worker", self.name, executor=self.name)
 
     def _cancel_queue(self) -> None:
         """Cancel what waits. A task in between two attempts gets the error of the last.
@@ -867,7 +976,9 @@ class Core:
             self.source.reinit_after_fork()
             self.pool.reinit_after_fork()
         self.state = State.CLOSED
+        self.leave[:] = [None]
         self.idle = _CLOSED
+        self.hub.silence()
         message = (
             f"executor {self.name!r} was inherited through fork(): its threads and resources belong to the parent process; "
             f"make a new executor in this one"
@@ -881,9 +992,12 @@ class Core:
         for future in lost:
             if not future.done():
                 future._fail_after_fork(RuntimeError(message))
+        for worker in self.workers:
+            worker.over = True
         self.workers.clear()
         self.leaving.clear()
         self.ended.clear()
+        self.waiting_inside.clear()
         self.supervisor.thread = None
         self.terminated.open()
 
@@ -1007,7 +1121,7 @@ class Core:
             assert len({worker.index for worker in self.workers}) == len(self.workers), "two workers have one name"
             assert self.min_workers <= self.max_workers
             for worker in self.workers:
-                assert worker.thread.is_alive() or worker.thread.ident is None, f"{worker} has no thread"
+                assert worker.thread.is_alive() or not worker.birth.locked() or worker.over, f"{worker} has no thread"
             if self.source is not None:
                 created, destroyed = self.source.counts()
                 assert created >= destroyed, "destroyed more resources than were made"

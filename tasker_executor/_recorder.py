@@ -15,12 +15,13 @@ from __future__ import annotations
 import enum
 import struct
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING
 
-from ._types import clock
+from ._types import clock, in_one_step
 from .stats import DurationSummary
 
 if TYPE_CHECKING:
@@ -189,9 +190,11 @@ class TaskLog:
     (`LULL`), so they are taken as spread evenly from `since` to `until`. That is as good as the rates need.
     """
 
-    __slots__ = ("entries", "folded", "since", "until")
+    __slots__ = ("_last", "entries", "folded", "since", "until")
 
     def __init__(self) -> None:
+        #: The attempt noted last, by the id of its task and its start, and its outcome.
+        self._last: deque[tuple[tuple[int, float] | None, Outcome]] = deque(maxlen=1)
         self.folded = 0  # attempts
         self.since = clock()
         #: When its owner became idle; None while it is busy.
@@ -201,11 +204,14 @@ class TaskLog:
             (priority, outcome): ([], []) for priority in (False, True) for outcome in Outcome
         }
 
-    def note(self, priority: bool, outcome: Outcome, wait: float, run: float) -> None:
-        """An attempt has ended. The worker's loop does the same in line."""
+    def note(self, priority: bool, outcome: Outcome, wait: float, run: float, attempt: tuple[int, float] | None = None) -> None:
+        """An attempt has ended: count it, in one step of the interpreter."""
         waits, runs = self.entries[priority, outcome]
-        waits.append(wait)
-        runs.append(run)
+        in_one_step(partial(waits.append, wait), partial(runs.append, run), partial(self._last.append, (attempt, outcome)))
+
+    def noted(self, attempt: tuple[int, float]) -> Outcome | None:
+        """As what this attempt, the last, was noted; None if it was not."""
+        return next((outcome for last, outcome in self._last if last == attempt), None)
 
     def attempts(self) -> int:
         """How many attempts its owner has made."""

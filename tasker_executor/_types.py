@@ -27,8 +27,10 @@ __all__ = [
     "check_count",
     "check_seconds",
     "clock",
+    "in_one_step",
     "lock_timeout",
     "must_escape",
+    "spend_stack",
 ]
 
 R = TypeVar("R")
@@ -69,6 +71,26 @@ class State(enum.IntEnum):
 _release = methodcaller("release")
 
 
+_call = methodcaller("__call__")
+
+
+def in_one_step(*calls: Callable[[], object]) -> None:
+    """Make the calls, which must be calls into C, in their order and in one step of the interpreter.
+
+    So no error is thrown in between two of them. A call that raises is the last, and its error is raised here.
+    """
+    deque(map(_call, calls), 0)
+
+
+def spend_stack(frames: int = 40) -> None:
+    """Raise RecursionError if there are no more than so many frames left.
+
+    Called before the first of some steps that belong together: so the end of the stack does not come between two of them.
+    """
+    if frames:
+        spend_stack(frames - 1)
+
+
 class Latch:
     """A gate that opens once and for all, like an Event without a lock inside.
 
@@ -84,6 +106,7 @@ class Latch:
 
     def open(self) -> None:
         """Let everybody through, now and later."""
+        spend_stack(8)
         permits = map(_release, iter(self._waiting.popleft, None))
         self.is_open = True
         try:

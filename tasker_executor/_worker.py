@@ -15,6 +15,19 @@ passes the wake-up on.
 They look at the permit after they have queued their task; a worker takes its permit first and looks at the lanes afterwards. If
 it finds more than one task there, it wakes another worker: so all that are needed come, one after the other.
 
+**An error thrown into a worker.** rq, Celery and debuggers stop a task by an error that they throw into its thread
+(`PyThreadState_SetAsyncExc`). Inside of a task it is the task's. It may come a moment too late, though, between any two steps
+of the interpreter. What is promised then: the worker ends, its resource is destroyed once, a successor takes its place, and the
+task in hand reaches its end once: with the result if it had returned, in its lane if it was to be retried, otherwise with the
+error. For that:
+
+- *A task leaves its lane and enters the variable `future` in one step* (the head of a ``for`` loop; see `_serve`), and leaves
+  the variable before it is put back.
+- What a task has come to is known from what is stored (see `_salvage`), and counted in one step.
+- The last reference to a worker's life (`_Life`) goes with its thread. If the exit path was hit, it is walked again then.
+
+What is not promised: two such errors at the same worker, or one in the first steps of a thread, before this module runs.
+
 **No lock, no test per task that it does not need.** What a task may need besides its call (a listener, a deadline, a
 cancellation) is in its sidecar, and one load tells whether there is one. The end of a task serves as the start of the next. The
 result is stored after the worker has registered as idle, so that a caller in a ``submit().result()`` loop never starts a second
@@ -23,17 +36,18 @@ thread.
 
 from __future__ import annotations
 
-import threading
 from _thread import allocate_lock
-from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from itertools import repeat, starmap
+from typing import TYPE_CHECKING, Any, cast
 
 from ._current import current
 from ._recorder import LULL, Outcome
 from ._report import Logger, drop_frame, function_name
 from ._resources import End, Holding, note_giving_up
-from ._types import DAEMON, State, clock, lock_timeout
-from ._work_item import FINISHED, RUNNING, TaskFuture
+from ._threads import make_thread
+from ._types import State, clock, lock_timeout
+from ._work_item import FINISHED, PENDING, RUNNING, TaskFuture
 from .exceptions import TaskCancelled
 from .observers import TaskEvent, WorkerEvent
 from .stats import WorkerInfo
@@ -44,6 +58,9 @@ if TYPE_CHECKING:
     from ._types import Latch
 
 __all__ = ["Worker", "describe"]
+
+#: What a task has returned that has not returned yet.
+_NOTHING: Any = object()
 
 logger = Logger(__name__)
 futures_logger = Logger("concurrent.futures")
@@ -68,12 +85,14 @@ class Worker:
         "killed",
         "log",
         "name",
+        "over",  # it has walked its exit path to the end, or will never live
         "ready",  # is it about to look at the lanes, or has it?
         "release",  # releases `park`; what the idle stack calls
         "park",
         "since",  # when it took the task in hand
         "started_at",
         "thread",
+        "told_of_end",  # observers have heard of it
         "told_to_leave",  # set, before its permit, by who took it off the idle stack to retire it
     )
 
@@ -86,16 +105,15 @@ class Worker:
         self.item: TaskFuture[Any] | None = None
         self.log = core.recorder.open_log()
         self.ready = False
-        self.told_to_leave = False
+        self.told_to_leave = self.told_of_end = self.over = False
         self.broken_by: BaseException | None = None
         self.birth = allocate_lock()
         self.park = allocate_lock()
         self.park.acquire()
         self.release = self.park.release
         self.started_at = self.since = clock()
-        # Daemons, so that a task that ignores kill() cannot keep the interpreter from exiting; the exit hook joins all others.
-        # An empty context: a burst worker starts inside some caller's submit and must not carry its contextvars for life.
-        self.thread = threading.Thread(target=Context().run, args=(self._main,), name=self.name, daemon=DAEMON)
+        # A daemon, so that a task that ignores kill() cannot keep the interpreter from exiting; the exit hook joins all others.
+        self.thread = make_thread(_Life(self).live, self.name)
 
     @property
     def owner(self) -> Core:
@@ -125,11 +143,11 @@ class Worker:
 
     # -- a worker's life
 
-    def _main(self) -> None:
-        core = self.core
-        if not self.birth.acquire(False):  # whoever started this thread was interrupted, and has disowned it
+    def live(self) -> None:
+        """Live, from the first step of the thread to the last."""
+        if not self.birth.acquire(False):  # the starter was interrupted, and has disowned this worker
             return
-        current.owner = core
+        current.owner = self.core
         current.here.holder = self
         end, error = End.CRASHED, None
         try:
@@ -137,12 +155,20 @@ class Worker:
         except BaseException as thrown:
             error = thrown
         finally:
-            self.item = None
-            core.worker_ended(self, end, error)
+            self.end(end, error)
+
+    def end(self, end: End, error: BaseException | None) -> None:
+        """Give up what is left, and walk the exit path. If an error is thrown into this, it is called again."""
+        self.item = None
+        self._off_idle_stack()
+        self._give_up_resource()
+        self.core.worker_ended(self, end, error)
 
     def _live(self) -> tuple[End, BaseException | None]:
-        """Set up, serve, and give the resource up; say why it is over."""
+        """Set up and serve; say why it is over."""
         core = self.core
+        if core.state >= State.KILLED:
+            return End.DRAINED, None
         try:
             if core.initializer is not None:
                 core.initializer(*core.initargs)
@@ -162,7 +188,7 @@ class Worker:
             core.wake_if_waiting()  # tasks that we leave behind need not wait until our resource is gone
             cause, self.broken_by = self.broken_by, None
             return end, cause
-        except BaseException as thrown:  # from outside: PyThreadState_SetAsyncExc, as some libraries do to stop a task
+        except BaseException as thrown:
             logger.warning(
                 "executor %r: an exception was thrown into worker %s",
                 core.name,
@@ -173,10 +199,13 @@ class Worker:
             )
             return End.CRASHED, thrown
         finally:
-            holding, self.holding = self.holding, None
-            if holding is not None:
-                assert core.source is not None
-                core.source.destroy(holding, self.name)
+            self._give_up_resource()
+
+    def _give_up_resource(self) -> None:
+        """Destroy the resource, if there is one and it is not destroyed yet."""
+        if self.holding is not None and self.core.source is not None:
+            self.core.source.destroy(self.holding, self.name)
+            self.holding = None
 
     def _own(self, holding: Holding[Any]) -> None:
         self.holding = holding
@@ -185,7 +214,6 @@ class Worker:
         """Run tasks until there is a reason not to."""
         core = self.core
         high, low = core.lanes.priority, core.lanes.normal
-        high_pop, low_pop = high.popleft, low.popleft
         log = self.log
         high_waits, high_runs = log.entries[True, Outcome.COMPLETED]
         low_waits, low_runs = log.entries[False, Outcome.COMPLETED]
@@ -195,19 +223,19 @@ class Worker:
         in_context, careful = core.propagate_context, core.careful
         # A retry must not see what the attempt before it set.
         fresh_context = core.source is not None and core.source.can_break
-        future: TaskFuture[Any] | None = None
-        context: Context | None = None
+        # `for future in take_low: break` pops a task and stores it in one step of the interpreter; a call would be two.
+        take_high = cast("Iterator[Any]", starmap(high.popleft, repeat(())))
+        take_low = cast("Iterator[Any]", starmap(low.popleft, repeat(())))
+        future: Any = None  # TaskFuture | None, and the next a Context | None, without the tests that a checker would ask for
+        context: Any = None
+        value: Any = _NOTHING  # what the task in hand has returned
+        error: BaseException | None = None  # or raised
         lane = low
         registered = False
-        start = clock()
+        start = end_time = clock()
         try:
             while True:
                 for _ in _SHIFT:
-                    # -- am I still to work?
-                    if leave and core.takes_leave(self):
-                        if registered:
-                            self._leave_idle_stack()
-                        return End.RETIRED
                     if careful and (high or low):
                         if registered:  # or a submitter would count on us while we ask check_resource
                             registered = False
@@ -218,13 +246,16 @@ class Worker:
                             return unfit
 
                     # -- take a task: priority first
+                    last = None
                     try:
                         if high:
                             lane, waits, runs = high, high_waits, high_runs
-                            future = high_pop()
+                            for future in take_high:  # noqa: B007  # see above
+                                break
                         elif not registered:  # then there was a task a moment ago
                             lane, waits, runs = low, low_waits, low_runs
-                            future = low_pop()
+                            for future in take_low:  # noqa: B007  # see above
+                                break
                         else:
                             future = None
                             log.until = start
@@ -244,18 +275,23 @@ class Worker:
                             idle_append(self)
                             registered = True
                         continue
-                    last = None
-                    if registered:
-                        registered = False
-                        if self._leave_idle_stack():
-                            last = End.RETIRED  # with this task for the last
-                        start = clock()
+                    if leave or registered:  # asked with the task in hand: once `kill` has set `leave`, no task starts
+                        if leave:
+                            last = core.dismisses(self)
+                        if registered:
+                            registered = False
+                            if self._leave_idle_stack() and last is None:
+                                last = End.RETIRED
+                            start = clock()
+                        if last is not None:
+                            put_back, future = future, None
+                            lane.appendleft(put_back)
+                            core.task_came_back()
+                            return last
 
                     # -- run it
                     future._status = RUNNING
                     if future._sidecar is not None and not future._may_start():
-                        if last:
-                            return last
                         continue
                     self.since = start
                     self.item = future
@@ -266,25 +302,28 @@ class Worker:
                     try:
                         if in_context:
                             context = future._context
-                            assert context is not None
                             if fresh_context:
                                 context = context.copy()
                             value = context.run(future._result, *(prefix + future._exception))
                         else:
                             value = future._result(*(prefix + future._exception))
-                        error = None
                     except BaseException as raised:
-                        value = None
                         error = drop_frame(raised)
+                        value = None
                     context = None
                     end_time = clock()
                     self.item = None
                     if error is None:
                         waits.append(start - future._submitted)
                         runs.append(end_time - start)
-                    elif self._judge(future, lane, error, start, end_time):
-                        return End.BROKEN
-                    if careful and self._after(future, error, start, end_time):
+                    else:
+                        last, retry = self._judge(future, lane, error, start, end_time)
+                        if retry:
+                            put_back, future = future, None
+                            lane.appendleft(put_back)  # whatever the bound
+                            core.task_came_back()
+                            return End.BROKEN
+                    if careful and self._after(future, error, start, end_time) and last is None:
                         last = End.USED_UP
                     start = end_time
 
@@ -296,6 +335,7 @@ class Worker:
                         idle_append(self)
                         registered = True
                     future._status = FINISHED
+                    value, error = _NOTHING, None
                     if future._sidecar is not None:
                         callbacks = future._publish()
                         if callbacks is not None:
@@ -306,22 +346,57 @@ class Worker:
                             future._call_back(callbacks)
                             callbacks = None
                         start = clock()  # others may have had the interpreter meanwhile
-                    value = error = None
                     if last:
                         return last
                 core.recorder.fold(log)
                 start = clock()
         except BaseException as thrown:
-            # Nothing in this loop raises, so this came from outside. The task in hand, if any, gets it: it is that task which
-            # somebody wanted to stop, and nobody knows how far it got.
-            self.item = None
-            if future is not None and not future.done():
-                log.note(lane.priority, Outcome.FAILED, start - future._submitted, clock() - start)
-                future._finish(None, thrown)
+            # Nothing in this loop raises, so this came from outside.
+            if future is not None:
+                self._salvage(future, lane, value, error, thrown, start, end_time)
             # Only off the stack: whether a permit is to come, has come, or is used up already, nobody can tell. Nor need we:
             # the exit path looks at the lanes.
             self._off_idle_stack()
             raise
+
+    def _salvage(
+        self,
+        future: TaskFuture[Any],
+        lane: Lane,
+        value: Any,
+        error: BaseException | None,
+        thrown: BaseException,
+        start: float,
+        end: float,
+    ) -> None:
+        """An error was thrown into `_serve`: see that the task in hand reaches its end once, and is counted once.
+
+        1. It is final: what may be missing is that its waiters are told.
+        2. It has returned a value: that stands. It is counted if it was not: `item` is reset when it has ended, and the two
+           numbers of a task are listed one after the other, so one too few is the last that is missing.
+        3. It has raised: that stands. If it was counted as retried, it goes back to its lane.
+        4. Neither: it gets the thrown error.
+        """
+        running, self.item = self.item is not None, None
+        log, sidecar = self.log, future._sidecar
+        if future._status is FINISHED or (sidecar is not None and sidecar.verdict is not None):
+            future._conclude()
+        elif future._status is PENDING:
+            future._fail_popped(thrown)
+        elif value is not _NOTHING and error is None:
+            with self.core.recorder.lock:
+                waits, runs = log.entries[lane.priority, Outcome.COMPLETED]
+                if running:
+                    waits.append(start - future._submitted)
+                if len(runs) < len(waits):
+                    runs.append(max(end, start) - start)
+            future._finish(value, None)
+        elif log.noted((id(future), start)) is Outcome.RETRIED:
+            lane.appendleft(future)
+        else:
+            if log.noted((id(future), start)) is None:
+                log.note(lane.priority, Outcome.FAILED, start - future._submitted, clock() - start)
+            future._finish(None, error or thrown)
 
     # -- going idle
 
@@ -344,9 +419,9 @@ class Worker:
                 return End.DRAINED
             if core.admission.blocked:  # nothing is queued, so somebody may come in
                 core.admission.refill()
-            if core.leave and core.takes_leave(self):
+            if core.leave and (end := core.dismisses(self)) is not None:
                 self._leave_idle_stack()
-                return End.RETIRED
+                return end
             if self.park.acquire(True, -1 if idle_limit is None and expires == _NEVER else self._patience(since, idle_limit)):
                 if core.idle is not core.idle_stack:  # as in `_take_permit`; written out, since this is the usual way
                     core.worker_came()
@@ -438,10 +513,12 @@ class Worker:
             future._context,
         )
 
-    def _judge(self, future: TaskFuture[Any], lane: Lane, error: BaseException, start: float, end: float) -> bool:
-        """The task raised. Tell whether the worker must end, its resource being broken; the task has been taken care of then.
+    def _judge(
+        self, future: TaskFuture[Any], lane: Lane, error: BaseException, start: float, end: float
+    ) -> tuple[End | None, bool]:
+        """The task raised. Say whether the worker must end, its resource being broken, and whether the task is run again.
 
-        An error that is not the resource's fault is the task's own: it is left to the loop to deliver.
+        An error that is not the resource's fault is the task's own.
         """
         core, holding = self.core, self.holding
         broken = (
@@ -451,32 +528,26 @@ class Worker:
             and isinstance(error, Exception)
             and core.source.is_broken_after(error, holding)
         )
-        if not broken:
-            self._arm(future, error)
-            self.log.note(lane.priority, Outcome.FAILED, start - future._submitted, end - start)
-            return False
-        self.broken_by = error
-        sidecar = future._observe()
-        assert sidecar is not None
-        limit = core.max_retries if sidecar.max_retries is None else sidecar.max_retries
-        if sidecar.retries < limit and core.state < State.KILLED:
-            self.log.note(lane.priority, Outcome.RETRIED, start - future._submitted, end - start)
-            if core.hub.hears("task_retried"):
-                core.hub.tell("task_retried", self._event(future, start, end, error=error))
-            with sidecar:
-                sidecar.started = True  # it may have come into being while the task ran
-                sidecar.retries += 1
-                sidecar.error = error
-            future._submitted = clock()
-            core.requeue(future, lane)
-            return True
-        note_giving_up(error, sidecar.retries)
+        duration, attempt = (start - future._submitted, end - start), (id(future), start)
+        if broken:
+            self.broken_by = error
+            sidecar = future._observe()
+            assert sidecar is not None
+            limit = core.max_retries if sidecar.max_retries is None else sidecar.max_retries
+            if sidecar.retries < limit and core.state < State.KILLED:
+                if core.hub.hears("task_retried"):
+                    core.hub.tell("task_retried", self._event(future, start, end, error=error))
+                with sidecar:
+                    sidecar.started = True  # it may have come into being while the task ran
+                    sidecar.retries += 1
+                    sidecar.error = error
+                self.log.note(lane.priority, Outcome.RETRIED, *duration, attempt)
+                future._submitted = clock()
+                return End.BROKEN, True
+            note_giving_up(error, sidecar.retries)
         self._arm(future, error)
-        self.log.note(lane.priority, Outcome.FAILED, start - future._submitted, end - start)
-        if core.hub.hears("task_finished"):
-            core.hub.tell("task_finished", self._event(future, start, end, "failed", error))
-        future._finish(None, error)
-        return True
+        self.log.note(lane.priority, Outcome.FAILED, *duration, attempt)
+        return End.BROKEN if broken else None, False
 
     def _arm(self, future: TaskFuture[Any], error: BaseException) -> None:
         """See that the error does not get lost, unless it is the task's way of obeying `kill`."""
@@ -487,6 +558,28 @@ class Worker:
         """Tell observers that we take tasks from now on."""
         if self.core.hub.hears("worker_started"):
             self.core.hub.tell("worker_started", WorkerEvent(self.core.name, self.name))
+
+
+class _Life:
+    """The life of a worker, referred to by its thread alone: it goes when the thread ends, in whichever way.
+
+    An error thrown into the exit path, or between it and the end of the thread, would leave a worker in the books that lives no
+    more. So the path is walked again when the life goes, on the same thread.
+    """
+
+    __slots__ = ("worker",)
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+
+    def live(self) -> None:
+        """Run the worker."""
+        self.worker.live()
+
+    def __del__(self) -> None:
+        worker = getattr(self, "worker", None)  # none, if an error was thrown in before there was one
+        if worker is not None and not worker.over and worker.birth.locked():
+            worker.end(End.CRASHED, None)
 
 
 def describe(future: TaskFuture[Any]) -> str:

@@ -153,6 +153,11 @@ class ObserverHub:
         }
         self.hears_tasks = any(self._listeners[event] for event in EVENTS if event.startswith("task_"))
 
+    def silence(self) -> None:
+        """Tell nobody of anything any more."""
+        self._listeners = dict.fromkeys(EVENTS, ())
+        self.hears_tasks = False
+
     def hears(self, event: str) -> bool:
         """Does anybody listen to this event?"""
         return bool(self._listeners[event])

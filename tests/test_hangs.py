@@ -14,6 +14,8 @@ import pytest
 
 from support import DEADLINE, Gate, Ledger, MakePool, eventually
 from tasker_executor import BacklogPolicy, PoolDeadlockError, QueueFull, ResourceExecutor, _core, current_task
+from tasker_executor._core import WaitInside
+from tasker_executor._work_item import TaskFuture
 
 Pool = ResourceExecutor[None]
 
@@ -144,7 +146,8 @@ def test_nobody_is_told_while_one_of_those_who_wait_has_his_result_and_only_has_
     gate.wait_until_held()
     worker = next(worker for worker in pool._core.workers if worker.item is not None)
     assert worker.thread.ident is not None
-    pool._core.waiting_inside[worker.thread.ident] = done  # type: ignore[assignment]  # made by this pool, so it is one
+    assert isinstance(done, TaskFuture)
+    pool._core.waiting_inside[worker.thread.ident] = WaitInside(done)
     b = pool.submit(wait_for_a_task_of, pool)
     until_waiting_inside(pool, 2)
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
-from tasker_executor import ResourceExecutor, TaskCancelled, current_task
+from tasker_executor import Observer, ResourceExecutor, TaskCancelled, TaskEvent, current_task
 from tasker_executor._resources import Holding
 
 ENDLESS = "with recursive counter(n) as (select 1 union all select n + 1 from counter) select count(*) from counter"
@@ -181,18 +181,15 @@ def test_a_task_whose_resource_breaks_after_kill_is_not_retried(make_pool: MakeP
     assert pool.stats().retried == 0
 
 
-def test_a_task_put_back_for_its_retry_just_before_kill_gets_its_error(
-    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # 1. The worker decides for a retry. 2. kill() empties the lanes. 3. The worker puts the task back: nobody would take it.
-    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
-    requeue = pool._core.requeue
+def test_a_task_put_back_for_its_retry_just_before_kill_gets_its_error(make_pool: MakePool, ledger: Ledger) -> None:
+    # 1. The worker decides for a retry. 2. kill() empties the lanes. 3. The worker puts the task back: no other would take it.
+    class Killer(Observer):
+        def task_retried(self, event: TaskEvent) -> None:
+            pool.kill()
 
-    def kill_first(*args: Any) -> None:
-        pool.kill()
-        requeue(*args)
-
-    monkeypatch.setattr(pool._core, "requeue", kill_first)
+    pool = make_pool(
+        1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, observers=[Killer()]
+    )
 
     future = pool.submit(FakeResource.break_down)
 

@@ -15,6 +15,7 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, join_all
 from tasker_executor import Observer, QueueFull, ResourceExecutor, TaskEvent
+from tasker_executor._core import Room
 from tasker_executor._lanes import Lane, Lanes
 from tasker_executor._work_item import PENDING, RUNNING, TaskFuture
 from tasker_executor._worker import Worker
@@ -49,7 +50,8 @@ def lie(pool: ResourceExecutor[Any]) -> LyingStack:
     """Let a pool that has no workers yet use a lying stack."""
     core = pool._core
     stack = LyingStack()
-    stack.extend(core.idle_stack)
+    room, core._room = core._room, Room(stack)
+    stack.extend(core._room if entry is room else entry for entry in core.idle_stack)
     core.idle = core.idle_stack = stack
     core._wakes = map(methodcaller("release"), iter(stack.pop, None))
     return stack

@@ -143,6 +143,7 @@ def test_supervisor_sleeps_when_nothing_needs_it(
 ) -> None:
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.1)
     pool.submit(FakeResource.use).result()
+    pool._core.supervisor.kick()  # it may not have started: the worker was ready before anything had to be watched
     turns.wait_until_asleep()
     kicks: list[Supervisor] = []
     monkeypatch.setattr(Supervisor, "kick", kicks.append)
