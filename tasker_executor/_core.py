@@ -39,7 +39,7 @@ from ._recorder import Outcome, Recorder
 from ._report import Logger, safe_repr
 from ._resources import REPLACED, End, NoResource, ResourceHooks, ResourcePool, ResourceSource
 from ._supervisor import Supervisor
-from ._types import Bell, Latch, State, clock, lock_timeout
+from ._types import Bell, Latch, State, clock, lock_timeout, new_thread
 from ._work_item import WITHDRAWN, TaskFuture
 from ._worker import Worker
 from .exceptions import PoolDeadlockError, ResourceCreationError, ShutdownTimeout
@@ -841,7 +841,7 @@ class Core:
         if (self.pool is not None and self.pool.available) or self.hub.hears("state_changed"):
             # Hooks and observers have no business inside of the garbage collector: they get a thread of their own.
             try:
-                threading.Thread(target=self.close, name=f"{self.thread_name_prefix}_closer", daemon=True).start()
+                new_thread(self.close, f"{self.thread_name_prefix}_closer").start()
                 return
             except RuntimeError:
                 pass

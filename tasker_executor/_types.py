@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import _thread
 import enum
+import sys
 import threading
 from _thread import LockType, allocate_lock
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from operator import methodcaller
 from threading import TIMEOUT_MAX
 from time import perf_counter
@@ -23,12 +25,10 @@ __all__ = [
     "Latch",
     "ResourceHook",
     "State",
-    "check_callable",
-    "check_count",
-    "check_seconds",
     "clock",
     "lock_timeout",
     "must_escape",
+    "new_thread",
 ]
 
 R = TypeVar("R")
@@ -140,30 +140,16 @@ class Bell:
                 continue
 
 
-def check_count(name: str, value: Any, least: int) -> int:
-    """Return `value` if it is a whole number of at least `least`, or raise, naming the argument."""
-    if not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value!r}")
-    return value
-
-
-def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> float:
-    """Return `value` as seconds if it is a number and not negative, or raise, naming the argument."""
-    if not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not (value > 0 if above_zero else value >= 0):  # in this form, because it refuses NaN
-        raise ValueError(f"{name} must {'be above 0' if above_zero else 'not be negative'}, not {value!r}")
-    return float(value)
-
-
-def check_callable(name: str, value: Any) -> None:
-    """Raise TypeError, naming the argument, unless `value` is callable or None."""
-    if value is not None and not callable(value):
-        raise TypeError(f"{name} must be callable, not {value!r}")
-
-
 def lock_timeout(timeout: float | None) -> float:
     """Translate a timeout into what `lock.acquire` takes: -1 for no limit."""
     return -1 if timeout is None else min(max(timeout, 0.0), TIMEOUT_MAX)
+
+
+def new_thread(target: Callable[[], object], name: str) -> threading.Thread:
+    """Make a thread of ours: a daemon where that is allowed, in an empty context.
+
+    Without a context of its own it keeps, where threads inherit contexts (Python 3.14), that of its starter for life, and with
+    it whatever some request had put there.
+    """
+    own: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
+    return threading.Thread(target=target, name=name, daemon=DAEMON, **own)
