@@ -358,7 +358,8 @@ class Monitor:
         try:
             return bool(show())
         except BaseException as error:
-            if must_escape(error):
+            broken_pipe = isinstance(error.__context__, BrokenPipeError)  # of which rich makes a SystemExit
+            if must_escape(error) and not broken_pipe:
                 raise
             self._working = False
             logger.warning(

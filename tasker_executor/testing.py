@@ -314,6 +314,7 @@ class _InlineFuture(Future[T]):
         self._executor = executor
         self._lane = lane
         self._runner = 0  # the thread that runs it, or has
+        self._withdrawn = False  # its task was taken out of its lane, and shall not run
 
     @override
     def result(self, timeout: float | None = None) -> T:
@@ -329,15 +330,18 @@ class _InlineFuture(Future[T]):
 
     @override
     def cancel(self) -> bool:
-        if self._executor._withdraw(self):
-            self._announce_cancelled()
-            self._executor._close_if_drained()
+        try:
+            self._end_if_withdrawn()
+        finally:  # the first may be interrupted, by Ctrl-C for instance; where it was not, this does nothing
+            self._end_if_withdrawn()
         return self.cancelled()
 
-    def _announce_cancelled(self) -> None:
-        """The executor has withdrawn the task: make it final."""
-        super().cancel()
-        self.set_running_or_notify_cancel()  # tells wait() and as_completed()
+    def _end_if_withdrawn(self) -> None:
+        self._executor._withdraw(self)
+        if self._withdrawn and not self.done():
+            super().cancel()
+            self.set_running_or_notify_cancel()  # tells wait() and as_completed()
+            self._executor._close_if_drained()
 
 
 #: Inline executors that are not closed, weakly, by id. No WeakSet: another thread may add one while `assert_no_leaks` looks.
@@ -465,7 +469,9 @@ class InlineExecutor(BaseExecutor[R]):
                 if self._state is State.KILLED or not lane:
                     return False
                 task = lane[0]
-                self._take_in_hand(task)
+                self._running += 1
+                self._in_hand += 1
+                task.counted = task.in_hand = True
                 lane.popleft()  # last: an error thrown in after this finds the task in hand
             self._run(task)
         except BaseException as thrown:
@@ -496,7 +502,9 @@ class InlineExecutor(BaseExecutor[R]):
                 self._submitted += 1
                 if not self.deferred:
                     task.deadline = None  # it starts in time
-                    self._take_in_hand(task)
+                    self._running += 1
+                    self._in_hand += 1
+                    task.counted = task.in_hand = True
                 else:
                     lane.append(task)
             if not self.deferred:
@@ -517,7 +525,10 @@ class InlineExecutor(BaseExecutor[R]):
                 call.in_hand = True
             return self._call(self._fit(fn, options), args, kwargs, self._limit(options))
         finally:
-            self._let_go(call)
+            try:
+                self._let_go(call)
+            finally:  # the first may be interrupted
+                self._let_go(call)
 
     def _fit(self, fn: Callable[..., Any], options: TaskOptions) -> Callable[..., Any]:
         return fn if options.pass_resource or self._source is None else WithoutResource(fn)
@@ -531,12 +542,6 @@ class InlineExecutor(BaseExecutor[R]):
 
     # An error may be thrown in (Ctrl-C, a time limit of the user's) after any call. So what belongs together, a number and the
     # mark of the task that it counts, is changed under the lock without a call between; and each ending can be repeated.
-
-    def _take_in_hand(self, task: _Task) -> None:
-        """The task is about to run. The caller holds the lock."""
-        self._running += 1
-        self._in_hand += 1
-        task.counted = task.in_hand = True
 
     def _let_go(self, task: _Task | _InHand) -> None:
         """The task or call is over: the last one closes an executor that has been shut down."""
@@ -584,10 +589,10 @@ class InlineExecutor(BaseExecutor[R]):
                 else:
                     task.future.set_exception(error)
         finally:  # a done-callback may have raised SystemExit
-            if task.future.done():
-                task.outcome = None
-            self._let_go(task)
             del error
+            if task.future.done():  # else an error was thrown in before that, and this is called again
+                task.outcome = None
+                self._let_go(task)
 
     def _end_interrupted(self, task: _Task | None, thrown: BaseException) -> None:
         """An error was thrown into our own steps: the task in hand, if it is not over, gets it. Nothing stays under way."""
@@ -684,15 +689,15 @@ class InlineExecutor(BaseExecutor[R]):
             else:  # another thread runs it
                 return
 
-    def _withdraw(self, future: _InlineFuture[Any]) -> bool:
-        """Take a task out of its lane; False if it is not there any more."""
+    def _withdraw(self, future: _InlineFuture[Any]) -> None:
+        """Take a task out of its lane, if it is still there."""
         with self._lock:
             for task in future._lane:
                 if task.future is future:
                     self._cancelled += 1
-                    future._lane.remove(task)
-                    return True
-        return False
+                    future._withdrawn = True
+                    future._lane.remove(task)  # last: an error thrown in after this finds all done
+                    return
 
     def current_resource(self) -> R:
         """Return the resource of the task that this is called from.
@@ -737,7 +742,10 @@ class InlineExecutor(BaseExecutor[R]):
             if self._source is not None and not self._free:
                 self._free.append(self._create(self._source))
         finally:
-            self._let_go(call)
+            try:
+                self._let_go(call)
+            finally:  # the first may be interrupted
+                self._let_go(call)
 
     # -- the end
 
@@ -756,7 +764,7 @@ class InlineExecutor(BaseExecutor[R]):
             check_seconds("timeout", timeout)
         with self._lock:
             self._state = max(self._state, State.DRAINING)
-        if cancel_futures:
+        if cancel_futures or self._state is State.KILLED:  # a kill may have been interrupted
             self._cancel_queued()
         if wait and not self._in_hand:
             self.run_all()
