@@ -421,6 +421,9 @@ class _Plugin(WorkerPlugin):
         call, pool = _Call(job.function, job.call), self.pool
         try:
             context = self._context(job)
+        except BaseException as error:  # as in `run`
+            return _dumps_error(error)
+        try:
             return await _in_thread(lambda: context.run(_run_and_dump, pool, call, job.options), f"{self.name}_run_now")
         except Exception as error:
             return _dumps_error(error)

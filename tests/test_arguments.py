@@ -16,6 +16,7 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool
 from tasker_executor import BacklogPolicy, LoadSample, Observer, ResourceExecutor
+from tasker_executor.testing import InlineExecutor
 
 NAN = math.nan
 HOOKS = ("on_create", "on_destroy", "check_health", "check_resource", "on_abort")
@@ -376,3 +377,35 @@ def test_function_is_not_passed_by_keyword(make_pool: MakePool, method: str) -> 
 
     with pytest.raises(TypeError, match="fn"):
         call(fn=int)
+
+
+# -- a task that is none --
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"x": 1}], ids=["plain", "keywords"])
+@pytest.mark.parametrize("face", ["thread pool", "executor", "priority", "view", "bounded", "inline"])
+def test_what_cannot_be_called_has_a_type_error_in_its_future_as_in_the_standard_library(
+    make_pool: MakePool, face: str, kwargs: dict[str, int]
+) -> None:
+    nothing: Any = None
+    submits: dict[str, Callable[..., Future[Any]]] = {
+        "thread pool": ThreadPoolExecutor(1).submit,
+        "executor": make_pool(1).submit,
+        "priority": make_pool(1).submit_priority,
+        "view": make_pool(1).with_options(max_retries=1).submit,
+        "bounded": make_pool(1, max_queued=1).submit,
+        "inline": InlineExecutor().submit,
+    }
+    error = submits[face](nothing, **kwargs).exception(DEADLINE)
+
+    assert isinstance(error, TypeError)
+    assert "'NoneType' object is not callable" in str(error)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"x": 1}], ids=["plain", "keywords"])
+def test_what_cannot_be_called_is_refused_by_run_now(make_pool: MakePool, kwargs: dict[str, int]) -> None:
+    nothing: Any = None
+
+    for pool in (make_pool(1), make_pool(1, on_create=list[int])):
+        with pytest.raises(TypeError):
+            pool.run_now(nothing, **kwargs)
