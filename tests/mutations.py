@@ -504,8 +504,8 @@ MUTATIONS = [
     Mutation(
         "what cannot be called is the task's error",
         "_executor.py",
-        "                except TypeError:\n                    fn = bind(fn, kwargs)\n            future = TaskFuture()\n            future._status = PENDING\n            future._sidecar = None\n            future._result = fn\n            future._exception = args\n            future._context = copy_context() if core.propagate_context else None\n            future._lane = lane = self._normal",
-        "                except LookupError:\n                    fn = bind(fn, kwargs)\n            future = TaskFuture()\n            future._status = PENDING\n            future._sidecar = None\n            future._result = fn\n            future._exception = args\n            future._context = copy_context() if core.propagate_context else None\n            future._lane = lane = self._normal",
+        "        return lambda *args: fn(*args, **kwargs)",
+        "        raise",
         "arguments",
     ),
     # -- threads
@@ -535,8 +535,8 @@ MUTATIONS = [
     Mutation(
         "a call that is interrupted is let go",
         "testing.py",
-        "return self._call(self._fit(fn, options), args, kwargs, self._limit(options))\n        finally:\n            try:\n                self._let_go(call)\n            finally:  # the first may be interrupted\n                self._let_go(call)",
-        "return self._call(self._fit(fn, options), args, kwargs, self._limit(options))\n        finally:\n            self._let_go(call)",
+        "self._limit(options))\n        finally:\n            try:\n                self._let_go(call)\n            finally:",
+        "self._limit(options))\n        finally:\n            try:\n                self._let_go(call)\n            except LookupError:",
         "inline_interrupts",
     ),
     Mutation(
@@ -549,8 +549,8 @@ MUTATIONS = [
     Mutation(
         "a call of wait_ready holds the end back",
         "testing.py",
-        "                self._refuse_if_closed()\n                self._in_hand += 1\n                call.in_hand = True\n            if self._source",
-        "                self._refuse_if_closed()\n            if self._source",
+        "                call.in_hand = True\n            if self._source",
+        "                self._in_hand -= 1\n            if self._source",
         "inline_interrupts",
     ),
     # -- the extras
