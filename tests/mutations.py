@@ -536,7 +536,7 @@ MUTATIONS = [
         "a call that is interrupted is let go",
         "testing.py",
         "self._limit(options))\n        finally:\n            try:\n                self._let_go(call)\n            finally:",
-        "self._limit(options))\n        finally:\n            try:\n                self._let_go(call)\n            except LookupError:",
+        "self._limit(options))\n        finally:\n            try:\n                self._let_go(call)\n            except OSError:",
         "inline_interrupts",
     ),
     Mutation(

@@ -154,16 +154,19 @@ def test_who_waits_for_a_task_of_a_killed_executor_gets_it_cancelled(monkeypatch
 
 def test_a_resource_made_while_the_executor_shuts_down_is_destroyed() -> None:
     destroyed: list[list[str]] = []
+    states: list[str] = []
 
     def create() -> list[str]:
         closer = threading.Thread(target=pool.shutdown)
         closer.start()
         closer.join(DEADLINE)
+        states.append(pool.stats().state)
         return []
 
     pool: Pool = InlineExecutor(on_create=create, on_destroy=destroyed.append)
     pool.wait_ready()
 
+    assert states == ["draining"]  # not closed before the last resource is gone
     assert destroyed == [[]]
     assert pool.stats().state == "closed"
 
