@@ -535,8 +535,8 @@ MUTATIONS = [
     Mutation(
         "a call that is interrupted is let go",
         "testing.py",
-        "self._limit(options))\n        finally:\n            try:\n                self._let_go(call)\n            finally:",
-        "self._limit(options))\n        finally:\n            try:\n                self._let_go(call)\n            except OSError:",
+        "self._limit(options))\n        finally:\n            try:\n                self._let_go(call)",
+        "self._limit(options))\n        finally:\n            try:\n                pass",
         "inline_interrupts",
     ),
     Mutation(
