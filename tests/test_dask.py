@@ -1613,7 +1613,8 @@ def test_an_error_that_refuses_attributes_arrives_as_what_it_is(make_dask: MakeP
     assert type(error) is type(make())
     assert error.code == 3
     assert vars(error) == vars(make())
-    with pytest.raises(type(error)):
+    kind: type[Exception] = type(make())
+    with pytest.raises(kind):
         pool.run_now(raise_error, make)
 
 
@@ -1722,10 +1723,10 @@ def test_what_cannot_be_called_has_a_type_error_in_its_future(make_dask: MakePoo
 class TracedDask(AtPoint):
     """Points of `tasker_executor.dask` itself: what lies below it runs on other threads, or has tests of its own."""
 
-    def _enter_function(self, frame: Any, event: str, argument: object) -> Any:
+    def _enter_function(self, frame: Any, event: str, _: object) -> Any:
         if not frame.f_code.co_filename.endswith("dask.py"):
             return None
-        return super()._enter_function(frame, event, argument)
+        return super()._enter_function(frame, event, _)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, TimeLimit])

@@ -49,9 +49,9 @@ try:
 except ImportError:  # as in CI, here and there
     pass
 else:
-    WHOLE += [numpy.int64, numpy.uint8]
-    REAL += [numpy.int64, numpy.float32, numpy.float64]
-    BOOLS += [numpy.bool_(True)]
+    WHOLE.extend([numpy.int64, numpy.uint8])
+    REAL.extend([numpy.int64, numpy.float32, numpy.float64])
+    BOOLS.append(numpy.bool_(True))
 #: No limit: these are longer than any lock can wait.
 ENDLESS = [math.inf, 1e300, 10**400, Decimal("Infinity"), Decimal("1e400"), Fraction(10**400)]
 NO_NUMBERS = ["1", b"1", 1j, [1], math.nan, Decimal("NaN"), Decimal("sNaN"), *BOOLS]

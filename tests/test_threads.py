@@ -44,7 +44,7 @@ print("empty")
 
 
 def test_a_thread_of_ours_neither_sees_nor_keeps_the_context_of_its_starter() -> None:
-    options = ["-X", "thread_inherit_context=1"] if sys.version_info >= (3, 14) else []
+    options: list[str] = ["-X", "thread_inherit_context=1"] if sys.version_info >= (3, 14) else []
     done = run_python(INHERITS, *options)
 
     assert (done.stdout.strip(), done.stderr) == ("empty", "")
