@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from abc import abstractmethod
@@ -16,8 +17,10 @@ from typing import Any, Concatenate, Generic, Literal, TypeVar, overload
 
 from typing_extensions import ParamSpec, override
 
+from ._checks import check_count, check_number, check_seconds, whole
 from ._options import DEFAULT_OPTIONS, UNSET, TaskOptions, Unset
-from ._types import check_count, check_seconds, clock, lock_timeout
+from ._report import safe_repr
+from ._types import clock, lock_timeout
 from .exceptions import ShutdownTimeout
 
 __all__ = ["BaseExecutor", "ExecutorView"]
@@ -65,7 +68,9 @@ class BaseExecutor(Executor, Generic[R]):
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Queue a task and return its future.
 
-        With a resource the task is called ``fn(resource, *args, **kwargs)``, without one ``fn(*args, **kwargs)``.
+        With a resource the task is called ``fn(resource, *args, **kwargs)``, without one ``fn(*args, **kwargs)``. If `fn`
+        cannot be called, or not with these arguments, the future has the TypeError, as in the standard library: to ask
+        beforehand would cost every task something.
 
         Raises:
             RuntimeError: The executor has been shut down, as in the standard library.
@@ -130,15 +135,15 @@ class BaseExecutor(Executor, Generic[R]):
                 exact.)
 
         Raises:
-            ValueError: `chunksize` or `buffersize` is not positive.
+            ValueError, TypeError: `chunksize` or `buffersize` is no whole number above 0, or `timeout` is no number.
         """
-        deadline = None if timeout is None else clock() + check_seconds("timeout", timeout)
-        check_count("chunksize", chunksize, 1)
+        # Negative is possible, as in the standard library: what is left of a time that has run out.
+        deadline = None if timeout is None else clock() + check_number("timeout", timeout, "a number of seconds")
+        chunksize, buffersize = _check_sizes(chunksize, buffersize)
         calls: Iterator[tuple[Any, ...]] = zip(*iterables)  # noqa: B905  # the shortest decides, as in the standard library
         if buffersize is None and chunksize == 1:
             return _results_in_order(self._submit_each(fn, calls), deadline)
         if buffersize is not None:
-            check_count("buffersize", buffersize, 1)
             chunksize = min(chunksize, buffersize)
             buffersize //= chunksize
         chunks: deque[_Chunk] = deque()
@@ -209,9 +214,9 @@ class BaseExecutor(Executor, Generic[R]):
             start_within: Seconds; a task that has not started by then fails with `TaskExpired` and never runs. None: no limit.
         """
         if not isinstance(max_retries, Unset):
-            check_count("max_retries", max_retries, 0)
+            max_retries = check_count("max_retries", max_retries, 0)
         if not isinstance(start_within, Unset) and start_within is not None:
-            check_seconds("start_within", start_within)
+            start_within = check_seconds("start_within", start_within)
         options = self._options.derive(
             priority=priority, max_retries=max_retries, pass_resource=pass_resource, start_within=start_within
         )
@@ -288,7 +293,7 @@ class ExecutorView(BaseExecutor[R]):
             ShutdownTimeout: They were not done in time. They go on.
         """
         if timeout is not None:
-            check_seconds("timeout", timeout)
+            timeout = check_seconds("timeout", timeout)
         with self._lock:
             self._shut_down = True
             futures = [future for future in self._futures if not future.done()]
@@ -336,6 +341,23 @@ class _ThreadPoolView(ThreadPoolExecutor):
 
 
 # -- map
+
+
+def _check_sizes(chunksize: Any, buffersize: Any) -> tuple[int, int | None]:
+    """Return them as plain ints. Where the standard library refuses one, in its words."""
+    size = whole(chunksize)
+    if size is None:
+        raise TypeError(f"chunksize must be an integer, not {safe_repr(chunksize)}")
+    if size < 1:
+        raise ValueError("chunksize must be >= 1.")
+    if buffersize is None:
+        return min(size, sys.maxsize), None
+    limit = whole(buffersize)
+    if limit is None:
+        raise TypeError("buffersize must be an integer or None")
+    if limit < 1:
+        raise ValueError("buffersize must be None or > 0")
+    return min(size, sys.maxsize), min(limit, sys.maxsize)
 
 
 class _Chunk:

@@ -42,7 +42,7 @@ from ._recorder import Outcome, Recorder
 from ._report import Logger, safe_repr
 from ._resources import REPLACED, End, NoResource, ResourceHooks, ResourcePool, ResourceSource
 from ._supervisor import Supervisor
-from ._threads import CannotStart, start_thread
+from ._threads import CannotStart, make_thread, start_thread
 from ._types import Bell, Latch, State, clock, in_one_step, lock_timeout, spend_stack
 from ._work_item import WITHDRAWN, TaskFuture
 from ._worker import Worker
@@ -950,7 +950,7 @@ class Core:
         if (self.pool is not None and self.pool.available) or self.hub.hears("state_changed"):
             # Hooks and observers have no business inside of the garbage collector: they get a thread of their own.
             try:
-                threading.Thread(target=self.close, name=f"{self.thread_name_prefix}_closer", daemon=True).start()
+                make_thread(self.close, f"{self.thread_name_prefix}_closer").start()
                 return
             except RuntimeError:
                 pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ._checks import wait_seconds
 from .exceptions import NoCurrentTask, TaskCancelled
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class TaskContext:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep at most `timeout` seconds, or until the task is cancelled; tell whether it is."""
-        return self._killed.wait(timeout)
+        return self._killed.wait(wait_seconds(timeout))
 
     @property
     def attempt(self) -> int:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from typing_extensions import override
 
 from ._base import BaseExecutor
+from ._checks import check_bounds, check_callable, check_count, check_max_workers, check_seconds
 from ._core import Core
 from ._current import Caller, current, current_holder
 from ._lanes import Lane
@@ -43,9 +44,6 @@ from ._types import (
     HealthHook,
     ResourceHook,
     State,
-    check_callable,
-    check_count,
-    check_seconds,
     clock,
 )
 from ._work_item import PENDING, RUNNING, TaskFuture
@@ -214,13 +212,10 @@ class ResourceExecutor(BaseExecutor[R]):
     ) -> None:
         if max_workers is None:
             max_workers = min(32, (getattr(os, "process_cpu_count", os.cpu_count)() or 1) + 4)
-        if not isinstance(max_workers, int):
-            raise TypeError(f"max_workers must be an int, not {max_workers!r}")
-        if max_workers <= 0:
-            raise ValueError("max_workers must be greater than 0")  # the standard library's words
+        max_workers = check_max_workers(max_workers)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")  # the standard library's words
-        check_bounds(min_workers, max_workers)
+        min_workers = check_bounds(min_workers, max_workers)
         hooks = {
             "on_create": on_create,
             "on_destroy": on_destroy,
@@ -230,28 +225,28 @@ class ResourceExecutor(BaseExecutor[R]):
         }
         for argument, hook in hooks.items():
             check_callable(argument, hook)
-        check_count("resource_pool_size", resource_pool_size, 0)
+        resource_pool_size = check_count("resource_pool_size", resource_pool_size, 0)
         needing = {**hooks, "max_age": max_age, "max_uses": max_uses, "resource_pool_size": resource_pool_size or None}
         if on_create is None:
             for argument, value in needing.items():
                 if value is not None:
                     raise ValueError(f"{argument}={value!r} is of no use without on_create")
-        check_seconds("check_after_idle", check_after_idle)
+        check_after_idle = check_seconds("check_after_idle", check_after_idle)
         if max_uses is not None:
-            check_count("max_uses", max_uses, 1)
+            max_uses = check_count("max_uses", max_uses, 1)
         if max_queued is not None:
-            check_count("max_queued", max_queued, 0)
+            max_queued = check_count("max_queued", max_queued, 0)
         if on_full not in ("block", "raise", "caller"):
             raise ValueError(f"on_full must be 'block', 'raise' or 'caller', not {on_full!r}")
         if policy is not None and (isinstance(policy, type) or not isinstance(policy, ScalingPolicy)):
             raise TypeError(f"policy must have an interval and a target(load), and {policy!r} has not")
         if policy is not None:
             check_seconds("policy.interval", policy.interval, above_zero=True)
-        name = name or thread_name_prefix or f"{type(self).__name__}-{next(_numbers)}"
+        name = str(name or thread_name_prefix or f"{type(self).__name__}-{next(_numbers)}")
         self._on_full = on_full
         self._core = core = Core(
             name=name,
-            thread_name_prefix=thread_name_prefix or name,
+            thread_name_prefix=str(thread_name_prefix or name),
             min_workers=min_workers,
             max_workers=max_workers,
             initializer=initializer,
@@ -294,10 +289,15 @@ class ResourceExecutor(BaseExecutor[R]):
             if self._needs_care:
                 return self._enqueue(fn, args, kwargs, self._options)
             core = self._core
+            if kwargs:
+                try:  # `bind`, in line
+                    fn = partial(fn, **kwargs)
+                except TypeError:
+                    fn = bind(fn, kwargs)
             future = TaskFuture()
             future._status = PENDING
             future._sidecar = None
-            future._result = partial(fn, **kwargs) if kwargs else fn
+            future._result = fn
             future._exception = args
             future._context = copy_context() if core.propagate_context else None
             future._lane = lane = self._normal
@@ -314,10 +314,15 @@ class ResourceExecutor(BaseExecutor[R]):
             if self._needs_care:
                 return self._enqueue(fn, args, kwargs, self._options.derive(priority=True))
             core = self._core
+            if kwargs:
+                try:  # `bind`, in line
+                    fn = partial(fn, **kwargs)
+                except TypeError:
+                    fn = bind(fn, kwargs)
             future = TaskFuture()
             future._status = PENDING
             future._sidecar = None
-            future._result = partial(fn, **kwargs) if kwargs else fn
+            future._result = fn
             future._exception = args
             future._context = copy_context() if core.propagate_context else None
             future._lane = lane = self._priority
@@ -371,7 +376,7 @@ class ResourceExecutor(BaseExecutor[R]):
         core = self._core
         if core.state:
             raise core.refusal()
-        call = partial(fn, **kwargs) if kwargs else fn
+        call = bind(fn, kwargs) if kwargs else fn
         if not options.pass_resource and core.source is not None:
             call = WithoutResource(call)
         lane = self._priority if options.priority else self._normal
@@ -484,9 +489,8 @@ class ResourceExecutor(BaseExecutor[R]):
         core = self._core
         least = core.min_workers if isinstance(min_workers, Unset) else min_workers
         most = core.max_workers if isinstance(max_workers, Unset) else max_workers
-        check_count("max_workers", most, 1)
-        check_bounds(least, most)
-        core.resize(least, most)
+        most = check_max_workers(most)
+        core.resize(check_bounds(least, most), most)
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Block until the base workers have their resources.
@@ -522,7 +526,7 @@ class ResourceExecutor(BaseExecutor[R]):
             ShutdownTimeout: It was not done in time; the message names what still runs. The drain goes on.
         """
         if timeout is not None:
-            check_seconds("timeout", timeout)
+            timeout = check_seconds("timeout", timeout)
         self._core.close(cancel=cancel_futures)
         if wait:
             self._core.join(timeout)
@@ -583,11 +587,12 @@ class ResourceExecutor(BaseExecutor[R]):
         self._core.check()
 
 
-def check_bounds(min_workers: int, max_workers: int) -> None:
-    """Raise unless these are bounds for a number of workers."""
-    check_count("min_workers", min_workers, 0)
-    if min_workers > max_workers:
-        raise ValueError(f"min_workers={min_workers} is more than max_workers={max_workers}")
+def bind(fn: Callable[..., T], kwargs: dict[str, Any]) -> Callable[..., T]:
+    """Return a call of `fn` with keywords, even if `fn` cannot be called: that error belongs into the future, see `submit`."""
+    try:
+        return partial(fn, **kwargs)
+    except TypeError:
+        return lambda *args: fn(*args, **kwargs)
 
 
 class WithoutResource:

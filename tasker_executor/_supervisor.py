@@ -18,9 +18,10 @@ import weakref
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
+from ._checks import check_seconds, whole
 from ._current import current
 from ._report import Logger, safe_repr
-from ._types import DAEMON, State, check_seconds, clock, lock_timeout
+from ._types import DAEMON, State, clock, lock_timeout
 from .exceptions import TaskExpired
 from .policies import ScalingPolicy
 
@@ -60,7 +61,7 @@ class Supervisor:
         self._policy_failed = False
         self._alarm = Alarm(self)
         if policy is not None:
-            self._interval = policy.interval
+            self._interval = check_seconds("policy.interval", policy.interval, above_zero=True)
             self._pause()
 
     # -- called from other threads
@@ -158,9 +159,9 @@ class Supervisor:
         self._next_tick = now + self._interval
         try:
             self._interval = check_seconds("policy.interval", policy.interval, above_zero=True)
-            wanted = policy.target(load)
-            if not isinstance(wanted, int):
-                raise TypeError(f"{safe_repr(policy)} answered {safe_repr(wanted)}, which is no number of workers")
+            wanted = whole(answer := policy.target(load))
+            if wanted is None:
+                raise TypeError(f"{safe_repr(policy)} answered {safe_repr(answer)}, which is no number of workers")
             reason = safe_repr(policy)
             self._policy_failed = False
         except BaseException:

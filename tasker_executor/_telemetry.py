@@ -21,7 +21,18 @@ from .stats import ExecutorStats
 if TYPE_CHECKING:
     from ._executor import ResourceExecutor
 
-__all__ = ["BOUNDS", "DISTRIBUTIONS", "MEASURES", "Distribution", "Labels", "Measure", "Reading", "Watched", "histograms"]
+__all__ = [
+    "BOUNDS",
+    "DISTRIBUTIONS",
+    "MEASURES",
+    "Distribution",
+    "Labels",
+    "Measure",
+    "Reading",
+    "Watched",
+    "as_label",
+    "histograms",
+]
 
 #: Upper bounds of the buckets that are exported, in seconds.
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -304,6 +315,15 @@ def histograms(cores: Iterable[Core]) -> dict[Distribution, dict[Labels, Histogr
     return added
 
 
+def as_label(text: str) -> str:
+    """Return a text that every exporter can encode.
+
+    A name from a file name may hold half of a surrogate pair, which UTF-8 does not take. One of them would cost the whole page,
+    or the whole batch, with the metrics of everybody else.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class Watched:
     """Executors that somebody watches, held weakly."""
 
@@ -336,7 +356,7 @@ class Watched:
         named: dict[str, list[Core]] = {}
         for core in self:
             if closed or core.state is not State.CLOSED:
-                named.setdefault(core.name, []).append(core)
+                named.setdefault(as_label(core.name), []).append(core)
         return named
 
     @staticmethod

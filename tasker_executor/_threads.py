@@ -15,10 +15,11 @@ import sys
 import threading
 from collections.abc import Callable
 from contextvars import Context
+from typing import Any
 
 from ._types import DAEMON
 
-__all__ = ["CannotStart", "make_thread", "start_thread"]
+__all__ = ["DAEMON", "CannotStart", "make_thread", "start_thread"]
 
 _REFUSED = "can't start new thread"  # CPython's words, from 3.10 to 3.15; gevent's and eventlet's threads never refuse
 #: What a refusal may be. Exactly these classes: RecursionError is a RuntimeError, and TimeoutError is an OSError.
@@ -32,12 +33,11 @@ class CannotStart(RuntimeError):
 def make_thread(target: Callable[[], object], name: str) -> threading.Thread:
     """Return a thread that will call `target` in an empty context.
 
-    Our threads start inside some caller's `submit`, and must not carry its contextvars for life. Since Python 3.14 a thread may
-    inherit the context of its starter, so it is given one.
+    Our threads start inside some caller's `submit`, and must not carry its contextvars for life. A thread begins with an empty
+    context, unless it inherits that of its starter; since Python 3.14 it may.
     """
-    if sys.version_info >= (3, 14):
-        return threading.Thread(target=target, name=name, daemon=DAEMON, context=Context())
-    return threading.Thread(target=Context().run, args=(target,), name=name, daemon=DAEMON)
+    own: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
+    return threading.Thread(target=target, name=name, daemon=DAEMON, **own)
 
 
 def start_thread(thread: threading.Thread) -> None:

@@ -23,9 +23,6 @@ __all__ = [
     "Latch",
     "ResourceHook",
     "State",
-    "check_callable",
-    "check_count",
-    "check_seconds",
     "clock",
     "in_one_step",
     "lock_timeout",
@@ -161,30 +158,6 @@ class Bell:
                 self._listening.remove(latch)  # afterwards: if Ctrl-C comes between, the next ring opens it once more
             except (IndexError, ValueError):  # another ringer was quicker
                 continue
-
-
-def check_count(name: str, value: Any, least: int) -> int:
-    """Return `value` if it is a whole number of at least `least`, or raise, naming the argument."""
-    if not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value!r}")
-    return value
-
-
-def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> float:
-    """Return `value` as seconds if it is a number and not negative, or raise, naming the argument."""
-    if not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not (value > 0 if above_zero else value >= 0):  # in this form, because it refuses NaN
-        raise ValueError(f"{name} must {'be above 0' if above_zero else 'not be negative'}, not {value!r}")
-    return float(value)
-
-
-def check_callable(name: str, value: Any) -> None:
-    """Raise TypeError, naming the argument, unless `value` is callable or None."""
-    if value is not None and not callable(value):
-        raise TypeError(f"{name} must be callable, not {value!r}")
 
 
 def lock_timeout(timeout: float | None) -> float:

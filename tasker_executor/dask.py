@@ -50,10 +50,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from typing_extensions import override
 
 from ._base import BaseExecutor, _ChunkRunner
-from ._executor import ResourceExecutor, check_bounds
+from ._checks import check_bounds, check_callable, check_count, check_max_workers, check_seconds, wait_seconds, whole
+from ._executor import ResourceExecutor
 from ._options import TaskOptions
 from ._recorder import Histogram, Outcome
-from ._report import Logger, function_name, safe_repr
+from ._report import Logger, function_name, safe_repr, safe_str
+from ._threads import make_thread
 from ._types import (
     AbortHook,
     CreateHook,
@@ -61,10 +63,9 @@ from ._types import (
     HealthHook,
     ResourceHook,
     State,
-    check_callable,
-    check_count,
-    check_seconds,
     clock,
+    lock_timeout,
+    must_escape,
 )
 from .exceptions import ResourceCreationError, ShutdownTimeout, TaskLost
 from .observers import Observer
@@ -148,18 +149,78 @@ def _dumps(value: Any) -> bytes:
 
 def _dumps_error(error: BaseException, results: list[Any] | None = None) -> bytes:
     """Pickle an error so that it can be unpickled: or, failing that, one that says the same."""
+    why: BaseException | None = None
+    preparations: list[Callable[[BaseException], Any]] = [_with_traceback, _Bare]
+    for prepare in preparations:
+        try:
+            pickled = _dumps(_Outcome(error=prepare(error), results=results))
+            pickle.loads(pickled)
+            return pickled
+        except BaseException as raised:  # by the error's own `__reduce__`, which may raise whatever it likes
+            if must_escape(raised):
+                raise
+            why = why or raised
+    stand_in = RuntimeError(
+        f"{type(error).__name__}: {safe_str(error)} (stands in for the error itself, which does not pickle: {safe_repr(why)})"
+    )
+    stand_in.__cause__ = RuntimeError(f"\n{_trace_of(error)}")
+    return _dumps(_Outcome(error=stand_in))
+
+
+def _with_traceback(error: BaseException) -> BaseException:
+    """The error, set up so that it takes its traceback along, and its causes."""
+    pickling_support.install(error)
+    return error
+
+
+def _trace_of(error: BaseException) -> str:
     try:
-        pickling_support.install(error)  # which takes the traceback along, and the causes
-        pickled = _dumps(_Outcome(error=error, results=results))
-        pickle.loads(pickled)
-    except Exception as why:
-        stand_in = RuntimeError(
-            f"{type(error).__name__}: {error} (stands in for the error itself, which does not pickle: {why!r})"
+        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except BaseException as raised:
+        if must_escape(raised):
+            raise
+        return f"(its traceback cannot be shown: {safe_repr(raised)})"
+
+
+class _Bare:
+    """Unpickles as an error that refuses to have attributes set when it is made anew, as a frozen dataclass does.
+
+    So it is made by its built-in base and `object`, whatever its class says of ``__init__`` and ``__setattr__``.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        slots = {name for kind in type(error).__mro__ for name in _slots_of(kind) if hasattr(error, name)}
+        self._state: tuple[Any, ...] = (
+            type(error),
+            error.args,
+            dict(vars(error)),
+            {name: getattr(error, name) for name in slots},
+            [f"{line}\n" for line in _trace_of(error).splitlines()],
         )
-        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        stand_in.__cause__ = RuntimeError(f"\n{trace}")
-        return _dumps(_Outcome(error=stand_in))
-    return pickled
+
+    def __reduce__(self) -> Any:
+        return _make_bare, self._state
+
+
+def _slots_of(kind: type) -> Iterable[str]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else slots
+
+
+def _make_bare(
+    kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any], slots: dict[str, Any], trace: list[str]
+) -> BaseException:
+    base: Any = next(ancestor for ancestor in kind.__mro__ if ancestor.__module__ == "builtins")
+    error: BaseException = base.__new__(kind, *args)
+    vars(error).update(attributes)
+    for name, value in slots.items():
+        object.__setattr__(error, name, value)
+    # Its traceback as a text, for it takes no other.
+    _cause.__set__(error, RuntimeError("\n" + "".join(trace)))
+    return error
+
+
+_cause: Any = vars(BaseException)["__cause__"]
 
 
 class _Call:
@@ -176,7 +237,7 @@ class _Call:
             assert self._pickled is not None
             try:
                 self._call = pickle.loads(self._pickled)
-            except Exception as error:
+            except BaseException as error:
                 return _dumps_error(error)
             self._pickled = None
         assert self._call is not None
@@ -184,7 +245,7 @@ class _Call:
         value = function(*resource, *args, **kwargs)
         try:
             return _dumps(_Outcome(value, results=self.results))
-        except Exception as error:
+        except BaseException as error:
             return _dumps_error(error)
 
     @property
@@ -219,25 +280,24 @@ async def _hand_over(pickled: bytes) -> bytes:
 async def _in_thread(function: Callable[[], T], name: str) -> T:
     """Call a function that blocks. On a daemon thread of its own: those of asyncio keep the process from exiting."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def finish(result: T | None, error: BaseException | None) -> None:
-        if not done.done():
-            if error is None:
-                done.set_result(result)  # type: ignore[arg-type]  # without an error it is a T
-            else:
-                done.set_exception(error)
+    done: asyncio.Future[None] = loop.create_future()
+    outcome: list[tuple[T | None, BaseException | None]] = []
 
     def main() -> None:
-        result = error = None
         try:
-            result = function()
+            outcome.append((function(), None))
         except BaseException as raised:
-            error = raised
-        _call_on(loop, finish, result, error)
+            outcome.append((None, raised))
+        _call_on(loop, _resolve, done)
 
-    threading.Thread(target=main, name=name, daemon=True).start()
-    return await done
+    make_thread(main, name).start()
+    await done
+    result, error = outcome.pop()
+    if error is None:
+        return result  # type: ignore[return-value]  # without an error it is a T
+    if isinstance(error, Exception):
+        raise error  # not set on the asyncio future, which refuses a StopIteration; a coroutine makes a RuntimeError of that
+    raise RuntimeError(f"{name}: {safe_repr(error)}") from error  # SystemExit would end the event loop
 
 
 def _resolve(done: asyncio.Future[None]) -> None:
@@ -320,7 +380,7 @@ class _Plugin(WorkerPlugin):
         call = _Call(job.function, job.call)
         try:
             context = self._context(job)
-        except Exception as error:
+        except BaseException as error:  # there is no `await` inside, so it is what a carrier raised
             return _dumps_error(error)
         try:
             future = context.run(self.pool._enqueue, call, (), {}, job.options)  # which copies it, for the task
@@ -361,9 +421,12 @@ class _Plugin(WorkerPlugin):
         call, pool = _Call(job.function, job.call), self.pool
         try:
             context = self._context(job)
-            return await _in_thread(lambda: context.run(_dumps_run_now, pool, call, job.options), f"{self.name}_run_now")
+        except BaseException as error:  # as in `run`
+            return _dumps_error(error)
+        try:
+            return await _in_thread(lambda: context.run(_run_and_dump, pool, call, job.options), f"{self.name}_run_now")
         except Exception as error:
-            return _dumps_error(error, call.results)
+            return _dumps_error(error)
 
     def _context(self, job: _Job) -> Context:
         """A context of its own for the task, with what the carriers have brought: those of the event loop may be shared."""
@@ -377,7 +440,7 @@ class _Plugin(WorkerPlugin):
         core = self.pool._core
         wait, run, create, counts = core.recorder.durations(reset=reset)
         arrival_rate, completion_rate, _ = core._rates()
-        in_hand = [item for worker in list(core.workers) if (item := worker.item) is not None]
+        in_hand = [item for worker in core.workers.copy() if (item := worker.item) is not None]
         urgent = sum(item._lane.priority for item in in_hand)
         return _Report(core.stats(), urgent, wait, run, create, counts, arrival_rate, completion_rate)
 
@@ -423,8 +486,12 @@ class _Plugin(WorkerPlugin):
         await drain
 
 
-def _dumps_run_now(pool: ResourceExecutor[Any], call: _Call, options: TaskOptions) -> bytes:
-    pickled: bytes = pool._run_now(call, (), {}, options)
+def _run_and_dump(pool: ResourceExecutor[Any], call: _Call, options: TaskOptions) -> bytes:
+    """On a thread: whatever the task raises, SystemExit and StopIteration too, it never comes near the event loop."""
+    try:
+        pickled: bytes = pool._run_now(call, (), {}, options)
+    except BaseException as error:
+        return _dumps_error(error, call.results)
     return pickled
 
 
@@ -534,6 +601,14 @@ class _RemoteFuture(Future[T]):
     _urgent = False
 
     @override
+    def result(self, timeout: float | None = None) -> T:
+        return super().result(wait_seconds(timeout))
+
+    @override
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        return super().exception(wait_seconds(timeout))
+
+    @override
     def cancel(self) -> bool:
         """Cancel the future. Its task does not run, unless a worker has started it: that runs on, and nobody gets its result.
 
@@ -550,7 +625,8 @@ class _RemoteFuture(Future[T]):
         return True
 
 
-_executors: weakref.WeakSet[DaskResourceExecutor[Any]] = weakref.WeakSet()
+#: All there are, weakly, by id. No WeakSet: another thread may make one while the exit hook looks.
+_executors: dict[int, weakref.ref[DaskResourceExecutor[Any]]] = {}
 
 
 class DaskResourceExecutor(BaseExecutor[R]):
@@ -658,7 +734,9 @@ class DaskResourceExecutor(BaseExecutor[R]):
             raise TypeError(f"client must be a distributed.Client, not {client!r}")
         if client.asynchronous:
             raise TypeError(f"client must not be asynchronous, nor used on its own event loop: {client!r}")
-        self.name = name or f"{type(self).__name__}-{next(_numbers)}"
+        self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
+        if max_workers is not None:
+            max_workers = check_max_workers(max_workers)
         settings: dict[str, Any] = {
             "max_workers": max_workers,
             "on_create": on_create,
@@ -687,8 +765,8 @@ class DaskResourceExecutor(BaseExecutor[R]):
             check_callable(f"carriers[{number}][1]", restore)
         self._client: Any = client  # whose methods are typed in part
         self._loop: Any = client.loop
-        self._create_timeout = create_timeout
-        self._max_retries = max_retries
+        self._create_timeout = check_seconds("create_timeout", create_timeout)
+        self._max_retries = check_count("max_retries", max_retries, 0)
         self._worker_limit = max_workers
         self._capture = [capture for capture, _ in carriers]
         unique = uuid.uuid4().hex
@@ -705,7 +783,8 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self._futures: set[_RemoteFuture[Any]] = set()  # those not done
         self._counts = {"completed": 0, "failed": 0, "cancelled": 0}
         self._submitted = 0
-        self._closer: threading.Thread | None = None
+        self._winding_down = False  # a thread has begun to
+        self._wound_down = threading.Event()
         self._last_reports: list[_Report] = []  # the final ones
 
         pickled = _dumps_by_value((settings, [restore for _, restore in carriers]))
@@ -715,7 +794,8 @@ class DaskResourceExecutor(BaseExecutor[R]):
         except BaseException:
             self._unregister()
             raise
-        _executors.add(self)
+        number = id(self)
+        _executors[number] = weakref.ref(self, lambda _: _executors.pop(number, None))
 
     def _register(self, plugin: _Plugin) -> None:
         """Set up all workers, and those to come. One that dies on the way makes Dask give up half-way, so: again."""
@@ -736,7 +816,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
         function = fn.__wrapped__ if isinstance(fn, _ChunkRunner) else fn
         name = function_name(function)
         # Dask groups what it learns and shows by the part of the key before the 32 hexadecimal digits.
-        key = f"{getattr(function, '__name__', type(function).__name__).strip('<>')}-{self._key_prefix}{next(self._keys):012x}"
+        key = f"{name.rpartition('.')[2].strip('<>')}-{self._key_prefix}{next(self._keys):012x}"
         carried = [capture() for capture in self._capture]
         call = _dumps_by_value((fn, args, kwargs))
         return _Job(self._pool, key, name, options, retries == 0, carried, call)
@@ -753,27 +833,39 @@ class DaskResourceExecutor(BaseExecutor[R]):
         future._urgent = options.priority
         if isinstance(fn, _ChunkRunner):
             future._chunk = args[-1]
-        with self._lock:
-            self._refuse_if_shut_down()
-            self._futures.add(future)
-            self._submitted += 1
         try:
-            remote = self._client.submit(_hand_over, blob, key=job.key, pure=False, priority=int(options.priority))
-        except BaseException:
             with self._lock:
-                self._futures.discard(future)
-                self._submitted -= 1
-            future.cancel()  # a shutdown may wait for it
+                self._refuse_if_shut_down()
+                self._submitted += 1
+                self._futures.add(future)
+            future._remote = remote = self._client.submit(
+                _hand_over, blob, key=job.key, pure=False, priority=int(options.priority)
+            )
+            if future.cancelled():  # by a shutdown, meanwhile
+                self._settled(future, None)
+            else:
+                self._to_follow.append((remote, future))
+                if not self._loop_woken:
+                    self._loop_woken = True
+                    self._loop.add_callback(self._follow_all)
+        except BaseException:
+            # Dask refused, or an error was thrown in (Ctrl-C, a time limit): the caller will not get the future, and a shutdown
+            # would wait for it. Dask forgets the task when its future is gone.
+            self._give_up(future)
             raise
-        future._remote = remote
-        if future.cancelled():  # by a shutdown, meanwhile
-            self._settled(future, None)
-        else:
-            self._to_follow.append((remote, future))
-            if not self._loop_woken:
-                self._loop_woken = True
-                self._loop.add_callback(self._follow_all)
         return future
+
+    def _give_up(self, future: _RemoteFuture[Any]) -> None:
+        with self._lock:
+            if future in self._futures:
+                self._submitted -= 1
+                self._futures.discard(future)
+        future.cancel()
+        self._settled(future, None)
+        try:
+            self._loop.add_callback(self._follow_all)  # others may have relied on the wake-up that did not come to anything
+        except RuntimeError:  # the loop is closed
+            pass
 
     def _refuse_if_shut_down(self) -> None:
         if self._state is not State.RUNNING:
@@ -799,11 +891,11 @@ class DaskResourceExecutor(BaseExecutor[R]):
                 outcome = _Outcome(error=_translate(result[1].with_traceback(result[2]), future))
             else:
                 outcome = _Outcome(error=_lost("the connection to the scheduler is lost or closed", result))
-        except Exception as error:
-            outcome = _Outcome(error=error)
-        except BaseException as error:  # the loop ends
+        except asyncio.CancelledError as error:  # the loop ends
             self._settle(future, _Outcome(error=_lost("the client's event loop ends", error)))
             raise
+        except BaseException as error:  # of the user's, in unpickling: SystemExit would end the loop, and all that wait
+            outcome = _Outcome(error=error)
         self._settle(future, outcome)
 
     def _settle(self, future: _RemoteFuture[Any], outcome: _Outcome) -> None:
@@ -822,6 +914,8 @@ class DaskResourceExecutor(BaseExecutor[R]):
                 future.set_exception(outcome.error)
         except InvalidStateError:  # cancelled, and counted as that
             pass
+        except BaseException:  # a done-callback's SystemExit: likewise
+            logger.exception("executor %r: a done-callback raised and was ignored", self.name, executor=self.name)
 
     def _settled(self, future: _RemoteFuture[Any], outcome: str | None) -> None:
         """The future is done, or about to be: forget it, here and on the cluster."""
@@ -852,7 +946,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
             workers = sorted(self._client.scheduler_info(n_workers=-1)["workers"])
             if not workers:
                 try:
-                    self._client.wait_for_workers(1, timeout=max(0.001, deadline - clock()))
+                    self._client.wait_for_workers(1, timeout=max(0.001, lock_timeout(deadline - clock())))
                 except DaskTimeoutError as error:
                     raise ResourceCreationError(f"executor {self.name!r}: the cluster has no worker for run_now") from error
                 continue
@@ -903,12 +997,14 @@ class DaskResourceExecutor(BaseExecutor[R]):
         with self._lock:
             if self._state is State.RUNNING:
                 self._state = State.DRAINING
-        if cancel_futures:
-            self._cancel_waiting(kill=False)
-        closer = self._close()
+        try:
+            if cancel_futures:
+                self._cancel_waiting(kill=False)
+        finally:  # after Ctrl-C, too
+            self._close()
         if wait and not self._inside():
-            closer.join(None if deadline is None else max(0.0, deadline - clock()))
-            if closer.is_alive():
+            ended = self._wound_down.wait(None if deadline is None else lock_timeout(deadline - clock()))
+            if not ended:
                 raise ShutdownTimeout(
                     f"executor {self.name!r} has not shut down within {timeout} s: {len(self._futures)} tasks are not done; "
                     "the drain goes on, kill() would cut it short"
@@ -922,8 +1018,10 @@ class DaskResourceExecutor(BaseExecutor[R]):
         with self._lock:
             if self._state < State.KILLED:
                 self._state = State.KILLED
-        self._cancel_waiting(kill=True)
-        self._close()
+        try:
+            self._cancel_waiting(kill=True)
+        finally:
+            self._close()
 
     @override
     def __exit__(self, *exc_info: object) -> None:
@@ -951,29 +1049,33 @@ class DaskResourceExecutor(BaseExecutor[R]):
         elif self._client.status == "running":
             self._client.sync(ask)
 
-    def _close(self) -> threading.Thread:
-        with self._lock:
-            if self._closer is None:
-                self._closer = threading.Thread(target=self._wind_down, name=f"{self.name}_closer", daemon=True)
-                self._closer.start()
-            return self._closer
+    def _close(self) -> None:
+        """Have a thread wind down, unless one does already; if two are started at once, the second ends at once."""
+        if not self._winding_down:
+            make_thread(self._wind_down, f"{self.name}_closer").start()
 
     def _wind_down(self) -> None:
         """When the last task is done: end the executors of the workers, one by one gently, then take the plugins away."""
         with self._lock:
+            if self._winding_down:
+                return
+            self._winding_down = True
             futures = list(self._futures)
-        wait_for(futures)
         try:
-            # First this, which waits for every on_destroy and does not mind a worker that dies meanwhile, as the removal of a
-            # plugin does.
-            reports = self._client.run(_drain_here, self._pool, on_error="ignore")
-            self._last_reports = [report for report in reports.values() if report is not None]
-        except Exception:
-            # The client or the cluster was closed first. The workers know what to do then.
-            logger.debug("executor %r: the cluster is gone already", self.name, exc_info=True)
-        self._unregister()
-        with self._lock:
-            self._state = State.CLOSED
+            wait_for(futures)
+            try:
+                # First this, which waits for every on_destroy and does not mind a worker that dies meanwhile, as the removal of
+                # a plugin does.
+                reports = self._client.run(_drain_here, self._pool, on_error="ignore")
+                self._last_reports = [report for report in reports.values() if report is not None]
+            except Exception:
+                # The client or the cluster was closed first. The workers know what to do then.
+                logger.debug("executor %r: the cluster is gone already", self.name, exc_info=True)
+            self._unregister()
+        finally:
+            with self._lock:
+                self._state = State.CLOSED
+            self._wound_down.set()
 
     def _unregister(self) -> None:
         steps: list[Callable[[], Any]] = [
@@ -1063,9 +1165,9 @@ class DaskResourceExecutor(BaseExecutor[R]):
 
 def _check_settings(settings: dict[str, Any]) -> None:
     """Raise if a worker would refuse them: here, in the caller's thread, and not later, on a machine far away."""
-    least, most, kept = settings["min_workers"], settings["max_workers"], settings["resource_pool_size"]
-    check_bounds(least, sys.maxsize if most is None else most)
-    check_count("resource_pool_size", kept, 0)
+    most = settings["max_workers"]
+    check_bounds(settings["min_workers"], sys.maxsize if most is None else most)
+    kept = check_count("resource_pool_size", settings["resource_pool_size"], 0)
     # With no base, no pool and no task it makes no thread and no resource. Observers are not for here.
     harmless: dict[str, Any] = {"min_workers": 0, "resource_pool_size": 0, "observers": ()}
     if settings["on_create"] is None and kept:
@@ -1091,8 +1193,9 @@ def _lost(why: str, cause: Any) -> TaskLost:
 
 def _at_exit() -> None:
     """Before the interpreter joins its threads: finish what was accepted. As the standard library does."""
-    for executor in list(_executors):
-        if executor._state < State.KILLED and executor._client.status == "running":
+    for reference in _executors.copy().values():
+        executor = reference()
+        if executor is not None and executor._state < State.KILLED and executor._client.status == "running":
             executor.shutdown()
 
 
@@ -1217,7 +1320,9 @@ class PolicyAdaptive(Adaptive):
         self._policy_failed = False
         self._wanted: int | None = None
         self._metered = False
-        super().__init__(cluster, interval=policy.interval if interval is None else interval, **kwargs)
+        if interval is None:
+            interval = check_seconds("policy.interval", policy.interval, above_zero=True)
+        super().__init__(cluster, interval=interval, **kwargs)
 
     @override
     async def target(self) -> int:
@@ -1244,9 +1349,9 @@ class PolicyAdaptive(Adaptive):
             **measured,
         )
         try:
-            wanted = self._policy.target(load)
-            if not isinstance(wanted, int):
-                raise TypeError(f"{self._policy!r} answered {wanted!r}, which is no number of workers")
+            wanted = whole(answer := self._policy.target(load))
+            if wanted is None:
+                raise TypeError(f"{safe_repr(self._policy)} answered {safe_repr(answer)}, which is no number of workers")
         except Exception:
             if not self._policy_failed:
                 logger.exception("%s raised; the last target stands", safe_repr(self._policy))

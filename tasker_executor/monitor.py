@@ -21,16 +21,19 @@ import operator
 import threading
 import weakref
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import Self
 
+from ._checks import check_seconds
 from ._core import Core
 from ._executor import ResourceExecutor
-from ._types import State, check_seconds, clock
+from ._report import Logger, safe_str
+from ._threads import make_thread
+from ._types import State, clock, lock_timeout, must_escape
 from .stats import DurationSummary, ExecutorMetrics, ExecutorStats, WorkerInfo
 
 try:
@@ -60,6 +63,8 @@ if TYPE_CHECKING:
 __all__ = ["Monitor", "Point", "Snapshot", "line", "monitor", "panel", "progress", "take_snapshot", "watch"]
 
 T = TypeVar("T")
+
+logger = Logger(__name__)
 
 _FRAME = 0.25  # seconds between two frames of the panel
 _LINE = 10.0  # seconds between two plain lines
@@ -126,20 +131,24 @@ def take_snapshot(pool: ResourceExecutor[Any], history: Iterable[Point] = ()) ->
 
 def _snapshot_of(core: Core, history: Iterable[Point]) -> Snapshot:
     metrics, oldest = core.metrics(reset=False), core.lanes.oldest()
-    with core.lock:  # so that all is of the same moment; reentrant
+    # Outside of the lock, although they are of another moment then: the names of functions and the text of an error come from
+    # the user's code.
+    workers = core.worker_infos()
+    failure = core.last_failure
+    last_failure = None if failure is None else f"{type(failure).__name__}: {safe_str(failure)}"
+    with core.lock:  # so that all else is of the same moment; reentrant
         now = clock()
         stats = core.stats()
-        failure = core.last_failure if core.failures else None
         return Snapshot(
             name=core.name,
             stats=stats,
             metrics=metrics,
-            workers=core.worker_infos(),
+            workers=workers,
             max_workers=core.max_workers,
             wanted_workers=core.wanted,
             oldest_wait=0.0 if oldest is None else max(0.0, now - oldest),
             failures=core.failures,
-            last_failure=None if failure is None else f"{type(failure).__name__}: {failure}",
+            last_failure=last_failure if core.failures else None,
             retry_in=max(0.0, core.retry_at - now) if core.failures else 0.0,
             history=(*history, Point(stats.active_workers, stats.queued_tasks + stats.priority_tasks)),
         )
@@ -306,33 +315,61 @@ class Monitor:
     def __init__(self, pool: ResourceExecutor[Any], console: Console | None, interval: float | None) -> None:
         self._core = weakref.ref(pool._core)
         self._console = Console() if console is None else console
+        self._name = pool._core.name
+        self._working = True  # the console is
         self._live: Live | None = None
         if interval is None:
             interval = _FRAME if self._console.is_terminal else _LINE
         self._interval = check_seconds("interval", interval, above_zero=True)
         self._history: deque[Point] = deque(maxlen=_HISTORY)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"{pool._core.name}_monitor", daemon=True)
+        self._thread = make_thread(self._run, f"{pool._core.name}_monitor")
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # no thread can be started, or Ctrl-C: there is no `__exit__` to come
+            self._stop.set()
+            if self._live is not None:
+                self._live.stop()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._stop.set()
-        self._thread.join()
         try:
-            self._show()
+            self._thread.join()
+            self._show_safely()
         finally:
             if self._live is not None:
-                self._live.stop()
+                self._try(self._live.stop)
 
     def _run(self) -> None:
-        while self._show() and not self._stop.wait(self._interval):
+        while self._show_safely() and not self._stop.wait(lock_timeout(self._interval)):
             pass
+
+    def _show_safely(self) -> bool:
+        return self._working and self._try(self._show)
+
+    def _try(self, show: Callable[[], bool | None]) -> bool:
+        """Show something. A console that fails (a pipe without a reader) ends the view, and not the block that is watched."""
+        try:
+            return bool(show())
+        except BaseException as error:
+            broken_pipe = isinstance(error.__context__, BrokenPipeError)  # of which rich makes a SystemExit
+            if must_escape(error) and not broken_pipe:
+                raise
+            self._working = False
+            logger.warning(
+                "executor %r: the console of its monitor fails; the view ends",
+                self._name,
+                exc_info=True,
+                executor=self._name,
+            )
+            return False
 
     def _show(self) -> bool:
         """Show the executor as it is; tell whether it will change."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextvars import Context
 from dataclasses import dataclass, field
 
-from ._report import Logger
+from ._report import Logger, safe_repr
 from ._types import must_escape
 
 __all__ = ["Observer", "ObserverHub", "ResourceEvent", "ScaleEvent", "StateEvent", "TaskEvent", "WorkerEvent"]
@@ -171,4 +171,4 @@ class ObserverHub:
                 if must_escape(error):
                     raise
                 ids = {"executor": what.executor, "event": event}
-                logger.exception("observer %r raised in %s and was ignored", listener, event, **ids)
+                logger.exception("observer %s raised in %s and was ignored", safe_repr(listener), event, **ids)

@@ -42,7 +42,7 @@ from typing_extensions import override
 from ._core import Core
 from ._executor import ResourceExecutor
 from ._report import safe_str
-from ._telemetry import BOUNDS, DISTRIBUTIONS, MEASURES, Distribution, Labels, Measure, Reading, Watched, histograms
+from ._telemetry import BOUNDS, DISTRIBUTIONS, MEASURES, Distribution, Labels, Measure, Reading, Watched, as_label, histograms
 from .observers import Observer, TaskEvent
 
 try:
@@ -83,8 +83,8 @@ class _Exporter:
 
     def __init__(self, provider: metrics.MeterProvider) -> None:
         self.watched = Watched()
-        # Guards what follows. Not held while something is recorded.
-        self._lock = threading.Lock()
+        # Guards what follows. Not held while something is recorded. Reentrant, for signal handlers.
+        self._lock = threading.RLock()
         #: What has been recorded, by core: counts by bucket.
         self._recorded: weakref.WeakKeyDictionary[Core, dict[tuple[Distribution, Labels], dict[int, int]]]
         self._recorded = weakref.WeakKeyDictionary()
@@ -139,7 +139,7 @@ class _Exporter:
 
 
 def _attributes(name: str, labels: Labels, values: Labels) -> dict[str, str]:
-    return {_NAME: name, **{_ATTRIBUTES[label]: value for label, value in zip(labels, values, strict=True)}}
+    return {_NAME: as_label(name), **{_ATTRIBUTES[label]: value for label, value in zip(labels, values, strict=True)}}
 
 
 def _sampled(values: list[tuple[float, int]], most: int) -> Iterable[tuple[float, int]]:
@@ -156,8 +156,8 @@ def _sampled(values: list[tuple[float, int]], most: int) -> Iterable[tuple[float
         taken = share
 
 
-# Guards the two below.
-_lock = threading.Lock()
+# Guards the two below. Reentrant: held while the provider makes instruments, and a destructor may come by.
+_lock = threading.RLock()
 _exporters: weakref.WeakKeyDictionary[metrics.MeterProvider, weakref.ref[_Exporter]] = weakref.WeakKeyDictionary()
 _global_exporter: _Exporter | None = None
 
@@ -194,20 +194,24 @@ class TaskSpans(Observer):
         """Begin the span, at the first attempt."""
         span = self._spans.get(event.task)
         if span is not None:
-            span.add_event(
-                "tasker_executor.attempt", {"tasker_executor.attempt": event.attempt, "thread.name": event.worker or ""}
-            )
-            return
+            if event.attempt > 1:
+                span.add_event(
+                    "tasker_executor.attempt",
+                    {"tasker_executor.attempt": event.attempt, "thread.name": as_label(event.worker or "")},
+                )
+                return
+            self._end(event.task)  # left by another task of the same number, whose end was interrupted
         context = event.context
         parent = otel_context.Context() if context is None else context.run(otel_context.get_current)
+        function = as_label(event.function)
         attributes: Mapping[str, str | float] = {
-            _NAME: event.executor,
+            _NAME: as_label(event.executor),
             _ATTRIBUTES["lane"]: event.lane,
             "tasker_executor.task.wait_time": event.wait,
-            "code.function.name": event.function,
-            "thread.name": event.worker or "",
+            "code.function.name": function,
+            "thread.name": as_label(event.worker or ""),
         }
-        span = self._spans[event.task] = self._tracer.start_span(event.function, parent, attributes=attributes)
+        span = self._spans[event.task] = self._tracer.start_span(function, parent, attributes=attributes)
         if context is not None:
             # For good: the context ends with the task, and an attempt after this one is to see the span, too.
             context.run(otel_context.attach, trace.set_span_in_context(span, parent))
@@ -217,32 +221,41 @@ class TaskSpans(Observer):
         """Note what happened, and to whom."""
         span = self._spans.get(event.task)
         if span is not None:
-            span.add_event("tasker_executor.resource.replaced", {"thread.name": event.worker or ""})
+            span.add_event("tasker_executor.resource.replaced", {"thread.name": as_label(event.worker or "")})
             span.add_event(
                 "tasker_executor.task.retried",
                 {
                     "tasker_executor.attempt": event.attempt,
                     "error.type": _type_of(event.error),
-                    "exception.message": safe_str(event.error),
+                    "exception.message": as_label(safe_str(event.error)),
                 },
             )
 
     @override
     def task_finished(self, event: TaskEvent) -> None:
         """End the span."""
-        span = self._spans.pop(event.task, None)
-        if span is None:
-            return
         try:
+            span = self._spans.get(event.task)
+            if span is None:
+                return
             span.set_attribute(_ATTRIBUTES["outcome"], event.outcome)
             if event.attempt:
                 span.set_attribute("tasker_executor.attempt", event.attempt)
             if event.error is not None:
                 span.set_attribute("error.type", _type_of(event.error))
-                span.set_status(trace.StatusCode.ERROR, safe_str(event.error))
+                span.set_status(trace.StatusCode.ERROR, as_label(safe_str(event.error)))
                 span.record_exception(event.error)  # last: the SDK asks the error for its text, and that may raise
         finally:
-            span.end()
+            self._end(event.task)
+
+    def _end(self, task: int) -> None:
+        """End a span and forget it, in this order: Ctrl-C may come in between, and one that is forgotten never ends."""
+        span = self._spans.get(task)
+        if span is not None:
+            try:
+                span.end()
+            finally:
+                self._spans.pop(task, None)
 
 
 def _type_of(error: BaseException | None) -> str:

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
+from ._checks import check_seconds
 from ._executor import ResourceExecutor
-from ._types import check_seconds, clock
+from ._threads import make_thread
+from ._types import clock, lock_timeout
 from .observers import Observer, TaskEvent
 
 try:
@@ -104,7 +106,7 @@ class Recording:
         self._pool = pool
         self._interval = check_seconds("interval", interval, above_zero=True)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tasker_recording", daemon=True)
+        self._thread = make_thread(self._run, "tasker_recording")
         #: When it began, on the clock of `points`' own zero.
         self.begun = 0.0
         self.points: list[Point] = []
@@ -121,7 +123,7 @@ class Recording:
         self._look()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval):
+        while not self._stop.wait(lock_timeout(self._interval)):
             self._look()
 
     def _look(self) -> None:

@@ -41,14 +41,14 @@ Your own takes ten lines and needs no base class. This one knows the office hour
 from __future__ import annotations
 
 import math
-import operator
+import sys
 from collections import deque
 from dataclasses import dataclass
-from numbers import Real
 from typing import Protocol, runtime_checkable
 
 from typing_extensions import override
 
+from ._checks import check_count, check_number, check_seconds
 from .stats import LoadSample
 
 __all__ = [
@@ -132,9 +132,8 @@ class BacklogPolicy(Combinable):
     interval: float = 0.1
 
     def __post_init__(self) -> None:
-        _require_whole("threshold", self.threshold)
-        _require_whole("step", self.step)
-        _require_positive("interval", self.interval)
+        _set(self, threshold=check_count("threshold", self.threshold, 1), step=check_count("step", self.step, 1))
+        _set(self, interval=check_seconds("interval", self.interval, above_zero=True))
 
     def target(self, load: LoadSample, /) -> int:
         """Return ``step`` more, ``step`` fewer, or what the tasks at hand need if that lies between."""
@@ -174,10 +173,11 @@ class RatePolicy(Combinable):
     interval: float = 0.1
 
     def __post_init__(self) -> None:
-        if _require_positive("utilization", self.utilization) > 1:
+        utilization = check_number("utilization", self.utilization)
+        if not 0.0 < utilization <= 1.0:
             raise ValueError(f"utilization must be a number above 0.0 up to 1.0, not {self.utilization!r}")
-        _require_positive("window", self.window)
-        _require_positive("interval", self.interval)
+        _set(self, utilization=utilization, window=check_seconds("window", self.window, above_zero=True))
+        _set(self, interval=check_seconds("interval", self.interval, above_zero=True))
 
     def target(self, load: LoadSample, /) -> int:
         """Return the number by Little's law, with the backlog spread over ``window`` seconds."""
@@ -217,10 +217,11 @@ class QueueWaitPolicy(Combinable):
     interval: float = 0.1
 
     def __post_init__(self) -> None:
-        _require_positive("target_wait", self.target_wait)
-        if _require_positive("growth", self.growth) <= 1:
-            raise ValueError(f"growth must be a number above 1.0, not {self.growth!r}")
-        _require_positive("interval", self.interval)
+        growth = check_number("growth", self.growth)
+        if not 1.0 < growth < math.inf:
+            raise ValueError(f"growth must be a finite number above 1.0, not {self.growth!r}")
+        _set(self, growth=growth, target_wait=check_seconds("target_wait", self.target_wait, above_zero=True))
+        _set(self, interval=check_seconds("interval", self.interval, above_zero=True))
 
     def target(self, load: LoadSample, /) -> int:
         """Return more if the oldest task is late, less if none waits, else the same."""
@@ -260,7 +261,7 @@ class Hysteresis(Combinable):
 
     def __init__(self, policy: ScalingPolicy, shrink_after: int = 3) -> None:
         self._policy = _require_policy("policy", policy)
-        self._answers: deque[int] = deque(maxlen=_require_whole("shrink_after", shrink_after))
+        self._answers: deque[int] = deque(maxlen=min(check_count("shrink_after", shrink_after, 1), sys.maxsize))
 
     @property
     def interval(self) -> float:
@@ -362,26 +363,10 @@ def _shrunk(load: LoadSample, wanted: int) -> int:
     return max(load.busy, min(load.target, max(wanted, needed)))
 
 
-def _require_whole(name: str, value: int) -> int:
-    """Return the value of an argument that counts something, at least 1."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, not {value!r}")
-    return number
-
-
-def _require_positive(name: str, value: float) -> float:
-    """Return the value of an argument that must be a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    if not 0.0 < value < math.inf:  # nor NaN
-        raise ValueError(f"{name} must be a finite number above 0.0, not {value!r}")
-    return float(value)
+def _set(policy: object, **numbers: float) -> None:
+    """Put plain numbers in the place of what a frozen policy was given."""
+    for name, number in numbers.items():
+        object.__setattr__(policy, name, number)
 
 
 def _require_policy(name: str, value: object) -> ScalingPolicy:

@@ -45,8 +45,8 @@ __all__ = ["ExecutorCollector", "register", "unregister"]
 
 _PREFIX = "tasker_executor_"
 
-# Guards the collectors' table.
-_lock = threading.Lock()
+# Guards the collectors' table. Reentrant: held while the registry looks at the collector, and a destructor may come by.
+_lock = threading.RLock()
 _collectors: weakref.WeakKeyDictionary[CollectorRegistry, ExecutorCollector] = weakref.WeakKeyDictionary()
 
 

@@ -22,19 +22,18 @@ from __future__ import annotations
 
 import csv
 import math
-import operator
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import islice
-from numbers import Real
 from random import Random
-from typing import NamedTuple, SupportsIndex, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from typing_extensions import override
 
+from ._checks import check_bounds, check_max_workers, check_number, check_seconds, whole
 from .policies import ScalingPolicy
 from .stats import LoadSample
 
@@ -175,14 +174,14 @@ def simulate(
     """
     if policy is not None and (isinstance(policy, type) or not isinstance(policy, ScalingPolicy)):
         raise TypeError(f"policy must be a ScalingPolicy or None, not {policy!r}")
-    base = _whole("min_workers", min_workers, 0)
-    limit = _whole("max_workers", max_workers, max(1, base))
+    limit = check_max_workers(max_workers)
+    base = check_bounds(min_workers, limit)
     load = _load(arrivals, service_time, priority_share, seed)
     first = load.arrivals[0] if load.arrivals else 0.0
     begin = first if start is None else _number("start", start)
     if load.arrivals and first < begin:
         raise ValueError(f"start must not be later than the first arrival at {first!r}, not {start!r}")
-    run = _Run(policy, load, base, limit, _number("create_time", create_time), begin, _number("flap_window", flap_window))
+    run = _Run(policy, load, base, limit, _number("create_time", create_time), begin, check_seconds("flap_window", flap_window))
     return run.result(None if until is None else _number("until", until))
 
 
@@ -319,10 +318,7 @@ class _Run:
     def _interval(self) -> float:
         if self._policy is None:
             return _RESOLUTION
-        interval = self._policy.interval
-        if not 0.0 < interval < math.inf:  # or time would stand still
-            raise ValueError(f"the interval of {self._policy!r} must be a finite number above 0.0, not {interval!r}")
-        return interval
+        return check_seconds("policy.interval", self._policy.interval, above_zero=True)  # or time would stand still
 
     def _at_rest(self) -> bool:
         if self._running or self._queued():
@@ -380,9 +376,9 @@ class _Run:
 
     def _ask(self, policy: ScalingPolicy, now: float) -> None:
         """Do what the executor does with a policy: ask, clamp, retire, start."""
-        wanted = policy.target(self._sample(now))
-        if not isinstance(wanted, int):
-            raise TypeError(f"{policy!r} answered {wanted!r}, which is no number of workers")
+        wanted = whole(answer := policy.target(self._sample(now)))
+        if wanted is None:
+            raise TypeError(f"{policy!r} answered {answer!r}, which is no number of workers")
         target = min(max(self._min_workers, wanted), self._max_workers)
         if target != self._target:
             grows = target > self._target
@@ -530,19 +526,7 @@ def _parse(line: str, column: str, text: str) -> float:
 
 def _number(name: str, value: object) -> float:
     """Return the value of an argument that must be a finite number, and not negative."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    number = float(value)
-    if not 0.0 <= number < math.inf:  # nor NaN
+    number = check_number(name, value)
+    if not 0.0 <= number < math.inf:
         raise ValueError(f"{name} must be a finite number, at least 0.0, not {value!r}")
-    return number
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    """Return the value of an argument that counts something."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    number = operator.index(value)
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, not {value!r}")
     return number

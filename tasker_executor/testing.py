@@ -28,10 +28,12 @@ from typing_extensions import Self, override
 
 from . import _core
 from ._base import BaseExecutor
+from ._checks import check_callable, check_count, check_seconds, wait_seconds
 from ._current import Caller, current, current_holder
 from ._executor import WithoutResource
 from ._options import TaskOptions
 from ._recorder import Recorder
+from ._report import safe_repr
 from ._resources import Holding, NoResource, ResourceHooks, ResourceSource, note_giving_up
 from ._types import (
     CreateHook,
@@ -40,10 +42,8 @@ from ._types import (
     Latch,
     ResourceHook,
     State,
-    check_callable,
-    check_count,
-    check_seconds,
     clock,
+    lock_timeout,
     must_escape,
 )
 from .exceptions import NoCurrentTask, PoolDeadlockError, ResourceCreationError, TaskExpired
@@ -109,8 +109,8 @@ class Gate(Watched):
         """Block the calling task until `release`. It takes any arguments, so it is a task for every pool."""
         with self._changed:
             self._held += 1
-            self._changed.notify_all()
             try:
+                self._changed.notify_all()
                 self._wait_until(lambda: self._open, "the gate to open")
             finally:
                 self._held -= 1
@@ -294,6 +294,16 @@ class _Task:
     max_retries: int
     deadline: float | None
     context: Context = field(default_factory=copy_context)
+    # Guarded by the executor's lock.
+    counted: bool = False  # as one of those that run
+    in_hand: bool = False
+    outcome: tuple[Any, BaseException | None] | None = None  # once it has run
+
+
+class _InHand:
+    """A call of `run_now` or `wait_ready`."""
+
+    in_hand = False
 
 
 class _InlineFuture(Future[T]):
@@ -304,28 +314,38 @@ class _InlineFuture(Future[T]):
         self._executor = executor
         self._lane = lane
         self._runner = 0  # the thread that runs it, or has
+        self._withdrawn = False  # its task was taken out of its lane, and shall not run
 
     @override
     def result(self, timeout: float | None = None) -> T:
+        timeout = wait_seconds(timeout)
         self._executor._run_until(self, timeout)
         return super().result(timeout)
 
     @override
     def exception(self, timeout: float | None = None) -> BaseException | None:
+        timeout = wait_seconds(timeout)
         self._executor._run_until(self, timeout)
         return super().exception(timeout)
 
     @override
     def cancel(self) -> bool:
-        if self._executor._withdraw(self):
+        try:
+            self._end_if_withdrawn()
+        finally:  # the first may be interrupted, by Ctrl-C for instance; where it was not, this does nothing
+            self._end_if_withdrawn()
+        return self.cancelled()
+
+    def _end_if_withdrawn(self) -> None:
+        self._executor._withdraw(self)
+        if self._withdrawn and not self.done():
             super().cancel()
             self.set_running_or_notify_cancel()  # tells wait() and as_completed()
             self._executor._close_if_drained()
-        return self.cancelled()
 
 
-#: Inline executors that are not closed.
-_open_inline: weakref.WeakSet[InlineExecutor[Any]] = weakref.WeakSet()
+#: Inline executors that are not closed, weakly, by id. No WeakSet: another thread may add one while `assert_no_leaks` looks.
+_open_inline: dict[int, weakref.ref[InlineExecutor[Any]]] = {}
 _numbers = itertools.count()
 
 
@@ -409,7 +429,7 @@ class InlineExecutor(BaseExecutor[R]):
             check_callable(argument, hook)
             if on_create is None and hook is not None:
                 raise ValueError(f"{argument}={hook!r} is of no use without on_create")
-        self.name = name or f"{type(self).__name__}-{next(_numbers)}"
+        self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
         self.deferred = deferred
         self._max_retries = check_count("max_retries", max_retries, 0)
         self._source: ResourceSource[R] | None = None
@@ -426,11 +446,12 @@ class InlineExecutor(BaseExecutor[R]):
         self._normal: deque[_Task] = deque()
         self._priority: deque[_Task] = deque()
         self._free: deque[Holding[R]] = deque()
-        self._in_hand = 0  # tasks and calls of run_now under way
+        self._in_hand = 0  # tasks, and calls of run_now and wait_ready, under way
         self._submitted = self._completed = self._failed = self._cancelled = 0
         self._running = self._retried = self._replaced = self._create_failures = 0
         self._killed = Latch()
-        _open_inline.add(self)
+        number = id(self)
+        _open_inline[number] = weakref.ref(self, lambda _: _open_inline.pop(number, None))
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -441,14 +462,21 @@ class InlineExecutor(BaseExecutor[R]):
 
     def step(self) -> bool:
         """Run the task whose turn it is, priority first; return False if none waits."""
-        with self._lock:
-            lane = self._priority or self._normal
-            if not lane:
-                return False
-            task = lane.popleft()
-            self._running += 1
-            self._in_hand += 1
-        self._run(task)
+        task: _Task | None = None
+        try:
+            with self._lock:
+                lane = self._priority or self._normal
+                if self._state is State.KILLED or not lane:
+                    return False
+                task = lane[0]
+                self._running += 1
+                self._in_hand += 1
+                task.counted = task.in_hand = True
+                lane.popleft()  # last: an error thrown in after this finds the task in hand
+            self._run(task)
+        except BaseException as thrown:
+            self._end_interrupted(task, thrown)
+            raise
         return True
 
     def run_all(self) -> int:
@@ -468,29 +496,39 @@ class InlineExecutor(BaseExecutor[R]):
         future: _InlineFuture[Any] = _InlineFuture(self, lane)
         deadline = None if options.start_within is None else clock() + options.start_within
         task = _Task(future, self._fit(fn, options), args, kwargs, self._limit(options), deadline)
-        with self._lock:
-            self._refuse_if_closed()
-            self._submitted += 1
-            if self.deferred:
-                lane.append(task)
-                return future
-            self._running += 1
-            self._in_hand += 1
-        task.deadline = None  # it starts in time
-        self._run(task)
+        try:
+            with self._lock:
+                self._refuse_if_closed()
+                self._submitted += 1
+                if not self.deferred:
+                    task.deadline = None  # it starts in time
+                    self._running += 1
+                    self._in_hand += 1
+                    task.counted = task.in_hand = True
+                else:
+                    lane.append(task)
+            if not self.deferred:
+                self._run(task)
+        except BaseException as thrown:
+            future.cancel()  # the caller does not get the future, so what has not started had better not run
+            self._end_interrupted(task, thrown)
+            raise
         return future
 
     @override
     def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
-        with self._lock:
-            self._refuse_if_closed()
-            self._in_hand += 1
+        call = _InHand()
         try:
+            with self._lock:
+                self._refuse_if_closed()
+                self._in_hand += 1
+                call.in_hand = True
             return self._call(self._fit(fn, options), args, kwargs, self._limit(options))
         finally:
-            with self._lock:
-                self._in_hand -= 1
-            self._close_if_drained()
+            try:
+                self._let_go(call)
+            finally:  # the first may be interrupted
+                self._let_go(call)
 
     def _fit(self, fn: Callable[..., Any], options: TaskOptions) -> Callable[..., Any]:
         return fn if options.pass_resource or self._source is None else WithoutResource(fn)
@@ -502,38 +540,64 @@ class InlineExecutor(BaseExecutor[R]):
         if self._state is not State.RUNNING:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
+    # An error may be thrown in (Ctrl-C, a time limit of the user's) after any call. So what belongs together, a number and the
+    # mark of the task that it counts, is changed under the lock without a call between; and each ending can be repeated.
+
+    def _let_go(self, task: _Task | _InHand) -> None:
+        """The task or call is over: the last one closes an executor that has been shut down."""
+        with self._lock:
+            if task.in_hand:
+                task.in_hand = False
+                self._in_hand -= 1
+        self._close_if_drained()
+
     def _run(self, task: _Task) -> None:
-        """Run a task that was taken from its lane, and make its future final."""
+        """Run a task that is in hand, and make its future final."""
         future = task.future
-        future._runner = get_ident()
-        future.set_running_or_notify_cancel()
         result, error = None, None
         try:
+            future._runner = get_ident()
+            future.set_running_or_notify_cancel()
             if task.deadline is not None and clock() > task.deadline:
                 raise TaskExpired("the task had not started in the time it was given, and was not run")
             result = self._call(task.fn, task.args, task.kwargs, task.max_retries, task.context, count=True)
         except BaseException as raised:
             error = raised
-        with self._lock:
-            self._running -= 1
-            if error is None:
-                self._completed += 1
-            else:
-                self._failed += 1
         try:
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-        finally:  # a done-callback may have raised SystemExit
-            with self._lock:
-                self._in_hand -= 1
-        self._close_if_drained()
-        try:
+            self._finish(task, result, error)
             if error is not None and must_escape(error):
                 raise error
         finally:
             del error, future, task  # or the traceback's frames would keep them alive
+
+    def _finish(self, task: _Task, result: Any, error: BaseException | None) -> None:
+        """Count the outcome of a task and make its future final, unless that is done."""
+        with self._lock:
+            if task.counted:
+                task.counted = False
+                self._running -= 1
+                if error is None:
+                    self._completed += 1
+                else:
+                    self._failed += 1
+                task.outcome = result, error
+        try:
+            if task.outcome is not None and not task.future.done():
+                result, error = task.outcome
+                if error is None:
+                    task.future.set_result(result)
+                else:
+                    task.future.set_exception(error)
+        finally:  # a done-callback may have raised SystemExit
+            del error
+            if task.future.done():  # else an error was thrown in before that, and this is called again
+                task.outcome = None
+                self._let_go(task)
+
+    def _end_interrupted(self, task: _Task | None, thrown: BaseException) -> None:
+        """An error was thrown into our own steps: the task in hand, if it is not over, gets it. Nothing stays under way."""
+        if task is not None and task.in_hand:
+            self._finish(task, None, thrown)
 
     def _call(
         self,
@@ -598,7 +662,8 @@ class InlineExecutor(BaseExecutor[R]):
         except Exception as error:
             with self._lock:
                 self._create_failures += 1
-            why = str(error) if isinstance(error, NoResource) else f"executor {self.name!r}: on_create failed: {error!r}"
+            failed = f"executor {self.name!r}: on_create failed: {safe_repr(error)}"
+            why = str(error) if isinstance(error, NoResource) else failed
             raise ResourceCreationError(why) from error
         holding.owner, holding.killed = self, self._killed
         return holding
@@ -617,21 +682,22 @@ class InlineExecutor(BaseExecutor[R]):
             with self._lock:
                 queued = any(task.future is future for task in future._lane)
             if queued:
-                self.step()
+                if not self.step():  # killed in this moment
+                    future.cancel()
             elif future._runner == get_ident() and not future.done():
                 raise PoolDeadlockError(f"executor {self.name!r}: a task waits for itself, or for one that waits for it")
             else:  # another thread runs it
                 return
 
-    def _withdraw(self, future: _InlineFuture[Any]) -> bool:
-        """Take a task out of its lane; False if it is not there any more."""
+    def _withdraw(self, future: _InlineFuture[Any]) -> None:
+        """Take a task out of its lane, if it is still there."""
         with self._lock:
             for task in future._lane:
                 if task.future is future:
-                    future._lane.remove(task)
                     self._cancelled += 1
-                    return True
-        return False
+                    future._withdrawn = True
+                    future._lane.remove(task)  # last: an error thrown in after this finds all done
+                    return
 
     def current_resource(self) -> R:
         """Return the resource of the task that this is called from.
@@ -666,9 +732,20 @@ class InlineExecutor(BaseExecutor[R]):
             ResourceCreationError: `on_create` failed; ``__cause__`` is its error.
             RuntimeError: The executor has been shut down.
         """
-        self._refuse_if_closed()
-        if self._source is not None and not self._free:
-            self._free.append(self._create(self._source))
+        wait_seconds(timeout)
+        call = _InHand()
+        try:
+            with self._lock:
+                self._refuse_if_closed()
+                self._in_hand += 1
+                call.in_hand = True
+            if self._source is not None and not self._free:
+                self._free.append(self._create(self._source))
+        finally:
+            try:
+                self._let_go(call)
+            finally:  # the first may be interrupted
+                self._let_go(call)
 
     # -- the end
 
@@ -687,7 +764,7 @@ class InlineExecutor(BaseExecutor[R]):
             check_seconds("timeout", timeout)
         with self._lock:
             self._state = max(self._state, State.DRAINING)
-        if cancel_futures:
+        if cancel_futures or self._state is State.KILLED:  # a kill may have been interrupted
             self._cancel_queued()
         if wait and not self._in_hand:
             self.run_all()
@@ -697,10 +774,12 @@ class InlineExecutor(BaseExecutor[R]):
         """Cancel what is queued, and set the cancel token of the task from which this is called, if any."""
         with self._lock:
             if self._state is not State.CLOSED:
-                self._state = State.KILLED
-        self._killed.open()
-        self._cancel_queued()
-        self._close_if_drained()
+                self._state = State.KILLED  # from here on `step` takes no task
+        try:
+            self._killed.open()
+        finally:
+            self._cancel_queued()
+            self._close_if_drained()
 
     def _cancel_queued(self) -> None:
         with self._lock:
@@ -713,11 +792,12 @@ class InlineExecutor(BaseExecutor[R]):
             if self._state < State.DRAINING or self._in_hand or self._normal or self._priority:
                 return
             self._state = State.CLOSED
-            free, self._free = self._free, deque()
-        _open_inline.discard(self)
-        for holding in free:
-            assert self._source is not None
-            self._source.destroy(holding, None)
+            self._free.clear()
+        if self._source is not None:
+            # Not the free ones alone: a call that was interrupted may have left one in no place but here.
+            for holding in self._source._living.copy():
+                self._source.destroy(holding, None)
+        _open_inline.pop(id(self), None)  # last: after an interruption the leak check tells of it
 
     # -- what it tells of itself
 
@@ -779,10 +859,10 @@ def assert_no_leaks(timeout: float = 5.0, *, ignore_threads: Iterable[str] = ())
         AssertionError: left behind: thread crawler_0; executor 'crawler' (running)
         >>> pool.shutdown()
     """
-    check_seconds("timeout", timeout)
+    timeout = check_seconds("timeout", timeout)
     ignored = tuple(ignore_threads)
     threads_before = set(threading.enumerate())
-    cores_before, inline_before = weakref.WeakSet(_core._cores.copy().values()), weakref.WeakSet(_open_inline)
+    cores_before, inline_before = weakref.WeakSet(_core._cores.copy().values()), _open_inline.copy()
     yield
     deadline = clock() + timeout
     collected = False
@@ -793,7 +873,7 @@ def assert_no_leaks(timeout: float = 5.0, *, ignore_threads: Iterable[str] = ())
             for thread in threading.enumerate()
             if thread not in threads_before and not thread.name.startswith(ignored) and thread is not threading.current_thread()
         ]
-        inline = [executor for executor in _open_inline if executor not in inline_before]
+        inline = _open_since(inline_before)
         if not (cores or threads or inline):
             return
         if not collected:  # an executor in a reference cycle ends when that is found
@@ -807,8 +887,14 @@ def assert_no_leaks(timeout: float = 5.0, *, ignore_threads: Iterable[str] = ())
         if cores:
             cores[0].terminated.wait(remaining)
         else:
-            threads[0].join(remaining)
+            threads[0].join(lock_timeout(remaining))
     left = [f"thread {thread.name}" for thread in threads]
     left += [f"executor {core.name!r} ({core.state.name.lower()})" for core in cores]
     left += [f"executor {executor.name!r} ({executor._state.name.lower()})" for executor in inline]
     raise AssertionError(f"left behind: {'; '.join(left)}")
+
+
+def _open_since(before: dict[int, weakref.ref[InlineExecutor[Any]]]) -> list[InlineExecutor[Any]]:
+    """The inline executors that are open and were not before."""
+    new = [reference() for number, reference in _open_inline.copy().items() if before.get(number) is not reference]
+    return [executor for executor in new if executor is not None]

@@ -57,9 +57,11 @@ class TraceRecorder(Observer):
         # touched by one thread at a time.
         self._retried: dict[int, tuple[float, float, float]] = {}
         # Workers append and go on; who gets the lock writes. Nobody ever waits for it, so neither a slow disk nor a signal
-        # handler that cancels a task can make tasks wait for each other here.
+        # handler that cancels a task can make tasks wait for each other here. `close` alone waits; reentrant, since Ctrl-C may
+        # leave the lock with the thread that closes.
         self._rows: deque[tuple[str, str, str, str, str]] = deque()
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()
+        self._busy = False  # the holder of the lock is about to write, or a signal handler has come between
         self._closed = False
         self._opened: TextIO | None = None
         if isinstance(file, (str, os.PathLike)):
@@ -76,7 +78,7 @@ class TraceRecorder(Observer):
     @override
     def task_finished(self, event: TaskEvent) -> None:
         """Record the task."""
-        retried = event.task in self._retried
+        retried = event.attempt != 1 and event.task in self._retried
         arrival, wait, ran = self._so_far(event)
         self._retried.pop(event.task, None)
         duration = f"{ran + event.run:.6f}" if retried or event.attempt else ""
@@ -87,7 +89,7 @@ class TraceRecorder(Observer):
     def _so_far(self, event: TaskEvent) -> tuple[float, float, float]:
         """When the task arrived, how long it waited at first, and how long it ran in the attempts before this one."""
         before = self._retried.get(event.task)
-        if before is not None:
+        if before is not None and event.attempt != 1:  # else left by another task of that number, whose end was interrupted
             return before
         return max(0.0, clock() - event.run - event.wait - self._begun), event.wait, 0.0
 
@@ -99,7 +101,7 @@ class TraceRecorder(Observer):
 
     def flush(self) -> None:
         """Write the rows that have not been written yet. If somebody is writing already, that thread writes them."""
-        while self._rows and self._writing.acquire(False):
+        while self._rows and not self._busy and self._writing.acquire(False):
             try:
                 self._write()
             finally:
@@ -114,11 +116,15 @@ class TraceRecorder(Observer):
                 self._opened.close()
 
     def _write(self) -> None:
-        rows = [self._rows.popleft() for _ in range(len(self._rows))]
-        if rows and not self._closed:
-            self._writer.writerows(rows)
-            if self._opened is not None:
-                self._opened.flush()
+        try:
+            self._busy = True
+            rows = [self._rows.popleft() for _ in range(len(self._rows))]
+            if rows and not self._closed:
+                self._writer.writerows(rows)
+                if self._opened is not None:
+                    self._opened.flush()
+        finally:
+            self._busy = False
 
     def __enter__(self) -> Self:
         return self

@@ -471,6 +471,156 @@ MUTATIONS = [
         "            self._logs.discard(log)",
         "stats",
     ),
+    # -- arguments
+    Mutation(
+        "a bool is no count",
+        "_checks.py",
+        "return None if isinstance(value, bool) else operator.index(value)",
+        "return operator.index(value)",
+        "numbers",
+    ),
+    Mutation(
+        "a count is what has an index",
+        "_checks.py",
+        "else operator.index(value)",
+        "else value if isinstance(value, int) else None",
+        "numbers",
+    ),
+    Mutation(
+        "a duration may be longer than a float",
+        "_checks.py",
+        "number = math.inf if real > 0 else -math.inf",
+        "raise",
+        "numbers",
+    ),
+    Mutation("a string is no number of seconds", "_checks.py", "value if isinstance(value, Number) and", "value if", "numbers"),
+    Mutation(
+        "a policy's interval is a plain number",
+        "_supervisor.py",
+        'self._interval = check_seconds("policy.interval", policy.interval, above_zero=True)\n            self._pause()',
+        "self._interval = policy.interval\n            self._pause()",
+        "numbers",
+    ),
+    Mutation(
+        "what cannot be called is the task's error",
+        "_executor.py",
+        "        return lambda *args: fn(*args, **kwargs)",
+        "        raise",
+        "arguments",
+    ),
+    # -- threads
+    Mutation("a thread is a daemon only where it may be", "_types.py", "daemon=DAEMON, **own", "daemon=True, **own", "threads"),
+    Mutation(
+        "a dropped pool ends on a thread of its own making",
+        "_core.py",
+        "make_thread(self.close,",
+        "threading.Thread(None, self.close,",
+        "threads",
+    ),
+    # -- the inline executor
+    Mutation(
+        "no task starts after kill",
+        "testing.py",
+        "if self._state is State.KILLED or not lane:",
+        "if not lane:",
+        "inline_interrupts",
+    ),
+    Mutation(
+        "a task thrown out of its steps is ended",
+        "testing.py",
+        "if task is not None and task.in_hand:",
+        "if False:",
+        "inline_interrupts",
+    ),
+    Mutation(
+        "a call that is interrupted is let go",
+        "testing.py",
+        "self._limit(options))\n        finally:\n            try:\n                self._let_go(call)",
+        "self._limit(options))\n        finally:\n            try:\n                pass",
+        "inline_interrupts",
+    ),
+    Mutation(
+        "a resource in no place is destroyed in the end",
+        "testing.py",
+        "for holding in self._source._living.copy():",
+        "for holding in ():",
+        "inline_interrupts",
+    ),
+    Mutation(
+        "a call of wait_ready holds the end back",
+        "testing.py",
+        "                call.in_hand = True\n            if self._source",
+        "                self._in_hand -= 1\n            if self._source",
+        "inline_interrupts",
+    ),
+    # -- the extras
+    Mutation(
+        "a span that was left is not another task's", "opentelemetry.py", "if event.attempt > 1:", "if True:", "opentelemetry"
+    ),
+    Mutation(
+        "a span ends before it is forgotten",
+        "opentelemetry.py",
+        "            try:\n                span.end()\n            finally:\n                self._spans.pop(task, None)",
+        "            self._spans.pop(task, None)\n            repr(task)\n            _type_of(None)\n            span.end()",
+        "opentelemetry",
+    ),
+    Mutation(
+        "a name is spelled so that it can be encoded",
+        "_telemetry.py",
+        'text.encode("utf-8", "backslashreplace").decode("utf-8")',
+        "text",
+        "prometheus opentelemetry",
+    ),
+    Mutation(
+        "a destructor may register", "prometheus.py", "_lock = threading.RLock()", "_lock = threading.Lock()", "prometheus"
+    ),
+    Mutation(
+        "a console that fails ends the view only",
+        "monitor.py",
+        "            self._working = False\n",
+        "            raise\n",
+        "monitor",
+    ),
+    Mutation(
+        "an interrupted write keeps nobody from closing",
+        "tracing.py",
+        "self._writing = threading.RLock()",
+        "self._writing = threading.Lock()",
+        "tracing",
+    ),
+    Mutation(
+        "a row that was left is not another task's",
+        "tracing.py",
+        "if before is not None and event.attempt != 1:",
+        "if before is not None:",
+        "tracing",
+    ),
+    # -- Dask
+    Mutation("an error that refuses attributes travels", "dask.py", "[_with_traceback, _Bare]", "[_with_traceback]", "dask"),
+    Mutation(
+        "an error that cannot be shown is told of", "dask.py", "{safe_str(error)} (stands in", "{error} (stands in", "dask"
+    ),
+    Mutation(
+        "a task's SystemExit ends no event loop",
+        "dask.py",
+        "    except BaseException as error:\n        return _dumps_error(error, call.results)",
+        "    except Exception as error:\n        return _dumps_error(error, call.results)",
+        "dask",
+    ),
+    Mutation(
+        "an interrupted submit leaves nothing to wait for",
+        "dask.py",
+        "            self._give_up(future)\n            raise",
+        "            raise",
+        "dask",
+    ),
+    Mutation(
+        "an interrupted kill closes all the same",
+        "dask.py",
+        "            self._cancel_waiting(kill=True)\n        finally:",
+        "            self._cancel_waiting(kill=True)\n        except LookupError:",
+        "dask",
+    ),
 ]
 
 

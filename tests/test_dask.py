@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import itertools
 import logging
+import math
 import operator
 import pickle
 import sys
@@ -16,6 +18,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import CancelledError, Future, as_completed, wait
 from contextlib import contextmanager
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -28,6 +31,7 @@ from distributed.comm.core import CommClosedError
 from distributed.core import Status
 
 from dask_support import FOREIGN_THREADS, Ref
+from interruptions import AtPoint, TimeLimit
 from support import DEADLINE, Gate, Ledger, ResourceBroken, eventually, run_python
 from tasker_executor import (
     BacklogPolicy,
@@ -44,6 +48,7 @@ from tasker_executor import (
     current_task,
 )
 from tasker_executor._options import TaskOptions
+from tasker_executor._types import State
 from tasker_executor.dask import (
     DaskResourceExecutor,
     PolicyAdaptive,
@@ -1542,3 +1547,282 @@ def test_cancelled_error_of_a_task_is_its_own(make_dask: MakePool) -> None:
     error = make_dask().submit(fail, CancelledError()).exception(DEADLINE)
 
     assert isinstance(error, CancelledError)
+
+
+# -- what errors may do to us --
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    """An error that refuses attributes, its traceback and its state when it is unpickled among them."""
+
+    code: int
+
+
+class FrozenWithSlots(Exception):
+    __slots__ = ("code",)
+
+    def __init__(self, code: int) -> None:
+        object.__setattr__(self, "code", code)
+        super().__init__(code)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(name)
+
+
+class FrozenKey(KeyError):
+    def __init__(self, code: int, *, also: str) -> None:
+        super().__init__(code)
+        vars(self).update(code=code, also=also)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(name)
+
+
+class Shy(Exception):
+    """Neither pickles nor can be shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def __str__(self) -> str:
+        raise LookupError
+
+    __repr__ = __str__
+
+
+class Deadly(Exception):
+    """Ends the thread that pickles it."""
+
+    def __reduce__(self) -> Any:
+        raise SystemExit
+
+
+def raise_error(error: Any) -> None:
+    raise error()
+
+
+@pytest.mark.parametrize(
+    "make", [partial(Frozen, 3), partial(FrozenWithSlots, 3), partial(FrozenKey, 3, also="x")], ids=["frozen", "slots", "key"]
+)
+def test_an_error_that_refuses_attributes_arrives_as_what_it_is(make_dask: MakePool, make: Callable[[], Any]) -> None:
+    pool = make_dask()
+    error: Any = pool.submit(raise_error, make).exception(DEADLINE)
+
+    assert type(error) is type(make())
+    assert error.code == 3
+    assert vars(error) == vars(make())
+    kind: type[Exception] = type(make())
+    with pytest.raises(kind):
+        pool.run_now(raise_error, make)
+
+
+def test_the_traceback_of_an_error_that_refuses_one_arrives_as_a_text(make_dask: MakePool) -> None:
+    error = make_dask().submit(raise_error, partial(Frozen, 3)).exception(DEADLINE)
+
+    assert error is not None
+    assert "in raise_error" in str(error.__cause__)
+
+
+def test_an_error_that_cannot_travel_is_told_of(make_dask: MakePool) -> None:
+    pool = make_dask()
+    error = pool.submit(raise_error, Shy).exception(DEADLINE)
+
+    assert type(error) is RuntimeError
+    assert str(error).startswith("Shy: <Shy, whose str() raised LookupError> (stands in for the error itself")
+    assert "raise_error" in str(error.__cause__)
+    assert pool.submit(int).result(DEADLINE) == 0
+
+
+def test_an_error_that_exits_when_it_is_pickled_arrives_by_another_way(make_dask: MakePool) -> None:
+    assert isinstance(make_dask().submit(raise_error, Deadly).exception(DEADLINE), Deadly)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, StopIteration, asyncio.CancelledError, GeneratorExit])
+def test_an_error_that_would_end_an_event_loop_ends_none(make_dask: MakePool, kind: type[BaseException]) -> None:
+    pool = make_dask()
+
+    assert type(pool.submit(raise_error, kind).exception(DEADLINE)) is kind
+    with pytest.raises(kind):
+        pool.run_now(raise_error, kind)
+    assert pool.run_now(int) == 0
+
+
+def exit_when_made(*_: object) -> None:
+    raise SystemExit("in unpickling")
+
+
+class DeadlyHere:
+    """Pickles well, and ends the thread that unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return exit_when_made, ()
+
+
+def test_a_result_that_ends_the_thread_that_unpickles_it_ends_no_loop(make_dask: MakePool) -> None:
+    pool = make_dask()
+
+    assert isinstance(pool.submit(DeadlyHere).exception(DEADLINE), SystemExit)
+    assert isinstance(pool.submit(str, DeadlyHere()).exception(DEADLINE), SystemExit)
+    assert pool.submit(int).result(DEADLINE) == 0
+
+
+def test_a_carrier_that_exits_costs_its_task_only(make_dask: MakePool) -> None:
+    pool = make_dask(carriers=[(bool, exit_when_made)])
+
+    assert isinstance(pool.submit(int).exception(DEADLINE), SystemExit)
+    with pytest.raises(SystemExit):
+        pool.run_now(int)
+
+
+def test_a_resource_pool_whose_factory_exits_is_an_error_of_the_constructor(make_dask: MakePool) -> None:
+    with pytest.raises(RuntimeError, match="SystemExit"):
+        make_dask(on_create=exit_when_made, resource_pool_size=1)
+    assert make_dask().submit(int).result(DEADLINE) == 0  # the workers live
+
+
+def test_a_done_callback_that_exits_is_logged(make_dask: MakePool, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    pool = make_dask(name="crawler")
+    future = pool.submit(Ref(gate.hold))
+    future.add_done_callback(exit_when_made)
+    gate.release()
+
+    assert future.result(DEADLINE) is None
+    assert pool.submit(int).result(DEADLINE) == 0
+    assert "executor 'crawler': a done-callback raised and was ignored" in caplog.messages
+
+
+class Unnamed:
+    """A callable that has no attribute that it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ZeroDivisionError
+
+    def __reduce__(self) -> Any:
+        return Unnamed, ()
+
+    def __call__(self) -> str:
+        return "called"
+
+
+def test_a_callable_that_raises_whatever_it_is_asked_for_is_a_task(make_dask: MakePool) -> None:
+    assert make_dask().submit(Unnamed()).result(DEADLINE) == "called"
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"x": 1}])
+def test_what_cannot_be_called_has_a_type_error_in_its_future(make_dask: MakePool, kwargs: dict[str, int]) -> None:
+    nothing: Any = None
+
+    assert isinstance(make_dask().submit(nothing, **kwargs).exception(DEADLINE), TypeError)
+
+
+# -- errors thrown in
+
+
+class TracedDask(AtPoint):
+    """Points of `tasker_executor.dask` itself: what lies below it runs on other threads, or has tests of its own."""
+
+    def _enter_function(self, frame: Any, event: str, _: object) -> Any:
+        if not frame.f_code.co_filename.endswith("dask.py"):
+            return None
+        return super()._enter_function(frame, event, _)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeLimit])
+def test_an_error_thrown_into_submit_leaves_nothing_to_wait_for(make_dask: MakePool, error: type[BaseException]) -> None:
+    def throw() -> None:
+        raise error
+
+    pool = make_dask()
+    points = 0
+    while True:
+        point = TracedDask(points + 1, throw)
+        try:
+            with point:
+                pool.submit(int)
+        except (KeyboardInterrupt, TimeLimit):
+            pass
+        assert pool.submit(int).result(DEADLINE) == 0, point.where  # the loop is awake
+        if point.where is None:
+            break
+        points += 1
+    assert points >= 10
+    pool.shutdown(timeout=DEADLINE)
+    stats = pool.stats()
+    assert stats.submitted == stats.completed + stats.failed + stats.cancelled
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeLimit])
+@pytest.mark.parametrize("method", ["shutdown", "kill"])
+def test_an_error_thrown_into_the_end_does_not_keep_it_from_coming(
+    make_dask: MakePool, error: type[BaseException], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def throw(**_: object) -> None:
+        raise error
+
+    pool = make_dask()
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "_cancel_waiting", throw)
+        with pytest.raises(error):
+            pool.kill() if method == "kill" else pool.shutdown(cancel_futures=True)
+
+    assert pool._wound_down.wait(DEADLINE)
+    assert pool._state is State.CLOSED
+
+
+def test_a_closer_that_cannot_be_started_is_started_by_the_next_shutdown(
+    make_dask: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool = make_dask()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            pool.shutdown(wait=False)
+
+    pool.shutdown(timeout=DEADLINE)
+    assert pool._state is State.CLOSED
+
+
+# -- numbers
+
+
+def test_numbers_are_those_of_every_other_executor(make_dask: MakePool) -> None:
+    pool = make_dask(
+        max_workers=Whole(2),
+        on_create=list,
+        max_retries=Whole(1),
+        max_uses=Whole(9),
+        create_timeout=math.inf,
+        max_age=Decimal(10),
+        idle_timeout=10**400,
+        grace=Decimal(2),
+    )
+
+    options: dict[str, Any] = {"chunksize": Whole(2), "timeout": Decimal(30)}
+    assert list(pool.map(returns_item, range(4), **options)) == [0, 1, 2, 3]
+    assert pool.submit(returns_item, 5).result(math.inf) == 5
+    assert pool.submit(returns_item, 5).exception(10**400) is None
+    assert pool._max_workers == WORKERS * THREADS
+    pool.shutdown(timeout=math.inf)
+
+
+@pytest.mark.parametrize("name", ["max_workers", "min_workers", "max_retries", "grace", "create_timeout"])
+def test_a_bool_is_no_number(make_dask: MakePool, name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be .*, not True"):
+        make_dask(**{name: True})
+
+
+def returns_item(_: list[Any], item: int) -> int:
+    return item
+
+
+class Whole:
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __index__(self) -> int:
+        return self._value

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent.parent / PACKAGE
 LAYERS = [
     {"exceptions", "_types", "_handoff"},
     {"_report", "_threads"},
-    {"stats"},
+    {"stats", "_checks"},
     {"policies", "observers", "_options", "_current"},
     {"_work_item", "_lanes", "_resources", "_recorder", "_admission"},
     {"_worker", "_supervisor"},

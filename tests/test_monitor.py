@@ -515,3 +515,96 @@ def test_where_two_live_displays_cannot_be_progress_is_lines(make_pool: MakePool
 
     assert len(results) == 3
     assert "3 of 3 done" in output(console)
+
+
+class BrokenPipe(io.StringIO):
+    """The pipe to a program that has ended."""
+
+    def write(self, text: str, /) -> int:
+        raise BrokenPipeError("nobody reads")
+
+
+@pytest.mark.parametrize("force_terminal", [True, False])
+def test_a_console_that_fails_ends_the_view_and_not_the_block(
+    make_pool: MakePool, force_terminal: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    console = Console(file=io.StringIO(), force_terminal=force_terminal)
+    with monitor(make_pool(1, name="watched"), console=console) as view:
+        console.file = BrokenPipe()
+        view._thread.join(0)
+        done = "the block"
+
+    assert done == "the block"
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert messages == ["executor 'watched': the console of its monitor fails; the view ends"]
+
+
+def test_the_error_of_the_block_is_not_replaced_by_that_of_the_console(make_pool: MakePool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=False)
+
+    def block() -> None:
+        with monitor(make_pool(1), console=console):
+            console.file = BrokenPipe()
+            raise LookupError("of the block")
+
+    with pytest.raises(LookupError, match="of the block"):
+        block()
+
+
+def test_an_exit_asked_for_while_the_view_is_shown_is_one(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = monitor(make_pool(1), console=no_terminal())
+    monkeypatch.setattr(view, "_show", sys.exit)  # by the handler of a signal
+
+    with pytest.raises(SystemExit):
+        view._show_safely()
+
+
+def test_no_code_of_the_user_runs_under_the_lock(make_pool: MakePool, gate: Gate) -> None:
+    class Shy(Exception):
+        def __str__(self) -> str:
+            asked.append("error")
+            return look()
+
+    class Task:
+        @property
+        def __wrapped__(self) -> object:
+            asked.append("task")
+            look()
+            return None
+
+        def __call__(self, *_: object) -> None:
+            gate.hold()
+
+    def look() -> str:
+        """Another thread needs the lock; it gets it, or this is under the lock."""
+        other = threading.Thread(target=pool.stats)
+        other.start()
+        other.join(DEADLINE / 10)
+        assert not other.is_alive()
+        return "shy"
+
+    asked: list[str] = []
+    pool = make_pool(1)
+    pool.submit(Task())
+    gate.wait_until_held()
+    pool._core.failures, pool._core.last_failure = 1, Shy()
+    shown = take_snapshot(pool)
+    pool._core.failures = 0
+
+    assert shown.last_failure == "Shy: shy"
+    assert sorted(set(asked)) == ["error", "task"]
+
+
+def test_a_thread_that_cannot_be_started_leaves_no_panel(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    console = terminal()
+    view = monitor(make_pool(1), console=console)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError), view:
+            pass
+
+    with monitor(make_pool(1), console=console):  # no other display is live
+        pass

@@ -464,3 +464,18 @@ def live_through_everything(
     pool.submit(task).result(DEADLINE)
     pool.resize(max_workers=2)
     pool.shutdown()
+
+
+def test_an_observer_that_cannot_even_be_shown_is_ignored(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
+    class Shy(Observer):
+        def __repr__(self) -> str:
+            raise LookupError
+
+        def task_finished(self, event: TaskEvent) -> None:
+            raise SystemExit
+
+    pool = make_pool(1, observers=[Shy()])
+
+    assert pool.submit(int).result(DEADLINE) == 0
+    pool.shutdown()
+    assert [record.getMessage().endswith("raised in task_finished and was ignored") for record in caplog.records] == [True]

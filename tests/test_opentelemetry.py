@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from interruptions import AtPoint, TimeLimit
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
-from tasker_executor import ResourceCreationError, ResourceExecutor, current_task
+from tasker_executor import ResourceCreationError, ResourceExecutor, TaskEvent, current_task
 from tasker_executor._recorder import Histogram
 
 pytest.importorskip("opentelemetry.sdk")
@@ -478,3 +479,53 @@ def test_an_unsampled_trace_costs_no_task_its_result(make_pool: MakePool) -> Non
     inside = pool.submit(here).result(DEADLINE)
 
     assert not inside.trace_flags.sampled
+
+
+def finished(task: int, error: BaseException | None = None) -> TaskEvent:
+    return TaskEvent("pool", task, "f", "normal", 1, outcome="completed", error=error)
+
+
+def test_a_span_whose_end_was_interrupted_is_not_taken_for_that_of_the_next_task(traces: Traces) -> None:
+    spans = TaskSpans(traces.provider)
+    spans.task_started(TaskEvent("pool", 7, "first", "normal", 1))  # its `task_finished` never came: Ctrl-C
+    spans.task_started(TaskEvent("pool", 7, "second", "normal", 1))
+    spans.task_started(TaskEvent("pool", 7, "second", "normal", 2))
+    spans.task_finished(finished(7))
+
+    assert [(span.name, len(span.events)) for span in traces.spans] == [("first", 0), ("second", 1)]
+    assert spans._spans == {}
+
+
+def test_a_span_ends_wherever_an_error_is_thrown_into_its_end(traces: Traces) -> None:
+    def throw() -> None:
+        raise TimeLimit
+
+    points = 0
+    while True:
+        spans = TaskSpans(traces.provider)
+        spans.task_started(TaskEvent("pool", 1, "f", "normal", 1))
+        point = AtPoint(points + 1, throw)
+        try:
+            with point:
+                spans.task_finished(finished(1, ValueError("x")))
+        except TimeLimit:
+            spans.task_started(TaskEvent("pool", 1, "g", "normal", 1))  # at the latest, it ends here
+        if point.where is None:
+            break
+        points += 1
+        assert any(span.name == "f" for span in traces.spans), point.where
+        traces.exporter.clear()
+    assert points >= 5
+
+
+def test_names_that_utf_8_does_not_take_are_spelled_out(traces: Traces, make_reader: MakeReader) -> None:
+    reader, provider = make_reader()
+    spans = TaskSpans(traces.provider)
+    with ResourceExecutor(1, name="half \udcff", observers=[spans]) as pool:
+        instrument(pool, meter_provider=provider)
+        pool.submit(int).result(DEADLINE)
+        collected = Collected(reader)
+
+    assert collected.executors == {"half \\udcff"}
+    (span,) = traces.spans
+    assert all(str(value).encode() for value in (span.attributes or {}).values())

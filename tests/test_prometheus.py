@@ -7,11 +7,12 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import urllib.request
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -448,3 +449,25 @@ def test_every_metric_has_a_place_on_the_dashboard(make_pool: MakePool, registry
     families = {family.name for family in scrape(registry).families.values()}
 
     assert not {name for name in families if name not in shown}
+
+
+def test_a_name_that_utf_8_does_not_take_is_spelled_out_and_hurts_no_other(make_pool: MakePool) -> None:
+    registry = CollectorRegistry()
+    register(make_pool(1, name="half \udcff"), make_pool(1, name="whole"), registry=registry)
+
+    assert scrape(registry).executors == {"half \\udcff", "whole"}
+
+
+def test_a_destructor_may_register_while_a_registry_looks_at_the_collector(make_pool: MakePool) -> None:
+    class Curious(CollectorRegistry):
+        def register(self, collector: Any) -> None:
+            if nested:
+                register(nested.pop(), registry=CollectorRegistry())
+            super().register(collector)
+
+    nested = [make_pool(1)]
+    done = threading.Thread(target=lambda: register(make_pool(1), registry=Curious()), daemon=True)
+    done.start()
+    done.join(DEADLINE / 3)
+
+    assert not done.is_alive()

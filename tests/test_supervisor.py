@@ -695,7 +695,7 @@ def test_resize_bounds_what_a_policy_may_want(make_pool: MakePool, gate: Gate) -
 @pytest.mark.parametrize(
     "bounds, message",
     [
-        ({"max_workers": 0}, "max_workers must be at least 1, not 0"),
+        ({"max_workers": 0}, "max_workers must be greater than 0"),
         ({"min_workers": -1}, "min_workers must be at least 0, not -1"),
         ({"min_workers": 5}, "min_workers=5 is more than max_workers=4"),
     ],

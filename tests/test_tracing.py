@@ -270,3 +270,21 @@ def test_a_closed_recorder_records_nothing_and_hurts_nobody(make_pool: MakePool,
 def test_a_file_that_cannot_be_opened_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         TraceRecorder(tmp_path / "missing" / "trace.csv")
+
+
+def test_what_an_interrupted_end_has_left_is_not_taken_for_the_next_task(path: Path) -> None:
+    with TraceRecorder(path) as recorder:
+        recorder.task_retried(TaskEvent("pool", 7, "f", "normal", 1, wait=5.0, run=9.0))  # its `task_finished` never came
+        recorder.task_finished(TaskEvent("pool", 7, "g", "normal", 1, wait=1.0, run=2.0, outcome="completed"))
+
+    (row,) = rows_of(path.read_text())
+    assert (row["wait"], row["duration"]) == ("1.000000", "2.000000")
+
+
+def test_a_write_that_was_interrupted_keeps_nobody_from_closing(path: Path) -> None:
+    recorder = TraceRecorder(path)
+    recorder.task_finished(TaskEvent("pool", 1, "f", "normal", 1, outcome="completed"))
+    recorder._writing.acquire()  # and Ctrl-C came before the `try`
+    recorder.close()
+
+    assert len(rows_of(path.read_text())) == 1

@@ -1,0 +1,96 @@
+"""The checks of arguments: each returns a plain value, or raises and names the argument and its value.
+
+Numbers come from NumPy and `decimal`, too: a count is what `operator.index` takes, a duration is any real number. A bool is
+neither.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from numbers import Number
+from threading import TIMEOUT_MAX
+from typing import Any
+
+from ._report import safe_repr
+
+__all__ = [
+    "check_bounds",
+    "check_callable",
+    "check_count",
+    "check_max_workers",
+    "check_number",
+    "check_seconds",
+    "wait_seconds",
+    "whole",
+]
+
+
+def whole(value: Any) -> int | None:
+    """Return `value` as an int; None if it is no whole number."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_count(name: str, value: Any, least: int) -> int:
+    """Return `value` if it is a whole number of at least `least`, or raise, naming the argument."""
+    number = whole(value)
+    if number is None:
+        raise TypeError(f"{name} must be an int, not {safe_repr(value)}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")
+    return number
+
+
+def check_max_workers(value: Any) -> int:
+    """Return a limit on the number of workers, or raise; in the standard library's words where it is below 1."""
+    number = whole(value)
+    if number is not None and number <= 0:
+        raise ValueError("max_workers must be greater than 0")
+    return check_count("max_workers", value, 1)
+
+
+def check_bounds(min_workers: int, max_workers: int) -> int:
+    """Return the lower bound for a number of workers, or raise unless it is one."""
+    least = check_count("min_workers", min_workers, 0)
+    if least > max_workers:
+        raise ValueError(f"min_workers={least} is more than max_workers={max_workers}")
+    return least
+
+
+def check_number(name: str, value: Any, what: str = "a number") -> float:
+    """Return `value` if it is a real number, infinity included, or raise, naming the argument."""
+    # By its kind: a string, an array and NumPy's bool have a float(), too.
+    real: Any = value if isinstance(value, Number) and not isinstance(value, bool) else whole(value)
+    try:
+        number = float(real)
+    except TypeError:  # None, or a complex number
+        raise TypeError(f"{name} must be {what}, not {safe_repr(value)}") from None
+    except OverflowError:  # 10**400
+        number = math.inf if real > 0 else -math.inf
+    except ValueError:  # Decimal("sNaN")
+        number = math.nan
+    if math.isnan(number):
+        raise ValueError(f"{name} must be {what}, not {value!r}")
+    return number
+
+
+def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> float:
+    """Return `value` as seconds if it is a number and not negative, or raise, naming the argument. Infinity is no limit."""
+    number = check_number(name, value, "a number of seconds")
+    if not (number > 0 if above_zero else number >= 0):
+        raise ValueError(f"{name} must {'be above 0' if above_zero else 'not be negative'}, not {value!r}")
+    return number
+
+
+def wait_seconds(timeout: Any) -> float | None:
+    """Return the timeout of a future as the standard library takes it: it may have run out, and infinity is very long."""
+    return None if timeout is None else min(check_number("timeout", timeout, "a number of seconds"), TIMEOUT_MAX)
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise TypeError, naming the argument, unless `value` is callable or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable, not {safe_repr(value)}")
