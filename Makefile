@@ -4,6 +4,7 @@
 # make bench    measure against ThreadPoolExecutor
 #
 # Needs GNU make and Python 3.10 or newer (PYTHON=... names another); all else goes into .venv.
+# TASKER_PYTHONS=path:path names more Pythons for `make test`, beside those on PATH and of pyenv.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,7 +34,7 @@ types: $(VENV)/.tools
 
 suite: $(VENV)/.tools
 	$(call heading,pytest with coverage)
-	$(BIN)/pytest --cov
+	$(BIN)/pytest --cov -rs
 
 pythons: $(VENV)/.tools
 	$(call heading,other Pythons and conformance)

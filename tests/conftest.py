@@ -1,7 +1,7 @@
 """The fixtures, and what they check at the end of every test.
 
 They are taken down in this order, whatever order a test asks for them in: the gate opens, the pools are checked and shut down,
-the ledger is balanced, no thread is left.
+the clock is the real one again, the ledger is balanced, no thread is left.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from support import DEADLINE, Gate, Ledger, MakePool, Sequencer, join_all, switch_interval
+from support import DEADLINE, Clock, Gate, Ledger, MakePool, Sequencer, join_all, switch_interval
 from tasker_executor import ResourceExecutor
 
 THREADS_END_WITHIN = 10.0  # seconds
@@ -84,11 +84,21 @@ def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
 
 
 @pytest.fixture
+def clock() -> Iterator[Clock]:
+    """The clock of the package, to be put forward. See `support.Clock`."""
+    clock = Clock()
+    with clock.installed():
+        yield clock
+
+
+@pytest.fixture
 def make_pool(request: pytest.FixtureRequest, ledger: Ledger) -> Iterator[MakePool]:
     """Makes executors that are checked and shut down when the test is over.
 
     It holds them until then. A test that is about dropping an executor makes its own.
     """
+    if "clock" in request.fixturenames:  # then it is that of the pools from their birth to their end
+        request.getfixturevalue("clock")
     with ExitStack() as endings:  # Every pool is ended, whatever the ending of another raises.
 
         def make(*args: Any, **kwargs: Any) -> ResourceExecutor[Any]:

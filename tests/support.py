@@ -13,11 +13,14 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, overload
 
-from tasker_executor import ResourceExecutor
+import pytest
+
+from tasker_executor import ResourceExecutor, _types
 from tasker_executor.testing import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, Watched
 
 __all__ = [
     "DEADLINE",
+    "Clock",
     "FakeResource",
     "Gate",
     "Ledger",
@@ -76,6 +79,34 @@ class Sequencer(Watched):
             with self._changed:
                 self._next += 1
                 self._changed.notify_all()
+
+
+class Clock:
+    """The clock of the whole package, which a test can put forward: hours pass for the code, and no time for the test.
+
+    So a limit can be an hour, which no busy machine reaches, and run out when the test says so. What sleeps does not notice:
+    `pass_time` wakes the supervisor of a pool.
+    """
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return _types.clock() + self.ahead
+
+    def pass_time(self, seconds: float, pool: ResourceExecutor[Any]) -> None:
+        """Put the clock forward, and have the supervisor of the pool look at it."""
+        self.ahead += seconds
+        pool._core.supervisor.kick()
+
+    @contextmanager
+    def installed(self) -> Generator[None]:
+        """Be what each module of the package calls `clock`, apart from the one that names the real one."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, module in list(sys.modules.items()):
+                if name.startswith("tasker_executor.") and module is not _types and hasattr(module, "clock"):
+                    patch.setattr(module, "clock", self)
+            yield
 
 
 @contextmanager

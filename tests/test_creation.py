@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from support import FakeResource, Gate, Ledger, MakePool, Watched, eventually
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, Watched, eventually
 from tasker_executor import ResourceCreationError, ResourceExecutor
 from tasker_executor._supervisor import Supervisor
 
@@ -38,12 +38,16 @@ def jitter(monkeypatch: pytest.MonkeyPatch) -> Jitter:
 
 
 class Factory(Watched):
-    """Makes resources, and knows how many calls are under way. It fails in the first `failures` calls."""
+    """Makes resources, and knows how many calls are under way. It fails in the first `failures` calls.
+
+    All calls but the first are held at `gate`, if it has one.
+    """
 
     def __init__(self, ledger: Ledger, failures: int = 0) -> None:
         super().__init__()
         self._ledger = ledger
         self.failures = failures
+        self.gate: Gate | None = None
         self.calls = 0
         self.under_way = 0
         self.most_after_failure = 0
@@ -54,19 +58,18 @@ class Factory(Watched):
             self.calls += 1
             call = self.calls
             self.under_way += 1
-            if call > 1:
+            if 1 < call <= self.failures + 1:  # the one that succeeds is a probe, too
                 self.most_after_failure = max(self.most_after_failure, self.under_way)
             self._changed.notify_all()
         try:
+            if call > 1 and self.gate is not None:
+                self.gate.hold()
             if call <= self.failures:
                 raise self.error
             return self._ledger.create()
         finally:
             with self._changed:
                 self.under_way -= 1
-
-    def wait_until_called(self, n: int) -> None:
-        self._wait_until(lambda: self.calls >= n, f"{n} calls")
 
 
 def has_length(items: list[float | None], least: int) -> bool:
@@ -209,18 +212,22 @@ def test_next_attempt_waits_for_the_end_of_the_pause(make_pool: MakePool, ledger
     assert all(isinstance(error, ResourceCreationError) for error in errors)
 
 
-def test_at_most_one_worker_probes_a_factory_that_is_down(make_pool: MakePool, ledger: Ledger, jitter: Jitter) -> None:
+def test_at_most_one_worker_probes_a_factory_that_is_down(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter, gate: Gate
+) -> None:
     factory = Factory(ledger, failures=30)
+    factory.gate = gate
     pool = make_pool(8, on_create=factory, on_destroy=ledger.destroy)
     futures = [pool.submit(FakeResource.use)]
-    factory.wait_until_called(2)
+    gate.wait_until_held()
     futures += [pool.submit(FakeResource.use) for _ in range(8)]
-    factory.wait_until_called(30)
-    most = factory.most_after_failure
+    eventually(lambda: factory.under_way == pool.stats().active_workers, "every worker to try")
+    gate.release()
     for future in futures:
         future.result()
 
-    assert most == 1
+    assert factory.calls > 30
+    assert factory.most_after_failure == 1
 
 
 def test_while_a_probe_is_under_way_nobody_else_tries(make_pool: MakePool, ledger: Ledger, jitter: Jitter, gate: Gate) -> None:
@@ -243,19 +250,21 @@ def test_while_a_probe_is_under_way_nobody_else_tries(make_pool: MakePool, ledge
     assert workers == 1
 
 
-def test_attempts_that_fail_together_count_as_one_round(make_pool: MakePool, jitter: Jitter) -> None:
+def test_attempts_that_fail_together_count_as_one_round(make_pool: MakePool, jitter: Jitter, clock: Clock) -> None:
     together = threading.Barrier(4)
 
     def create() -> object:
-        together.wait()
+        together.wait(DEADLINE)
         raise OSError("connection refused")
 
     hour_long_back_off(jitter)
-    pool = make_pool(4, on_create=create, create_timeout=0.2)
+    pool = make_pool(4, on_create=create, create_timeout=3000)
     futures = [pool.submit(lambda _: None) for _ in range(4)]
     eventually(lambda: pool.stats().create_failures == 4, "four failures")
+    rounds = list(jitter.ranges)
+    clock.pass_time(3001, pool)  # not the hour of the back-off
 
-    assert jitter.ranges == [(0.0, 0.1)]
+    assert rounds == [(0.0, 0.1)]
     assert all(isinstance(future.exception(), ResourceCreationError) for future in futures)
 
 
@@ -310,23 +319,28 @@ def test_each_failure_is_logged_once(
 
 
 def test_task_that_waited_too_long_for_a_resource_fails_and_names_the_last_error(
-    make_pool: MakePool, ledger: Ledger, jitter: Jitter
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter, clock: Clock
 ) -> None:
     jitter.share = 0.05
     ledger.outage = OSError("connection refused")
-    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.5)
-    error = pool.submit(FakeResource.use).exception()
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=3600)
+    future = pool.submit(FakeResource.use)
+    eventually(lambda: pool.stats().create_failures > 0, "a failure")
+    clock.pass_time(3601, pool)
+    error = future.exception()
 
     assert isinstance(error, ResourceCreationError)
     assert error.__cause__ is ledger.outage
     assert "connection refused" in str(error)
 
 
-def test_pool_whose_tasks_timed_out_lives_on(make_pool: MakePool, ledger: Ledger, jitter: Jitter) -> None:
+def test_pool_whose_tasks_timed_out_lives_on(make_pool: MakePool, ledger: Ledger, jitter: Jitter, clock: Clock) -> None:
     jitter.pause = 0.005
     ledger.outage = OSError("connection refused")
-    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.5)
-    pool.submit(FakeResource.use).exception()
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=3600)
+    future = pool.submit(FakeResource.use)
+    clock.pass_time(3601, pool)
+    future.exception()
     ledger.outage = None
 
     assert pool.submit(FakeResource.use).result() == 0
@@ -355,18 +369,17 @@ def test_task_submitted_during_a_long_pause_does_not_wait_for_its_end(
 
 
 def test_while_one_worker_has_a_resource_tasks_do_not_time_out(
-    make_pool: MakePool, ledger: Ledger, jitter: Jitter, gate: Gate
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter, gate: Gate, clock: Clock
 ) -> None:
-    jitter.share = 0.05
-    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.05)
+    jitter.pause = 0.005
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=3600)
     pool.submit(gate.hold)
     gate.wait_until_held()
     ledger.outage = OSError("connection refused")
     waiting = pool.submit(FakeResource.use)
-    attempts_after_timeout = ledger.attempts + 1
-    expired = pool.with_options(start_within=0.1).submit(FakeResource.use)
-    assert expired.exception() is not None  # so 0.1 s have passed
-    ledger.wait_until_attempted(attempts_after_timeout)
+    ledger.wait_until_attempted(2)
+    clock.pass_time(7200, pool)
+    ledger.wait_until_attempted(ledger.attempts + 2)  # the supervisor, which has them made, has looked at the queue before
     done_early = waiting.done()
     gate.release()
 
@@ -452,7 +465,7 @@ def test_every_task_that_waits_for_a_factory_that_hangs_times_out(make_pool: Mak
 
 
 def test_factory_that_hangs_is_not_blamed_for_the_error_of_an_earlier_outage(
-    make_pool: MakePool, ledger: Ledger, jitter: Jitter, gate: Gate
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter, gate: Gate, clock: Clock
 ) -> None:
     def create() -> FakeResource:
         if ledger.created:
@@ -460,24 +473,30 @@ def test_factory_that_hangs_is_not_blamed_for_the_error_of_an_earlier_outage(
         return ledger.create()
 
     ledger.outage = OSError("an old story")
-    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, max_uses=1, create_timeout=1.0)
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, max_uses=1, create_timeout=3600)
     recovered = pool.submit(FakeResource.use)
     ledger.wait_until_attempted(1)
     ledger.outage = None
     recovered.result()
-    error = pool.submit(FakeResource.use).exception()
+    future = pool.submit(FakeResource.use)
+    gate.wait_until_held()
+    clock.pass_time(3601, pool)
+    error = future.exception()
 
     assert isinstance(error, ResourceCreationError)
     assert error.__cause__ is None
 
 
-def test_pool_is_back_when_a_factory_that_hung_returns(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+def test_pool_is_back_when_a_factory_that_hung_returns(make_pool: MakePool, ledger: Ledger, gate: Gate, clock: Clock) -> None:
     def create() -> FakeResource:
         gate.hold()
         return ledger.create()
 
-    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, create_timeout=0.05)
-    pool.submit(FakeResource.use).exception()
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, create_timeout=3600)
+    future = pool.submit(FakeResource.use)
+    gate.wait_until_held()
+    clock.pass_time(3601, pool)
+    assert isinstance(future.exception(), ResourceCreationError)
     gate.release()
 
     assert pool.submit(FakeResource.use).result() == 0

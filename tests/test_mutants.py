@@ -15,7 +15,7 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, join_all
 from tasker_executor import Observer, QueueFull, ResourceExecutor, TaskEvent
-from tasker_executor._core import Room
+from tasker_executor._core import Core, Room
 from tasker_executor._lanes import Lane, Lanes
 from tasker_executor._work_item import PENDING, RUNNING, TaskFuture
 from tasker_executor._worker import Worker
@@ -225,20 +225,25 @@ def test_the_workers_that_leave_change_only_under_the_lock(make_pool: MakePool, 
     assert leaving.unguarded == 0
 
 
-def test_a_base_worker_is_asked_whether_it_may_retire_and_stays(make_pool: MakePool, ledger: Ledger) -> None:
-    pool = make_pool(4, on_create=ledger.create, on_destroy=ledger.destroy, min_workers=2, idle_timeout=0.001)
-    may_retire = pool._core.may_retire
+def test_a_base_worker_is_asked_whether_it_may_retire_and_stays(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_retire = Core.may_retire
     answers: list[bool] = []
 
-    def noted(worker: Worker) -> bool:
-        answers.append(may_retire(worker))
+    def noted(core: Core, worker: Worker) -> bool:
+        answers.append(may_retire(core, worker))
         return answers[-1]
 
-    pool._core.may_retire = noted  # type: ignore[method-assign]  # the point of the test
+    monkeypatch.setattr(Core, "may_retire", noted)
+    pool = make_pool(4, on_create=ledger.create, on_destroy=ledger.destroy, min_workers=2, idle_timeout=0.001)
+    eventually(lambda: len(answers) == 2, "two workers to be idle for long enough")
+    stack = pool._core.idle_stack  # where they are now for good: a task that comes at no other moment starts no third worker
+    eventually(lambda: sum(isinstance(idle, Worker) for idle in stack[:]) == 2, "them to be asleep")
     for _ in range(2):
         pool.submit(FakeResource.use).result(DEADLINE)
 
-    eventually(lambda: len(answers) >= 1, "a worker to be idle for long enough")
+    eventually(lambda: len(answers) >= 3, "a worker to be idle again for long enough")
     assert not any(answers)
     assert len(ledger.destroyed) == 0
 

@@ -97,9 +97,11 @@ def test_a_recording_shows_workers_and_backlog(make_pool: MakePool, gate: Gate) 
     pool = make_pool(2)
 
     with record(pool, interval=0.001) as recording:
-        for _ in range(5):
+        for _ in range(2):
             pool.submit(gate.hold)
-        gate.wait_until_held(2)
+        gate.wait_until_held(2)  # both workers have taken a task, so no look finds those two in the queue as well
+        for _ in range(3):
+            pool.submit(gate.hold)
         eventually(lambda: recording.points[-1].queued == 3, "a look at the backlog")
         gate.release()
         pool.shutdown()

@@ -330,16 +330,18 @@ def test_a_base_worker_that_is_no_more_wanted_when_its_idle_time_is_up_leaves(
     pool = make_pool(2, min_workers=2, idle_timeout=0.001)
     shrink = Once(lambda: pool.resize(min_workers=1, max_workers=1))
     may_retire = pool._core.may_retire
+    worked = threading.Event()
 
     def stay(worker: Worker) -> bool:
         may = may_retire(worker)
-        shrink()
+        if worked.is_set():  # not in its first rest, or there is none to work
+            shrink()
         return may
 
+    monkeypatch.setattr(pool._core, "may_retire", stay)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    monkeypatch.setattr(pool._core, "may_retire", stay)
-    pool.submit(int).result(DEADLINE)
+    pool.submit(worked.set).result(DEADLINE)
 
     eventually(lambda: pool.stats().active_workers == 1, "the idle worker to leave")
 
@@ -520,18 +522,26 @@ def test_a_cancelled_task_that_a_worker_is_just_popping_is_not_counted_as_waitin
     assert (stats.submitted, stats.cancelled, stats.queued_tasks) == (2, 1, 0)
 
 
-def test_a_wake_up_that_finds_no_task_is_passed_on(make_pool: MakePool, gate: Gate) -> None:
+def test_a_wake_up_that_finds_no_task_is_passed_on(make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     # 1. The first worker is idle, the second busy. 2. A task wakes the first. 3. It is cancelled before the first gets there.
     # 4. The first goes back to sleep, and the next task wakes it as ever.
     pool = make_pool(2)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    pool.submit(int).result(DEADLINE)
-    wait_until_idle(pool)
-    lane = pool._core.lanes.normal
-    interpose(pool, after=lambda: lane[0].cancel())
+    way = Gate()
+    rest = Worker._rest
 
-    assert pool.submit(int).cancelled()
+    def rest_and_take_long_to_come(worker: Worker, since: float) -> Any:
+        end = rest(worker, since)
+        way.hold()
+        return end
+
+    monkeypatch.setattr(Worker, "_rest", rest_and_take_long_to_come)
+    pool.submit(int).result(DEADLINE)
+    with way:
+        future = pool.submit(int)
+        way.wait_until_held()
+        assert future.cancel()
 
     assert pool.submit(int, "7").result(DEADLINE) == 7
     assert pool.stats().cancelled == 1
@@ -963,26 +973,70 @@ def test_an_exception_thrown_into_a_worker_as_it_ends_does_not_cost_its_successo
 # -- few wake-ups at a time
 
 
+class Park:
+    """Takes the place of the lock that a worker sleeps on. While nobody may get up, those woken are on their way."""
+
+    changed = threading.Condition()
+    may_get_up = True
+    asleep = 0
+
+    def __init__(self, worker: Worker) -> None:
+        self._free = False
+        worker.park = self  # type: ignore[assignment]  # the part of a lock that is used
+        worker.release = self.release
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        with Park.changed:
+            Park.asleep += 1
+            Park.changed.notify_all()
+            assert Park.changed.wait_for(lambda: self._free and Park.may_get_up, DEADLINE)
+            Park.asleep -= 1
+            self._free = False
+        return True
+
+    def release(self) -> None:
+        with Park.changed:
+            self._free = True
+            Park.changed.notify_all()
+
+    def locked(self) -> bool:
+        return not self._free
+
+
 @pytest.fixture
-def one_at_a_time() -> Iterator[None]:
-    """No thread is made to give way to another: the test goes on until it waits."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(100)
-    yield
-    sys.setswitchinterval(before)
+def parks(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Park]]:
+    """Every worker made from now on sleeps on a `Park`."""
+    init = Worker.__init__
+
+    def init_with_park(worker: Worker, *args: Any) -> None:
+        init(worker, *args)
+        Park(worker)
+
+    monkeypatch.setattr(Worker, "__init__", init_with_park)
+    monkeypatch.setattr(Park, "may_get_up", True)
+    monkeypatch.setattr(Park, "asleep", 0)
+    yield Park
+    with Park.changed:
+        Park.may_get_up = True
+        Park.changed.notify_all()
 
 
-def test_a_burst_wakes_few_workers_and_those_wake_the_others(make_pool: MakePool, one_at_a_time: None) -> None:
+def test_a_burst_wakes_few_workers_and_those_wake_the_others(make_pool: MakePool, parks: type[Park]) -> None:
     # 1. All workers are idle. 2. As many tasks come in one go, which wait for each other. 3. Some workers are woken. 4. These
     # wake the others, since no more tasks come that could.
     pool = make_pool(20)
     barrier = threading.Barrier(20)
     for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(20)]:
         future.result(DEADLINE)
-    eventually(lambda: len(idle_workers(pool)) == 20, "idle workers")
+    with parks.changed:
+        assert parks.changed.wait_for(lambda: parks.asleep == 20, DEADLINE)
+        parks.may_get_up = False
 
     futures = [pool.submit(barrier.wait, DEADLINE) for _ in range(20)]
     left = len(idle_workers(pool))
+    with parks.changed:
+        parks.may_get_up = True
+        parks.changed.notify_all()
 
     assert left >= 20 - 2 * _core.WAKES_AT_ONCE  # those woken before them are remembered, too
     assert sorted(future.result(DEADLINE) for future in futures) == list(range(20))

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from support import DEADLINE, FakeResource, Ledger, MakePool
+from support import DEADLINE, Clock, FakeResource, Ledger, MakePool, eventually
 from tasker_executor import Observer, TaskEvent
 from tasker_executor._report import Logger, add_note, drop_frame, function_name, safe_repr, safe_str
 
@@ -274,9 +274,12 @@ def test_what_cannot_be_told_is_told_by_its_type() -> None:
     assert safe_str(Unspeakable()) == "<Unspeakable, whose str() raised RuntimeError>"
 
 
-def test_a_factory_whose_error_has_no_repr_fails_tasks_as_any_other(make_pool: MakePool) -> None:
-    pool = make_pool(1, on_create=lambda: throw(Unspeakable), create_timeout=0.01)
-    error = pool.submit(id).exception(DEADLINE)
+def test_a_factory_whose_error_has_no_repr_fails_tasks_as_any_other(make_pool: MakePool, clock: Clock) -> None:
+    pool = make_pool(1, on_create=lambda: throw(Unspeakable), create_timeout=3600)
+    future = pool.submit(id)
+    eventually(lambda: pool.stats().create_failures > 0, "a failure")
+    clock.pass_time(3601, pool)
+    error = future.exception(DEADLINE)
 
     assert "<Unspeakable, whose repr() raised RuntimeError>" in str(error)
 

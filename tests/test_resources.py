@@ -4,29 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 
 import pytest
 
-from support import FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
+from support import Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import ResourceCreationError, ResourceExecutor, current_task
-
-
-class Clock:
-    """The clock of resources, which can be put forward: time passes for them, and not for us."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.perf_counter() + self.ahead
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("tasker_executor._resources.clock", clock)
-    return clock
 
 
 class Checks:

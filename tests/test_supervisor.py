@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from support import FakeResource, Gate, Ledger, MakePool, Watched, eventually
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, Watched, eventually
 from tasker_executor import BacklogPolicy, LoadSample, ResourceExecutor, TaskExpired
 from tasker_executor._resources import End
 from tasker_executor._supervisor import Supervisor
@@ -141,9 +141,9 @@ def test_supervisor_ends_after_kill(make_pool: MakePool, ledger: Ledger) -> None
 def test_supervisor_sleeps_when_nothing_needs_it(
     make_pool: MakePool, ledger: Ledger, turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.1)
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=3600)
     pool.submit(FakeResource.use).result()
-    pool._core.supervisor.kick()  # it may not have started: the worker was ready before anything had to be watched
+    pool._core.supervisor.kick()  # or it would look in an hour whether somebody waits for a resource
     turns.wait_until_asleep()
     kicks: list[Supervisor] = []
     monkeypatch.setattr(Supervisor, "kick", kicks.append)
@@ -237,14 +237,15 @@ def test_tick_resumes_with_the_next_task(make_pool: MakePool, turns: Turns, gate
     assert policy.loads[-1].busy == 1
 
 
-def test_task_submitted_while_the_tick_pauses_is_run_at_once(make_pool: MakePool, turns: Turns) -> None:
+def test_task_submitted_while_the_tick_pauses_is_run_at_once(make_pool: MakePool) -> None:
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)
+    alarm = pool._core.supervisor._alarm
     work_until_the_policy_is_asked(pool, policy)
     for _ in range(3):
-        turns.wait_until_asleep()
+        eventually(lambda: alarm in pool._core.idle_stack, "the tick to pause")
 
-        assert pool.submit(abs, -1).result(timeout=10) == 1
+        assert pool.submit(abs, -1).result(timeout=DEADLINE) == 1
 
 
 def test_policy_is_never_asked_when_no_task_ever_comes(make_pool: MakePool) -> None:
@@ -356,18 +357,22 @@ def test_tick_goes_on_for_a_task_that_comes_as_it_pauses(
     # 1. The policy has been asked, and everything is at rest. 2. Tasks are queued, and find no alarm. 3. The tick pauses.
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)
-    at_rest = pool._core.at_rest
+    at_rest, alarm = pool._core.at_rest, pool._core.supervisor._alarm
     came: list[object] = []
 
     def be_late() -> bool:
         rests = at_rest()
         if rests and not came:
-            came.extend(pool.submit(gate.hold) for _ in range(2))  # one worker: the second waits
+            came.append(pool.submit(gate.hold))
+            gate.wait_until_held()  # the only worker will not look for others to wake
+            came.append(pool.submit(gate.hold))
         return rests
 
     work_until_the_policy_is_asked(pool, policy)
+    eventually(lambda: alarm in pool._core.idle_stack, "the tick to pause")
     pool._core.at_rest = be_late  # type: ignore[method-assign]  # the point of the test
-    eventually(lambda: bool(came), "the tick to find everything at rest")
+    pool.submit(int).result()  # so the tick goes on, and comes to rest again
+    eventually(lambda: len(came) == 2, "the tick to find everything at rest")
     policy.wait_until_asked(2)
 
     assert policy.loads[-1].queued == 1
@@ -397,10 +402,11 @@ def test_tick_that_resumed_by_itself_sets_no_second_alarm(make_pool: MakePool, t
     supervisor = pool._core.supervisor
     work_until_the_policy_is_asked(pool, policy)
     turns.wait_until_asleep()
-    asked = policy.asked
+    asked, before = policy.asked, len(turns.dues)
     supervisor.resume()
-    eventually(lambda: policy.asked > asked and supervisor._next_tick is None, "the tick to go on, and to pause again")
+    eventually(lambda: len(turns.dues) > before and turns.dues[-1] is None, "the tick to go on, and to pause again")
 
+    assert policy.asked > asked
     assert pool._core.idle_stack.count(supervisor._alarm) == 1
 
 
@@ -427,15 +433,17 @@ def test_task_that_starts_in_time_does_not_expire(make_pool: MakePool, turns: Tu
     assert pool.with_options(start_within=3600).submit(int).result() == 0
 
 
-def test_task_that_runs_for_longer_than_it_may_wait_does_not_expire(make_pool: MakePool, gate: Gate) -> None:
+def test_task_that_runs_for_longer_than_it_may_wait_does_not_expire(make_pool: MakePool, gate: Gate, clock: Clock) -> None:
     pool = make_pool(2)
-    running = pool.with_options(start_within=5).submit(gate.hold)
+    running = pool.with_options(start_within=3600).submit(gate.hold)
     gate.wait_until_held()
     others = Gate()
     with others:
         pool.submit(others.hold)
         others.wait_until_held()
-        expired = pool.with_options(start_within=0.01).submit(int).exception()
+        waiting = pool.with_options(start_within=3700).submit(int)
+        clock.pass_time(3701, pool)
+        expired = waiting.exception()  # so the supervisor has looked at both
         done_early = running.done()
     gate.release()
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken
 from tasker_executor import ExecutorView, ResourceExecutor, ShutdownTimeout, TaskExpired, current_task
 
 
@@ -19,16 +18,6 @@ from tasker_executor import ExecutorView, ResourceExecutor, ShutdownTimeout, Tas
 def resource_pool(make_pool: MakePool, ledger: Ledger) -> ResourceExecutor[FakeResource]:
     """One worker, whose resource is checked."""
     return make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
-
-
-class Clock:
-    """The clock of the supervisor, which can be put forward."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.perf_counter() + self.ahead
 
 
 def break_down_twice(resource: FakeResource) -> int:
@@ -175,17 +164,12 @@ def test_expiry_is_a_timeout(make_pool: MakePool, gate: Gate) -> None:
         pool.with_options(start_within=0.0).submit(int).result(DEADLINE)
 
 
-def test_task_that_has_started_in_time_may_take_its_time(
-    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock()
-    monkeypatch.setattr("tasker_executor._supervisor.clock", clock)
+def test_task_that_has_started_in_time_may_take_its_time(make_pool: MakePool, gate: Gate, clock: Clock) -> None:
     pool = make_pool(1)
     started = pool.with_options(start_within=100.0).submit(gate.hold)
     gate.wait_until_held()
     waiting = pool.with_options(start_within=200.0).submit(int)
-    clock.ahead = 1000.0
-    pool._core.supervisor.kick()
+    clock.pass_time(1000.0, pool)
 
     assert isinstance(waiting.exception(DEADLINE), TaskExpired)  # so the supervisor has looked at both
     assert not started.done()

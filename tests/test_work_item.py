@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import pytest
 
-from support import DEADLINE, Gate, MakePool
+from support import DEADLINE, Gate, MakePool, eventually
 from tasker_executor import ResourceExecutor
 from tasker_executor._lanes import Lane
 from tasker_executor._work_item import WITHDRAWN, Sidecar, TaskFuture, _first
@@ -593,8 +593,7 @@ def test_every_wait_ends_when_its_only_future_is_cancelled(busy: ResourceExecuto
     queued: Any = busy.submit(int)
     results: list[Any] = []
     waiter = in_thread(lambda: results.append(wait([queued], DEADLINE, when)))
-    while not queued._waiters and not results:  # so that it is the cancellation that ends the wait
-        threading.Event().wait(0.001)
+    eventually(lambda: bool(queued._waiters), "the waiter")  # so that it is the cancellation that ends the wait
 
     queued.cancel()
     waiter.join(DEADLINE)
@@ -739,8 +738,7 @@ class Story:
     def wait_until_running(self) -> None:
         """Until the worker has stored RUNNING. Looks past the traps."""
         status: Any = vars(TaskFuture)["_status"]  # the slot's descriptor
-        while status.__get__(self.future) is PENDING:
-            threading.Event().wait(0.0001)
+        eventually(lambda: status.__get__(self.future) is not PENDING, "the worker to store RUNNING")
 
 
 @pytest.fixture
