@@ -51,6 +51,7 @@ futures_logger = Logger("concurrent.futures")
 #: Tasks between two foldings of the log. A tuple, since iterating over one makes no objects.
 _SHIFT = (None,) * 512
 _NEVER = float("inf")
+_TRIES = 10  # at destroying a resource, while others throw exceptions into the thread
 _RUNNING = State.RUNNING  # looking up a member of an enum takes its time
 
 
@@ -66,6 +67,7 @@ class Worker:
         "index",
         "item",  # the task in hand
         "killed",
+        "late",  # has it been starting for create_timeout?
         "log",
         "name",
         "ready",  # is it about to look at the lanes, or has it?
@@ -85,7 +87,7 @@ class Worker:
         self.holding: Holding[Any] | None = None
         self.item: TaskFuture[Any] | None = None
         self.log = core.recorder.open_log()
-        self.ready = False
+        self.ready = self.late = False
         self.told_to_leave = False
         self.broken_by: BaseException | None = None
         self.birth = allocate_lock()
@@ -138,6 +140,8 @@ class Worker:
             error = thrown
         finally:
             self.item = None
+            if self.holding is not None:  # something was thrown in before it was given up
+                self._give_up()
             core.worker_ended(self, end, error)
 
     def _live(self) -> tuple[End, BaseException | None]:
@@ -151,12 +155,16 @@ class Worker:
             return End.INITIALIZER_FAILED, error
         if core.state >= State.KILLED:
             return End.DRAINED, None
-        if core.source is not None:
-            try:
-                core.source.create(self.name, self._own)
-            except BaseException as error:
-                return End.CREATION_FAILED, error
         try:
+            if core.source is not None:
+                try:
+                    holding = core.source.create(self.name, self._own)
+                    # The first resource after a failure is looked at, before others are made on the strength of it.
+                    unfit = core.source.unfit(holding, doubt=True) if core.outage.failures else None
+                except BaseException as error:
+                    return End.CREATION_FAILED, error
+                if unfit is not None:
+                    return unfit, holding.fault
             core.worker_ready(self)
             end = self._serve()
             core.wake_if_waiting()  # tasks that we leave behind need not wait until our resource is gone
@@ -173,10 +181,28 @@ class Worker:
             )
             return End.CRASHED, thrown
         finally:
-            holding, self.holding = self.holding, None
-            if holding is not None:
-                assert core.source is not None
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Destroy the resource, if there is one. Whatever is thrown into this thread meanwhile, that is done."""
+        core = self.core
+        holding, self.holding = self.holding, None
+        if holding is None or core.source is None:
+            return
+        for _ in range(_TRIES):
+            try:
+                core.gives_up(self)
                 core.source.destroy(holding, self.name)
+                return
+            except BaseException:
+                logger.warning(
+                    "executor %r: an exception was thrown into worker %s",
+                    core.name,
+                    self.name,
+                    exc_info=True,
+                    executor=core.name,
+                    worker=self.name,
+                )
 
     def _own(self, holding: Holding[Any]) -> None:
         self.holding = holding
@@ -332,7 +358,7 @@ class Worker:
         """
         core, holding = self.core, self.holding
         idle_limit = core.idle_limit
-        expires = _NEVER if holding is None else holding.expires
+        expires = _NEVER if holding is None else holding.rests_until
         while True:
             draining = core.state is not _RUNNING
             if core.lanes.look():  # registered, and looked again: see "Taking turns"
@@ -365,7 +391,7 @@ class Worker:
         """How many seconds to sleep, at most, when idle since that moment."""
         until = _NEVER if idle_limit is None else since + idle_limit
         if self.holding is not None:
-            until = min(until, self.holding.expires)
+            until = min(until, self.holding.rests_until)
         return lock_timeout(until - clock())
 
     def _off_idle_stack(self) -> bool:
@@ -399,7 +425,10 @@ class Worker:
         """Is there a reason not to run another task on this resource?"""
         if self.holding is None or self.core.source is None or not self.core.source.needs_care:
             return None
-        return self.core.source.unfit(self.holding)
+        unfit = self.core.source.unfit(self.holding)
+        if unfit is End.CREATION_FAILED:
+            self.broken_by = self.holding.fault
+        return unfit
 
     def _before(self, future: TaskFuture[Any], start: float) -> None:
         hub = self.core.hub
@@ -412,6 +441,7 @@ class Worker:
         if holding is not None:
             holding.uses += 1
             holding.last_used = end
+            holding.rests_until = holding.expires
             if error is not None and not isinstance(error, Exception):
                 holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
         if hub.hears("task_finished"):

@@ -129,7 +129,7 @@ def _snapshot_of(core: Core, history: Iterable[Point]) -> Snapshot:
     with core.lock:  # so that all is of the same moment; reentrant
         now = clock()
         stats = core.stats()
-        failure = core.last_failure if core.failures else None
+        failure = core.outage.error
         return Snapshot(
             name=core.name,
             stats=stats,
@@ -138,9 +138,9 @@ def _snapshot_of(core: Core, history: Iterable[Point]) -> Snapshot:
             max_workers=core.max_workers,
             wanted_workers=core.wanted,
             oldest_wait=0.0 if oldest is None else max(0.0, now - oldest),
-            failures=core.failures,
+            failures=core.outage.failures,
             last_failure=None if failure is None else f"{type(failure).__name__}: {failure}",
-            retry_in=max(0.0, core.retry_at - now) if core.failures else 0.0,
+            retry_in=max(0.0, core.outage.retry_at - now) if core.outage.failures else 0.0,
             history=(*history, Point(stats.active_workers, stats.queued_tasks + stats.priority_tasks)),
         )
 

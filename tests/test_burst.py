@@ -86,7 +86,7 @@ def test_an_outage_under_a_burst_is_probed_one_attempt_at_a_time(
     ledger.outage = ConnectionError("down")
     futures = [pool.submit(nap) for _ in range(100)]
     ledger.wait_until_attempted(4)
-    pauses = pool._core.failures  # one for each attempt that has failed
+    pauses = pool._core.outage.failures  # one for each attempt that has failed
     ledger.outage = None
 
     assert all(future.exception(DEADLINE) is None for future in futures)

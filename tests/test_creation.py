@@ -175,7 +175,7 @@ def test_thread_that_cannot_be_started_for_a_successor_is_tried_again(
 def test_back_off_doubles_from_a_tenth_of_a_second_to_thirty_seconds_with_full_jitter(
     make_pool: MakePool, ledger: Ledger, jitter: Jitter
 ) -> None:
-    pool = make_pool(1, on_create=Factory(ledger, failures=12), on_destroy=ledger.destroy)
+    pool = make_pool(1, on_create=Factory(ledger, failures=12), on_destroy=ledger.destroy, create_timeout=3600)
     pool.submit(FakeResource.use).result()
 
     assert [low for low, _ in jitter.ranges] == [0.0] * 12
