@@ -378,6 +378,7 @@ class Core:
 
     def _forget(self, worker: Worker) -> None:
         """The worker is no more. Lock held."""
+        self._note_served()
         self.workers.discard(worker)
         self.leaving.discard(worker)
         self._note_bare()
@@ -385,8 +386,11 @@ class Core:
 
     # -- called by workers
 
-    def worker_ready(self, worker: Worker) -> None:
+    def worker_ready(self, worker: Worker, checked: bool) -> bool:
         """The worker owns its resource and is about to look at the lanes for the first time.
+
+        Return False if the factory fails, and the resource has to pass its check before that counts as the end of the outage.
+        Else each new resource of a bad server would look like that end, and all the workers would start on its strength.
 
         Without resources this takes no lock: who started the worker has it, and a task should be in hand when `submit` returns.
         """
@@ -394,6 +398,8 @@ class Core:
             worker.ready = True
         else:
             with self.lock:
+                if self.outage.failures and not checked and self.source is not None and self.source.hooks.check_resource:
+                    return False
                 if self.outage.made():
                     self._populate_or_retry()  # this worker counts as starting still: it has yet to look at the lanes
                 worker.ready = True
@@ -407,6 +413,7 @@ class Core:
             self.admission.refill()
         logger.debug("executor %r: worker %s is ready", self.name, worker.name, executor=self.name, worker=worker.name)
         worker.announce()
+        return True
 
     def worker_ended(self, worker: Worker, end: End, error: BaseException | None) -> None:
         """The exit path of every worker, on its thread, its resource being gone: the one place that decides on a successor."""
@@ -490,18 +497,24 @@ class Core:
 
         A worker that crashes before it has run a task makes a pause as well: whatever it died of may meet its successor.
         """
-        if worker.log.attempts():
-            self.outage.served(worker.started_at)
-        elif error is not None and end in {End.CREATION_FAILED, End.CRASHED}:
-            return self._creation_failed(error, worker.started_at) and end is End.CREATION_FAILED
-        return False
+        if error is None or isinstance(error, UnfitResource):  # the latter has been counted
+            return False
+        if end is End.CRASHED and not worker.log.attempts():
+            self._creation_failed(error, worker.started_at)
+        return end is End.CREATION_FAILED and self._creation_failed(error, worker.started_at)
+
+    def check_failed(self, worker: Worker, fault: UnfitResource) -> None:
+        """The worker's resource failed its check before it had served a task. Nobody else need wait until it is destroyed."""
+        with self.lock:
+            counts = self._creation_failed(fault, worker.started_at)
+        if counts:
+            self._report_failure(worker.name, fault)
+        self.wake_if_waiting()
 
     def _creation_failed(self, error: BaseException, begun: float) -> bool:
         """A resource could not be made, in an attempt begun then. Lock held. Tell whether it counts."""
         self.supervisor.kick()  # in any case: it waits for the last attempt of a round to end
-        for worker in self.workers:
-            if worker.log.attempts():
-                self.outage.served(worker.started_at)
+        self._note_served()
         return self.outage.failed(error, begun, clock(), random.uniform)
 
     def _report_failure(self, worker: str, error: BaseException | None) -> None:
@@ -532,9 +545,17 @@ class Core:
     def gives_up(self, worker: Worker) -> None:
         """The worker is about to destroy its resource, which may take its time."""
         with self.lock:
+            self._note_served()
             self._note_bare()
             if self.outage.bare_since is not None and self.lanes.look():
                 self.supervisor.kick()  # for create_timeout
+
+    def _note_served(self) -> None:
+        """Tell the outage which resources have served a task. Lock held."""
+        if self.outage.on_probation:
+            for worker in self.workers:
+                if worker.log.attempts():
+                    self.outage.served(worker.started_at)
 
     def _note_bare(self) -> None:
         """Does no worker own a resource any more? Lock held."""
@@ -607,7 +628,7 @@ class Core:
     def _why_no_resource(self, cause: BaseException | None) -> list[str]:
         why: list[str] = []
         if isinstance(cause, UnfitResource):
-            why.append(f"a new resource failed its check: {safe_repr(cause)}")
+            why.append(str(cause))
         elif cause is not None:
             why.append(f"on_create failed: {safe_repr(cause)}")
         workers = self.workers.copy()

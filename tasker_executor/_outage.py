@@ -55,8 +55,6 @@ class Outage:
         self.failures = max(self.failures, self._row) + 1
         self.failed_at = now
         self.retry_at = now + draw(0.0, self.longest_pause())
-        if self.bare_since is not None and self._waited_since is not None:
-            self.bare_since = self._waited_since
         return True
 
     def longest_pause(self) -> float:
@@ -73,6 +71,11 @@ class Outage:
             self._waited_since, self.bare_since = self.bare_since, None
         return over
 
+    @property
+    def on_probation(self) -> bool:
+        """Does it matter whether a resource has served a task?"""
+        return self._row > 0 or self._waited_since is not None
+
     def served(self, begun: float) -> None:
         """A resource whose making began at `begun` has served a task."""
         self._waited_since = None
@@ -82,7 +85,7 @@ class Outage:
     def bare(self, now: float) -> None:
         """No worker owns a resource any more."""
         if self.bare_since is None:
-            self.bare_since = now
+            self.bare_since = now if self._waited_since is None else self._waited_since
 
     # -- what follows
 

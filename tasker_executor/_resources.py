@@ -257,7 +257,7 @@ class ResourceSource(Generic[R]):
             if not holding.give_up(self.hooks.on_destroy or _do_nothing):
                 return
         except BaseException as error:
-            if must_escape(error):
+            if must_escape(error) or not holding.gone:  # not the hook's: it was thrown into this thread, before the hook ran
                 raise
             failure = error
             logger.exception(
@@ -326,7 +326,7 @@ class ResourceSource(Generic[R]):
 
     def _fault(self, raised: BaseException | None) -> UnfitResource:
         what = "returned no" if raised is None else f"raised {safe_repr(raised)}"
-        fault = UnfitResource(f"executor {self.name!r}: check_resource {what}, for a new resource that has served no task")
+        fault = UnfitResource(f"check_resource {what} for a new resource, which has served no task")
         # Without the frame of ours, which holds what holds this error.
         fault.__cause__ = None if raised is None else drop_frame(raised)
         return fault

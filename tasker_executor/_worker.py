@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from ._current import current
 from ._recorder import LULL, Outcome
 from ._report import Logger, drop_frame, function_name
-from ._resources import End, Holding, note_giving_up
+from ._resources import End, Holding, UnfitResource, note_giving_up
 from ._types import DAEMON, State, clock, lock_timeout
 from ._work_item import FINISHED, RUNNING, TaskFuture
 from .exceptions import TaskCancelled
@@ -51,7 +51,7 @@ futures_logger = Logger("concurrent.futures")
 #: Tasks between two foldings of the log. A tuple, since iterating over one makes no objects.
 _SHIFT = (None,) * 512
 _NEVER = float("inf")
-_TRIES = 10  # at destroying a resource, while others throw exceptions into the thread
+_TRIES = (None,) * 10  # at destroying a resource, while others throw exceptions into the thread
 _RUNNING = State.RUNNING  # looking up a member of an enum takes its time
 
 
@@ -158,17 +158,18 @@ class Worker:
         try:
             if core.source is not None:
                 try:
-                    holding = core.source.create(self.name, self._own)
-                    # The first resource after a failure is looked at, before others are made on the strength of it.
-                    unfit = core.source.unfit(holding, doubt=True) if core.outage.failures else None
+                    core.source.create(self.name, self._own)
                 except BaseException as error:
                     return End.CREATION_FAILED, error
-                if unfit is not None:
-                    return unfit, holding.fault
-            core.worker_ready(self)
-            end = self._serve()
-            core.wake_if_waiting()  # tasks that we leave behind need not wait until our resource is gone
+            ready = core.worker_ready(self, checked=False)
+            if not ready and self._unfit(doubt=True) is None:
+                ready = core.worker_ready(self, checked=True)
+            end = self._serve() if ready else End.CREATION_FAILED
             cause, self.broken_by = self.broken_by, None
+            if isinstance(cause, UnfitResource):
+                core.check_failed(self, cause)
+            else:
+                core.wake_if_waiting()  # tasks that we leave behind need not wait until our resource is gone
             return end, cause
         except BaseException as thrown:  # from outside: PyThreadState_SetAsyncExc, as some libraries do to stop a task
             logger.warning(
@@ -189,7 +190,7 @@ class Worker:
         holding, self.holding = self.holding, None
         if holding is None or core.source is None:
             return
-        for _ in range(_TRIES):
+        for _ in _TRIES:  # no call before the `try`, nor a jump: nothing can be thrown in there
             try:
                 core.gives_up(self)
                 core.source.destroy(holding, self.name)
@@ -421,11 +422,11 @@ class Worker:
 
     # -- around a task
 
-    def _unfit(self) -> End | None:
+    def _unfit(self, *, doubt: bool = False) -> End | None:
         """Is there a reason not to run another task on this resource?"""
         if self.holding is None or self.core.source is None or not self.core.source.needs_care:
             return None
-        unfit = self.core.source.unfit(self.holding)
+        unfit = self.core.source.unfit(self.holding, doubt=doubt)
         if unfit is End.CREATION_FAILED:
             self.broken_by = self.holding.fault
         return unfit
