@@ -547,8 +547,8 @@ class Core:
         with self.lock:
             self._note_served()
             self._note_bare()
-            if self.outage.bare_since is not None and self.lanes.look():
-                self.supervisor.kick()  # for create_timeout
+            if self.outage.bare_since is not None:
+                self.supervisor.kick()  # for create_timeout, of the tasks that come meanwhile
 
     def _note_served(self) -> None:
         """Tell the outage which resources have served a task. Lock held."""
