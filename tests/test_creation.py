@@ -83,7 +83,7 @@ class Told(Observer):
     def __init__(self) -> None:
         self.failures: list[ResourceEvent] = []
 
-    def creation_failed(self, event: ResourceEvent, /) -> None:
+    def creation_failed(self, event: ResourceEvent) -> None:
         self.failures.append(event)
 
 
@@ -422,6 +422,10 @@ def test_shutdown_of_an_idle_pool_does_not_wait_for_a_factory_that_is_down(
 def refuse(resource: FakeResource) -> bool:
     """What `check_resource` says of each resource of a server that accepts connections and is not fit to work."""
     return False
+
+
+def approve(_: object) -> bool:
+    return True
 
 
 def test_resource_that_fails_its_first_check_is_a_failed_creation(
@@ -1040,11 +1044,12 @@ def test_hook_may_raise_anything(
     hooks: dict[str, Callable[..., object]] = {
         "on_create": ledger.create,
         "on_destroy": ledger.destroy,
-        "check_health": lambda _: True,
-        "check_resource": lambda _: True,
+        "check_health": approve,
+        "check_resource": approve,
     }
     options: dict[str, Any] = {**hooks, hook: wrapped}
-    pool = make_pool(1, check_after_idle=3600, **options)
+    on_create: Callable[[], FakeResource] = options.pop("on_create")
+    pool = make_pool(1, on_create=on_create, check_after_idle=3600, **options)
     result = pool.submit(break_the_first).result(DEADLINE)
     pool.shutdown(timeout=DEADLINE)
 
@@ -1121,7 +1126,7 @@ def throw_into_life(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], nu
 def test_what_is_thrown_into_a_worker_anywhere_loses_no_resource(
     monkeypatch: pytest.MonkeyPatch, jitter: Jitter, checked: bool
 ) -> None:
-    options: dict[str, Any] = {"check_resource": lambda _: True, "check_after_idle": 0} if checked else {}
+    options: dict[str, Any] = {"check_resource": approve, "check_after_idle": 0} if checked else {}
     number = 1
     while throw_into_life(monkeypatch, options, number):
         number += 1
