@@ -38,9 +38,10 @@ from typing import Any
 from ._admission import Admission
 from ._current import current
 from ._lanes import Lanes
+from ._outage import BACKOFF_FIRST, Outage
 from ._recorder import Outcome, Recorder
 from ._report import Logger, safe_repr
-from ._resources import REPLACED, End, NoResource, ResourceHooks, ResourcePool, ResourceSource
+from ._resources import REPLACED, End, NoResource, ResourceHooks, ResourcePool, ResourceSource, UnfitResource
 from ._supervisor import Supervisor
 from ._threads import CannotStart, make_thread, start_thread
 from ._types import Bell, Latch, State, clock, in_one_step, lock_timeout, spend_stack
@@ -54,8 +55,6 @@ from .stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
 __all__ = ["Core"]
 
 logger = Logger("tasker_executor")
-
-BACKOFF_FIRST, BACKOFF_LIMIT = 0.1, 30.0  # seconds between attempts of a failing factory: doubling, with full jitter
 
 #: So many workers, at most, are on their way from sleep to their first task. To wake more of them sooner would only make them
 #: queue up for the interpreter, to find, most of them, that the others have done all there was.
@@ -179,14 +178,7 @@ class Core:
         self._unborn: dict[Worker, int] = {}
         self.replaced = 0
         self.broken = False  # an initializer failed
-        #: Failures of the factory in a row. While there are any, one worker at most is being started, and none before
-        #: `retry_at`.
-        self.failures = 0
-        self.total_failures = 0
-        self.failed_at = self.retry_at = 0.0
-        self.last_failure: BaseException | None = None
-        #: Since when no worker has owned a resource; None while one does.
-        self.bare_since: float | None = clock()
+        self.outage = Outage(create_timeout, clock())
         self._seen = 0  # tasks that stats() has known of, those withdrawn included
         #: By thread: which of our own wait without limit for a task of this executor.
         self.waiting_inside: dict[int, WaitInside] = {}
@@ -320,10 +312,10 @@ class Core:
             self.wake_if_waiting()
 
     def _waiting_beyond_free_workers(self) -> int:
-        if self.failures == 0:
+        if self.outage.failures == 0:
             limit = self._limit()
         else:  # and one to try the factory with, when it is time: or, with max_queued=0, nobody ever would
-            limit = len(self.workers) - self._starting() + self._may_start()
+            limit = sum(worker.ready for worker in self.workers.copy()) + self._may_start()
         busy = sum(worker.item is not None for worker in self.workers.copy())
         return self.lanes.waiting() - max(0, limit - busy)
 
@@ -344,8 +336,12 @@ class Core:
     # -- population
 
     def _starting(self) -> int:
-        """How many workers have yet to look at the lanes for the first time."""
-        return sum(not worker.ready for worker in self.workers.copy())
+        """How many workers have yet to look at the lanes for the first time, and are not late."""
+        return sum(not (worker.ready or worker.late) for worker in self.workers.copy())
+
+    def _late(self) -> int:
+        """How many workers have been starting for `create_timeout`. Nobody waits for them any more: another may try."""
+        return sum(worker.late for worker in self.workers.copy())
 
     def _limit(self) -> int:
         """How many workers there may be: as many as wanted, but one at least that does not wait inside.
@@ -357,9 +353,14 @@ class Core:
 
     def _may_start(self) -> bool:
         """May a worker be started, if one is needed? Lock held."""
-        if self.broken or self.state >= State.KILLED or len(self.workers) >= self._limit():
+        if self.broken or self.state >= State.KILLED:
             return False
-        return self.failures == 0 or (clock() >= self.retry_at and not self._starting())
+        if len(self.workers) >= self._limit():
+            # Those that are late do not count among the workers wanted, but they do among the threads there may be.
+            late = self._late()
+            if not late or len(self.workers) - late >= self._limit() or len(self.workers) >= self.max_workers:
+                return False
+        return not self.outage.failures or self.outage.may_try(clock(), self._starting())
 
     def _needed(self) -> bool:
         """Is another worker needed? Each that is starting will look at the lanes, so only the tasks beyond those count."""
@@ -368,7 +369,7 @@ class Core:
             starting = now  # one has begun to work meanwhile, and may have taken a task: count again
         if waiting > starting:
             return True
-        return self.state is State.RUNNING and len(self.workers) - len(self.leaving) < self.min_workers
+        return self.state is State.RUNNING and len(self.workers) - len(self.leaving) - self._late() < self.min_workers
 
     def _populate(self) -> None:
         """Start the workers that are needed. Called without the lock. Raises CannotStart.
@@ -384,7 +385,7 @@ class Core:
                 if not hired[-1].over:  # disowned by a signal handler that has interrupted us
                     start_thread(hired[-1].thread)
                 self._unborn.pop(hired.pop(), None)
-                if self.source is not None and self.bare_since is not None:
+                if self.source is not None:
                     self.supervisor.kick()  # for create_timeout
         except BaseException:
             for worker in hired:
@@ -462,33 +463,44 @@ class Core:
 
     def _forget(self, worker: Worker) -> None:
         """The worker is no more. Lock held."""
+        self._note_served()
         self.workers.discard(worker)
         self.leaving.discard(worker)
-        if self.bare_since is None and self._starting() == len(self.workers):
-            self.bare_since = clock()
+        self._note_bare()
         self.recorder.close_log(worker.log)
 
     # -- called by workers
 
-    def worker_ready(self, worker: Worker) -> None:
+    def worker_ready(self, worker: Worker, checked: bool) -> bool:
         """The worker owns its resource and is about to look at the lanes for the first time.
+
+        Return False if the factory fails, and the resource has to pass its check before that counts as the end of the outage.
+        Else each new resource of a bad server would look like that end, and all the workers would start on its strength.
 
         Without resources this takes no lock: who started the worker has it, and a task should be in hand when `submit` returns.
         """
-        if self.source is None and not self.failures:
+        if self.source is None and not self.outage.failures:
             worker.ready = True
         else:
             with self.lock:
-                self.bare_since = None
-                recovered, self.failures = self.failures > 0, 0
+                if self.outage.failures and not checked and self.source is not None and self.source.hooks.check_resource:
+                    return False
+                recovered = self.outage.made()
             if recovered:
                 self._populate_or_retry()  # this worker counts as starting still: it has yet to look at the lanes
-            worker.ready = True
+            with self.lock:
+                worker.ready = True
+                self.outage.bare_since = None  # whatever happened while the lock was free
+                if worker.late:
+                    worker.late = False
+                    if len(self.workers) - len(self.leaving) > self._limit():
+                        self.leave[:] = [None]  # another has taken its place
         self.changed.ring()
         if self.admission.blocked:
             self.admission.refill()
         logger.debug("executor %r: worker %s is ready", self.name, worker.name, executor=self.name, worker=worker.name)
         worker.announce()
+        return True
 
     def worker_ended(self, worker: Worker, end: End, error: BaseException | None) -> None:
         """The exit path of every worker, on its thread, its resource being gone: the one place that decides on a successor.
@@ -503,12 +515,12 @@ class Core:
             if worker in self.workers:
                 if end in REPLACED:
                     self.replaced += 1
-                failed = error is not None and end is End.CREATION_FAILED and self._creation_failed(error, worker.started_at)
                 self.broken = self.broken or end is End.INITIALIZER_FAILED
                 self.ended = {thread for thread in self.ended if thread.is_alive()}
                 self.ended.add(worker.thread)
                 _note_ending(worker.thread)
                 self._forget(worker)
+                failed = self._judge_end(worker, end, error)
         self._populate_or_retry()
         self.changed.ring()
         level = logging.WARNING if end in {End.BROKEN, End.CRASHED} else logging.DEBUG
@@ -594,74 +606,157 @@ class Core:
 
     # -- the factory
 
-    def _creation_failed(self, error: BaseException, begun: float) -> bool:
-        """A resource could not be made, in an attempt begun then. Lock held. Tell whether it counts.
+    def _judge_end(self, worker: Worker, end: End, error: BaseException | None) -> bool:
+        """What the end of a worker says of the factory. Lock held. Return whether it is a failure to be reported.
 
-        Attempts that were under way when another failed are of the same round, and do not stretch the back-off.
+        A worker that crashes before it has run a task makes a pause as well: whatever it died of may meet its successor.
         """
-        self.total_failures += 1
-        self.last_failure = error
-        self.supervisor.kick()  # in any case: it waits for the last attempt of a round to end
-        if self.failures and begun < self.failed_at:
+        if error is None or isinstance(error, UnfitResource):  # the latter has been counted
             return False
-        self.failures += 1
-        self.failed_at = clock()
-        longest = min(BACKOFF_LIMIT, BACKOFF_FIRST * 2.0 ** min(self.failures - 1, 16))
-        self.retry_at = self.failed_at + random.uniform(0.0, longest)
-        return True
+        if end is End.CRASHED and not worker.log.attempts():
+            self._creation_failed(error, worker.started_at)
+        return end is End.CREATION_FAILED and self._creation_failed(error, worker.started_at)
+
+    def check_failed(self, worker: Worker, fault: UnfitResource) -> None:
+        """The worker's resource failed its check before it had served a task. Nobody else need wait until it is destroyed."""
+        with self.lock:
+            counts = self._creation_failed(fault, worker.started_at)
+        if counts:
+            self._report_failure(worker.name, fault)
+        self.wake_if_waiting()
+
+    def _creation_failed(self, error: BaseException, begun: float) -> bool:
+        """A resource could not be made, in an attempt begun then. Lock held. Tell whether it counts."""
+        self.supervisor.kick()  # in any case: it waits for the last attempt of a round to end
+        self._note_served()
+        return self.outage.failed(error, begun, clock(), random.uniform)
 
     def _report_failure(self, worker: str, error: BaseException | None) -> None:
-        delay = max(0.0, self.retry_at - clock())
-        logger.warning(
-            "executor %r: on_create failed (%d in a row), next attempt in %.2g s",
-            self.name,
-            self.failures,
-            delay,
-            exc_info=error,
-            executor=self.name,
-            worker=worker,
-            failures=self.failures,
-            delay=delay,
-        )
+        delay = max(0.0, self.outage.retry_at - clock())
+        failures = self.outage.failures
+        fields = {"executor": self.name, "worker": worker, "failures": failures, "delay": delay}
+        if isinstance(error, UnfitResource):
+            logger.warning(
+                "executor %r: a new resource failed its check (%d in a row), next attempt in %.2g s",
+                self.name,
+                failures,
+                delay,
+                exc_info=error,
+                **fields,
+            )
+        else:
+            logger.warning(
+                "executor %r: on_create failed (%d in a row), next attempt in %.2g s",
+                self.name,
+                failures,
+                delay,
+                exc_info=error,
+                **fields,
+            )
         if self.hub.hears("creation_failed"):
             self.hub.tell("creation_failed", ResourceEvent(self.name, worker, 0.0, error))
 
+    def gives_up(self, worker: Worker) -> None:
+        """The worker is about to destroy its resource, which may take its time."""
+        with self.lock:
+            self._note_served()
+            self._note_bare()
+            if self.outage.bare_since is not None:
+                self.supervisor.kick()  # for create_timeout, of the tasks that come meanwhile
+
+    def _note_served(self) -> None:
+        """Tell the outage which resources have served a task. Lock held."""
+        if self.outage.on_probation:
+            for worker in self.workers:
+                if worker.log.attempts():
+                    self.outage.served(worker.started_at)
+
+    def _note_bare(self) -> None:
+        """Does no worker own a resource any more? Lock held."""
+        if self.outage.bare_since is None and not any(worker.ready and worker.holding is not None for worker in self.workers):
+            self.outage.bare(clock())
+
     def tend_creation(self, now: float) -> float | None:
-        """Supervisor: try the factory again when it is time; return when that is."""
+        """Supervisor: try the factory again when it is time, or when an attempt takes too long; return when to look again."""
+        paused_until = None
         with self.lock:
-            if not self.failures or self._starting():
-                return None
-            if now < self.retry_at:
-                return self.retry_at
-        self._populate_or_retry()
-        with self.lock:
-            due = self.retry_at if self.failures and self.retry_at > now and not self._starting() else None
+            late, due = self._note_late(now)
+            tended = bool((self.outage.failures and not self._starting()) or late)
+            if tended:
+                paused_until = self.outage.next_attempt(now, self._starting())
+        if tended and paused_until is None:
+            self._populate_or_retry()
+            with self.lock:
+                paused_until = self.outage.next_attempt(now, self._starting())
+        if paused_until is not None:
+            due = paused_until if due is None else min(due, paused_until)
+        for worker in late:
+            logger.warning(
+                "executor %r: worker %s has been starting for %.3g s, longer than create_timeout; another may try",
+                self.name,
+                worker.name,
+                now - worker.started_at,
+                executor=self.name,
+                worker=worker.name,
+            )
         if self.admission.blocked:  # there may be room for one, to try it with
             self.admission.refill()
         return due
 
+    def _note_late(self, now: float) -> tuple[list[Worker], float | None]:
+        """Return the workers that turn out to be late, and when the next will be. Lock held."""
+        late: list[Worker] = []
+        due: float | None = None
+        for worker in self.workers if self.source is not None else ():
+            if not worker.ready and not worker.late:
+                when = worker.started_at + self.create_timeout
+                if now >= when:
+                    worker.late = True
+                    late.append(worker)
+                else:
+                    due = when if due is None else min(due, when)
+        return late, due
+
     def fail_starved(self, now: float) -> float | None:
         """Supervisor: fail the tasks that have waited too long for a worker with a resource; return when the next is due."""
-        bare_since = self.bare_since
-        if self.source is None or bare_since is None or self.state >= State.KILLED:
+        outage = self.outage
+        if self.source is None or outage.bare_since is None or self.state >= State.KILLED:
             return None
         oldest = self.lanes.oldest()
-        if oldest is not None and now >= max(bare_since, oldest) + self.create_timeout:
-            self._fail_queue(self.last_failure if self.failures else None, before=now - self.create_timeout)
+        due = None if oldest is None else outage.gives_up_at(oldest)
+        if due is not None and now >= due:
+            self._fail_queue(outage.error, before=now - self.create_timeout)
             oldest = self.lanes.oldest()
-        if oldest is not None:
-            return max(bare_since, oldest) + self.create_timeout
+            due = None if oldest is None else outage.gives_up_at(oldest)
+        if due is not None:
+            return due
         # Whatever is queued from now on is due later than this. It wakes us only if it starts a worker, which it does not
-        # while one is starting or the factory is left in peace; and that is when somebody must look.
-        return now + max(self.create_timeout, BACKOFF_FIRST) if self._starting() or now < self.retry_at else None
+        # while one is on its way, or late, or ending, or the factory is left in peace; and that is when somebody must look.
+        return now + max(self.create_timeout, BACKOFF_FIRST) if self.workers or now < outage.retry_at else None
 
     def creation_error(self, cause: BaseException | None, waited: float | None = None) -> ResourceCreationError:
         """The error for those who waited for a resource in vain."""
-        why = "on_create has not returned" if cause is None else f"on_create failed: {safe_repr(cause)}"
         spent = "" if waited is None else f" within {waited:.3g} s"
+        why = "; ".join(self._why_no_resource(cause))
         error = ResourceCreationError(f"executor {self.name!r}: no worker has got a resource{spent}; {why}")
         error.__cause__ = cause
         return error
+
+    def _why_no_resource(self, cause: BaseException | None) -> list[str]:
+        why: list[str] = []
+        if isinstance(cause, UnfitResource):
+            why.append(str(cause))
+        elif cause is not None:
+            why.append(f"on_create failed: {safe_repr(cause)}")
+        workers = self.workers.copy()
+        late = [worker for worker in workers if worker.late]
+        if late or not why:
+            if not late and any(worker.ready for worker in workers):
+                why.append("on_destroy has not returned")
+            else:
+                names = f" on {', '.join(sorted(worker.name for worker in late))}" if late else ""
+                why.append(f"on_create has not returned{names} (create_timeout is {self.create_timeout:g} s)")
+        return why
 
     def _fail_queue(self, cause: BaseException | None, before: float | None = None) -> None:
         """Fail the tasks queued, or those queued before that moment."""
@@ -687,7 +782,7 @@ class Core:
                 return self.refusal()
             if sum(worker.ready for worker in self.workers.copy()) >= self.min_workers:
                 return None
-            failure = self.last_failure if self.failures else None
+            failure = self.outage.error
             remaining = begun + timeout - clock()
             if isinstance(failure, NoResource) or remaining <= 0:
                 return self.creation_error(failure, clock() - begun)
@@ -936,6 +1031,11 @@ class Core:
     def _what_still_runs(self, timeout: float | None) -> str:
         busy = [info for info in self.worker_infos() if info.function is not None]
         running = [f"{info.function} on {info.name} for {info.running_for:.3g} s" for info in busy]
+        running += [
+            f"{worker.name} has been starting for {clock() - worker.started_at:.3g} s"
+            for worker in sorted(self.workers.copy(), key=lambda worker: worker.index)
+            if not worker.ready
+        ]
         running += [] if self.pool is None else [f"run_now in thread {thread}" for thread in self.pool.threads_inside()]
         what = ", ".join(running) or f"{len(self.workers)} workers that are starting or ending"
         return (
@@ -1050,7 +1150,7 @@ class Core:
                 resources_created=created,
                 resources_destroyed=destroyed,
                 workers_replaced=self.replaced,
-                create_failures=self.total_failures,
+                create_failures=self.outage.total,
                 state=self.state.name.lower(),
             )
 
@@ -1089,7 +1189,7 @@ class Core:
                 time=now,
                 workers=len(workers),
                 busy=busy,
-                idle=max(0, len(workers) - busy - self._starting()),
+                idle=max(0, sum(worker.ready for worker in workers) - busy),
                 queued_normal=self.lanes.normal.waiting(),
                 queued_priority=self.lanes.priority.waiting(),
                 oldest_wait=0.0 if oldest is None else max(0.0, now - oldest),
@@ -1097,7 +1197,7 @@ class Core:
                 completion_rate=completion_rate,
                 mean_service_time=service_time,
                 mean_create_time=self.recorder.mean_create_time(),
-                create_failures=self.failures,
+                create_failures=self.outage.failures,
                 min_workers=self.min_workers,
                 max_workers=self.max_workers,
                 target=self.wanted,

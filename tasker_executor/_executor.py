@@ -80,7 +80,7 @@ class ResourceExecutor(BaseExecutor[R]):
             the standard library; `on_create` is the hook that may fail.
         initargs: Arguments for `initializer`.
         on_create: Makes a resource. Called on the thread that will own it. If it raises it is tried again, after a pause that
-            doubles from 0.1 s to 30 s (with full jitter), while tasks wait.
+            doubles from 0.1 s to 30 s, or a quarter of `create_timeout` (with full jitter), while tasks wait.
         on_destroy: Gives a resource up. If it raises, that is logged and costs nothing else.
         check_health: A task raised this error: is the resource still good? False, or an exception: it is replaced, and the task
             is run again. Errors that are no `Exception` (SystemExit, KeyboardInterrupt) are the task's own, and not asked

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._current import current
-from ._report import Logger, add_note
+from ._report import Logger, add_note, drop_frame, safe_repr
 from ._types import AbortHook, Bell, CreateHook, DestroyHook, HealthHook, Latch, ResourceHook, clock, must_escape
 from .exceptions import ResourceCreationError
 from .observers import ObserverHub, ResourceEvent
@@ -29,7 +29,7 @@ from .observers import ObserverHub, ResourceEvent
 if TYPE_CHECKING:
     from ._recorder import Recorder
 
-__all__ = ["REPLACED", "End", "Holding", "NoResource", "ResourceHooks", "ResourcePool", "ResourceSource"]
+__all__ = ["REPLACED", "End", "Holding", "NoResource", "ResourceHooks", "ResourcePool", "ResourceSource", "UnfitResource"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -39,11 +39,19 @@ logger = Logger(__name__)
 _NEVER = float("inf")
 _GLANCE = 1.0  # seconds between two looks at who is inside, when closed: a call that Ctrl-C has thrown out rings no bell
 
+#: Seconds for which an idle resource that has served no task is kept, however short `max_age`. Or an idle pool would make and
+#: destroy resources as fast as it can.
+LEAST_REST = 1.0
+
 AGE_JITTER = 0.1  # max_age is stretched or shortened by up to this share, so that workers do not recycle in step
 
 
 class NoResource(TypeError):
     """``on_create`` returned None."""
+
+
+class UnfitResource(RuntimeError):
+    """A new resource failed ``check_resource`` before it had served a task; ``__cause__`` is what the check raised, if any."""
 
 
 class End(enum.Enum):
@@ -54,7 +62,7 @@ class End(enum.Enum):
     USED_UP = "its resource reached max_uses"
     RETIRED = "there was one worker too many"
     DRAINED = "the executor shut down"
-    CREATION_FAILED = "its resource could not be made"
+    CREATION_FAILED = "its resource could not be made"  # or failed its check before it had served
     INITIALIZER_FAILED = "the initializer raised"
     CRASHED = "an exception was thrown into its thread"
 
@@ -88,6 +96,7 @@ class Holding(Generic[R]):
         "attempt",
         "born",
         "expires",
+        "fault",
         "gone",
         "good_at",
         "item",
@@ -95,6 +104,7 @@ class Holding(Generic[R]):
         "last_used",
         "owner",
         "resource",
+        "rests_until",
         "uses",
     )
 
@@ -104,9 +114,13 @@ class Holding(Generic[R]):
         self.arguments = (resource,)
         self.born = self.last_used = clock()
         self.expires = expires
+        #: Until when it may lie idle. Its first task makes that `expires`.
+        self.rests_until = max(expires, self.born + LEAST_REST)
         self.uses = 0
         #: The count of breaks, anywhere, up to which this one is known to be good.
         self.good_at = good_at
+        #: What its first check said, if that said no.
+        self.fault: UnfitResource | None = None
         self._given_up = False
         self._aborting: list[Latch] = []  # one for each killer that is, or was, inside of the hook
         #: Not empty: it has been destroyed.
@@ -243,7 +257,7 @@ class ResourceSource(Generic[R]):
             if not holding.give_up(self.hooks.on_destroy or _do_nothing):
                 return
         except BaseException as error:
-            if must_escape(error):
+            if must_escape(error) or not holding.gone:  # not the hook's: it was thrown into this thread, before the hook ran
                 raise
             failure = error
             logger.exception(
@@ -286,11 +300,13 @@ class ResourceSource(Generic[R]):
         if check_resource is None:
             return True
         good_at = self.breaks
+        raised: BaseException | None = None
         try:
             passed = bool(check_resource(holding.resource))
         except BaseException as error:
             if must_escape(error):
                 raise
+            raised = error
             logger.warning(
                 "executor %r: check_resource raised; the resource counts as broken",
                 self.name,
@@ -303,23 +319,37 @@ class ResourceSource(Generic[R]):
             holding.last_used = clock()
         else:
             self.count_break()
+            if not holding.uses:
+                holding.fault = self._fault(raised)
+            raised = None
         return passed
+
+    def _fault(self, raised: BaseException | None) -> UnfitResource:
+        what = "returned no" if raised is None else f"raised {safe_repr(raised)}"
+        fault = UnfitResource(f"check_resource {what} for a new resource, which has served no task")
+        # Without the frame of ours, which holds what holds this error.
+        fault.__cause__ = None if raised is None else drop_frame(raised)
+        return fault
 
     def count_break(self) -> None:
         """A resource is broken: every other one is under suspicion until it has been checked."""
         with self._lock:
             self.breaks += 1
 
-    def unfit(self, holding: Holding[R]) -> End | None:
-        """May the resource serve another task? None if so. Asks ``check_resource`` only where there is reason for doubt."""
+    def unfit(self, holding: Holding[R], *, doubt: bool = False) -> End | None:
+        """May the resource serve another task? None if so. Asks ``check_resource`` only where there is reason for doubt.
+
+        A resource that has served no task and fails its check is a failed creation: `End.CREATION_FAILED`, and
+        `Holding.fault` says why. As a broken one it would be replaced at once, and so would its successor, without end.
+        """
         now = clock()
         if now >= holding.expires and holding.uses:  # however short its age, it serves one task
             return End.AGED
         if self.used_up(holding):
             return End.USED_UP
-        in_doubt = holding.good_at != self.breaks or now - holding.last_used > self.hooks.check_after_idle
+        in_doubt = doubt or holding.good_at != self.breaks or now - holding.last_used > self.hooks.check_after_idle
         if in_doubt and not self.passes_check(holding):
-            return End.BROKEN
+            return End.BROKEN if holding.uses else End.CREATION_FAILED
         return None
 
     def used_up(self, holding: Holding[R]) -> bool:

@@ -74,7 +74,7 @@ class Reading:
                 max_workers=core.max_workers,
                 wanted_workers=core.wanted,
                 oldest_wait=oldest_wait,
-                failures_in_a_row=core.failures,
+                failures_in_a_row=core.outage.failures,
                 tasks=tasks,
                 retries={(lane.name,): counts[lane.priority, Outcome.RETRIED] for lane in core.lanes},
             )

@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ._current import current
 from ._recorder import LULL, Outcome
 from ._report import Logger, drop_frame, function_name
-from ._resources import End, Holding, note_giving_up
+from ._resources import End, Holding, UnfitResource, note_giving_up
 from ._threads import make_thread
 from ._types import State, clock, lock_timeout
 from ._work_item import FINISHED, PENDING, RUNNING, TaskFuture
@@ -68,6 +68,7 @@ futures_logger = Logger("concurrent.futures")
 #: Tasks between two foldings of the log. A tuple, since iterating over one makes no objects.
 _SHIFT = (None,) * 512
 _NEVER = float("inf")
+_TRIES = (None,) * 10  # at destroying a resource, while others throw exceptions into the thread
 _RUNNING = State.RUNNING  # looking up a member of an enum takes its time
 
 
@@ -83,6 +84,7 @@ class Worker:
         "index",
         "item",  # the task in hand
         "killed",
+        "late",  # has it been starting for create_timeout?
         "log",
         "name",
         "over",  # it has walked its exit path to the end, or will never live
@@ -104,7 +106,7 @@ class Worker:
         self.holding: Holding[Any] | None = None
         self.item: TaskFuture[Any] | None = None
         self.log = core.recorder.open_log()
-        self.ready = False
+        self.ready = self.late = False
         self.told_to_leave = self.told_of_end = self.over = False
         self.broken_by: BaseException | None = None
         self.birth = allocate_lock()
@@ -161,7 +163,7 @@ class Worker:
         """Give up what is left, and walk the exit path. If an error is thrown into this, it is called again."""
         self.item = None
         self._off_idle_stack()
-        self._give_up_resource()
+        self._give_up()
         self.core.worker_ended(self, end, error)
 
     def _live(self) -> tuple[End, BaseException | None]:
@@ -177,16 +179,21 @@ class Worker:
             return End.INITIALIZER_FAILED, error
         if core.state >= State.KILLED:
             return End.DRAINED, None
-        if core.source is not None:
-            try:
-                core.source.create(self.name, self._own)
-            except BaseException as error:
-                return End.CREATION_FAILED, error
         try:
-            core.worker_ready(self)
-            end = self._serve()
-            core.wake_if_waiting()  # tasks that we leave behind need not wait until our resource is gone
+            if core.source is not None:
+                try:
+                    core.source.create(self.name, self._own)
+                except BaseException as error:
+                    return End.CREATION_FAILED, error
+            ready = core.worker_ready(self, checked=False)
+            if not ready and self._unfit(doubt=True) is None:
+                ready = core.worker_ready(self, checked=True)
+            end = self._serve() if ready else End.CREATION_FAILED
             cause, self.broken_by = self.broken_by, None
+            if isinstance(cause, UnfitResource):
+                core.check_failed(self, cause)
+            else:
+                core.wake_if_waiting()  # tasks that we leave behind need not wait until our resource is gone
             return end, cause
         except BaseException as thrown:
             logger.warning(
@@ -199,13 +206,28 @@ class Worker:
             )
             return End.CRASHED, thrown
         finally:
-            self._give_up_resource()
+            self._give_up()
 
-    def _give_up_resource(self) -> None:
-        """Destroy the resource, if there is one and it is not destroyed yet."""
-        if self.holding is not None and self.core.source is not None:
-            self.core.source.destroy(self.holding, self.name)
-            self.holding = None
+    def _give_up(self) -> None:
+        """Destroy the resource, if there is one. Whatever is thrown into this thread meanwhile, that is done."""
+        core = self.core
+        holding, self.holding = self.holding, None
+        if holding is None or core.source is None:
+            return
+        for _ in _TRIES:  # no call before the `try`, nor a jump: nothing can be thrown in there
+            try:
+                core.gives_up(self)
+                core.source.destroy(holding, self.name)
+                return
+            except BaseException:
+                logger.warning(
+                    "executor %r: an exception was thrown into worker %s",
+                    core.name,
+                    self.name,
+                    exc_info=True,
+                    executor=core.name,
+                    worker=self.name,
+                )
 
     def _own(self, holding: Holding[Any]) -> None:
         self.holding = holding
@@ -407,7 +429,7 @@ class Worker:
         """
         core, holding = self.core, self.holding
         idle_limit = core.idle_limit
-        expires = _NEVER if holding is None else holding.expires
+        expires = _NEVER if holding is None else holding.rests_until
         while True:
             draining = core.state is not _RUNNING
             if core.lanes.look():  # registered, and looked again: see "Taking turns"
@@ -440,7 +462,7 @@ class Worker:
         """How many seconds to sleep, at most, when idle since that moment."""
         until = _NEVER if idle_limit is None else since + idle_limit
         if self.holding is not None:
-            until = min(until, self.holding.expires)
+            until = min(until, self.holding.rests_until)
         return lock_timeout(until - clock())
 
     def _off_idle_stack(self) -> bool:
@@ -470,11 +492,14 @@ class Worker:
 
     # -- around a task
 
-    def _unfit(self) -> End | None:
+    def _unfit(self, *, doubt: bool = False) -> End | None:
         """Is there a reason not to run another task on this resource?"""
         if self.holding is None or self.core.source is None or not self.core.source.needs_care:
             return None
-        return self.core.source.unfit(self.holding)
+        unfit = self.core.source.unfit(self.holding, doubt=doubt)
+        if unfit is End.CREATION_FAILED:
+            self.broken_by = self.holding.fault
+        return unfit
 
     def _before(self, future: TaskFuture[Any], start: float) -> None:
         hub = self.core.hub
@@ -487,6 +512,7 @@ class Worker:
         if holding is not None:
             holding.uses += 1
             holding.last_used = end
+            holding.rests_until = holding.expires
             if error is not None and not isinstance(error, Exception):
                 holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
         if hub.hears("task_finished"):

@@ -134,7 +134,7 @@ def _snapshot_of(core: Core, history: Iterable[Point]) -> Snapshot:
     # Outside of the lock, although they are of another moment then: the names of functions and the text of an error come from
     # the user's code.
     workers = core.worker_infos()
-    failure = core.last_failure
+    failure = core.outage.error
     last_failure = None if failure is None else f"{type(failure).__name__}: {safe_str(failure)}"
     with core.lock:  # so that all else is of the same moment; reentrant
         now = clock()
@@ -147,9 +147,9 @@ def _snapshot_of(core: Core, history: Iterable[Point]) -> Snapshot:
             max_workers=core.max_workers,
             wanted_workers=core.wanted,
             oldest_wait=0.0 if oldest is None else max(0.0, now - oldest),
-            failures=core.failures,
-            last_failure=last_failure if core.failures else None,
-            retry_in=max(0.0, core.retry_at - now) if core.failures else 0.0,
+            failures=core.outage.failures,
+            last_failure=last_failure if core.outage.failures else None,
+            retry_in=max(0.0, core.outage.retry_at - now) if core.outage.failures else 0.0,
             history=(*history, Point(stats.active_workers, stats.queued_tasks + stats.priority_tasks)),
         )
 

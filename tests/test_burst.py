@@ -102,7 +102,7 @@ def test_an_outage_under_a_burst_is_probed_one_attempt_at_a_time(
         return ledger.create()
 
     def pause(low: float, high: float) -> float:
-        pauses.append((pool._core.failed_at, high))  # the longest: 0.1, 0.2, 0.4 s
+        pauses.append((pool._core.outage.failed_at, high))  # the longest: 0.1, 0.2, 0.4 s
         if len(pauses) == 4:
             ledger.outage = None
         return high

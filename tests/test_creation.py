@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
+import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures.thread import BrokenThreadPool
 from functools import partial
+from typing import Any
 
 import pytest
 
+from interruptions import AtPoint, TimeLimit
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, Watched, eventually
-from tasker_executor import ResourceCreationError, ResourceExecutor
+from tasker_executor import LoadSample, Observer, ResourceCreationError, ResourceEvent, ResourceExecutor, ShutdownTimeout
+from tasker_executor._resources import UnfitResource
 from tasker_executor._supervisor import Supervisor
+from tasker_executor._worker import Worker
 
 
 class Jitter:
@@ -47,6 +55,7 @@ class Factory(Watched):
         super().__init__()
         self._ledger = ledger
         self.failures = failures
+        self.probes = failures + 1  # attempts before the factory is known to work; the one that succeeds is a probe, too
         self.gate: Gate | None = None
         self.calls = 0
         self.under_way = 0
@@ -58,7 +67,7 @@ class Factory(Watched):
             self.calls += 1
             call = self.calls
             self.under_way += 1
-            if 1 < call <= self.failures + 1:  # the one that succeeds is a probe, too
+            if 1 < call <= self.probes:
                 self.most_after_failure = max(self.most_after_failure, self.under_way)
             self._changed.notify_all()
         try:
@@ -70,6 +79,19 @@ class Factory(Watched):
         finally:
             with self._changed:
                 self.under_way -= 1
+
+    def wait_until_called(self, n: int) -> None:
+        self._wait_until(lambda: self.calls >= n, f"{n} calls")
+
+
+class Told(Observer):
+    """Keeps the failures that it is told of."""
+
+    def __init__(self) -> None:
+        self.failures: list[ResourceEvent] = []
+
+    def creation_failed(self, event: ResourceEvent) -> None:
+        self.failures.append(event)
 
 
 def has_length(items: list[float | None], least: int) -> bool:
@@ -178,7 +200,7 @@ def test_thread_that_cannot_be_started_for_a_successor_is_tried_again(
 def test_back_off_doubles_from_a_tenth_of_a_second_to_thirty_seconds_with_full_jitter(
     make_pool: MakePool, ledger: Ledger, jitter: Jitter
 ) -> None:
-    pool = make_pool(1, on_create=Factory(ledger, failures=12), on_destroy=ledger.destroy)
+    pool = make_pool(1, on_create=Factory(ledger, failures=12), on_destroy=ledger.destroy, create_timeout=3600)
     pool.submit(FakeResource.use).result()
 
     assert [low for low, _ in jitter.ranges] == [0.0] * 12
@@ -411,6 +433,245 @@ def test_shutdown_of_an_idle_pool_does_not_wait_for_a_factory_that_is_down(
     assert pool.stats().state == "closed"
 
 
+# -- a resource that fails its first check --
+
+
+def refuse(resource: FakeResource) -> bool:
+    """What `check_resource` says of each resource of a server that accepts connections and is not fit to work."""
+    return False
+
+
+def approve(_: object) -> bool:
+    return True
+
+
+def test_resource_that_fails_its_first_check_is_a_failed_creation(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter, caplog: pytest.LogCaptureFixture
+) -> None:
+    hour_long_back_off(jitter)
+    told = Told()
+    pool = make_pool(
+        2,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_resource=refuse,
+        check_after_idle=0,
+        create_timeout=0.2,
+        observers=[told],
+    )
+    error = pool.submit(FakeResource.use).exception(DEADLINE)
+    pool.shutdown()
+    stats = pool.stats()
+
+    assert isinstance(error, ResourceCreationError)
+    assert "check_resource returned no for a new resource" in str(error)
+    assert isinstance(error.__cause__, UnfitResource)
+    assert error.__cause__.__cause__ is None
+    assert (stats.resources_created, stats.create_failures, stats.workers_replaced) == (1, 1, 0)
+    assert [event.error for event in told.failures] == [error.__cause__]
+    [record] = [record for record in caplog.records if "failed its check" in record.message]
+    assert record.levelno == logging.WARNING
+    assert "(1 in a row)" in record.message
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error.__cause__
+
+
+def test_first_check_that_raises_is_the_cause_of_the_failed_creation(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter
+) -> None:
+    def check(resource: FakeResource) -> bool:
+        raise read_only
+
+    read_only = OSError("the server is read-only")
+    hour_long_back_off(jitter)
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_resource=check,
+        check_after_idle=0,
+        create_timeout=0.2,
+    )
+    error = pool.submit(FakeResource.use).exception(DEADLINE)
+
+    assert isinstance(error, ResourceCreationError)
+    assert "the server is read-only" in str(error)
+    assert error.__cause__ is not None
+    assert error.__cause__.__cause__ is read_only
+    assert len(ledger.created) == 1
+
+
+@pytest.mark.parametrize("asked", [1, 2], ids=["the check says no", "the check says yes once, and then no"])
+def test_pauses_grow_while_each_new_resource_fails_before_it_has_served(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter, asked: int
+) -> None:
+    def check(resource: FakeResource) -> bool:
+        checks[resource.number] += 1
+        return resource.number > 6 or (resource.number > 0 and checks[resource.number] < asked)
+
+    checks: Counter[int] = Counter()
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_resource=check,
+        check_after_idle=0,
+        create_timeout=3600,
+    )
+
+    assert pool.submit(FakeResource.use).result(DEADLINE) == 7
+    assert [high for _, high in jitter.ranges] == pytest.approx([0.1 * 2**n for n in range(7)])
+
+
+def test_tasks_that_a_flapping_check_keeps_from_running_fail_after_create_timeout(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter
+) -> None:
+    """Each resource but the first passes the check that ends the outage, and fails the one before its first task."""
+
+    def check(resource: FakeResource) -> bool:
+        checks[resource.number] += 1
+        return resource.number > 0 and checks[resource.number] < 2
+
+    checks: Counter[int] = Counter()
+    jitter.pause = 0.01
+    pool = make_pool(
+        2,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_resource=check,
+        check_after_idle=0,
+        create_timeout=0.3,
+    )
+
+    assert isinstance(pool.submit(FakeResource.use).exception(DEADLINE), ResourceCreationError)
+    assert len(ledger.created) > 2
+
+
+def test_a_bad_server_costs_each_round_one_resource_however_many_tasks_wait(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter
+) -> None:
+    def break_down(resource: FakeResource) -> None:
+        raise ConnectionError("in recovery")
+
+    hour_long_back_off(jitter)
+    pool = make_pool(
+        8,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_resource=refuse,
+        check_after_idle=0,
+        create_timeout=0.3,
+    )
+    errors = [future.exception(DEADLINE) for future in [pool.submit(break_down) for _ in range(40)]]
+    failures = pool.stats().create_failures
+
+    # A worker has a successor only if it has served.
+    assert all(isinstance(error, (ResourceCreationError, ConnectionError)) for error in errors)
+    assert failures >= 1
+    assert len(ledger.created) <= 8 + pool.stats().workers_replaced
+
+
+def test_after_a_failed_check_the_pool_grows_only_when_a_new_resource_has_passed(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter
+) -> None:
+    """Without that, each attempt would look like the end of the outage, and all workers would be started on its strength."""
+    factory = Factory(ledger)
+    factory.probes = 20
+
+    def check(resource: FakeResource) -> bool:
+        return resource.number >= 20
+
+    pool = make_pool(8, on_create=factory, on_destroy=ledger.destroy, check_resource=check, check_after_idle=0)
+    futures = [pool.submit(FakeResource.use)]
+    factory.wait_until_called(2)
+    futures += [pool.submit(FakeResource.use) for _ in range(20)]
+    factory.wait_until_called(20)
+    most = factory.most_after_failure
+    results = [future.result(DEADLINE) for future in futures]
+
+    assert most == 1
+    assert min(results) >= 20
+
+
+def test_served_resource_that_fails_its_check_is_replaced_at_once(make_pool: MakePool, ledger: Ledger, jitter: Jitter) -> None:
+    hour_long_back_off(jitter)
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_resource=ledger.is_usable, check_after_idle=0)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    ledger.created[0].broken = True
+
+    assert pool.submit(FakeResource.use).result(DEADLINE) == 1
+    assert (pool.stats().create_failures, pool.stats().workers_replaced) == (0, 1)
+
+
+@pytest.mark.parametrize("during", [False, True], ids=["made after the break", "making began before the break"])
+def test_new_resource_is_in_doubt_only_if_its_making_began_before_a_break(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, during: bool
+) -> None:
+    def create() -> FakeResource:
+        resource = ledger.create()
+        if resource.number == 1 and during:
+            gate.hold()
+        return resource
+
+    def check(resource: FakeResource) -> bool:
+        asked.append(resource.number)
+        return not resource.broken
+
+    def break_down(resource: FakeResource) -> int:
+        if resource.number == 0:
+            if during:
+                gate.wait_until_held()
+            resource.break_down()
+        return resource.number
+
+    asked: list[int] = []
+    pool = make_pool(2, on_create=create, on_destroy=ledger.destroy, check_resource=check, check_after_idle=3600, max_retries=0)
+    first = pool.submit(break_down)
+    if during:
+        second = pool.submit(break_down)
+        broken = first.exception(DEADLINE)
+        eventually(lambda: 0 in asked, "the check of the one that broke")
+        gate.release()
+    else:
+        broken = first.exception(DEADLINE)
+        second = pool.submit(break_down)
+
+    assert broken is not None
+    assert second.result(DEADLINE) in ({1, 2} if during else {1})
+    assert (1 in asked) is during
+
+
+def test_worker_that_crashes_before_its_first_task_has_no_successor_at_once(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it died of (no memory, say) may meet its successor: 5,000 threads in a second."""
+
+    def crash(worker: Worker) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Worker, "_serve", crash)
+    hour_long_back_off(jitter)
+    pool = make_pool(4, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=0.1)
+    error = pool.submit(FakeResource.use).exception(DEADLINE)
+
+    assert isinstance(error, ResourceCreationError)
+    assert len(ledger.created) == 1
+
+
+def test_idle_resource_that_has_not_served_does_not_age_within_a_second(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, min_workers=1, on_create=ledger.create, on_destroy=ledger.destroy, max_age=1e-9)
+    pool.wait_ready()
+    [worker] = pool._core.workers
+    holding = worker.holding
+    assert holding is not None
+    new = (holding.rests_until - holding.born, worker._patience(holding.born, None))
+    pool.submit(FakeResource.use).result(DEADLINE)
+
+    assert new[0] == 1.0
+    assert 0.0 < new[1] <= 1.0
+    assert holding.rests_until == holding.expires
+
+
 # -- None is no resource --
 
 
@@ -500,6 +761,167 @@ def test_pool_is_back_when_a_factory_that_hung_returns(make_pool: MakePool, ledg
     gate.release()
 
     assert pool.submit(FakeResource.use).result() == 0
+
+
+class HangsOnce:
+    """A factory whose call number `hangs` hangs at the gate; those before it fail."""
+
+    def __init__(self, ledger: Ledger, gate: Gate, hangs: int = 0) -> None:
+        self._ledger = ledger
+        self._gate = gate
+        self._hangs = hangs
+        self._calls = itertools.count()
+
+    def __call__(self) -> FakeResource:
+        call = next(self._calls)
+        if call < self._hangs:
+            raise ConnectionRefusedError("the server restarts")
+        if call == self._hangs:
+            self._gate.hold()
+        return self._ledger.create()
+
+
+@pytest.mark.parametrize("hangs", [0, 1], ids=["hangs at once", "is refused, then hangs"])
+def test_attempt_that_hangs_does_not_keep_others_from_trying(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, jitter: Jitter, caplog: pytest.LogCaptureFixture, hangs: int
+) -> None:
+    pool = make_pool(
+        4,
+        on_create=HangsOnce(ledger, gate, hangs),
+        on_destroy=ledger.destroy,
+        create_timeout=0.1,
+        thread_name_prefix="db",
+    )
+    first = pool.submit(FakeResource.use).exception(DEADLINE)
+    second = pool.submit(FakeResource.use).result(DEADLINE)
+    workers = pool.stats().active_workers
+    gate.release()
+    pool.shutdown()
+
+    assert first is None or isinstance(first, ResourceCreationError)
+    assert second >= 0
+    assert workers == 2
+    [record] = [record for record in caplog.records if "longer than create_timeout" in record.message]
+    assert record.levelno == logging.WARNING
+
+
+def test_error_of_a_start_that_takes_too_long_names_the_worker_and_create_timeout(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    pool = make_pool(
+        1, on_create=HangsOnce(ledger, gate), on_destroy=ledger.destroy, create_timeout=0.05, thread_name_prefix="db"
+    )
+    pool.submit(FakeResource.use).exception(DEADLINE)
+    error = pool.submit(FakeResource.use).exception(DEADLINE)
+
+    assert "on_create has not returned on db_0 (create_timeout is 0.05 s)" in str(error)
+
+
+def test_attempts_that_hang_are_as_many_as_there_may_be_workers(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    def create() -> FakeResource:
+        gate.hold()
+        return ledger.create()
+
+    pool = make_pool(3, on_create=create, on_destroy=ledger.destroy, create_timeout=0.02)
+    errors = [pool.submit(FakeResource.use).exception(DEADLINE) for _ in range(8)]
+    gate.wait_until_held(3)
+    errors += [pool.submit(FakeResource.use).exception(DEADLINE) for _ in range(3)]
+    held = pool.stats().active_workers
+
+    assert all(isinstance(error, ResourceCreationError) for error in errors)
+    assert held == 3
+
+
+def test_task_that_waits_while_an_attempt_hangs_and_another_worker_is_busy_gets_a_third(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    """No worker starts or ends, and no task is submitted: the supervisor must see it."""
+
+    def hold_first(resource: FakeResource) -> int:
+        if resource.number == 0:
+            busy.set()
+            gate.hold()
+        return resource.number
+
+    def create() -> FakeResource:
+        if next(calls) == 1:
+            gate.hold()
+        return ledger.create()
+
+    calls = itertools.count()
+    busy = threading.Event()
+    pool = make_pool(3, on_create=create, on_destroy=ledger.destroy, create_timeout=0.1)
+    pool.submit(hold_first)
+    assert busy.wait(DEADLINE)
+    waiting = pool.submit(hold_first)
+
+    assert waiting.result(DEADLINE) == 1
+
+
+def test_worker_that_is_late_takes_no_place_of_those_a_policy_wants_and_leaves_when_it_comes(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    class One:
+        interval = 3600.0
+
+        def target(self, load: LoadSample, /) -> int:
+            return 1
+
+    pool = make_pool(
+        3, on_create=HangsOnce(ledger, gate), on_destroy=ledger.destroy, create_timeout=0.1, policy=One(), min_workers=1
+    )
+    pool.submit(FakeResource.use).exception(DEADLINE)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    during = pool.stats().active_workers
+    gate.release()
+    eventually(lambda: pool.stats().active_workers == 1, "one of the two to leave")
+
+    assert during == 2
+
+
+def test_base_worker_that_hangs_is_not_waited_for(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(2, min_workers=1, on_create=HangsOnce(ledger, gate), on_destroy=ledger.destroy, create_timeout=0.1)
+
+    pool.wait_ready(DEADLINE)
+
+
+def test_shutdown_while_an_attempt_hangs_ends_in_time_and_names_it(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(1, on_create=HangsOnce(ledger, gate), on_destroy=ledger.destroy, thread_name_prefix="db")
+    future = pool.submit(FakeResource.use)
+    gate.wait_until_held()
+
+    with pytest.raises(ShutdownTimeout, match="db_0 has been starting for"):
+        pool.shutdown(timeout=0.05)
+    gate.release()
+    assert future.result(DEADLINE) == 0
+
+
+def test_destroy_that_hangs_holds_up_only_its_own_thread(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    def destroy(resource: FakeResource) -> None:
+        ledger.destroy(resource)
+        if resource.number == 0:
+            gate.hold()
+
+    pool = make_pool(2, on_create=ledger.create, on_destroy=destroy, max_uses=1)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    gate.wait_until_held()
+
+    assert [pool.submit(FakeResource.use).result(DEADLINE) for _ in range(3)] == [1, 2, 3]
+
+
+def test_tasks_that_wait_for_a_destroy_that_hangs_fail_after_create_timeout(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    def destroy(resource: FakeResource) -> None:
+        ledger.destroy(resource)
+        gate.hold()
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, max_uses=1, create_timeout=0.1)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    gate.wait_until_held()
+    errors = [pool.submit(FakeResource.use).exception(DEADLINE) for _ in range(2)]
+
+    assert all("on_destroy has not returned" in str(error) for error in errors)
 
 
 def test_kill_while_a_resource_is_being_made_cancels_its_task_and_destroys_the_resource(
@@ -599,3 +1021,145 @@ def test_factory_that_raises_stop_iteration_is_told_so() -> None:
 
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert str(caught.value.__cause__) == "on_create raised StopIteration"
+
+
+# -- hooks that raise anything --
+
+
+class Unspeakable(Exception):
+    """Refuses to be described."""
+
+    def __repr__(self) -> str:
+        raise LookupError("no repr")
+
+    __str__ = __repr__
+
+
+ANYTHING = [SystemExit, GeneratorExit, KeyboardInterrupt, asyncio.CancelledError, StopIteration, RecursionError, Unspeakable]
+
+
+@pytest.mark.parametrize("error", ANYTHING)
+@pytest.mark.parametrize(
+    "hook, record",
+    [
+        ("on_create", "on_create failed"),
+        ("on_destroy", "on_destroy raised"),
+        ("check_health", "check_health raised"),
+        ("check_resource", "check_resource raised"),
+    ],
+)
+def test_hook_may_raise_anything(
+    make_pool: MakePool,
+    ledger: Ledger,
+    jitter: Jitter,
+    caplog: pytest.LogCaptureFixture,
+    hook: str,
+    record: str,
+    error: type[BaseException],
+) -> None:
+    def wrapped(*args: object) -> object:
+        first = next(calls) == 0
+        if first and hook == "on_create":  # before it makes what would be lost
+            raise error
+        answer = hooks[hook](*args)
+        if first:
+            raise error
+        return answer
+
+    def break_the_first(resource: FakeResource) -> int:
+        if resource.number == 0 and hook in {"check_health", "check_resource"}:
+            raise ZeroDivisionError
+        return resource.use()
+
+    calls = itertools.count()
+    hooks: dict[str, Callable[..., object]] = {
+        "on_create": ledger.create,
+        "on_destroy": ledger.destroy,
+        "check_health": approve,
+        "check_resource": approve,
+    }
+    options: dict[str, Any] = {**hooks, hook: wrapped}
+    on_create: Callable[[], FakeResource] = options.pop("on_create")
+    pool = make_pool(1, on_create=on_create, check_after_idle=3600, **options)
+    result = pool.submit(break_the_first).result(DEADLINE)
+    pool.shutdown(timeout=DEADLINE)
+
+    assert result == (1 if hook.startswith("check") else 0)
+    assert len([entry for entry in caplog.records if record in entry.message]) == 1
+    assert pool.stats().resources_created == pool.stats().resources_destroyed
+
+
+@pytest.mark.parametrize("error", ANYTHING)
+def test_initializer_may_raise_anything(
+    make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    def initializer() -> None:
+        raise error
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, initializer=initializer)
+
+    assert isinstance(pool.submit(FakeResource.use).exception(DEADLINE), BrokenThreadPool)
+    pool.shutdown(timeout=DEADLINE)
+    assert len([entry for entry in caplog.records if "Exception in initializer" in entry.message]) == 1
+
+
+# -- what is thrown into a worker's thread while it makes, or gives up, its resource --
+
+
+def throw_into_life(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], number: int) -> bool:
+    """Throw an error at that point of a worker's life but for its tasks. Then all must work. False: there is no such point."""
+
+    def live(worker: Worker) -> Any:
+        if points:
+            return original(worker)
+        with AtPoint(number, throw) as point:
+            points.append(point)
+            return original(worker)
+
+    def throw() -> None:
+        raise TimeLimit
+
+    def serve(worker: Worker) -> Any:
+        trace = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return original_serve(worker)
+        finally:
+            sys.settrace(trace)
+
+    points: list[AtPoint] = []
+    original, original_serve = Worker._live, Worker._serve
+    ledger = Ledger()
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "_live", live)
+        patch.setattr(Worker, "_serve", serve)
+        pool: ResourceExecutor[FakeResource] = ResourceExecutor(
+            1, on_create=ledger.create, on_destroy=ledger.destroy, max_uses=1, **options
+        )
+        where = None
+        try:
+            results = [pool.submit(FakeResource.use).result(DEADLINE) for _ in range(2)]
+            where = points[0].where
+            pool._check()
+            pool.shutdown(timeout=DEADLINE)
+            stats = pool.stats()
+            assert len(set(results)) == 2
+            assert stats.resources_created == stats.resources_destroyed
+            assert all(holding.gone for holding in pool._core.source._living)  # type: ignore[union-attr]  # it has hooks
+            ledger.check()
+        except BaseException as error:
+            pool.kill()
+            raise AssertionError(f"after throwing at point {number}, {points[0].where}") from error
+    return where is not None
+
+
+@pytest.mark.parametrize("checked", [False, True], ids=["plain", "with a check"])
+def test_what_is_thrown_into_a_worker_anywhere_loses_no_resource(
+    monkeypatch: pytest.MonkeyPatch, jitter: Jitter, checked: bool
+) -> None:
+    options: dict[str, Any] = {"check_resource": approve, "check_after_idle": 0} if checked else {}
+    number = 1
+    while throw_into_life(monkeypatch, options, number):
+        number += 1
+
+    assert number > 30

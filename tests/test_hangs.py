@@ -13,7 +13,7 @@ from concurrent.futures import wait as wait_for
 import pytest
 
 from support import DEADLINE, Gate, Ledger, MakePool, eventually
-from tasker_executor import BacklogPolicy, PoolDeadlockError, QueueFull, ResourceExecutor, _core, current_task
+from tasker_executor import BacklogPolicy, PoolDeadlockError, QueueFull, ResourceExecutor, _core, _outage, current_task
 from tasker_executor._core import WaitInside
 from tasker_executor._work_item import TaskFuture
 
@@ -239,7 +239,7 @@ def test_with_max_queued_0_the_pool_recovers_from_an_outage_too(
 ) -> None:
     # 1. The factory fails, and so there is no worker. 2. The task that wanted one goes away. 3. With no worker there is no
     # place for a task, and without a task nobody tries the factory again; so one must be let in, when it is time to try.
-    monkeypatch.setattr(_core, "BACKOFF_FIRST", 0.001)
+    monkeypatch.setattr(_outage, "BACKOFF_FIRST", 0.001)
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_queued=0, on_full="raise")
     ledger.outage = OSError("outage")
     future = pool.submit(lambda resource: resource.use())

@@ -16,7 +16,7 @@ LAYERS = [
     {"_report", "_threads"},
     {"stats", "_checks"},
     {"policies", "observers", "_options", "_current"},
-    {"_work_item", "_lanes", "_resources", "_recorder", "_admission"},
+    {"_work_item", "_lanes", "_resources", "_recorder", "_admission", "_outage"},
     {"_worker", "_supervisor"},
     {"_core", "_base"},
     {"_executor", "_telemetry"},

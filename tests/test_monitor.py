@@ -587,9 +587,9 @@ def test_no_code_of_the_user_runs_under_the_lock(make_pool: MakePool, gate: Gate
     pool = make_pool(1)
     pool.submit(Task())
     gate.wait_until_held()
-    pool._core.failures, pool._core.last_failure = 1, Shy()
+    pool._core.outage.failures, pool._core.outage.error = 1, Shy()
     shown = take_snapshot(pool)
-    pool._core.failures = 0
+    pool._core.outage.failures = 0
 
     assert shown.last_failure == "Shy: shy"
     assert sorted(set(asked)) == ["error", "task"]

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from support import DEADLINE, FakeResource, Ledger, ResourceBroken, join_all
-from tasker_executor import QueueFull, ResourceCreationError, ResourceExecutor, TaskExpired, _core
+from tasker_executor import QueueFull, ResourceCreationError, ResourceExecutor, TaskExpired, _outage
 from tasker_executor._current import current_holder
 
 PATIENCE = 15.0  # seconds for the executor to come to rest
@@ -266,7 +266,7 @@ class Machine(RuleBasedStateMachine):
         must_be_full: bool | None = False
         if self.config.max_queued is not None:
             must_be_full = len(model.queued) - max(0, model.limit - len(model.running)) >= self.config.max_queued
-            if self.ledger.outage or self.core.failures:
+            if self.ledger.outage or self.core.outage.failures:
                 must_be_full = None  # it depends on how many have a resource
         try:
             job.future = future = submit(job.run)
@@ -536,8 +536,8 @@ class Machine(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def _impatient_and_quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A factory that failed is tried again at once; thousands of outages make no log."""
-    monkeypatch.setattr(_core, "BACKOFF_FIRST", 0.001)
-    monkeypatch.setattr(_core, "BACKOFF_LIMIT", 0.002)
+    monkeypatch.setattr(_outage, "BACKOFF_FIRST", 0.001)
+    monkeypatch.setattr(_outage, "BACKOFF_LIMIT", 0.002)
     logger = logging.getLogger("tasker_executor")
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)
