@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
     {"exceptions", "_types", "_handoff"},
-    {"_report"},
+    {"_report", "_threads"},
     {"stats"},
     {"policies", "observers", "_options", "_current"},
     {"_work_item", "_lanes", "_resources", "_recorder", "_admission"},
