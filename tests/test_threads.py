@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import sys
 import threading
+
 import pytest
 
 from support import DEADLINE, join_all
@@ -77,7 +78,7 @@ def test_a_refusal_of_the_system_is_one_class(monkeypatch: pytest.MonkeyPatch, e
 @pytest.mark.parametrize("where", ["before", "after"])
 def test_an_error_of_a_signal_handler_is_no_refusal(monkeypatch: pytest.MonkeyPatch, error: Exception, where: str) -> None:
     thread = make_thread(int, "interrupted")
-    begun = thread._started  # type: ignore[attr-defined]  # what `Thread.start` waits for
+    begun: threading.Event = vars(thread)["_started"]  # what `Thread.start` waits for
     wait = begun.wait
 
     def handler(*_: object, **__: object) -> None:
@@ -85,7 +86,8 @@ def test_an_error_of_a_signal_handler_is_no_refusal(monkeypatch: pytest.MonkeyPa
             wait(DEADLINE)
         raise error
 
-    monkeypatch.setattr(*((threading, STARTER) if where == "before" else (begun, "wait")), handler)
+    patched: tuple[object, str] = (threading, STARTER) if where == "before" else (begun, "wait")
+    monkeypatch.setattr(*patched, handler)
 
     with pytest.raises(type(error)) as caught:
         start_thread(thread)
