@@ -367,13 +367,13 @@ class Core:
         worker = Worker(self, index)
         try:
             self.workers.add(worker)
+            if self.source is not None and self.bare_since is not None:
+                self.supervisor.kick(start=False)  # for create_timeout; the worker starts it
             worker.thread.start()
         except BaseException:
             if worker.birth.acquire(False):  # it has not begun to live, and now never will
                 self._forget(worker)
             raise
-        if self.source is not None and self.bare_since is not None:
-            self.supervisor.kick()  # for create_timeout
 
     def _forget(self, worker: Worker) -> None:
         """The worker is no more. Lock held."""
@@ -400,6 +400,7 @@ class Core:
                     self._populate_or_retry()  # this worker counts as starting still: it has yet to look at the lanes
                 worker.ready = True
         self.changed.ring()
+        self.supervisor.start_if_wanted()
         if self.admission.blocked:
             self.admission.refill()
         logger.debug("executor %r: worker %s is ready", self.name, worker.name, executor=self.name, worker=worker.name)
@@ -420,6 +421,7 @@ class Core:
             self.broken = self.broken or end is End.INITIALIZER_FAILED
             self._populate_or_retry()
         self.changed.ring()
+        self.supervisor.start_if_wanted()
         level = logging.WARNING if end in {End.BROKEN, End.CRASHED} else logging.DEBUG
         ids = {"executor": self.name, "worker": worker.name, "reason": end.value}
         logger.log(level, "executor %r: worker %s ends: %s", self.name, worker.name, end.value, **ids)
@@ -489,7 +491,7 @@ class Core:
         """
         self.total_failures += 1
         self.last_failure = error
-        self.supervisor.kick()  # in any case: it waits for the last attempt of a round to end
+        self.supervisor.kick(start=False)  # in any case: it waits for the last attempt of a round to end
         if self.failures and begun < self.failed_at:
             return False
         self.failures += 1
@@ -601,6 +603,7 @@ class Core:
         return before
 
     def _tell_wanted(self, before: int, after: int, reason: str) -> None:
+        self.supervisor.start_if_wanted()
         self.wake_if_waiting()
         if self.admission.blocked:
             self.admission.refill()
@@ -694,6 +697,7 @@ class Core:
             self.pool.close()
         if self.supervisor.thread is not None:
             self.supervisor.kick()
+        self.supervisor.start_if_wanted()
         self._check_terminated()
         if escaped is not None:
             raise escaped
@@ -770,10 +774,13 @@ class Core:
                 return
             if self.lanes.look() and self.lanes.waiting():  # tombstones may stay
                 return
+            if self.supervisor.herald.busy:  # looked at last: it is before the supervisor settles a task
+                return
             first = self.state is not State.CLOSED
             self.state = State.CLOSED
+        for thread in self.supervisor.threads():
+            _note_ending(thread)
         if self.supervisor.thread is not None:
-            _note_ending(self.supervisor.thread)
             self.supervisor.kick()
         _cores.pop(id(self), None)
         self.terminated.open()
@@ -793,8 +800,7 @@ class Core:
         while done:
             with self.lock:
                 threads = [thread for thread in self.ended if thread.is_alive()]
-                if self.supervisor.thread is not None and self.supervisor.thread.is_alive():
-                    threads.append(self.supervisor.thread)
+                threads += self.supervisor.threads()
             if not threads:
                 break
             remaining = None if deadline is None else max(0.0, deadline - clock())
@@ -884,7 +890,7 @@ class Core:
         self.workers.clear()
         self.leaving.clear()
         self.ended.clear()
-        self.supervisor.thread = None
+        self.supervisor.reinit_after_fork()
         self.terminated.open()
 
     # -- what it tells of itself

@@ -152,6 +152,7 @@ class Worker:
         if core.state >= State.KILLED:
             return End.DRAINED, None
         if core.source is not None:
+            core.supervisor.start_if_wanted()
             try:
                 core.source.create(self.name, self._own)
             except BaseException as error:
