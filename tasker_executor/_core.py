@@ -39,8 +39,9 @@ from ._recorder import Outcome, Recorder
 from ._report import Logger, safe_repr
 from ._resources import REPLACED, End, NoResource, ResourceHooks, ResourcePool, ResourceSource
 from ._supervisor import Supervisor
+from ._threads import start_thread
 from ._types import Bell, Latch, State, clock, lock_timeout
-from ._work_item import WITHDRAWN, TaskFuture
+from ._work_item import WITHDRAWN, Sidecar, TaskFuture
 from ._worker import Worker
 from .exceptions import PoolDeadlockError, ResourceCreationError, ShutdownTimeout
 from .observers import ObserverHub, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
@@ -50,6 +51,8 @@ from .stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
 __all__ = ["Core"]
 
 logger = Logger("tasker_executor")
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
 
 BACKOFF_FIRST, BACKOFF_LIMIT = 0.1, 30.0  # seconds between attempts of a failing factory: doubling, with full jitter
 
@@ -174,7 +177,7 @@ class Core:
         self._wakes = map(methodcaller("release"), iter(self.idle_stack.pop, None))
         #: The workers woken last.
         self._woken: deque[Worker] = deque(maxlen=WAKES_AT_ONCE)
-        self.admission = Admission(max_queued, self._waiting_beyond_free_workers)
+        self.admission = Admission(max_queued, self._waiting_beyond_free_workers, self._may_wait_at_the_door)
         self.supervisor = Supervisor(self, policy)
         self._handle: weakref.ref[Any] | None = None
 
@@ -285,6 +288,32 @@ class Core:
             limit = len(self.workers) - self._starting() + self._may_start()
         busy = sum(worker.item is not None for worker in self.workers.copy())
         return self.lanes.waiting() - max(0, limit - busy)
+
+    def _may_wait_at_the_door(self) -> bool:
+        """May this thread block until a task is taken? Not if it is a signal handler, and its thread must go on for that."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):  # the submission itself
+            frame = frame.f_back
+        nested = False
+        while frame is not None:
+            code = frame.f_code
+            if code is start_thread.__code__:
+                return False
+            if code.co_filename.startswith(_PACKAGE):
+                nested = True
+                sidecars: list[Any] = [value for value in frame.f_locals.values() if isinstance(value, Sidecar)]
+                if any(sidecar._is_owned() for sidecar in sidecars):
+                    return False
+            frame = frame.f_back
+        if nested:
+            if self._holds_a_lock():
+                return False
+            # The call that was interrupted may have queued a task, or taken Room off the stack, and have stopped there.
+            with self.lock:
+                self._populate_or_retry()
+            self.supervisor.start_if_wanted()
+            self.wake_if_waiting()
+        return True
 
     def _task_settled(self, future: TaskFuture[Any]) -> None:
         """A task was ended before it started."""
@@ -434,6 +463,8 @@ class Core:
             self._report_failure(worker.name, error)
         if end is End.CREATION_FAILED and isinstance(error, NoResource):  # no outage, but a mistake: waiting will not help
             self._fail_queue(error)
+        if self.admission.blocked:  # a place may be free with it, though nobody is needed in its place yet
+            self.admission.refill()
         self.wake_if_waiting()
         self._check_terminated()
 
@@ -817,11 +848,7 @@ class Core:
         `_is_owned` is private, but Condition relies on it. Of the locks of futures nobody keeps a list; but what holds one is a
         function of their module.
         """
-        locks: list[Any] = [self.lock, self._idle_lock, self.recorder.lock, self.admission._lock, self.supervisor._lock]
-        locks += [lane._lock for lane in self.lanes]
-        if self.source is not None:
-            locks.append(self.source._lock)
-        if any(lock._is_owned() for lock in locks):
+        if self._holds_a_lock():
             return True
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
@@ -829,6 +856,14 @@ class Core:
                 return frame.f_code.co_name != "_call"  # that one calls a done-callback, with no lock held
             frame = frame.f_back
         return False
+
+    def _holds_a_lock(self) -> bool:
+        """Does this thread hold one of the locks that workers need?"""
+        locks: list[Any] = [self.lock, self._idle_lock, self.recorder.lock, self.admission._lock, self.supervisor._lock]
+        locks += [lane._lock for lane in self.lanes]
+        if self.source is not None:
+            locks.append(self.source._lock)
+        return any(lock._is_owned() for lock in locks)
 
     def _what_still_runs(self, timeout: float | None) -> str:
         busy = [info for info in self.worker_infos() if info.function is not None]

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from _thread import allocate_lock
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextvars import copy_context
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from typing_extensions import override
 
+from ._admission import Ticket
 from ._base import BaseExecutor
 from ._core import Core
 from ._current import Caller, current, current_holder
@@ -388,14 +388,17 @@ class ResourceExecutor(BaseExecutor[R]):
         if admission.limit is None or current.owner is core:  # one of our own must not wait for itself
             lane.append(future)
         else:
-            ticket = allocate_lock()
-            ticket.acquire()
+            ticket = Ticket()
             try:
                 let_in = admission.enter(ticket, block=self._on_full == "block")
                 if let_in:
                     lane.append(future)
             finally:
-                admission.leave(ticket)
+                try:
+                    admission.leave(ticket)
+                except BaseException:  # thrown in by a signal handler: a place that stays reserved would close the door
+                    admission.leave(ticket)
+                    raise
             if not let_in:
                 if self._on_full == "raise":
                     raise QueueFull(

@@ -14,7 +14,7 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import QueueFull, ResourceExecutor
-from tasker_executor._admission import Admission
+from tasker_executor._admission import Admission, Ticket
 from tasker_executor._work_item import TaskFuture
 
 
@@ -270,7 +270,7 @@ def test_who_is_let_in_is_not_overtaken_on_the_way_to_the_lane(
 
     with Gate() as corridor:
 
-        def enter_slowly(ticket: LockType, *, block: bool) -> bool:
+        def enter_slowly(ticket: Ticket, *, block: bool) -> bool:
             entered = enter(ticket, block=block)
             corridor.hold()
             return entered
@@ -322,7 +322,7 @@ def test_nobody_overtakes_those_at_the_door(make_pool: MakePool, gate: Gate) -> 
 
     with admission._lock:  # a place becomes free, and before anybody is let in somebody else comes along
         admission.limit = 2
-        assert not admission.enter(allocate_lock(), block=False)
+        assert not admission.enter(Ticket(), block=False)
         admission.refill()
     assert join_all([submitter]) == []
 
@@ -455,7 +455,7 @@ def test_caller_that_is_interrupted_when_it_was_just_let_in_gives_the_place_to_t
     fill(pool, gate, 0)
     waiting = pool.submit(int)
     with monkeypatch.context() as patch:
-        patch.setattr("tasker_executor._executor.allocate_lock", InterruptedLock)
+        patch.setattr("tasker_executor._admission.allocate_lock", InterruptedLock)
         interrupted = Submitter(pool, int)
         wait_until_blocked(pool, 1)
     following = Submitter(pool, int, "7")
@@ -494,8 +494,7 @@ def test_a_place_that_comes_free_before_the_waiter_can_be_seen_is_taken() -> Non
     # submitter goes to the door, and looks once more.
     counts = [1, 0]
     door = Admission(1, lambda: counts.pop(0) if counts else 0)
-    ticket = allocate_lock()
-    ticket.acquire()
+    ticket = Ticket()
     entered: list[bool] = []
     waiter = threading.Thread(target=lambda: entered.append(door.enter(ticket, block=True)), daemon=True)
 

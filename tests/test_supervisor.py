@@ -22,7 +22,7 @@ from tasker_executor import (
     TaskExpired,
 )
 from tasker_executor._resources import End
-from tasker_executor._supervisor import Supervisor
+from tasker_executor._supervisor import Herald, Supervisor
 from tasker_executor._types import clock
 from tasker_executor._worker import Worker
 from tasker_executor.observers import ScaleEvent, StateEvent, TaskEvent
@@ -570,8 +570,33 @@ def test_shutdown_waits_for_callbacks_of_expired_tasks(make_pool: MakePool, gate
         with pytest.raises(ShutdownTimeout):
             pool.shutdown(timeout=0.05)
         assert future.done()
+        assert pool.stats().state == "draining"
     pool.shutdown(timeout=DEADLINE)
     assert heralds() == []
+
+
+def test_shutdown_waits_for_the_thread_that_called_back(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = Herald._main
+    with Gate() as last_steps:
+
+        def end_slowly(herald: Herald, birth: LockType) -> None:
+            main(herald, birth)
+            last_steps.hold()
+
+        monkeypatch.setattr(Herald, "_main", end_slowly)
+        pool = make_pool(1)
+        held = pool.submit(gate.hold)
+        gate.wait_until_held()
+        expire_one(pool, id)
+        last_steps.wait_until_held()
+        gate.release()
+        held.result(DEADLINE)
+
+        with pytest.raises(ShutdownTimeout):
+            pool.shutdown(timeout=0.05)
+        assert pool.stats().state == "closed"
 
 
 def test_callback_of_an_expired_task_may_shut_the_pool_down(make_pool: MakePool, gate: Gate) -> None:
