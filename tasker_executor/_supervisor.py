@@ -162,6 +162,7 @@ class Supervisor:
         self._park.acquire()
         self._deadlines: list[tuple[float, int, weakref.ref[TaskFuture[Any]]]] = []
         self._numbers = itertools.count()
+        self._forgetting = False
         self._lock = threading.RLock()  # guards _deadlines and _birth; a leaf
         self._next_tick: float | None = None  # None: the tick pauses
         self._policy_failed = False
@@ -230,7 +231,8 @@ class Supervisor:
         held: list[Any] = []  # futures, until the lock is free: the last reference to one may run a destructor
         with self._lock:
             number = next(self._numbers)
-            if len(self._deadlines) > 64 and len(self._deadlines) > 2 * self.core.lanes.waiting():
+            many = len(self._deadlines)
+            if many > 64 and many > 2 * self.core.lanes.waiting() and not self._forgetting:
                 self._forget_the_done(number, held)
             heapq.heappush(self._deadlines, (deadline, number, weakref.ref(future)))
             first = self._deadlines[0][0]
@@ -240,15 +242,19 @@ class Supervisor:
 
     def _forget_the_done(self, number: int, held: list[Any]) -> None:
         """Drop the deadlines of tasks that are done. Lock held. `number` is greater than those of all entries there are."""
-        before = self._deadlines
-        pairs = [(entry, entry[2]()) for entry in before[:]]
-        held += pairs
-        kept = [entry for entry, future in pairs if future is not None and not future.done()]
-        heapq.heapify(kept)
-        self._deadlines = kept
-        for entry in before[:]:
-            if entry[1] > number:  # a signal handler, or a destructor, came in between
-                heapq.heappush(self._deadlines, entry)
+        self._forgetting = True
+        try:
+            before = self._deadlines
+            pairs = [(entry, entry[2]()) for entry in before[:]]
+            held += pairs
+            kept = [entry for entry, future in pairs if future is not None and not future.done()]
+            heapq.heapify(kept)
+            self._deadlines = kept
+            for entry in before[:]:
+                if entry[1] > number:  # a signal handler, or a destructor, came in between
+                    heapq.heappush(self._deadlines, entry)
+        finally:
+            self._forgetting = False
 
     def resume(self) -> None:
         """The tick's pause is over."""

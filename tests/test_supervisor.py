@@ -652,10 +652,12 @@ def test_deadline_that_a_signal_handler_adds_while_others_are_forgotten_is_kept(
     gate.wait_until_held()
     supervisor = pool._core.supervisor
     late = [pool.with_options(start_within=3600).submit(int) for _ in range(70)]
+    comes: list[bool] = []
     came: list[Future[int]] = []
 
     def come_in_between() -> bool:
-        if not came:
+        if not comes:
+            comes.append(True)
             came.append(pool.with_options(start_within=0.01).submit(int))
         return False
 
