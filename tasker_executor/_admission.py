@@ -33,11 +33,13 @@ class Ticket:
     __slots__ = ("release", "thread", "wait")
 
     def __init__(self) -> None:
+        self.thread = get_ident()
+
+    def line_up(self) -> None:
+        """It is about to wait: few do."""
         lock = allocate_lock()
         lock.acquire()
-        self.thread = get_ident()
-        self.wait = lock.acquire
-        self.release = lock.release
+        self.wait, self.release = lock.acquire, lock.release
 
 
 class Admission:
@@ -74,6 +76,7 @@ class Admission:
         if not block:
             return False
         may_wait = self._may_wait()
+        ticket.line_up()
         with self._lock:
             if not may_wait:
                 self._reserved.add(ticket)
@@ -87,8 +90,9 @@ class Admission:
         """The place reserved is taken by a queued task, or given up; or a submitter waits no more. Twice is as good as once."""
         with self._lock:
             self._reserved.discard(ticket)
-            self._unblock(ticket)
-            self.refill()
+            if self.blocked:
+                self._unblock(ticket)
+                self.refill()
 
     def refill(self) -> None:
         """Let in the submitters there is room for."""

@@ -667,7 +667,7 @@ def test_deadline_that_a_signal_handler_adds_while_others_are_forgotten_is_kept(
     pool.with_options(start_within=3600).submit(int)
 
     assert len(supervisor._deadlines) < 10
-    assert isinstance(came[0].exception(DEADLINE), TaskExpired)
+    assert isinstance(came[0].exception(DEADLINE / 2), TaskExpired)  # not when the gate gives up, and the worker finds it
 
 
 # -- the policy's tick --
