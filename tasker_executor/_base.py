@@ -269,7 +269,10 @@ class ExecutorView(BaseExecutor[R]):
             late = self._shut_down
         if late and future.cancel():  # shut down meanwhile, and perhaps nobody waits for this one
             self._refuse_if_shut_down()
-        return future
+        try:
+            return future
+        finally:
+            del future, args  # the error of a task that ran right here leads to this frame
 
     @override
     def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:

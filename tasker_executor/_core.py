@@ -45,7 +45,7 @@ from ._resources import REPLACED, End, NoResource, ResourceHooks, ResourcePool, 
 from ._supervisor import Supervisor
 from ._threads import CannotStart, make_thread, start_thread
 from ._types import Bell, Latch, State, clock, in_one_step, lock_timeout, spend_stack
-from ._work_item import WITHDRAWN, TaskFuture
+from ._work_item import WITHDRAWN, Sidecar, TaskFuture
 from ._worker import Worker
 from .exceptions import PoolDeadlockError, ResourceCreationError, ShutdownTimeout
 from .observers import ObserverHub, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
@@ -55,6 +55,8 @@ from .stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
 __all__ = ["Core"]
 
 logger = Logger("tasker_executor")
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
 
 #: So many workers, at most, are on their way from sleep to their first task. To wake more of them sooner would only make them
 #: queue up for the interpreter, to find, most of them, that the others have done all there was.
@@ -202,7 +204,7 @@ class Core:
         self._rehearsals = map(methodcaller("release"), repeat(_REHEARSAL))
         #: The workers woken last.
         self._woken: deque[Worker] = deque(maxlen=WAKES_AT_ONCE)
-        self.admission = Admission(max_queued, self._waiting_beyond_free_workers)
+        self.admission = Admission(max_queued, self._waiting_beyond_free_workers, self._may_wait_at_the_door)
         self.supervisor = Supervisor(self, policy)
         self._handle: weakref.ref[Any] | None = None
 
@@ -319,6 +321,32 @@ class Core:
         busy = sum(worker.item is not None for worker in self.workers.copy())
         return self.lanes.waiting() - max(0, limit - busy)
 
+    def _may_wait_at_the_door(self) -> bool:
+        """May this thread block until a task is taken? Not if it is a signal handler, and its thread must go on for that."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):  # the submission itself
+            frame = frame.f_back
+        nested = False
+        while frame is not None:
+            code = frame.f_code
+            if code is start_thread.__code__:
+                return False
+            if code.co_filename.startswith(_PACKAGE):
+                nested = True
+                sidecars: list[Any] = [value for value in frame.f_locals.values() if isinstance(value, Sidecar)]
+                if any(sidecar._is_owned() for sidecar in sidecars):
+                    return False
+            frame = frame.f_back
+        if nested:
+            if self._holds_a_lock():
+                return False
+            # The call that was interrupted may have queued a task, or taken Room off the stack, and have stopped there.
+            with self.lock:
+                self._populate_or_retry()
+            self.supervisor.start_if_wanted()
+            self.wake_if_waiting()
+        return True
+
     def _task_settled(self, future: TaskFuture[Any]) -> None:
         """A task was ended before it started."""
         if self.admission.blocked:
@@ -381,12 +409,12 @@ class Core:
         try:
             with self.lock:
                 self._hire(hired)
+            if hired and self.source is not None:
+                self.supervisor.kick(start=False)  # for create_timeout; the worker starts it
             while hired:
                 if not hired[-1].over:  # disowned by a signal handler that has interrupted us
                     start_thread(hired[-1].thread)
                 self._unborn.pop(hired.pop(), None)
-                if self.source is not None:
-                    self.supervisor.kick()  # for create_timeout
         except BaseException:
             for worker in hired:
                 self._disown(worker)
@@ -496,6 +524,7 @@ class Core:
                     if len(self.workers) - len(self.leaving) > self._limit():
                         self.leave[:] = [None]  # another has taken its place
         self.changed.ring()
+        self.supervisor.start_if_wanted()
         if self.admission.blocked:
             self.admission.refill()
         logger.debug("executor %r: worker %s is ready", self.name, worker.name, executor=self.name, worker=worker.name)
@@ -523,6 +552,7 @@ class Core:
                 failed = self._judge_end(worker, end, error)
         self._populate_or_retry()
         self.changed.ring()
+        self.supervisor.start_if_wanted()
         level = logging.WARNING if end in {End.BROKEN, End.CRASHED} else logging.DEBUG
         ids = {"executor": self.name, "worker": worker.name, "reason": end.value}
         logger.log(level, "executor %r: worker %s ends: %s", self.name, worker.name, end.value, **ids)
@@ -535,7 +565,7 @@ class Core:
             self._report_failure(worker.name, error)
         if end is End.CREATION_FAILED and isinstance(error, NoResource):  # no outage, but a mistake: waiting will not help
             self._fail_queue(error)
-        if self.admission.blocked:  # its successor is free, or may be started
+        if self.admission.blocked:  # a place may be free with it, though nobody is needed in its place yet
             self.admission.refill()
         self.wake_if_waiting()
         self._end_a_hopeless_wait()
@@ -627,7 +657,7 @@ class Core:
 
     def _creation_failed(self, error: BaseException, begun: float) -> bool:
         """A resource could not be made, in an attempt begun then. Lock held. Tell whether it counts."""
-        self.supervisor.kick()  # in any case: it waits for the last attempt of a round to end
+        self.supervisor.kick(start=False)  # in any case: it waits for the last attempt of a round to end
         self._note_served()
         return self.outage.failed(error, begun, clock(), random.uniform)
 
@@ -661,8 +691,9 @@ class Core:
         with self.lock:
             self._note_served()
             self._note_bare()
-            if self.outage.bare_since is not None:
-                self.supervisor.kick()  # for create_timeout, of the tasks that come meanwhile
+            bare = self.outage.bare_since is not None
+        if bare:
+            self.supervisor.kick()  # for create_timeout, of the tasks that come meanwhile
 
     def _note_served(self) -> None:
         """Tell the outage which resources have served a task. Lock held."""
@@ -809,6 +840,7 @@ class Core:
 
     def _tell_wanted(self, before: int, after: int, reason: str) -> None:
         self._populate_or_retry()
+        self.supervisor.start_if_wanted()
         self.wake_if_waiting()
         self._end_a_hopeless_wait()
         if self.admission.blocked:
@@ -907,6 +939,7 @@ class Core:
             self.pool.close()
         if self.supervisor.thread is not None:
             self.supervisor.kick()
+        self.supervisor.start_if_wanted()
         self._check_terminated()
         if escaped is not None:
             raise escaped
@@ -974,10 +1007,13 @@ class Core:
                 return
             if self.lanes.look() and self.lanes.waiting():  # tombstones may stay
                 return
+            if self.supervisor.herald.busy:  # looked at last: it is before the supervisor settles a task
+                return
             first = self.state is not State.CLOSED
             self.state = State.CLOSED
+        for thread in self.supervisor.threads():
+            _note_ending(thread)
         if self.supervisor.thread is not None:
-            _note_ending(self.supervisor.thread)
             self.supervisor.kick()
         _cores.pop(id(self), None)
         self.terminated.open()
@@ -997,8 +1033,7 @@ class Core:
         while done:
             with self.lock:
                 threads = [thread for thread in self.ended if thread.is_alive()]
-                if self.supervisor.thread is not None and self.supervisor.thread.is_alive():
-                    threads.append(self.supervisor.thread)
+                threads += self.supervisor.threads()
             if not threads:
                 break
             remaining = None if deadline is None else max(0.0, deadline - clock())
@@ -1015,11 +1050,7 @@ class Core:
         `_is_owned` is private, but Condition relies on it. Of the locks of futures nobody keeps a list; but what holds one is a
         function of their module.
         """
-        locks: list[Any] = [self.lock, self._idle_lock, self.recorder.lock, self.admission._lock, self.supervisor._lock]
-        locks += [lane._lock for lane in self.lanes]
-        if self.source is not None:
-            locks.append(self.source._lock)
-        if any(lock._is_owned() for lock in locks):
+        if self._holds_a_lock():
             return True
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
@@ -1027,6 +1058,14 @@ class Core:
                 return frame.f_code.co_name != "_call"  # that one calls a done-callback, with no lock held
             frame = frame.f_back
         return False
+
+    def _holds_a_lock(self) -> bool:
+        """Does this thread hold one of the locks that workers need?"""
+        locks: list[Any] = [self.lock, self._idle_lock, self.recorder.lock, self.admission._lock, self.supervisor._lock]
+        locks += [lane._lock for lane in self.lanes]
+        if self.source is not None:
+            locks.append(self.source._lock)
+        return any(lock._is_owned() for lock in locks)
 
     def _what_still_runs(self, timeout: float | None) -> str:
         busy = [info for info in self.worker_infos() if info.function is not None]
@@ -1098,7 +1137,7 @@ class Core:
         self.leaving.clear()
         self.ended.clear()
         self.waiting_inside.clear()
-        self.supervisor.thread = None
+        self.supervisor.reinit_after_fork()
         self.terminated.open()
 
     # -- what it tells of itself

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from _thread import allocate_lock
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextvars import copy_context
@@ -29,14 +28,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from typing_extensions import override
 
+from ._admission import Ticket
 from ._base import BaseExecutor
 from ._checks import check_bounds, check_callable, check_count, check_max_workers, check_seconds
 from ._core import Core
 from ._current import Caller, current, current_holder
 from ._lanes import Lane
 from ._options import UNSET, TaskOptions, Unset
-from ._report import function_name
-from ._resources import ResourceHooks
+from ._report import drop_frame, function_name
+from ._resources import ResourceHooks, ResourcePool
 from ._types import (
     AbortHook,
     CreateHook,
@@ -45,9 +45,10 @@ from ._types import (
     ResourceHook,
     State,
     clock,
+    must_escape,
 )
 from ._work_item import PENDING, RUNNING, TaskFuture
-from .exceptions import NoCurrentTask, QueueFull
+from .exceptions import NoCurrentTask, QueueFull, TaskCancelled
 from .observers import Observer, TaskEvent
 from .policies import ScalingPolicy
 from .stats import ExecutorMetrics, ExecutorStats, WorkerInfo
@@ -58,6 +59,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _numbers = itertools.count()
+#: Where the frames between `submit` and a task that runs in the caller come from.
+_OUR_FILES = {__file__, ResourcePool.run.__code__.co_filename}
 
 
 class ResourceExecutor(BaseExecutor[R]):
@@ -287,7 +290,11 @@ class ResourceExecutor(BaseExecutor[R]):
 
         def submit(self, fn, /, *args, **kwargs):
             if self._needs_care:
-                return self._enqueue(fn, args, kwargs, self._options)
+                if self._on_full != "caller":
+                    return self._enqueue(fn, args, kwargs, self._options)
+                enqueue = [partial(self._enqueue, fn, args, kwargs, self._options)]
+                del self, fn, args, kwargs  # an error of the task leads to this frame: see `_drop_our_frames`
+                return enqueue.pop()()
             core = self._core
             if kwargs:
                 try:  # `bind`, in line
@@ -312,7 +319,11 @@ class ResourceExecutor(BaseExecutor[R]):
 
         def submit_priority(self, fn, /, *args, **kwargs):
             if self._needs_care:
-                return self._enqueue(fn, args, kwargs, self._options.derive(priority=True))
+                if self._on_full != "caller":
+                    return self._enqueue(fn, args, kwargs, self._options.derive(priority=True))
+                enqueue = [partial(self._enqueue, fn, args, kwargs, self._options.derive(priority=True))]
+                del self, fn, args, kwargs
+                return enqueue.pop()()
             core = self._core
             if kwargs:
                 try:  # `bind`, in line
@@ -393,20 +404,25 @@ class ResourceExecutor(BaseExecutor[R]):
         if admission.limit is None or current.owner is core:  # one of our own must not wait for itself
             lane.append(future)
         else:
-            ticket = allocate_lock()
-            ticket.acquire()
+            ticket = Ticket()
             try:
                 let_in = admission.enter(ticket, block=self._on_full == "block")
                 if let_in:
                     lane.append(future)
             finally:
-                admission.leave(ticket)
+                try:
+                    admission.leave(ticket)
+                except BaseException:  # thrown in by a signal handler: a place that stays reserved would close the door
+                    admission.leave(ticket)
+                    raise
             if not let_in:
                 if self._on_full == "raise":
                     raise QueueFull(
                         f"executor {core.name!r}: {admission.limit} tasks wait already, and that is the limit (max_queued)"
                     )
-                return self._run_in_caller(future, fn, args, kwargs, options)
+                run = [partial(self._run_in_caller, future, fn, args, kwargs, options)]
+                del self, future, fn, call, args, kwargs  # what it raises leads to this frame
+                return run.pop()()
         if core.idle:
             core.wake(future)
         if deadline is not None:
@@ -423,13 +439,32 @@ class ResourceExecutor(BaseExecutor[R]):
         kwargs: dict[str, Any],
         options: TaskOptions,
     ) -> Future[T]:
-        """The queue is full: run the task here."""
+        """The queue is full: run the task here.
+
+        What it raises is its result, as on a worker. But Ctrl-C and SystemExit on the main thread are the program's, and may
+        come from a signal handler: they end the task, and leave `submit`.
+        """
+        core = self._core
         future._status = RUNNING
+        value: T | None = None
+        error: BaseException | None = None
         try:
-            future._finish(self._run_now(fn, args, kwargs, options), None)
-        except Exception as error:
-            future._finish(None, error)
-        return future
+            value = self._run_now(fn, args, kwargs, options)
+        except BaseException as raised:
+            error = _drop_our_frames(raised)
+        finally:  # frames that the error's traceback leads to: see `_drop_our_frames`
+            name = function_name(fn)
+            del self, fn, args, kwargs
+        try:
+            if error is not None and core.log_lost_errors and not isinstance(error, TaskCancelled):
+                future._arm(core.name, name, error)
+            future._finish(value, error)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)) and must_escape(error):
+                future._note_retrieved()
+                raise error
+            return future
+        finally:
+            del future, value, error
 
     if not TYPE_CHECKING:
 
@@ -593,6 +628,23 @@ def bind(fn: Callable[..., T], kwargs: dict[str, Any]) -> Callable[..., T]:
         return partial(fn, **kwargs)
     except TypeError:
         return lambda *args: fn(*args, **kwargs)
+
+
+def _drop_our_frames(error: BaseException) -> BaseException:
+    """Drop our own frames from the outside of an error's traceback, and what they hold; return the error.
+
+    A frame of the task's leads to its callers also without a traceback (`f_back`). So each frame of ours in between lets go of
+    the executor, the arguments and the future, or an error that somebody keeps would keep them all.
+    """
+    while (trace := error.__traceback__) is not None and trace.tb_frame.f_code.co_filename in _OUR_FILES:
+        frame = trace.tb_frame
+        drop_frame(error)
+        del trace
+        try:
+            frame.clear()
+        except RuntimeError:  # our caller, which is running
+            pass
+    return error
 
 
 class WithoutResource:

@@ -9,19 +9,29 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import traceback
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from ._types import must_escape
 
-__all__ = ["Logger", "add_note", "drop_frame", "function_name", "safe_repr", "safe_str"]
+__all__ = ["Logger", "add_note", "aside", "drop_frame", "function_name", "safe_repr", "safe_str"]
 
 #: Before the name of each field of our records, so that it meets neither the attributes of `logging.LogRecord` nor those that
 #: an application's record factory or filter adds.
 FIELD_PREFIX = "tasker_"
 
 _traceback: Any = vars(BaseException)["__traceback__"]  # the descriptor, whatever a subclass has in its place
+
+
+class _Aside(threading.local):
+    post: Callable[[Callable[[], object]], None] | None = None
+    """On a thread that must run no user code, the supervisor's: takes what is to be told, for another thread to tell."""
+
+
+aside = _Aside()
 
 
 class Logger:
@@ -62,8 +72,13 @@ class Logger:
         try:
             if not self._logger.isEnabledFor(level):
                 return
+            if exc_info is True:
+                exc_info = sys.exc_info()
             if isinstance(exc_info, BaseException):  # `logging` asks for its truth, and an error may be false
                 exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
+            if aside.post is not None:
+                aside.post(partial(self._say, level, message, args, exc_info, fields))
+                return
             extra = {FIELD_PREFIX + name: value for name, value in fields.items()}
             self._logger.log(level, message, *args, exc_info=exc_info, extra=extra, stacklevel=3)  # type: ignore[arg-type]  # what `logging` takes
         except BaseException as error:

@@ -30,11 +30,12 @@ from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._current import current
 from ._handoff import Handoff, borrow, give_back
-from ._report import Logger
+from ._report import Logger, aside
 from ._types import clock, lock_timeout, must_escape
 from .exceptions import TaskExpired
 
@@ -339,7 +340,10 @@ class TaskFuture(Future[T]):
     def _conclude(self) -> None:
         """It is final: tell everybody, and call the callbacks."""
         if self._sidecar is not None and (callbacks := self._publish()):
-            self._call_back(callbacks)
+            if aside.post is None:
+                self._call_back(callbacks)
+            else:
+                aside.post(partial(self._call_back, callbacks))
 
     def _publish(self) -> list[Callable[[Future[Any]], object]] | None:
         """It is final: tell everybody, once. Returns the callbacks that are left to be called."""

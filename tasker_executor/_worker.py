@@ -181,6 +181,7 @@ class Worker:
             return End.DRAINED, None
         try:
             if core.source is not None:
+                core.supervisor.start_if_wanted()
                 try:
                     core.source.create(self.name, self._own)
                 except BaseException as error:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextvars import Context
 from dataclasses import dataclass, field
+from functools import partial
 
-from ._report import Logger, safe_repr
+from ._report import Logger, aside, safe_repr
 from ._types import must_escape
 
 __all__ = ["Observer", "ObserverHub", "ResourceEvent", "ScaleEvent", "StateEvent", "TaskEvent", "WorkerEvent"]
@@ -164,6 +165,9 @@ class ObserverHub:
 
     def tell(self, event: str, what: TaskEvent | WorkerEvent | ResourceEvent | ScaleEvent | StateEvent) -> None:
         """Call those who listen. Never under a lock."""
+        if aside.post is not None:
+            aside.post(partial(self.tell, event, what))
+            return
         for listener in self._listeners[event]:
             try:
                 listener(what)

@@ -78,7 +78,8 @@ class ScalingPolicy(Protocol):
     def target(self, load: LoadSample, /) -> int:
         """Return the number of workers wanted: any number, the executor clamps it to its bounds.
 
-        Only one thread at a time calls it. If it raises, the number wanted until then stands.
+        Only one thread at a time calls it, the one that keeps the executor's time. If it raises, the number wanted until then
+        stands. It must not wait: while it does, no task expires and no failing factory is tried again.
 
         Args:
             load: What is going on. ``load.target`` is the last answer, clamped.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import queue
 import signal
 import threading
-from _thread import LockType, allocate_lock
+import traceback
+import weakref
+from _thread import LockType, allocate_lock, get_ident
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any
@@ -14,14 +18,15 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import QueueFull, ResourceExecutor
-from tasker_executor._admission import Admission
+from tasker_executor._admission import Admission, Ticket
+from tasker_executor._threads import start_thread
 from tasker_executor._work_item import TaskFuture
 
 
 class Submitter(threading.Thread):
     """A thread that submits one task, and keeps what it got: a future or an error."""
 
-    def __init__(self, pool: ResourceExecutor[None], fn: Callable[..., Any], *args: Any) -> None:
+    def __init__(self, pool: ResourceExecutor[Any], fn: Callable[..., Any], *args: Any) -> None:
         super().__init__(name="submitter")
 
         def call() -> Future[Any]:
@@ -39,7 +44,7 @@ class Submitter(threading.Thread):
             self.error = error
 
 
-def wait_until_blocked(pool: ResourceExecutor[None], count: int) -> None:
+def wait_until_blocked(pool: ResourceExecutor[Any], count: int) -> None:
     """Block until so many submitters wait at the door."""
     eventually(lambda: len(pool._core.admission.blocked) == count, f"{count} blocked submitters")
 
@@ -270,7 +275,7 @@ def test_who_is_let_in_is_not_overtaken_on_the_way_to_the_lane(
 
     with Gate() as corridor:
 
-        def enter_slowly(ticket: LockType, *, block: bool) -> bool:
+        def enter_slowly(ticket: Ticket, *, block: bool) -> bool:
             entered = enter(ticket, block=block)
             corridor.hold()
             return entered
@@ -322,7 +327,7 @@ def test_nobody_overtakes_those_at_the_door(make_pool: MakePool, gate: Gate) -> 
 
     with admission._lock:  # a place becomes free, and before anybody is let in somebody else comes along
         admission.limit = 2
-        assert not admission.enter(allocate_lock(), block=False)
+        assert not admission.enter(Ticket(), block=False)
         admission.refill()
     assert join_all([submitter]) == []
 
@@ -455,7 +460,7 @@ def test_caller_that_is_interrupted_when_it_was_just_let_in_gives_the_place_to_t
     fill(pool, gate, 0)
     waiting = pool.submit(int)
     with monkeypatch.context() as patch:
-        patch.setattr("tasker_executor._executor.allocate_lock", InterruptedLock)
+        patch.setattr("tasker_executor._admission.allocate_lock", InterruptedLock)
         interrupted = Submitter(pool, int)
         wait_until_blocked(pool, 1)
     following = Submitter(pool, int, "7")
@@ -468,6 +473,305 @@ def test_caller_that_is_interrupted_when_it_was_just_let_in_gives_the_place_to_t
     assert pool.stats().queued_tasks == 1
     gate.release()
     assert following.future.result() == 7
+
+
+# -- a worker that ends --
+
+
+def is_broken(_: BaseException) -> bool:
+    return False
+
+
+class Broken(Exception):
+    """What a task raises when its resource broke."""
+
+
+@pytest.mark.parametrize("bound", [0, 1])
+@pytest.mark.parametrize(
+    "options",
+    [{"max_uses": 1}, {"check_health": is_broken, "max_retries": 0}, {"max_age": 1e-9}],
+    ids=["used up", "broken", "too old"],
+)
+def test_place_of_a_worker_that_ends_with_its_task_is_filled(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, options: dict[str, Any], bound: int
+) -> None:
+    def end(resource: FakeResource) -> None:
+        gate.hold(resource)
+        raise Broken
+
+    pool: ResourceExecutor[Any] = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_queued=bound, **options)
+    pool.submit(end)
+    gate.wait_until_held()
+    for _ in range(bound):
+        pool.submit(FakeResource.use)
+    submitter = Submitter(pool, FakeResource.use)
+    wait_until_blocked(pool, 1)
+    gate.release()
+
+    assert join_all([submitter]) == []
+    assert submitter.future is not None
+    assert isinstance(submitter.future.result(DEADLINE), int)
+
+
+# -- signal handlers --
+
+
+def call_in_thread(call: Callable[[], Any]) -> list[Any]:
+    """Return what `call` returns, in a list; an empty list if it does not within the deadline."""
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(call()), daemon=True)
+    thread.start()
+    thread.join(DEADLINE)
+    return answers
+
+
+def test_thread_that_was_promised_a_place_is_let_in_by_its_signal_handler() -> None:
+    door = Admission(1, lambda: 0)
+
+    def nest() -> bool:
+        outer, inner = Ticket(), Ticket()
+        door.enter(outer, block=True)
+        entered = door.enter(inner, block=True)  # between that and `leave`
+        door.leave(inner)
+        door.leave(outer)
+        return entered
+
+    assert call_in_thread(nest) == [True]
+    assert not door.blocked
+    assert not door._reserved
+
+
+def test_signal_handler_waits_until_there_is_a_place_though_its_thread_was_promised_one() -> None:
+    waiting = [0]
+    door = Admission(1, lambda: waiting[0])
+    asked = threading.Event()
+    outer, inner, other = Ticket(), Ticket(), Ticket()
+
+    def nest() -> bool:
+        outer.thread = inner.thread = get_ident()
+        door.enter(outer, block=True)
+        waiting[0] = 1
+        asked.set()
+        return door.enter(inner, block=True)
+
+    entered: list[bool] = []
+    handler = threading.Thread(target=lambda: entered.append(nest()))
+    handler.start()
+    assert asked.wait(DEADLINE)
+    eventually(lambda: len(door.blocked) == 1, "the handler at the door")
+    stranger = threading.Thread(target=door.enter, args=(other,), kwargs={"block": True})
+    stranger.start()
+    eventually(lambda: len(door.blocked) == 2, "another thread behind it")
+    door.refill()
+    assert entered == []
+    waiting[0] = 0
+    door.refill()
+
+    assert join_all([handler]) == []
+    assert list(door.blocked) == [other]  # a promise binds other threads
+    door.leave(inner)
+    assert list(door.blocked) == [other]
+    door.leave(outer)
+    assert join_all([stranger]) == []
+
+
+def test_handler_overtakes_those_that_wait_for_its_own_thread() -> None:
+    door = Admission(1, lambda: 0)
+    first, other, inner = Ticket(), Ticket(), Ticket()
+    other.thread += 1
+    door.enter(first, block=True)
+    stranger = threading.Thread(target=door.enter, args=(other,), kwargs={"block": True})
+    stranger.start()
+    eventually(lambda: len(door.blocked) == 1, "another thread at the door")
+
+    entered = call_in_thread(lambda: door.enter(inner, block=True))
+
+    assert entered == [True]
+    door.leave(inner)
+    door.leave(first)
+    assert join_all([stranger]) == []
+
+
+@pytest.mark.parametrize("lock", ["core", "door", "future"])
+def test_handler_that_interrupted_its_thread_under_a_lock_is_let_in(make_pool: MakePool, gate: Gate, lock: str) -> None:
+    pool = make_pool(1, max_queued=0)
+    held = fill(pool, gate, 0)
+    assert isinstance(held, TaskFuture)
+    sidecar: Any = held._observe()
+    locks: dict[str, Any] = {"core": pool._core.lock, "door": pool._core.admission._lock, "future": sidecar}
+    nested: list[Future[int]] = []
+
+    def notice(_: object) -> None:
+        nested.append(pool.submit(int, "7"))
+
+    def interrupted() -> bool:
+        if lock == "future":  # a frame that holds it
+            sidecar.waiters = [Waiter(notice)]
+            held._publish()
+        else:
+            with locks[lock]:
+                pool_frame(notice)
+        return True
+
+    assert call_in_thread(interrupted) == [True]
+    gate.release()
+    assert nested[0].result(DEADLINE) == 7
+
+
+class Waiter:
+    """Calls when it is told of a future, which happens under its lock."""
+
+    def __init__(self, call: Callable[[object], None]) -> None:
+        self.add_result = self.add_exception = call
+
+
+def pool_frame(call: Callable[[object], None]) -> None:
+    """Call from a frame of the package, as a signal handler is that interrupts one."""
+
+    def waiting() -> int:
+        call(None)
+        return 0
+
+    Admission(0, waiting).enter(Ticket(), block=False)
+
+
+def test_handler_that_interrupted_the_start_of_a_thread_is_let_in(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1, max_queued=0)
+    fill(pool, gate, 0)
+    nested: list[Future[int]] = []
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            nested.append(pool.submit(int, "7"))
+
+    assert call_in_thread(lambda: start_thread(Interrupted())) == [None]
+    gate.release()
+    assert nested[0].result(DEADLINE) == 7
+
+
+def test_handler_that_interrupted_a_submission_wakes_the_worker_for_it(make_pool: MakePool) -> None:
+    # 1. A submitter has queued its task for the only worker, and has yet to wake it. 2. A signal handler comes to the door: it
+    # is full, until that worker takes the task.
+    pool = make_pool(1, max_queued=0)
+    pool.submit(int).result(DEADLINE)
+    eventually(lambda: pool.stats().idle_workers == 1, "an idle worker")
+    wake = pool._core.wake
+    nested: list[Future[int]] = []
+
+    def be_interrupted(future: TaskFuture[Any]) -> None:
+        pool._core.wake = wake  # type: ignore[method-assign]  # the point of the test
+        nested.append(pool.submit(int, "7"))
+        wake(future)
+
+    pool._core.wake = be_interrupted  # type: ignore[method-assign]  # the point of the test
+    outer = call_in_thread(lambda: pool.submit(int, "6"))
+
+    assert [future.result(DEADLINE) for future in outer + nested] == [6, 7]
+
+
+# -- the caller's own task is like a worker's --
+
+
+class Argument:
+    """What weak references can be made to."""
+
+
+def fail(*_: object) -> None:
+    raise ValueError("of the task")
+
+
+@pytest.fixture
+def full(gate: Gate) -> Iterator[list[ResourceExecutor[None]]]:
+    """A full pool whose callers work; the only reference to it."""
+    pool = ResourceExecutor[None](1, max_queued=0, on_full="caller")
+    core = pool._core
+    fill(pool, gate, 0)
+    pools = [pool]
+    del pool
+    yield pools
+    gate.release()
+    pools.clear()
+    assert core.terminated.wait(DEADLINE)
+
+
+@pytest.mark.parametrize("error", [GeneratorExit, asyncio.CancelledError, SystemExit, KeyboardInterrupt])
+def test_what_a_task_raises_in_a_caller_is_its_result(full: list[ResourceExecutor[None]], error: type[BaseException]) -> None:
+    def throw() -> None:
+        raise error
+
+    futures = call_in_thread(lambda: full[0].submit(throw))
+
+    assert isinstance(futures[0].exception(), error)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_end_of_the_program_leaves_submit_in_the_main_thread(
+    full: list[ResourceExecutor[None]], error: type[BaseException]
+) -> None:
+    def throw() -> None:
+        raise error
+
+    with pytest.raises(error):
+        full[0].submit(throw)
+
+
+def test_cancelled_error_of_a_task_does_not_leave_submit_in_the_main_thread(full: list[ResourceExecutor[None]]) -> None:
+    def throw() -> None:
+        raise asyncio.CancelledError
+
+    assert isinstance(full[0].submit(throw).exception(), asyncio.CancelledError)
+
+
+def test_lost_error_of_a_caller_is_logged(full: list[ResourceExecutor[None]], caplog: pytest.LogCaptureFixture) -> None:
+    full[0].submit(fail)
+    gc.collect()
+
+    assert "task fail raised, and its exception was never retrieved" in caplog.text
+
+
+@pytest.mark.parametrize("priority", [False, True])
+def test_failed_task_of_a_caller_keeps_nothing(
+    full: list[ResourceExecutor[None]], gate: Gate, no_collector: None, priority: bool
+) -> None:
+    argument = Argument()
+    alive = weakref.ref(argument)
+    handle = weakref.ref(full[0])
+    future = (full[0].submit_priority if priority else full[0].submit)(fail, argument)
+    error = future.exception()
+    assert error is not None
+    assert traceback.extract_tb(error.__traceback__)[0].name == "fail"
+    del argument
+    full.clear()
+
+    assert handle() is None  # though its error is kept
+    del future, error
+    assert alive() is None
+
+
+@pytest.mark.parametrize("pass_resource", [False, True])
+def test_failed_task_of_a_caller_with_a_resource_keeps_no_argument(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, no_collector: None, pass_resource: bool
+) -> None:
+    ledger.any_thread = True
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_queued=0, on_full="caller")
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    argument = Argument()
+    alive = weakref.ref(argument)
+    future = (pool.with_options() if pass_resource else pool.with_options(pass_resource=False)).submit(fail, argument)
+    assert isinstance(future.exception(), ValueError)
+    del argument, future
+
+    assert alive() is None
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """The garbage collector has no part in it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 # -- under load --
@@ -494,8 +798,7 @@ def test_a_place_that_comes_free_before_the_waiter_can_be_seen_is_taken() -> Non
     # submitter goes to the door, and looks once more.
     counts = [1, 0]
     door = Admission(1, lambda: counts.pop(0) if counts else 0)
-    ticket = allocate_lock()
-    ticket.acquire()
+    ticket = Ticket()
     entered: list[bool] = []
     waiter = threading.Thread(target=lambda: entered.append(door.enter(ticket, block=True)), daemon=True)
 

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import threading
 import weakref
+from _thread import LockType, allocate_lock
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 
 import pytest
 
-from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, Watched, eventually
-from tasker_executor import BacklogPolicy, LoadSample, ResourceExecutor, TaskExpired
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, Watched, eventually, join_all
+from tasker_executor import (
+    BacklogPolicy,
+    LoadSample,
+    Observer,
+    ResourceCreationError,
+    ResourceExecutor,
+    ShutdownTimeout,
+    TaskExpired,
+)
 from tasker_executor._resources import End
-from tasker_executor._supervisor import Supervisor
+from tasker_executor._supervisor import Herald, Supervisor
 from tasker_executor._types import clock
 from tasker_executor._worker import Worker
+from tasker_executor.observers import ScaleEvent, StateEvent, TaskEvent
 
 
 def threads_of(prefix: str) -> list[str]:
@@ -201,6 +213,462 @@ def test_ctrl_c_while_the_supervisor_starts_leaves_one_supervisor(
 
     assert isinstance(pool.with_options(start_within=0.01).submit(int).exception(), TaskExpired)
     assert len(supervisors()) == 1
+
+
+def refusing_start(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
+    """Have the system refuse to start threads of that name; return a list of those refused."""
+    refused: list[str] = []
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.endswith(name):
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    return refused
+
+
+def test_supervisor_that_cannot_start_is_tried_again_with_the_next_deadline(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    with monkeypatch.context() as patch:
+        refused = refusing_start(patch, "_supervisor")
+        first = pool.with_options(start_within=0.01).submit(int)
+    assert len(refused) == 1
+    assert "cannot start the supervisor thread" in caplog.text
+    later = pool.with_options(start_within=3600).submit(int)
+
+    assert isinstance(first.exception(DEADLINE), TaskExpired)
+    assert not later.done()
+
+
+class TimeLimit(RuntimeError):
+    """What a signal handler raises."""
+
+
+def test_error_thrown_in_while_the_supervisor_starts_reaches_the_caller(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+
+    def be_interrupted(_: threading.Thread) -> None:
+        raise TimeLimit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", be_interrupted)
+        with pytest.raises(TimeLimit):
+            pool.with_options(start_within=3600).submit(int)
+
+    assert caplog.text == ""
+    assert isinstance(pool.with_options(start_within=0.01).submit(int).exception(DEADLINE), TaskExpired)
+
+
+def test_starter_that_is_interrupted_before_the_thread_lives_disowns_it(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. The thread exists, and has yet to take its first step. 2. An error is thrown into the starter. 3. Another one starts.
+    # 4. The first one begins to live, and ends at once: one supervisor is enough.
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    unborn: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def be_interrupted(thread: threading.Thread) -> None:
+        if not unborn:
+            unborn.append(thread)
+            raise TimeLimit
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", be_interrupted)
+    with pytest.raises(TimeLimit):
+        pool.with_options(start_within=3600).submit(int)
+    assert isinstance(pool.with_options(start_within=0.01).submit(int).exception(DEADLINE), TaskExpired)
+    start(unborn[0])
+
+    assert join_all(unborn) == []
+    assert len(supervisors()) == 1
+
+
+def collect_in(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], object]) -> None:
+    """Call `act` in the first steps of a thread of that name, as a destructor that a garbage collection runs there."""
+    bootstrap = threading.Thread._set_ident  # type: ignore[attr-defined]  # before the starter is told
+
+    def set_ident(thread: threading.Thread) -> None:
+        bootstrap(thread)
+        if thread.name.endswith(name):
+            act()
+
+    monkeypatch.setattr(threading.Thread, "_set_ident", set_ident)
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["by a submitter", "under the lock of the core"])
+def test_destructor_in_the_first_steps_of_the_supervisor_may_use_the_pool(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch, locked: bool
+) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    nested: list[Future[int]] = []
+
+    def use_it() -> None:
+        pool.stats()
+        nested.append(pool.with_options(start_within=0.01).submit(int))
+
+    collect_in(monkeypatch, "_supervisor", use_it)
+    if locked:  # a signal handler submits while its thread is in there
+        with pool._core.lock:
+            future = pool.with_options(start_within=0.01).submit(int)
+    else:
+        future = pool.with_options(start_within=0.01).submit(int)
+
+    assert isinstance(future.exception(DEADLINE), TaskExpired)
+    assert isinstance(nested[0].exception(DEADLINE), TaskExpired)
+    assert len(supervisors()) == 1
+
+
+def test_kick_starts_no_thread_under_the_lock_of_the_core(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+    start = threading.Thread.start
+
+    def look(thread: threading.Thread) -> None:
+        if thread.name.endswith("_supervisor"):
+            held.append(pool._core.lock._is_owned())  # type: ignore[attr-defined]  # as Condition does
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", look)
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy)
+    pool.submit(FakeResource.use).result()
+
+    assert held == [False]
+
+
+# -- its sleep --
+
+
+class SleepyClock:
+    """A clock by which time passes after it was read: as if the thread had been preempted there."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        now = clock() + self.ahead
+        self.ahead += 0.001
+        return now
+
+
+def test_time_that_runs_out_while_the_supervisor_goes_to_sleep_is_not_for_ever(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasker_executor._supervisor.clock", SleepyClock())
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+
+    for number in range(20):
+        future = pool.with_options(start_within=number * 1e-4).submit(int)
+        assert isinstance(future.exception(DEADLINE), TaskExpired)
+
+
+class Park:
+    """Stands in for the lock that a supervisor sleeps on, and is told how long it may."""
+
+    def __init__(self, lock: LockType) -> None:
+        self._lock = lock
+        self.timeouts: list[float] = []
+        self.before_sleep: Callable[[], object] = int
+
+    def acquire(self, blocking: bool, timeout: float) -> bool:
+        self.timeouts.append(timeout)
+        self.before_sleep()
+        return self._lock.acquire(blocking, timeout)
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def test_kick_that_comes_just_before_the_supervisor_falls_asleep_is_not_lost(make_pool: MakePool, gate: Gate) -> None:
+    # 1. The supervisor finds nothing to do. 2. A task with a deadline comes, and a second kick right behind. 3. It sleeps.
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    supervisor = pool._core.supervisor
+    supervisor._park = park = Park(supervisor._park)  # type: ignore[assignment]  # has what it takes
+    futures: list[Future[int]] = []
+
+    def submit() -> None:
+        park.before_sleep = int
+        futures.append(pool.with_options(start_within=0.001).submit(int))
+        supervisor.kick()
+
+    park.before_sleep = submit
+    supervisor.kick()
+    eventually(lambda: bool(futures), "a supervisor about to sleep")
+
+    assert isinstance(futures[0].exception(DEADLINE), TaskExpired)
+    assert park.timeouts[0] == -1
+
+
+def test_later_deadline_wakes_a_supervisor_that_has_overslept(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._core.supervisor, "kick", int)
+        first = pool.with_options(start_within=0.0).submit(int)  # and nobody is told of it
+        pool._core.supervisor._birth = allocate_lock()  # as if it slept
+    kicks: list[None] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._core.supervisor, "kick", partial(kicks.append, None))
+        pool.with_options(start_within=3600).submit(int)
+    pool._core.supervisor._birth = None
+    pool._core.supervisor.kick()
+
+    assert kicks == [None]
+    assert isinstance(first.exception(DEADLINE), TaskExpired)
+
+
+# -- who tells of what it did --
+
+
+def heralds() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.endswith("_herald")]
+
+
+def expire_one(pool: ResourceExecutor[None], *callbacks: Callable[[Future[int]], object]) -> Future[int]:
+    """Submit a task that expires, with these callbacks."""
+    with pool._core.supervisor._lock:  # until they are there
+        future = pool.with_options(start_within=0.0).submit(int)
+        for callback in callbacks:
+            future.add_done_callback(callback)
+    return future
+
+
+def test_callback_of_an_expired_task_may_take_its_time(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    names: list[str] = []
+    with Gate() as callback:
+        expire_one(pool, lambda _: names.append(threading.current_thread().name), lambda _: callback.hold())
+        callback.wait_until_held()
+        second = expire_one(pool, lambda _: names.append("second"))
+
+        assert isinstance(second.exception(DEADLINE), TaskExpired)
+        assert len(names) == 1
+    eventually(lambda: len(names) == 2, "the callback of the second task")
+    assert names[0].endswith("_herald")
+    eventually(lambda: heralds() == [], "the herald to end when there is nothing to tell")
+
+
+def test_callbacks_of_an_expired_task_are_called_in_their_order(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    called: list[int] = []
+
+    def note(number: int) -> Callable[[Future[int]], None]:
+        return lambda _: called.append(number)
+
+    expire_one(pool, *map(note, range(10)))
+    eventually(lambda: len(called) == 10, "all callbacks")
+
+    assert called == list(range(10))
+
+
+def test_callback_of_an_expired_task_may_wait_for_a_task(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    results: list[int] = []
+
+    def fall_back(_: Future[int]) -> None:
+        results.append(pool.submit(int, "7").result(DEADLINE))
+
+    expire_one(pool, fall_back).exception(DEADLINE)
+    gate.release()
+    eventually(lambda: results == [7], "the result that the callback waits for")
+
+
+class Witness(Observer):
+    """Notes on which thread it is told of what."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def _note(self, event: str) -> None:
+        self.told.append((event, threading.current_thread().name.rpartition("_")[2]))
+
+    def task_finished(self, event: TaskEvent) -> None:
+        self._note("finished")
+
+    def scaled(self, event: ScaleEvent) -> None:
+        self._note("scaled")
+
+    def state_changed(self, event: StateEvent) -> None:
+        self._note(event.state)
+
+
+def test_observers_and_log_handlers_hear_nothing_on_the_thread_that_keeps_time(
+    make_pool: MakePool, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = Script(3)
+    witness = Witness()
+    pool = make_pool(4, policy=policy, observers=[witness])
+    with caplog.at_level("DEBUG"):
+        for _ in range(4):
+            pool.submit(gate.hold)
+        expire_one(pool).exception(DEADLINE)
+        eventually(lambda: {"finished", "scaled"} <= {event for event, _ in witness.told}, "the events")
+        policy.error = LookupError("no such load")
+        policy.wait_until_asked(2)
+        eventually(lambda: "last target stands" in caplog.text, "the record")
+
+    assert {thread for _, thread in witness.told} == {"herald"}
+    assert "LookupError: no such load" in caplog.text
+    assert [record.threadName for record in caplog.records if (record.threadName or "").endswith("_supervisor")] == []
+    gate.release()
+
+
+def test_task_that_starved_calls_back_elsewhere(make_pool: MakePool, gate: Gate) -> None:
+    names: list[str] = []
+
+    def create() -> FakeResource:
+        gate.hold()
+        raise OSError("down")
+
+    pool = make_pool(1, on_create=create, create_timeout=0.01)
+    future = pool.submit(FakeResource.use)
+    future.add_done_callback(lambda _: names.append(threading.current_thread().name))
+    assert isinstance(future.exception(DEADLINE), ResourceCreationError)
+    eventually(lambda: bool(names), "the callback")
+
+    assert names[0].endswith("_herald")
+
+
+def test_shutdown_waits_for_callbacks_of_expired_tasks(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    held = pool.submit(gate.hold)
+    gate.wait_until_held()
+    with Gate() as callback:
+        future = expire_one(pool, lambda _: callback.hold())
+        callback.wait_until_held()
+        gate.release()
+        held.result(DEADLINE)
+
+        with pytest.raises(ShutdownTimeout):
+            pool.shutdown(timeout=0.05)
+        assert future.done()
+        assert pool.stats().state == "draining"
+    pool.shutdown(timeout=DEADLINE)
+    assert heralds() == []
+
+
+def test_shutdown_waits_for_the_thread_that_called_back(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = Herald._main
+    with Gate() as last_steps:
+
+        def end_slowly(herald: Herald, birth: LockType) -> None:
+            main(herald, birth)
+            last_steps.hold()
+
+        monkeypatch.setattr(Herald, "_main", end_slowly)
+        pool = make_pool(1)
+        held = pool.submit(gate.hold)
+        gate.wait_until_held()
+        expire_one(pool, id)
+        last_steps.wait_until_held()
+        gate.release()
+        held.result(DEADLINE)
+
+        with pytest.raises(ShutdownTimeout):
+            pool.shutdown(timeout=0.05)
+        assert pool.stats().state == "closed"
+
+
+def test_callback_of_an_expired_task_may_shut_the_pool_down(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    ended: list[bool] = []
+
+    def end(_: Future[int]) -> None:
+        pool.shutdown()
+        ended.append(True)
+
+    expire_one(pool, end)
+    eventually(lambda: ended == [True], "the shutdown to return")
+
+
+def test_observers_hear_of_the_last_task_before_the_end(make_pool: MakePool) -> None:
+    # The only task expires while the pool drains and no worker is left: the end comes right behind it.
+    witness = Witness()
+    pool = make_pool(1, observers=[witness], initializer=int)
+    core = pool._core
+    with core.supervisor._lock:  # the supervisor cannot expire it yet
+        core._may_start = lambda: False  # type: ignore[method-assign]  # nor does a worker take it
+        pool.with_options(start_within=0.0).submit(int)
+        pool.shutdown(wait=False)
+        assert witness.told == [("draining", "MainThread")]
+    pool.shutdown()
+
+    assert [event for event, _ in witness.told] == ["draining", "finished", "closed"]
+    assert {thread for _, thread in witness.told[1:]} == {"herald"}
+
+
+def test_callbacks_are_called_though_no_thread_can_be_started_for_them(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    refused = refusing_start(monkeypatch, "_herald")
+    names: list[str] = []
+    expire_one(pool, lambda _: names.append(threading.current_thread().name))
+    eventually(lambda: len(names) == 1, "the callback")
+    expire_one(pool, lambda _: names.append(threading.current_thread().name))
+    eventually(lambda: len(names) == 2, "the next callback")
+
+    assert len(refused) == 2
+    assert [name.rpartition("_")[2] for name in names] == ["supervisor"] * 2
+
+
+def test_deadline_that_a_signal_handler_adds_while_others_are_forgotten_is_kept(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    supervisor = pool._core.supervisor
+    late = [pool.with_options(start_within=3600).submit(int) for _ in range(70)]
+    comes: list[bool] = []
+    came: list[Future[int]] = []
+
+    def come_in_between() -> bool:
+        if not comes:
+            comes.append(True)
+            came.append(pool.with_options(start_within=0.01).submit(int))
+        return False
+
+    late[0].done = come_in_between  # type: ignore[method-assign]  # asked in the middle of it
+    for future in late[1:]:
+        future.cancel()
+    pool.with_options(start_within=3600).submit(int)
+
+    assert len(supervisor._deadlines) < 10
+    assert isinstance(came[0].exception(DEADLINE / 2), TaskExpired)  # not when the gate gives up, and the worker finds it
 
 
 # -- the policy's tick --
