@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +47,22 @@ class Background(Watched):
     def result(self) -> object:
         self.thread.join()
         return self._result
+
+
+class CountingLock:
+    """Says how often it is held."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self.depth += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.depth -= 1
+        self._lock.release()
 
 
 def hold_and_use(gate: Gate) -> Callable[[FakeResource], int]:
@@ -197,28 +212,82 @@ def test_no_more_resources_are_kept_than_the_resource_pool_has_room_for(
     assert len(ledger.alive) == pool.stats().available_resources == 2
 
 
-def test_two_temporary_resources_that_come_back_at_once_are_not_both_kept(
+def test_temporary_resource_is_made_used_and_destroyed_by_its_caller_alone(
     make_pool: MakePool, ledger: Ledger, gate: Gate
 ) -> None:
-    """1. Both callers see that there is room for one. 2. Both put theirs there. 3. So one too many must go."""
+    """1. A call gives its temporary resource back. 2. Another call of that moment must neither use nor destroy it."""
+    ledger.any_thread = False
 
-    class Room(deque[Any]):
-        def append(self, item: Any, /) -> None:
-            together.wait()
-            super().append(item)
+    def destroy(resource: FakeResource) -> None:
+        gate.hold()
+        ledger.destroy(resource)
 
+    pool = make_pool(1, on_create=ledger.create, on_destroy=destroy)
+    first = Background(lambda: pool.run_now(FakeResource.use))
+    gate.wait_until_held()
+    available = pool.stats().available_resources
+    second = Background(lambda: pool.run_now(FakeResource.use))
+    gate.wait_until_held(2)
+    gate.release()
+
+    assert (first.result(), second.result()) == (0, 1)
+    assert available == 0
+    assert [resource.maker for resource in ledger.created] == [first.thread, second.thread]
+    assert [resource.destroyers for resource in ledger.created] == [[first.thread], [second.thread]]
+
+
+def test_call_beside_a_full_pool_destroys_its_own_resource_and_no_other(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    """1. One call has the pool's resource, another a temporary one. 2. The pool's comes back first."""
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+    with Gate() as later:
+        owner = Background(lambda: pool.run_now(hold_and_use(gate)))
+        gate.wait_until_held()
+        guest = Background(lambda: pool.run_now(hold_and_use(later)))
+        later.wait_until_held()
+        gate.release()
+        owner.result()
+        later.release()
+        guest.result()
+
+    assert [resource.destroyers for resource in ledger.created] == [[], [guest.thread]]
+    assert pool.run_now(FakeResource.use) == 0
+
+
+def test_two_calls_that_find_one_vacancy_do_not_both_fill_it(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. The pool lacks a resource. 2. Two calls find none free, and each makes one. 3. Both ask whether there is a vacancy."""
+    pool = make_pool(
+        1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, resource_pool_size=1
+    )
     resources = pool._core.pool
     assert resources is not None
+    ledger.outage = OSError("connection refused")
+    with pytest.raises(ResourceBroken):
+        pool.with_options(max_retries=0).run_now(FakeResource.break_down)
+    ledger.outage = None
+    lock = CountingLock(resources._source._lock)
+    monkeypatch.setattr(resources._source, "_lock", lock)
     together = threading.Barrier(2)
-    resources._free = Room(resources._free)
+    count = resources._count_kept
+
+    def ask() -> int:
+        answer = count()
+        if lock.depth == 0:  # nothing keeps the other from asking, too
+            together.wait()
+        return answer
+
+    monkeypatch.setattr(resources, "_count_kept", ask)
     calls = [Background(lambda: pool.run_now(hold_and_use(gate))) for _ in range(2)]
     gate.wait_until_held(2)
     gate.release()
     for call in calls:
         call.result()
+    monkeypatch.undo()
 
-    assert len(ledger.created) == 2
+    assert len(ledger.created) == 3
     assert len(ledger.alive) == pool.stats().available_resources == 1
 
 
@@ -594,13 +663,13 @@ def test_resource_that_an_interrupted_call_has_left_is_destroyed_and_not_handed_
     3. The shutdown sees the call gone, and destroys what is left. 4. A call comes that has been accepted before all this.
     """
 
-    def be_interrupted() -> None:
+    def be_interrupted(place: object) -> None:
         raise KeyboardInterrupt
 
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
     resources = pool._core.pool
     assert resources is not None
-    monkeypatch.setattr(resources, "_clear_up", be_interrupted)
+    monkeypatch.setattr(resources, "_leave", be_interrupted)
     with pytest.raises(KeyboardInterrupt):
         pool.run_now(lambda _: pool.shutdown(wait=False))
     monkeypatch.undo()
