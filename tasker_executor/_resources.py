@@ -635,11 +635,13 @@ class ResourcePool(Generic[R]):
     def _take(self, hand: list[Holding[R]]) -> None:
         """Take a free resource that is fit to use in hand, if there is one."""
         while True:
+            holding: Holding[R] | None = None
             try:
                 for holding in self._takes:  # noqa: B007  # as in `run`
                     break
             except IndexError:
                 return
+            assert holding is not None
             hand.append(holding)
             # Unlike a worker's, one that has not served yet may be too old as well: it may have lain here for hours.
             if clock() < holding.expires and self._source.unfit(holding) is None:
@@ -698,7 +700,7 @@ class ResourcePool(Generic[R]):
         """Put what is in hand on the stack, or destroy it. If an error is thrown in, this may be called once more."""
         for holding in hand:
             if holding.kept and not broken and not holding.gone:
-                self._free.extend(map(list.pop, repeat(hand, 1)))  # in one step of the interpreter
+                self._free.extend(islice(iter(hand.pop, None), 1))  # in one step of the interpreter
             else:
                 self._destroy(holding)
                 hand.clear()
@@ -730,11 +732,13 @@ class ResourcePool(Generic[R]):
         place.calls += 1  # another closer waits until the hooks have returned
         try:
             while True:
+                holding: Holding[R] | None = None
                 try:
                     for holding in self._drops:  # noqa: B007  # as in `run`
                         break
                 except IndexError:
                     return
+                assert holding is not None
                 self._destroy(holding)
         finally:
             place.calls -= 1

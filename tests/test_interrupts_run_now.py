@@ -51,9 +51,12 @@ def age(pool: Pool) -> None:
         holding.expires = 0
 
 
+def number_of(resource: FakeResource) -> int:
+    return resource.number
+
+
 CALLS: dict[str, Call] = {
     "resource of the pool": Call(use, options={"resource_pool_size": 1}),
-    "with keyword arguments": Call(lambda pool: pool.run_now(lambda _, word: word, word=1), options={"resource_pool_size": 1}),
     "temporary resource": Call(use),
     "nested, the inner one temporary": Call(use_in_use, options={"resource_pool_size": 1}),
     "broken resource": Call(break_it, options={"resource_pool_size": 1}),
@@ -97,8 +100,7 @@ def records() -> Iterator[Records]:
 
 
 HANDLERS: dict[str, Callable[[Pool], object]] = {
-    "run_now": use,
-    "run_now, nested": use_in_use,
+    "run_now": use_in_use,
     "shutdown without wait": lambda pool: pool.shutdown(wait=False),
     "shutdown": lambda pool: pool.shutdown(timeout=DEADLINE),
 }
@@ -188,7 +190,7 @@ def test_a_signal_handler_may_use_and_end_the_pool(scenario: Call, handler: Call
 @pytest.mark.parametrize("scenario", list(CALLS.values()), ids=list(CALLS))
 def test_a_signal_handler_may_abandon_the_pool(scenario: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """The call that it interrupts may find its resource destroyed, and knows it; the books balance."""
-    monkeypatch.setattr(FakeResource, "use", lambda resource: resource.number)
+    monkeypatch.setattr(FakeResource, "use", number_of)
 
     def call(pool: Pool) -> None:
         try:
