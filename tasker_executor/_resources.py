@@ -532,8 +532,8 @@ class ResourcePool(Generic[R]):
     def _set_free(self, free: deque[Holding[R]]) -> None:
         self._free = free
         # ``for holding in takes: break`` pops the top into the variable, or raises IndexError; `drops` pops from the bottom.
-        self._takes: Iterator[Holding[R]] = map(deque.pop, repeat(free))
-        self._drops: Iterator[Holding[R]] = map(deque.popleft, repeat(free))
+        self._takes: Iterator[Holding[R]] = map(deque[Holding[R]].pop, repeat(free))
+        self._drops: Iterator[Holding[R]] = map(deque[Holding[R]].popleft, repeat(free))
 
     def _arrive(self) -> _Place:
         """This thread comes here for the first time."""
