@@ -275,10 +275,9 @@ def test_two_calls_that_find_one_vacancy_do_not_both_fill_it(
     count = resources._count_kept
 
     def ask() -> int:
-        answer = count()
-        if lock.depth == 0:  # nothing keeps the other from asking, too
+        if lock.depth == 0:  # nothing keeps the other call from asking, too
             together.wait()
-        return answer
+        return count()
 
     monkeypatch.setattr(resources, "_count_kept", ask)
     calls = [Background(lambda: pool.run_now(hold_and_use(gate))) for _ in range(2)]
