@@ -259,7 +259,7 @@ def test_call_beside_a_full_pool_destroys_its_own_resource_and_no_other(
 def test_two_calls_that_find_one_vacancy_do_not_both_fill_it(
     make_pool: MakePool, ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1. The pool lacks a resource. 2. Two calls find none free, and each makes one. 3. Both ask whether there is a vacancy."""
+    """1. The pool lacks a resource. 2. Two calls find none free, and each makes one. 3. Both count, before either decides."""
     pool = make_pool(
         1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, resource_pool_size=1
     )
@@ -277,7 +277,10 @@ def test_two_calls_that_find_one_vacancy_do_not_both_fill_it(
     def ask() -> int:
         if lock.depth == 0:  # nothing keeps the other call from asking, too
             together.wait()
-        return count()
+        answer = count()
+        if lock.depth == 0:
+            together.wait()
+        return answer
 
     monkeypatch.setattr(resources, "_count_kept", ask)
     calls = [Background(lambda: pool.run_now(hold_and_use(gate))) for _ in range(2)]
