@@ -41,7 +41,18 @@ from ._lanes import Lanes
 from ._outage import BACKOFF_FIRST, Outage
 from ._recorder import Outcome, Recorder
 from ._report import Logger, safe_repr
-from ._resources import REPLACED, End, NoResource, ResourceHooks, ResourcePool, ResourceSource, UnfitResource
+from ._resources import (
+    REPLACED,
+    End,
+    Holding,
+    NoResource,
+    ResourceHooks,
+    ResourcePool,
+    ResourceSource,
+    UnfitResource,
+    is_in_use,
+    join_aborts,
+)
 from ._supervisor import Supervisor
 from ._threads import CannotStart, make_thread, start_thread
 from ._types import Bell, Latch, State, clock, in_one_step, lock_timeout, spend_stack
@@ -967,23 +978,20 @@ class Core:
         hook = None if self.source is None else self.source.hooks.on_abort
         if hook is None or self.pool is None:
             return
+        targets: list[tuple[Holding[Any], Callable[[], bool]]] = []
         for worker in self.workers.copy():
-            holding = worker.holding
-            if worker.item is not None and holding is not None:
-                holding.abort(hook, self.name)
-        for holding in self.pool.in_use:
-            holding.abort(hook, self.name)
+            holding, item = worker.holding, worker.item
+            if item is not None and holding is not None:
+                targets.append((holding, partial(is_in_use, worker, item)))
+        self.pool.abort(hook, targets)
 
     def abandon(self) -> None:
         """Kill, and destroy the resources that are still in use: see `ResourceExecutor.abandon`."""
         self.close(kill=True)
         if self.source is None or self.pool is None:
             return
-        for worker in self.workers.copy():
-            holding = worker.holding
-            if holding is not None:
-                self.source.destroy(holding, worker.name)
-        self.pool.abandon()
+        held = [(worker.holding, worker.name) for worker in self.workers.copy()]
+        self.pool.abandon([(holding, name) for holding, name in held if holding is not None])
 
     def _break(self) -> None:
         """The initializer failed: as in the standard library, the pool is broken for good."""
@@ -1020,8 +1028,10 @@ class Core:
         if first and self.hub.hears("state_changed"):
             self.hub.tell("state_changed", StateEvent(self.name, "closed"))
 
-    def join(self, timeout: float | None) -> None:
+    def join(self, timeout: float | None, *, daemons: bool = True) -> None:
         """Block until the end, threads included. Raises ShutdownTimeout.
+
+        Without `daemons`, calls of ``run_now`` on daemon threads are not waited for: the end of the interpreter is not either.
 
         Returns at once on a thread of the executor itself, which would wait for itself; and in a signal handler that
         interrupted its thread inside of the lock, since the workers need that to end.
@@ -1040,7 +1050,7 @@ class Core:
             threads[0].join(None if remaining is None else lock_timeout(remaining))
             done = not threads[0].is_alive()
         if done and self.pool is not None:
-            done = self.pool.wait_until_returned(deadline)
+            done = self.pool.wait_until_returned(deadline, daemons=daemons)
         if not done:
             raise ShutdownTimeout(self._what_still_runs(timeout))
 
@@ -1075,7 +1085,7 @@ class Core:
             for worker in sorted(self.workers.copy(), key=lambda worker: worker.index)
             if not worker.ready
         ]
-        running += [] if self.pool is None else [f"run_now in thread {thread}" for thread in self.pool.threads_inside()]
+        running += [] if self.pool is None else [f"run_now in thread {name}" for name in self.pool.callers()]
         what = ", ".join(running) or f"{len(self.workers)} workers that are starting or ending"
         return (
             f"executor {self.name!r} has not shut down within {timeout} s: still running: {what}; "
@@ -1280,9 +1290,10 @@ def _at_exit() -> None:
         core.close()
     for core in cores:
         if core.state is not State.KILLED:
-            core.join(None)
+            core.join(None, daemons=False)
     for thread in list(_ending):
         thread.join()
+    join_aborts()
 
 
 def _note_ending(thread: threading.Thread) -> None:

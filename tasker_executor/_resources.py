@@ -1,35 +1,66 @@
 """Making, checking and giving up resources: for workers, which own one each, and for the resource pool of ``run_now``.
 
-**Ctrl-C.** A call of ``run_now`` runs on the caller's thread, where KeyboardInterrupt may come between any two steps of the
-interpreter; in the middle of a call into C it may not. So what must not come apart is one such call: a resource is made and
-noted down, or claimed and handed to ``on_destroy``, in one step each.
+**Errors thrown in.** A call of ``run_now`` runs on the caller's thread. There an error may be thrown in by Ctrl-C, by a time
+limit (SIGALRM) or by the end of the stack. CPython looks for signals when a function begins, after a call, and on a jump
+backwards. It does not look in the middle of a call into C, nor between a load and a store. So what must not come apart is one
+such step:
+
+- a resource is made and noted down, or claimed and handed to ``on_destroy``, in one call into C;
+- a free resource is taken and stored in a variable by one ``for`` statement, which does not look for signals in between;
+- a call of `ResourcePool.run` counts itself in by ``+= 1``. A ``try`` follows, and its ``finally`` begins with ``-= 1``.
+
+**Fork.** A resource belongs to the process that made it. In the child of a fork, `Holding` neither aborts nor destroys those of
+the parent.
 """
 
 from __future__ import annotations
 
 import enum
 import random
-import sys
 import threading
+import weakref
 from _thread import get_ident
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, starmap
-from types import FrameType
+from itertools import islice, repeat, starmap
+from os import getpid
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._current import current
 from ._report import Logger, add_note, drop_frame, safe_repr
-from ._types import AbortHook, Bell, CreateHook, DestroyHook, HealthHook, Latch, ResourceHook, clock, must_escape
+from ._threads import CannotStart, make_thread, start_thread
+from ._types import (
+    AbortHook,
+    Bell,
+    CreateHook,
+    DestroyHook,
+    HealthHook,
+    Latch,
+    ResourceHook,
+    clock,
+    lock_timeout,
+    must_escape,
+)
 from .exceptions import ResourceCreationError
 from .observers import ObserverHub, ResourceEvent
 
 if TYPE_CHECKING:
     from ._recorder import Recorder
 
-__all__ = ["REPLACED", "End", "Holding", "NoResource", "ResourceHooks", "ResourcePool", "ResourceSource", "UnfitResource"]
+__all__ = [
+    "REPLACED",
+    "End",
+    "Holding",
+    "NoResource",
+    "ResourceHooks",
+    "ResourcePool",
+    "ResourceSource",
+    "UnfitResource",
+    "is_in_use",
+    "join_aborts",
+]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -38,6 +69,7 @@ logger = Logger(__name__)
 
 _NEVER = float("inf")
 _GLANCE = 1.0  # seconds between two looks at who is inside, when closed: a call that Ctrl-C has thrown out rings no bell
+ABORT_PATIENCE = 1.0  # seconds that `abandon`, and the end of the interpreter, wait for `on_abort` hooks, in all
 
 #: Seconds for which an idle resource that has served no task is kept, however short `max_age`. Or an idle pool would make and
 #: destroy resources as fast as it can.
@@ -100,9 +132,11 @@ class Holding(Generic[R]):
         "gone",
         "good_at",
         "item",
+        "kept",
         "killed",
         "last_used",
         "owner",
+        "process",
         "resource",
         "rests_until",
         "uses",
@@ -117,6 +151,10 @@ class Holding(Generic[R]):
         #: Until when it may lie idle. Its first task makes that `expires`.
         self.rests_until = max(expires, self.born + LEAST_REST)
         self.uses = 0
+        #: Where it was made. In any other process, the child of a fork, it is not ours to touch.
+        self.process = getpid()
+        #: Does it belong to the resource pool, for the next call of ``run_now``? Or is it temporary, and the caller's alone?
+        self.kept = False
         #: The count of breaks, anywhere, up to which this one is known to be good.
         self.good_at = good_at
         #: What its first check said, if that said no.
@@ -137,17 +175,27 @@ class Holding(Generic[R]):
         """The thread that uses it."""
         return threading.current_thread().name
 
-    def abort(self, hook: AbortHook[R], executor: str) -> None:
-        """Call the `on_abort` hook, from a thread that does not own the resource, unless it is given up already.
+    @property
+    def inherited(self) -> bool:
+        """Is this the child of a fork, and the resource the parent's?"""
+        return self.process != getpid()
 
-        The killer announces itself first and looks afterwards; the owner marks the resource as given up first and looks for a
-        killer afterwards. So either the killer stays away or the owner waits for it: no resource is aborted once it is
-        destroyed.
+    @property
+    def being_aborted(self) -> bool:
+        """Is a killer inside of the `on_abort` hook?"""
+        return any(not latch.is_open for latch in self._aborting.copy())
+
+    def abort(self, hook: AbortHook[R], executor: str, in_use: Callable[[], bool]) -> None:
+        """Call the `on_abort` hook, from a thread that does not own the resource, while the resource is `in_use`.
+
+        1. The killer announces itself, and then looks whether the resource is given up. 2. The owner marks the resource as
+        given up, and then looks for a killer. 3. So either the killer stays away, or the owner waits for it. No resource is
+        aborted once it is destroyed.
         """
         latch = Latch()
         self._aborting.append(latch)
         try:
-            if not self._given_up:
+            if not self._given_up and not self.inherited and in_use():
                 hook(self.resource)
         except BaseException as error:
             if must_escape(error):
@@ -156,17 +204,27 @@ class Holding(Generic[R]):
         finally:
             latch.open()
 
-    def give_up(self, hook: DestroyHook[R]) -> bool:
-        """From here on nobody aborts it. Call `hook`, unless that is done or being done; tell whether."""
+    def give_up(self, hook: DestroyHook[R], patience: float | None = None) -> bool:
+        """From here on no thread aborts it. Call `hook`, unless that is done or being done; tell whether this call did.
+
+        The owner waits for an `on_abort` hook that is being called; another thread does for `patience` seconds, and then
+        leaves the resource to its owner.
+
+        An error that comes out of `hook` is the first entry of `gone`. Any other error has been thrown in, and `gone` tells
+        whether that was before `hook` was called.
+        """
+        if self.inherited:
+            return False
         self._given_up = True
         for latch in self._aborting.copy():
-            latch.wait()
+            if not latch.wait(patience):
+                return False
         claimed: list[tuple[R]] = []
         calling = False
         try:
             try:
                 claimed.extend(islice(iter(self._claim.pop, None), 1))
-            except IndexError:  # somebody else has claimed it
+            except IndexError:  # another thread has claimed it
                 return False
             calling = True
             self.gone.extend(islice(starmap(hook, iter(claimed.pop, None)), 1))
@@ -179,6 +237,58 @@ class Holding(Generic[R]):
         finally:
             self._claim.extend(claimed)  # Ctrl-C came before the hook was called
         return True
+
+
+#: Threads that call, or are about to call, an `on_abort` hook.
+_aborting: set[threading.Thread] = set()
+
+
+def abort_all(
+    targets: list[tuple[Holding[Any], Callable[[], bool]]], hook: AbortHook[Any], executor: str
+) -> list[threading.Thread]:
+    """Call the `on_abort` hook for each of these resources that is in use by then. Do not wait for it.
+
+    Each is called on a thread of its own: one that hangs, in a half-open network for instance, holds up neither the killer nor
+    the other hooks. There are at most as many as threads that use resources. If the system refuses a thread, those that run do
+    the rest; without any, this thread does.
+    """
+    todo = deque(targets)
+
+    def work() -> None:
+        try:
+            while todo:
+                try:
+                    holding, in_use = todo.popleft()
+                except IndexError:  # another thread was quicker
+                    break
+                holding.abort(hook, executor, in_use)
+        finally:
+            _aborting.discard(threading.current_thread())
+
+    threads: list[threading.Thread] = []
+    for number in range(len(targets)):
+        thread = make_thread(work, f"{executor}_abort_{number}")
+        _aborting.add(thread)
+        try:
+            start_thread(thread)
+        except BaseException as error:
+            if thread.ident is None:
+                _aborting.discard(thread)
+            if not isinstance(error, CannotStart):
+                raise
+            if not threads:
+                work()
+            break
+        threads.append(thread)
+    return threads
+
+
+def join_aborts(threads: list[threading.Thread] | None = None) -> None:
+    """Wait for `on_abort` hooks, of these threads or of all, for `ABORT_PATIENCE` seconds: some may hang."""
+    deadline = clock() + ABORT_PATIENCE
+    for thread in list(_aborting.copy()) if threads is None else threads:
+        if thread.ident is not None and thread is not threading.current_thread():
+            thread.join(lock_timeout(max(0.0, deadline - clock())))
 
 
 class ResourceSource(Generic[R]):
@@ -205,25 +315,37 @@ class ResourceSource(Generic[R]):
         with self._lock:
             return self._created, self._created - sum(not holding.gone for holding in self._living.copy())
 
-    def create(self, worker: str | None, keep: Callable[[Holding[R]], object] | None = None) -> Holding[R]:
+    def create(
+        self,
+        worker: str | None,
+        keep: Callable[[Holding[R]], object] | None = None,
+        blame: list[BaseException] | None = None,
+    ) -> Holding[R]:
         """Make a resource on this thread. `keep` notes it down for whoever is to destroy it, should we not come to return it.
 
-        Raises what ``on_create`` raises, and NoResource if it returns None.
+        Raises what ``on_create`` raises, and NoResource if it returns None. These errors, and not what a signal handler throws
+        in before or after ``on_create``, are appended to `blame`.
         """
         begun = clock()
         good_at = self.breaks
         made: list[R] = []
         holding: Holding[R] | None = None
         try:
-            made.extend(starmap(self.hooks.on_create, ((),)))
-            if not made:  # for `extend` that was the end
-                raise RuntimeError("on_create raised StopIteration")
+            call = starmap(self.hooks.on_create, ((),))
+            try:
+                made.extend(call)
+                if not made:  # for `extend` that was the end
+                    raise RuntimeError("on_create raised StopIteration")
+                if made[0] is None:
+                    raise NoResource(
+                        f"executor {self.name!r}: on_create returned None; "
+                        "return the resource, or use initializer= for set-up without one"
+                    )
+            except BaseException as error:
+                if blame is not None and (not made or made[0] is None):
+                    blame.append(error)
+                raise
             seconds = clock() - begun
-            if made[0] is None:
-                raise NoResource(
-                    f"executor {self.name!r}: on_create returned None; "
-                    "return the resource, or use initializer= for set-up without one"
-                )
             holding = Holding(made[0], self._expiry(), good_at)
             self._count(holding)
             if keep is not None:
@@ -249,15 +371,18 @@ class ResourceSource(Generic[R]):
                 self._created += 1
                 self._living.add(holding)
 
-    def destroy(self, holding: Holding[R], worker: str | None) -> None:
-        """Give a resource up, unless that is done. An ``on_destroy`` that raises is logged and costs nothing else."""
+    def destroy(self, holding: Holding[R], worker: str | None, patience: float | None = None) -> None:
+        """Give a resource up, unless that is done. An ``on_destroy`` that raises is logged and costs nothing else.
+
+        `patience`: see `Holding.give_up`.
+        """
         begun = clock()
         failure = None
         try:
-            if not holding.give_up(self.hooks.on_destroy or _do_nothing):
+            if not holding.give_up(self.hooks.on_destroy or _do_nothing, patience):
                 return
         except BaseException as error:
-            if must_escape(error) or not holding.gone:  # not the hook's: it was thrown into this thread, before the hook ran
+            if not (holding.gone and holding.gone[0] is error) or must_escape(error):  # thrown in, beside the hook
                 raise
             failure = error
             logger.exception(
@@ -360,12 +485,51 @@ class ResourceSource(Generic[R]):
         self._lock = threading.RLock()
 
 
+class _Place:
+    """What a resource pool knows of one thread, or of one greenlet where `threading.local` is that of a greenlet."""
+
+    __slots__ = ("__weakref__", "calls", "here", "ident", "waiting")
+
+    def __init__(self) -> None:
+        self.here = current.here
+        self.ident = get_ident()
+        #: How many calls of the pool's methods are under way on this thread, one inside of the other. By ``+=`` and ``-=``, not
+        #: by what was there before: several greenlets may share the place, if gevent has patched after our import.
+        self.calls = 0
+        #: How many of them wait in `wait_until_returned`.
+        self.waiting = 0
+
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The thread; None if `threading` does not know it."""
+        # Not `threading.enumerate`, which takes a lock: a signal handler that shuts down may have interrupted the holder.
+        return threading._active.get(self.ident)  # type: ignore[attr-defined, no-any-return]  # not in typeshed
+
+
+class _Places(threading.local):
+    """The place of each thread. Made by `ResourcePool._arrive`: an ``__init__`` here could be met half done by a handler."""
+
+    mine: _Place | None = None
+
+
 class ResourcePool(Generic[R]):
-    """The few resources kept for ``run_now``. They are used from whichever thread calls.
+    """The few resources kept for ``run_now``, and the temporary ones. Those kept are used from whichever thread calls.
 
     The free ones lie on a stack: the one used last is used next. `pop` and `append` are atomic, so a resource that is taken
-    belongs to the taker, and no lock is needed. A call that Ctrl-C interrupts in between may leave its resource in no place but
-    `_all`: who closes the pool looks which threads are inside of `run`, waits for those, and destroys what is left.
+    belongs to the taker, and no lock is needed. A temporary resource never lies there: its caller makes, uses and destroys it.
+
+    **Who is inside?** The thread that closes the pool must wait for calls that still have a resource, or are about to.
+
+    1. A call counts itself in its thread's `_Place`, then looks for a free resource, and only then whether the pool is closed.
+    2. The closer marks the pool as closed, empties the stack, and then looks at the places.
+    3. So either the closer sees the call, or the call finds the stack empty and sees that the pool is closed. The lock inside
+       of the deque keeps this order without the GIL, too.
+
+    A place that is counted up is counted down: see "Errors thrown in" above. If a thread ends in between (a greenlet that is
+    never resumed), its place ends with it, since `_places` refers to places weakly.
+
+    A call that is thrown out twice, by a second error while it gives its resource back, may leave the resource in no place but
+    `_all`. Whoever sees, after the end, that no thread is inside, destroys what is left there.
     """
 
     def __init__(
@@ -384,22 +548,39 @@ class ResourcePool(Generic[R]):
         self._killed = killed
         self._max_retries = max_retries
         self._refusal = refusal
-        self._free: deque[Holding[R]] = deque()
+        self._set_free(deque())
         #: All there are: free, in use, temporary.
         self._all: set[Holding[R]] = set()
         self._closed = False
-        #: There are temporary ones, or the pool is closed: who gives one back has to look for what is one too many.
-        self._untidy = False
+        self._process = getpid()
+        self._local = _Places()
+        self._places: set[weakref.ref[_Place]] = set()
         self._returned = Bell()  # rung, once closed, when a call is over
+        self._aborts: list[threading.Thread] = []
+
+    def _set_free(self, free: deque[Holding[R]]) -> None:
+        self._free = free
+        # ``for holding in takes: break`` pops the top into the variable, or raises IndexError; `drops` pops from the bottom.
+        self._takes: Iterator[Holding[R]] = map(deque[Holding[R]].pop, repeat(free))
+        self._drops: Iterator[Holding[R]] = map(deque[Holding[R]].popleft, repeat(free))
+
+    def _arrive(self) -> _Place:
+        """This thread comes here for the first time."""
+        place = _Place()
+        self._places.add(weakref.ref(place, self._places.discard))
+        self._local.mine = place
+        return place
 
     def fill(self) -> None:
         """Make the resources, on this thread. If one fails, those made are destroyed and the error is raised."""
         try:
             for _ in range(self._size):
-                self._free.append(self._create())
+                hand: list[Holding[R]] = []
+                self._create(hand)
+                self._put_down(hand, False)
         except BaseException:
             self.close()
-            self._destroy_all()
+            self._destroy_all(self._local.mine or self._arrive())  # what is in hand
             raise
 
     @property
@@ -416,74 +597,109 @@ class ResourcePool(Generic[R]):
         """Call `fn` with a resource, as the current task of this thread; again with another, if the resource broke."""
         if kwargs:
             fn = partial(fn, **kwargs)
-        free, care, here, retries = self._free, self._care, current.here, 0
+        takes, free, care, retries = self._takes, self._free, self._care, 0
+        place = self._local.mine or self._arrive()
+        here = place.here
         before = here.holder
+        place.calls += 1
+        try:
+            while True:
+                holding: Holding[R] | None = None
+                hand: list[Holding[R]] | None = None  # holds it where a step more is to do than to put it back
+                broken = care  # until it is found fit: a check that is interrupted says nothing
+                try:
+                    if care:
+                        hand = []
+                        self._take(hand)
+                        broken = False
+                    else:
+                        try:
+                            for holding in takes:  # noqa: B007  # in one step, see "Errors thrown in"
+                                break
+                        except IndexError:
+                            hand = []
+                    if hand is not None:
+                        if not hand:
+                            if self._closed and not retries:  # asked late, but when `shutdown` can see that we are inside
+                                raise self._refusal()
+                            self._create(hand)
+                        [holding] = hand
+                    assert holding is not None
+                    holding.item = fn
+                    holding.attempt = 1 + retries
+                    here.holder = holding
+                    try:
+                        return fn(*(holding.arguments + args))
+                    except BaseException as error:
+                        holding.item = None
+                        if not isinstance(error, Exception):
+                            holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
+                            raise
+                        if not self._source.can_break or holding.inherited:
+                            raise
+                        hand, broken = [holding], True  # until it is judged
+                        broken = self._source.is_broken_after(error, holding)
+                        if not broken:
+                            raise
+                        if retries >= (self._max_retries if max_retries is None else max_retries) or self._killed.is_open:
+                            note_giving_up(error, retries)
+                            raise
+                        retries += 1
+                finally:
+                    here.holder = before
+                    if hand is not None:
+                        try:
+                            self._give_back(hand, broken)
+                        finally:
+                            if hand:  # an error was thrown in: once more
+                                self._give_back(hand, broken)
+                    elif holding is not None:
+                        holding.item = None
+                        free.append(holding)
+        finally:
+            place.calls -= 1
+            if self._closed:
+                self._leave(place)
+
+    def _take(self, hand: list[Holding[R]]) -> None:
+        """Take a free resource that is fit to use in hand, if there is one."""
         while True:
             holding: Holding[R] | None = None
-            broken = False
             try:
-                try:
-                    holding = self._take() if care else free.pop()
-                except IndexError:
-                    if self._closed and not retries:  # asked late, but when `shutdown` can see that we are inside
-                        raise self._refusal() from None
-                    holding = self._create()
-                holding.item = fn
-                holding.attempt = 1 + retries
-                here.holder = holding
-                return fn(*(holding.arguments + args))
-            except BaseException as error:
-                if holding is None:
-                    raise
-                holding.item = None
-                if not isinstance(error, Exception):
-                    holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
-                    raise
-                broken = self._source.can_break and self._source.is_broken_after(error, holding)
-                if not broken:
-                    raise
-                if retries >= (self._max_retries if max_retries is None else max_retries) or self._killed.is_open:
-                    note_giving_up(error, retries)
-                    raise
-                retries += 1
-            finally:
-                here.holder = before
-                if holding is not None:
-                    holding.item = None
-                    if care or broken:
-                        self._give_back(holding, broken)
-                    else:
-                        free.append(holding)
-                        if self._untidy:
-                            self._clear_up()
-                elif self._closed:
-                    self._returned.ring()
+                for holding in self._takes:  # noqa: B007  # as in `run`
+                    break
+            except IndexError:
+                return
+            assert holding is not None
+            hand.append(holding)
+            # Unlike a worker's, one that has not served yet may be too old as well: it may have lain here for hours.
+            if clock() < holding.expires and self._source.unfit(holding) is None:
+                return
+            self._destroy(holding)
+            hand.clear()
 
-    def _take(self) -> Holding[R]:
-        """Return a free resource that is fit to use. Raises IndexError if there is none."""
-        while True:
-            holding = self._free.pop()
-            fit = False
-            try:
-                # Unlike a worker's, one that has not served yet may be too old as well: it may have lain here for hours.
-                fit = clock() < holding.expires and self._source.unfit(holding) is None
-            finally:  # Ctrl-C in the check
-                if not fit:
-                    self._destroy(holding)
-            if fit:
-                return holding
-
-    def _create(self) -> Holding[R]:
+    def _create(self, hand: list[Holding[R]]) -> None:
+        """Make a resource and take it in hand. Raises ResourceCreationError if `on_create` fails."""
+        blame: list[BaseException] = []
         try:
-            return self._source.create(None, self._keep)
+            self._source.create(None, partial(self._keep, hand), blame)
         except Exception as error:
+            if not any(error is one for one in blame):  # thrown in
+                raise
             raise ResourceCreationError(f"executor {self._source.name!r}: cannot make a resource for run_now") from error
 
-    def _keep(self, holding: Holding[R]) -> None:
+    def _keep(self, hand: list[Holding[R]], holding: Holding[R]) -> None:
         holding.owner, holding.killed = self._owner, self._killed
-        self._all.add(holding)
-        if len(self._all) > self._size:
-            self._untidy = True
+        with self._source._lock:  # or two calls would see the same vacancy
+            # First in, then counted: a signal handler that interrupts this thread here, and makes one, too, counts it as well.
+            holding.kept = self._size > 0
+            self._all.add(holding)
+            if self._count_kept() > self._size:
+                holding.kept = False
+        hand.append(holding)
+
+    def _count_kept(self) -> int:
+        return sum(holding.kept and not holding.gone for holding in self._all.copy())
 
     def _destroy(self, holding: Holding[R]) -> None:
         try:
@@ -492,106 +708,194 @@ class ResourcePool(Generic[R]):
             if holding.gone:
                 self._all.discard(holding)
 
-    def _give_back(self, holding: Holding[R], broken: bool) -> None:
-        """Keep the resource for the next call. Or destroy it: it is broken or used up."""
+    def _give_back(self, hand: list[Holding[R]], broken: bool) -> None:
+        """Keep what is in hand for the next call. Or destroy it: it is temporary, broken or used up. Then the hand is empty."""
+        if not hand:
+            return
+        [holding] = hand
+        holding.item = None
         if self._care:
             holding.uses += 1
             holding.last_used = clock()
             broken = broken or self._source.used_up(holding)
-        if not broken:
-            self._free.append(holding)
-        else:
-            self._destroy(holding)
-            if len(self._all) < self._size and not self._closed:
+        self._put_down(hand, broken)
+        if holding.gone and holding.kept and not self._closed:
+            with self._source._lock:
+                vacant = self._count_kept() < self._size
+            if vacant:
                 self._refill()
-        self._clear_up()
 
-    def _clear_up(self) -> None:
-        """A resource has come back: it may be one too many, or too late. Looked at last: whoever comes last clears up."""
-        self._untidy = False  # first: whoever makes one from here on sets it again
-        if self._closed or len(self._all) > self._size:
-            self._untidy = True
-        if self._closed:
-            self._destroy_free()
-            self._returned.ring()
-        else:
-            self._destroy_free(keep=self._size)
+    def _put_down(self, hand: list[Holding[R]], broken: bool) -> None:
+        """Put what is in hand on the stack, or destroy it. If an error is thrown in, this may be called once more."""
+        for holding in hand:
+            if holding.kept and not broken and not holding.gone:
+                self._free.extend(islice(iter(hand.pop, None), 1))  # in one step of the interpreter
+            else:
+                self._destroy(holding)
+                hand.clear()
 
     def _refill(self) -> None:
+        """Replace a resource of the pool. If `on_create` fails, a later call tries again."""
+        hand: list[Holding[R]] = []
+        blame: list[BaseException] = []
         try:
-            self._free.append(self._create())
-        except ResourceCreationError:
+            self._source.create(None, partial(self._keep, hand), blame)
+        except BaseException as error:
+            if not any(error is one for one in blame) or must_escape(error):
+                raise
             logger.warning(
                 "executor %r: cannot replace a resource of the resource pool yet",
                 self._source.name,
                 exc_info=True,
                 executor=self._source.name,
             )
-
-    def _destroy_free(self, keep: int = 0) -> None:
-        while len(self._free) > keep:
+        finally:
             try:
-                holding = self._free.popleft()
-            except IndexError:
-                return
-            self._destroy(holding)
+                self._put_down(hand, False)  # destroys it if another call was quicker
+            finally:
+                if hand:
+                    self._put_down(hand, False)
 
-    def reinit_after_fork(self) -> None:
-        """In the child: they are all the parent's."""
-        self._closed = True
-        self._free = deque()  # another one: the call that has forked gives its resource back to the old one
-        self._all.clear()
+    def _destroy_free(self, place: _Place) -> None:
+        """Empty the stack, for the pool is closed."""
+        place.calls += 1  # another closer waits until the hooks have returned
+        try:
+            while True:
+                holding: Holding[R] | None = None
+                try:
+                    for holding in self._drops:  # noqa: B007  # as in `run`
+                        break
+                except IndexError:
+                    return
+                assert holding is not None
+                self._destroy(holding)
+        finally:
+            place.calls -= 1
+            self._returned.ring()
+
+    def _destroy_all(self, place: _Place) -> None:
+        """No thread is inside, and the stack is empty: destroy what is left, or an end that was interrupted."""
+        place.calls += 1
+        try:
+            for holding in self._all.copy():
+                self._destroy(holding)
+        finally:
+            place.calls -= 1
+            self._returned.ring()
+
+    def _leave(self, place: _Place) -> None:
+        """A call is over, and the pool is closed."""
+        self._destroy_free(place)  # and ring
+        if not place.calls and self._all and not self._others(place):
+            self._destroy_all(place)
 
     def close(self) -> None:
         """Destroy the free resources; those in use follow when they are given back."""
-        self._closed = self._untidy = True
+        self._closed = True
+        self._destroy_free(self._local.mine or self._arrive())
+
+    def abort(self, hook: AbortHook[R], targets: list[tuple[Holding[R], Callable[[], bool]]]) -> None:
+        """Have `on_abort` called for `targets`, and for what calls of ``run_now`` have in hand. Do not wait for it."""
+        targets = targets + [(holding, partial(is_in_use, holding, holding.item)) for holding in self.in_use]
+        # A second `kill` calls each hook again, unless it still hangs.
+        targets = [(holding, in_use) for holding, in_use in targets if not holding.being_aborted]
+        self._aborts += abort_all(targets, hook, self._source.name)
+
+    def abandon(self, owned: list[tuple[Holding[R], str]]) -> None:
+        """After `abort`: destroy what calls of ``run_now`` have in hand, and these resources that workers own.
+
+        Each hook `on_abort` gets a moment to return first. A resource that is being aborted afterwards is left to its owner: to
+        destroy it under the hook is what no hook expects, and to wait for a hook that hangs would keep all the others.
+        """
+        join_aborts(self._aborts)
+        place = self._local.mine or self._arrive()
+        place.calls += 1  # `shutdown` waits until the hooks have returned
         try:
-            self._destroy_free()
+            temporary = [(holding, None) for holding in self._all.copy()]
+            for holding, worker in owned + temporary:
+                self._source.destroy(holding, worker, patience=0.0)
+                if not holding.gone and holding.being_aborted:
+                    logger.warning(
+                        "executor %r: on_abort has not returned: the resource is left to its owner",
+                        self._source.name,
+                        executor=self._source.name,
+                        worker=worker,
+                    )
         finally:
+            place.calls -= 1
             self._returned.ring()
 
-    def abandon(self) -> None:
-        """Destroy what calls of ``run_now`` have in hand."""
-        for holding in self._all.copy():
-            self._source.destroy(holding, None)
+    def callers(self) -> list[str]:
+        """The names of other threads that are inside."""
+        inside = self._others(self._local.mine or self._arrive())
+        return [str(place.ident) if place.thread is None else place.thread.name for place in inside]
 
-    def threads_inside(self) -> set[int]:
-        """The threads that are inside of `run`, or of `close`."""
-        inside: set[int] = set()
-        for thread, top in sys._current_frames().items():
-            frame: FrameType | None = top
-            while frame is not None and not (frame.f_code in _INSIDE and frame.f_locals["self"] is self):
-                frame = frame.f_back
-            if frame is not None:
-                inside.add(thread)
-        return inside
+    def _others(self, mine: _Place, *, inside: bool = False, daemons: bool = True) -> list[_Place]:
+        """Return the places of other threads that are inside.
 
-    def wait_until_returned(self, deadline: float | None) -> bool:
-        """After `close`: block until no other thread has a resource, and none is left; tell whether that was by `deadline`."""
-        me = get_ident()
+        Asked `inside` of a call, leave out those that wait in `wait_until_returned`: each of two calls would wait for the
+        other's end. Without `daemons`, leave out threads that the end of the interpreter does not wait for.
+        """
+        others: list[_Place] = []
+        for ref in self._places.copy():
+            place = ref()
+            if place is None or place is mine or not place.calls or (inside and place.waiting):
+                continue
+            if not daemons and (place.thread is None or place.thread.daemon):
+                continue
+            others.append(place)
+        return others
+
+    def wait_until_returned(self, deadline: float | None, *, daemons: bool = True) -> bool:
+        """After `close`: block until no other thread has a resource, and none is left; tell whether that was by `deadline`.
+
+        Inside of a call of ``run_now``, which goes on afterwards, its own resource is left. Without `daemons`, so are those of
+        daemon threads.
+        """
+        if self._process != getpid():  # the child of a fork: the threads are not here
+            return True
+        place = self._local.mine or self._arrive()
+        inside = place.calls > 0
+        place.waiting += 1
+        try:
+            if inside:
+                self._returned.ring()  # another call that waits in here need not wait for this one
+            return self._wait(place, inside, deadline, daemons)
+        finally:
+            place.waiting -= 1
+
+    def _wait(self, place: _Place, inside: bool, deadline: float | None, daemons: bool) -> bool:
         returned: Latch | None = None
+        swept = False
         while True:
             if returned is None or returned.is_open:
                 returned = self._returned.listen()  # and look again, before the wait
-            inside = self.threads_inside()
-            if inside == {me}:  # a call of our own, which goes on afterwards
-                return True
-            if not inside and not self.in_use:
-                self._destroy_all()
-                return True
+            if self._free:  # `close` has been interrupted; or a call, after it had given its resource back
+                self._destroy_free(place)
+            if not self._others(place, inside=inside, daemons=daemons):
+                if inside or swept or not self._all or (not daemons and self._others(place)):
+                    return True
+                self._destroy_all(place)
+                swept = True  # look again: another thread may be destroying the same
+                continue
+            swept = False
             remaining = _GLANCE if deadline is None else deadline - clock()
             if remaining <= 0:
                 return False
             returned.wait(min(remaining, _GLANCE))
 
-    def _destroy_all(self) -> None:
-        """Nobody uses one any more: destroy what Ctrl-C has left, and make an end that it has interrupted."""
-        self._free.clear()
-        for holding in self._all.copy():
-            self._destroy(holding)
+    def reinit_after_fork(self) -> None:
+        """In the child: they are all the parent's."""
+        self._closed = True
+        self._set_free(deque())
+        self._all.clear()
+        self._local = _Places()
+        self._places = set()
 
 
-_INSIDE = {ResourcePool.run.__code__, ResourcePool.close.__code__}
+def is_in_use(holder: Any, item: object) -> bool:
+    """Does a worker, or a call of ``run_now``, still run that task?"""
+    return holder.item is item
 
 
 def _do_nothing(resource: object) -> None:

@@ -506,16 +506,16 @@ MUTATIONS = [
     Mutation(
         "run_now does not keep a broken resource",
         "_resources.py",
-        "        if not broken:\n            self._free.append(holding)",
-        "        if True:\n            self._free.append(holding)",
+        "            if holding.kept and not broken and not holding.gone:",
+        "            if holding.kept and not holding.gone:",
         "run_now",
     ),
     Mutation(
         "a resource that Ctrl-C left behind is destroyed when the pool is closed",
         "_resources.py",
-        "                self._destroy_all()\n                return True\n",
-        "                return True\n",
-        "interrupts",
+        "                self._destroy_all(place)\n                swept = True",
+        "                swept = True",
+        "run_now",
     ),
     Mutation(
         "Ctrl-C before on_destroy leaves the resource to be destroyed",
@@ -527,8 +527,8 @@ MUTATIONS = [
     Mutation(
         "temporary resources of run_now do not pile up",
         "_resources.py",
-        "                        if self._untidy:\n",
-        "                        if False:\n",
+        "                holding.kept = False",
+        "                pass",
         "run_now",
     ),
     Mutation(
@@ -539,8 +539,66 @@ MUTATIONS = [
         "mutants",
     ),
     Mutation(
-        "no resource is destroyed while it is aborted", "_resources.py", "            latch.wait()", "            pass", "kill"
+        "no resource is destroyed while it is aborted",
+        "_resources.py",
+        "            if not latch.wait(patience):",
+        "            if False:",
+        "kill",
     ),
+    Mutation(
+        "run_now is counted out whatever comes",
+        "_resources.py",
+        "            place.calls -= 1\n            if self._closed:\n                self._leave",
+        "            if self._closed:\n                self._leave",
+        "run_now",
+    ),
+    Mutation(
+        "what is thrown in is no failure of on_create",
+        "_resources.py",
+        "if blame is not None and (not made or made[0] is None):",
+        "if blame is not None:",
+        "interrupts_run_now",
+    ),
+    Mutation(
+        "what is thrown in is no failure of on_destroy",
+        "_resources.py",
+        "            if not (holding.gone and holding.gone[0] is error) or must_escape(error):",
+        "            if must_escape(error):",
+        "interrupts_run_now",
+    ),
+    Mutation(
+        "two calls that shut down do not wait for each other",
+        "_resources.py",
+        " or (inside and place.waiting):",
+        ":",
+        "run_now",
+    ),
+    Mutation(
+        "shutdown outside waits for calls that wait",
+        "_resources.py",
+        " or (inside and place.waiting):",
+        " or place.waiting:",
+        "run_now",
+    ),
+    Mutation(
+        "a child destroys nothing of its parent's",
+        "_resources.py",
+        "        return self.process != getpid()",
+        "        return False",
+        "fork",
+    ),
+    Mutation(
+        "exit does not wait for daemons in run_now", "_core.py", "core.join(None, daemons=False)", "core.join(None)", "exit"
+    ),
+    Mutation(
+        "one vacancy is filled once",
+        "_resources.py",
+        "        with self._source._lock:  # or two",
+        "        if True:  # or two",
+        "run_now",
+    ),
+    Mutation("a hook that hangs is not called again", "_resources.py", " if not holding.being_aborted]", "]", "kill"),
+    Mutation("abandon does not wait for ever for on_abort", "_resources.py", "worker, patience=0.0)", "worker)", "abandon"),
     Mutation(
         "a resource that was idle for long is checked",
         "_resources.py",

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool
-from tasker_executor import ResourceExecutor, current_task
+from tasker_executor import ResourceExecutor, ShutdownTimeout, current_task
 
 
 @pytest.fixture
@@ -169,3 +169,58 @@ def test_shutdown_that_did_not_wait_may_be_followed_by_one_that_does(pool: Resou
 
     assert running.result(0) is None
     assert sum(future.cancelled() for future in waiting) >= 2
+
+
+def test_on_abort_hook_that_hangs_holds_up_no_other_resource(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own resource is left to its owner, who destroys it when the hook has returned."""
+    monkeypatch.setattr("tasker_executor._resources.ABORT_PATIENCE", 0.01)
+    ledger.any_thread = True
+
+    def abort(resource: FakeResource) -> None:
+        if resource.number == 0:
+            hanging.hold()
+
+    with Gate() as hanging:
+        pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=abort)
+        for count in (1, 2):
+            pool.submit(gate.hold)
+            gate.wait_until_held(count)
+        pool.kill()
+        hanging.wait_until_held()
+
+        pool.abandon()  # returns
+
+        assert [resource.number for resource in ledger.destroyed] == [1]
+        assert "left to its owner" in caplog.text
+        gate.release()
+        hanging.release()
+        pool.shutdown(timeout=DEADLINE)
+    assert len(ledger.destroyed) == 2
+
+
+def test_shutdown_waits_until_another_threads_abandon_has_destroyed_all(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    """1. `abandon` is inside of on_destroy. 2. The task ends; its worker need not destroy anything. 3. shutdown comes."""
+    ledger.any_thread = True
+
+    def destroy(resource: FakeResource) -> None:
+        destroying.hold()
+        ledger.destroy(resource)
+
+    with Gate() as destroying:
+        pool = make_pool(1, on_create=ledger.create, on_destroy=destroy)
+        pool.submit(gate.hold)
+        gate.wait_until_held()
+        other = threading.Thread(target=pool.abandon)
+        other.start()
+        destroying.wait_until_held()
+        gate.release()
+        with pytest.raises(ShutdownTimeout):
+            pool.shutdown(timeout=0.05)
+        destroying.release()
+        pool.shutdown(timeout=DEADLINE)
+        assert ledger.destroyed == ledger.created
+        other.join()

@@ -311,3 +311,37 @@ def test_unhandled_ctrl_c_ends_the_program_after_the_drain() -> None:
     assert process.stderr.endswith("KeyboardInterrupt\n")
     assert process.stderr.count("Traceback") == 1
     assert process.returncode in (-signal.SIGINT, 1)
+
+
+def test_exit_does_not_wait_for_run_now_on_a_daemon_thread() -> None:
+    output = run("""
+        import threading
+        pool = ResourceExecutor(1, on_create=Connection, on_destroy=Connection.close, resource_pool_size=2)
+        inside = threading.Event()
+        def task(connection):
+            inside.set()
+            threading.Event().wait()
+        threading.Thread(target=pool.run_now, args=(task,), daemon=True).start()
+        inside.wait()
+    """)
+
+    assert output.split() == ["closed"]  # the free one
+
+
+def test_exit_waits_a_moment_and_no_longer_for_on_abort() -> None:
+    output = run("""
+        import threading
+        def abort(connection):
+            say("aborting")
+            threading.Event().wait()
+        pool = ResourceExecutor(1, on_create=Connection, on_destroy=Connection.close, on_abort=abort)
+        inside = threading.Event()
+        def task(connection):
+            inside.set()
+            threading.Event().wait()
+        pool.submit(task)
+        inside.wait()
+        pool.kill()
+    """)
+
+    assert output.split() == ["aborting"]

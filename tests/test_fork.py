@@ -211,3 +211,54 @@ def test_multiprocessing_can_fork_while_the_pool_works() -> None:
 
     assert output[:6] == [f"child {number}" for number in range(5)] + ["parent goes on"]
     assert output[6:] == ["closed"] * 4
+
+
+@pytest.mark.parametrize("options", ["resource_pool_size=1", "", "resource_pool_size=1, max_uses=1"])
+@pytest.mark.parametrize("end", ["return 1", "raise OSError", "pool.shutdown()", "pool.kill()", "pool.abandon()"])
+def test_fork_inside_of_run_now_leaves_the_parents_resource_alone(options: str, end: str) -> None:
+    output = run(f"""
+        def never(connection):
+            assert connection.process == os.getpid(), "touched in another process"
+            return True
+        pool = ResourceExecutor(
+            2, on_create=Connection, on_destroy=Connection.close, on_abort=Connection.close, check_resource=never, {options}
+        )
+        def task(connection):
+            child = os.fork()
+            if child == 0:
+                {end}
+            return child
+        try:
+            child = pool.run_now(task)
+        except OSError:
+            child = 0
+        if child in (0, 1):
+            pool.shutdown()
+            say("child")
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert status == 0, status
+        pool.shutdown()
+    """)
+
+    assert output.count("child") == 1
+    assert set(output) == {"child", "closed"}
+
+
+def test_fork_inside_of_a_call_that_outlives_its_executor() -> None:
+    """1. The executor is closed while the call runs. 2. The call forks. The child is not told of executors that are closed."""
+    output = run("""
+        pool = ResourceExecutor(1, on_create=Connection, on_destroy=Connection.close, resource_pool_size=1)
+        def task(connection):
+            pool.shutdown(wait=False)
+            return os.fork()
+        child = pool.run_now(task)
+        if child == 0:
+            pool.shutdown()
+            say("child")
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert status == 0, status
+    """)
+
+    assert sorted(output) == ["child", "closed"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import sqlite3
 import threading
 from concurrent.futures import CancelledError, Future, wait
@@ -9,26 +10,33 @@ from typing import Any, cast
 
 import pytest
 
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
-from tasker_executor import Observer, ResourceExecutor, TaskCancelled, TaskEvent, current_task
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, Watched, eventually
+from tasker_executor import Observer, ResourceExecutor, ShutdownTimeout, TaskCancelled, TaskEvent, _resources, current_task
 from tasker_executor._resources import Holding
 
 ENDLESS = "with recursive counter(n) as (select 1 union all select n + 1 from counter) select count(*) from counter"
 
 
-class Aborts:
+class Aborts(Watched):
     """An `on_abort` hook that notes whom it was called for, from where, and how alive they were."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.resources: list[FakeResource] = []
         self.threads: list[threading.Thread] = []
         self.too_late: list[FakeResource] = []
 
     def __call__(self, resource: FakeResource) -> None:
-        self.resources.append(resource)
-        self.threads.append(threading.current_thread())
-        if resource.destroyers:
-            self.too_late.append(resource)
+        with self._changed:
+            self.resources.append(resource)
+            self.threads.append(threading.current_thread())
+            if resource.destroyers:
+                self.too_late.append(resource)
+            self._changed.notify_all()
+
+    def wait_until_called(self, times: int) -> None:
+        with self._changed:
+            self._wait_until(lambda: len(self.resources) >= times, f"{times} aborts")
 
 
 @pytest.fixture
@@ -222,22 +230,123 @@ def test_on_abort_is_called_for_the_resources_in_use_and_no_other(
     eventually(lambda: aborting.stats().idle_workers == 1, "one idle worker")
 
     aborting.kill()
+    aborts.wait_until_called(2)
 
     assert sorted(aborts.resources, key=id) == sorted(used, key=id)
     assert idle.result() not in aborts.resources
 
 
-def test_on_abort_is_called_from_the_killing_thread(
-    aborting: ResourceExecutor[FakeResource], aborts: Aborts, gate: Gate
+def test_on_abort_hooks_that_hang_hold_up_neither_kill_nor_the_hooks_of_others(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    with Gate() as hanging:
+        pool = make_pool(3, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hanging.hold)
+        for count in (1, 2, 3):
+            pool.submit(gate.hold)
+            gate.wait_until_held(count)
+        waiting = pool.submit(FakeResource.use)
+
+        pool.kill()  # returns
+
+        hanging.wait_until_held(3)
+        assert waiting.cancelled()
+        gate.release()
+        with pytest.raises(ShutdownTimeout):
+            pool.shutdown(timeout=0.01)  # each owner waits until the hook has returned
+        assert ledger.destroyed == []
+        hanging.release()
+        pool.shutdown(timeout=DEADLINE)
+    assert len(ledger.destroyed) == 3
+
+
+def test_a_second_kill_does_not_call_a_hook_that_hangs_again(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    calls: list[FakeResource] = []
+
+    def abort(resource: FakeResource) -> None:
+        calls.append(resource)
+        hanging.hold()
+
+    with Gate() as hanging:
+        pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=abort)
+        pool.submit(gate.hold)
+        gate.wait_until_held()
+        pool.kill()
+        hanging.wait_until_held()
+        pool.kill()
+        gate.release()
+        hanging.release()
+        pool.shutdown(timeout=DEADLINE)
+
+    assert len(calls) == 1
+
+
+def test_on_abort_is_called_in_an_empty_context(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+    seen: list[str] = []
+
+    def abort(_: FakeResource) -> None:
+        seen.append(variable.get())
+        gate.release()
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=abort)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    variable.set("the killer's")
+    pool.kill()
+    pool.shutdown(timeout=DEADLINE)
+
+    assert seen == ["unset"]
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_if_no_more_threads_can_be_started_every_resource_is_aborted_all_the_same(
+    aborting: ResourceExecutor[FakeResource],
+    aborts: Aborts,
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+    started: int,
+) -> None:
+    for count in (1, 2, 3):
+        aborting.submit(gate.hold)
+        gate.wait_until_held(count)
+    start = threading.Thread.start
+    starts: list[str] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        starts.append(thread.name)
+        if len(starts) > started:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    aborting.kill()
+    monkeypatch.undo()
+    aborts.wait_until_called(3)
+
+    assert len(starts) == started + 1
+    assert len(set(aborts.resources)) == 3
+    gate.release()
+
+
+def test_ctrl_c_while_an_abort_is_started_leaves_nothing_that_waits_for_it(
+    aborting: ResourceExecutor[FakeResource], ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aborting.submit(gate.hold)
     gate.wait_until_held()
-    killer = threading.Thread(target=aborting.kill)
 
-    killer.start()
-    killer.join(DEADLINE)
+    def interrupt(thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
 
-    assert aborts.threads == [killer]
+    monkeypatch.setattr(threading.Thread, "start", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        aborting.kill()
+    monkeypatch.undo()
+    gate.release()
+    aborting.kill()
+    aborting.shutdown(timeout=DEADLINE)
+
+    assert _resources._aborting == set()
+    assert ledger.destroyed == ledger.created
 
 
 def test_on_abort_is_called_for_resources_of_run_now(make_pool: MakePool, ledger: Ledger, aborts: Aborts, gate: Gate) -> None:
@@ -248,6 +357,7 @@ def test_on_abort_is_called_for_resources_of_run_now(make_pool: MakePool, ledger
     gate.wait_until_held()
 
     pool.kill()
+    aborts.wait_until_called(1)
     gate.release()
     caller.join(DEADLINE)
 
@@ -270,6 +380,7 @@ def test_an_on_abort_that_raises_is_logged_and_the_others_are_aborted(
         gate.wait_until_held(count)
 
     pool.kill()
+    _resources.join_aborts()
 
     assert len(tried) == 2
     assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["cannot abort"] * 2
@@ -288,6 +399,7 @@ def test_no_lock_is_held_while_on_abort_runs(make_pool: MakePool, ledger: Ledger
     gate.wait_until_held()
 
     pool.kill()
+    _resources.join_aborts()
 
     assert seen == ["killed"]
 
@@ -329,6 +441,7 @@ def test_no_resource_is_aborted_once_it_is_destroyed(
     monkeypatch.setattr(Holding, "abort", abort_late)
 
     pool.kill()
+    _resources.join_aborts()
 
     assert aborts.resources == []
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from support import FakeResource, Gate, Ledger, MakePool, ResourceBroken, Watched, eventually
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, Watched, eventually
 from tasker_executor import (
     NoCurrentTask,
     ResourceCreationError,
@@ -48,6 +48,22 @@ class Background(Watched):
     def result(self) -> object:
         self.thread.join()
         return self._result
+
+
+class CountingLock:
+    """Says how often it is held."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self.depth += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.depth -= 1
+        self._lock.release()
 
 
 def hold_and_use(gate: Gate) -> Callable[[FakeResource], int]:
@@ -197,28 +213,84 @@ def test_no_more_resources_are_kept_than_the_resource_pool_has_room_for(
     assert len(ledger.alive) == pool.stats().available_resources == 2
 
 
-def test_two_temporary_resources_that_come_back_at_once_are_not_both_kept(
+def test_temporary_resource_is_made_used_and_destroyed_by_its_caller_alone(
     make_pool: MakePool, ledger: Ledger, gate: Gate
 ) -> None:
-    """1. Both callers see that there is room for one. 2. Both put theirs there. 3. So one too many must go."""
+    """1. A call gives its temporary resource back. 2. Another call of that moment must neither use nor destroy it."""
+    ledger.any_thread = False
 
-    class Room(deque[Any]):
-        def append(self, item: Any, /) -> None:
-            together.wait()
-            super().append(item)
+    def destroy(resource: FakeResource) -> None:
+        gate.hold()
+        ledger.destroy(resource)
 
+    pool = make_pool(1, on_create=ledger.create, on_destroy=destroy)
+    first = Background(lambda: pool.run_now(FakeResource.use))
+    gate.wait_until_held()
+    available = pool.stats().available_resources
+    second = Background(lambda: pool.run_now(FakeResource.use))
+    gate.wait_until_held(2)
+    gate.release()
+
+    assert (first.result(), second.result()) == (0, 1)
+    assert available == 0
+    assert [resource.maker for resource in ledger.created] == [first.thread, second.thread]
+    assert [resource.destroyers for resource in ledger.created] == [[first.thread], [second.thread]]
+
+
+def test_call_beside_a_full_pool_destroys_its_own_resource_and_no_other(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    """1. One call has the pool's resource, another a temporary one. 2. The pool's comes back first."""
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+    with Gate() as later:
+        owner = Background(lambda: pool.run_now(hold_and_use(gate)))
+        gate.wait_until_held()
+        guest = Background(lambda: pool.run_now(hold_and_use(later)))
+        later.wait_until_held()
+        gate.release()
+        owner.result()
+        later.release()
+        guest.result()
+
+    assert [resource.destroyers for resource in ledger.created] == [[], [guest.thread]]
+    assert pool.run_now(FakeResource.use) == 0
+
+
+def test_two_calls_that_find_one_vacancy_do_not_both_fill_it(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. The pool lacks a resource. 2. Two calls find none free, and each makes one. 3. Both count, before either decides."""
+    pool = make_pool(
+        1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, resource_pool_size=1
+    )
     resources = pool._core.pool
     assert resources is not None
+    ledger.outage = OSError("connection refused")
+    with pytest.raises(ResourceBroken):
+        pool.with_options(max_retries=0).run_now(FakeResource.break_down)
+    ledger.outage = None
+    lock = CountingLock(resources._source._lock)
+    monkeypatch.setattr(resources._source, "_lock", lock)
     together = threading.Barrier(2)
-    resources._free = Room(resources._free)
+    count = resources._count_kept
+
+    def ask() -> int:
+        if lock.depth == 0:  # nothing keeps the other call from asking, too
+            together.wait()
+        answer = count()
+        if lock.depth == 0:
+            together.wait()
+        return answer
+
+    monkeypatch.setattr(resources, "_count_kept", ask)
     calls = [Background(lambda: pool.run_now(hold_and_use(gate))) for _ in range(2)]
     gate.wait_until_held(2)
     gate.release()
     for call in calls:
         call.result()
+    monkeypatch.undo()
 
-    assert len(ledger.created) == 2
+    assert len(ledger.created) == 3
     assert len(ledger.alive) == pool.stats().available_resources == 1
 
 
@@ -594,13 +666,13 @@ def test_resource_that_an_interrupted_call_has_left_is_destroyed_and_not_handed_
     3. The shutdown sees the call gone, and destroys what is left. 4. A call comes that has been accepted before all this.
     """
 
-    def be_interrupted() -> None:
+    def be_interrupted(place: object) -> None:
         raise KeyboardInterrupt
 
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
     resources = pool._core.pool
     assert resources is not None
-    monkeypatch.setattr(resources, "_clear_up", be_interrupted)
+    monkeypatch.setattr(resources, "_leave", be_interrupted)
     with pytest.raises(KeyboardInterrupt):
         pool.run_now(lambda _: pool.shutdown(wait=False))
     monkeypatch.undo()
@@ -609,3 +681,157 @@ def test_resource_that_an_interrupted_call_has_left_is_destroyed_and_not_handed_
     assert ledger.destroyed == ledger.created
     with pytest.raises(RuntimeError, match="after shutdown"):
         resources.run(FakeResource.use, (), {}, None)
+
+
+# -- who waits for whom --
+
+
+def test_two_calls_that_both_shut_down_do_not_wait_for_each_other(make_pool: MakePool, ledger: Ledger) -> None:
+    """Each shutdown begins when the other call is inside, so each would wait for the end of the other."""
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=2)
+    both_inside = threading.Barrier(2)
+
+    def task(resource: FakeResource) -> int:
+        both_inside.wait()
+        pool.shutdown(timeout=DEADLINE)
+        return resource.use()
+
+    calls = [Background(lambda: pool.run_now(task)) for _ in range(2)]
+
+    assert {call.result() for call in calls} == {0, 1}
+    pool.shutdown(timeout=DEADLINE)
+    assert len(ledger.destroyed) == 2
+
+
+def test_shutdown_outside_waits_for_a_call_that_waits_in_shutdown(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    """1. A call waits, in shutdown, for another one. 2. Who is in no call waits for both."""
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=2)
+    resources = pool._core.pool
+    assert resources is not None
+    with Gate() as later:
+
+        def task(resource: FakeResource) -> int:
+            pool.shutdown(timeout=DEADLINE)
+            later.hold()
+            return resource.use()
+
+        other = Background(lambda: pool.run_now(hold_and_use(gate)))
+        gate.wait_until_held()
+        call = Background(lambda: pool.run_now(task))
+        eventually(
+            lambda: any(place.waiting for place in resources._others(resources._arrive())), "the call to wait in shutdown"
+        )
+        with pytest.raises(ShutdownTimeout) as caught:
+            pool.shutdown(timeout=0.01)
+        gate.release()
+        later.wait_until_held()
+        with pytest.raises(ShutdownTimeout):
+            pool.shutdown(timeout=0.01)
+        later.release()
+        pool.shutdown(timeout=DEADLINE)
+
+    assert other.thread.name in str(caught.value)
+    assert call.thread.name in str(caught.value)
+    assert len(ledger.destroyed) == 2
+    assert isinstance(call.result(), int)
+
+
+def test_thread_that_has_ended_is_not_waited_for(make_pool: MakePool, ledger: Ledger) -> None:
+    """A greenlet that is never resumed leaves its call without a step of ours."""
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+    resources = pool._core.pool
+    assert resources is not None
+
+    def vanish() -> None:
+        resources._arrive().calls += 1
+
+    Background(vanish).result()
+    pool.shutdown(timeout=DEADLINE)
+
+    assert ledger.destroyed == ledger.created
+
+
+def test_two_shutdowns_that_destroy_what_is_left_wait_for_each_others_hooks(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    """1. An interrupted call has left its resource. 2. Two shutdowns see no thread inside. 3. One of them destroys it."""
+
+    def destroy(resource: FakeResource) -> None:
+        gate.hold()
+        ledger.destroy(resource)
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, resource_pool_size=1)
+    resources = pool._core.pool
+    assert resources is not None
+    resources._free.clear()  # as if it were lost
+    other = Background(lambda: pool.shutdown(timeout=DEADLINE))
+    gate.wait_until_held()
+    with pytest.raises(ShutdownTimeout):
+        pool.shutdown(timeout=0.01)
+    gate.release()
+    pool.shutdown(timeout=DEADLINE)
+
+    assert other.result() is None
+    assert ledger.destroyed == ledger.created
+
+
+# -- hooks that raise what is no Exception --
+
+ODD = [StopIteration, SystemExit, GeneratorExit, asyncio.CancelledError]
+
+
+@pytest.mark.parametrize("error", ODD)
+@pytest.mark.parametrize("size", [0, 1])
+def test_on_destroy_that_raises_anything_costs_nothing_else(
+    make_pool: MakePool, ledger: Ledger, error: type[BaseException], size: int
+) -> None:
+    def destroy(resource: FakeResource) -> None:
+        ledger.destroy(resource)
+        raise error
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, max_uses=1, resource_pool_size=size)
+    results = [Background(lambda: pool.run_now(FakeResource.use)).result() for _ in range(3)]
+    Background(lambda: pool.shutdown(timeout=DEADLINE)).result()
+
+    assert results == [0, 1, 2]
+    assert pool.stats().resources_created == pool.stats().resources_destroyed
+
+
+@pytest.mark.parametrize("error", ODD)
+def test_on_create_that_raises_anything_loses_nothing(make_pool: MakePool, ledger: Ledger, error: type[BaseException]) -> None:
+    ledger.outage = error()
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy)
+    caught: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            pool.run_now(FakeResource.use)
+        except BaseException as raised:
+            caught.append(raised)
+
+    Background(call).result()
+    ledger.outage = None
+
+    assert isinstance(caught[0], (error, ResourceCreationError))
+    assert pool.run_now(FakeResource.use) == 0
+
+
+@pytest.mark.parametrize("error", ODD)
+def test_refill_whose_on_create_raises_anything_is_logged_and_made_good_later(
+    make_pool: MakePool, ledger: Ledger, error: type[BaseException]
+) -> None:
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_health=ledger.is_healthy,
+        resource_pool_size=1,
+        max_retries=0,
+    )
+    ledger.outage = error()
+    raised = Background(lambda: pool.run_now(FakeResource.break_down)).result()
+    ledger.outage = None
+
+    assert isinstance(raised, ResourceBroken)
+    assert pool.run_now(FakeResource.use) == 1
+    assert pool.stats().available_resources == 1
