@@ -291,11 +291,13 @@ class Core:
         if self.admission.blocked:
             self.admission.refill()
         sidecar = future._sidecar
-        if self.hub.hears("task_finished") and not (sidecar is not None and sidecar.verdict is WITHDRAWN):
+        if self.hub.hears("task_finished") and not (sidecar is not None and (sidecar.heard or sidecar.verdict is WITHDRAWN)):
             error = None if future.cancelled() else future._exception
             waited = max(0.0, clock() - future._submitted)
             outcome = "cancelled" if error is None else "failed"
             event = TaskEvent(self.name, id(future), "", future._lane.name, 0, None, waited, 0.0, outcome, error)
+            if sidecar is not None:
+                sidecar.heard = True  # we are called again if we were interrupted
             self.hub.tell("task_finished", event)
         if self.state >= State.DRAINING:  # afterwards: the end of the executor is the last that observers hear
             self._check_terminated()
@@ -435,8 +437,8 @@ class Core:
         self.wake_if_waiting()
         self._check_terminated()
 
-    def wait_inside(self, future: TaskFuture[Any], turnstile: LockType) -> None:
-        """On one of our own threads: acquire `turnstile`, which is unlocked when `future` is done.
+    def wait_inside(self, future: TaskFuture[Any], permit: LockType) -> None:
+        """On one of our own threads: acquire `permit`, which is released when `future` is done.
 
         If every worker there may be waits for a task of this executor, none is left to run one. Who comes last sees that, and
         raises PoolDeadlockError instead of joining the others.
@@ -458,7 +460,7 @@ class Core:
                 "workers: none is left to run it; use more workers, another executor, or wait outside of the pool"
             )
         try:
-            turnstile.acquire()
+            permit.acquire()
         finally:
             with self.lock:
                 self.waiting_inside.pop(me, None)
@@ -777,6 +779,7 @@ class Core:
             self.supervisor.kick()
         _cores.pop(id(self), None)
         self.terminated.open()
+        self.lanes.detach()
         if first and self.hub.hears("state_changed"):
             self.hub.tell("state_changed", StateEvent(self.name, "closed"))
 
@@ -820,7 +823,7 @@ class Core:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             if frame.f_code.co_filename == TaskFuture.result.__code__.co_filename:
-                return frame.f_code.co_name != "_call"  # that one calls a done-callback, with no lock held
+                return frame.f_code.co_name not in ("_call", "_call_each")  # they call done-callbacks, with no lock held
             frame = frame.f_back
         return False
 
@@ -886,6 +889,7 @@ class Core:
         self.ended.clear()
         self.supervisor.thread = None
         self.terminated.open()
+        self.lanes.detach()
 
     # -- what it tells of itself
 
