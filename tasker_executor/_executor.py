@@ -32,6 +32,7 @@ from typing_extensions import override
 from ._base import BaseExecutor
 from ._core import Core
 from ._current import Caller, current, current_holder
+from ._handoff import refuse_late_patching
 from ._lanes import Lane
 from ._options import UNSET, TaskOptions, Unset
 from ._report import function_name
@@ -247,6 +248,7 @@ class ResourceExecutor(BaseExecutor[R]):
             raise TypeError(f"policy must have an interval and a target(load), and {policy!r} has not")
         if policy is not None:
             check_seconds("policy.interval", policy.interval, above_zero=True)
+        refuse_late_patching()
         name = name or thread_name_prefix or f"{type(self).__name__}-{next(_numbers)}"
         self._on_full = on_full
         self._core = core = Core(

@@ -16,7 +16,8 @@ now is *lost*: it is thrown away, and the thread waits in the slower way.
 
 A thread that already sleeps when its descriptor is closed cannot be woken by it any more. With a timeout it looks for itself,
 once a second; without one it sleeps on. To sleep by `poll` or by an epoll in every case was tried: each system call that lets
-the interpreter go, while the worker waits for that, makes the threads switch once more, and a lone task takes 1.3 times as long.
+the interpreter go, while the worker waits for that, may make the threads switch once more, and a lone task took 1.4 times as
+long.
 
 `LIMIT` handoffs are made at most, lent out again and again, and closed when nobody refers to them any more. A wake-up may come
 late, and then wakes the next borrower for nothing; so all who wait look again whether what they wait for has come.
@@ -24,6 +25,7 @@ late, and then wakes the next borrower for nothing; so all who wait look again w
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import select
@@ -37,10 +39,24 @@ from typing import Any
 if sys.platform == "linux":
     import fcntl
 
-__all__ = ["LIMIT", "Handoff", "HandoffLost", "borrow", "discard", "give_back"]
+__all__ = ["LIMIT", "Handoff", "HandoffLost", "borrow", "discard", "give_back", "refuse_late_patching"]
+
+_start_new_thread = _thread.start_new_thread
 
 #: So many threads, at most, wait in this way at the same time.
 LIMIT = 8
+
+
+def refuse_late_patching() -> None:
+    """Raise RuntimeError if a library has replaced threads and locks since this package was imported.
+
+    Our locks would be those of real threads, and our workers would be green: the first wait would stop them all.
+    """
+    if _thread.start_new_thread is not _start_new_thread or _thread.allocate_lock is not allocate_lock:
+        raise RuntimeError(
+            "threads were patched (gevent, eventlet) after tasker_executor was imported; "
+            "patch first, before anything else is imported"
+        )
 
 
 class HandoffLost(Exception):
@@ -71,7 +87,7 @@ class Handoff:
         def __init__(
             self,
             make: Callable[..., int] = os.eventfd,
-            make_poll: Callable[[], Any] = select.poll,
+            make_poll: Callable[[], Any] = getattr(select, "poll", object),  # eventlet has taken it away
             control: Callable[..., int] = fcntl.fcntl,
         ) -> None:
             mark = signal.SIGRTMIN + next(self._marks) % (signal.SIGRTMAX - signal.SIGRTMIN + 1)

@@ -204,9 +204,9 @@ class Unretrieved:
         self.function = function
         self.error: BaseException | None = error
 
-    def __del__(self, log: Callable[..., None] = logger.error, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
+    def __del__(self, logger: Logger = logger, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
         if self.error is not None:
-            log(  # at the end of the interpreter globals may be gone, and no traceback can be formatted
+            logger.error(  # at the end of the interpreter globals may be gone, and no traceback can be formatted
                 "executor %r: task %s raised, and its exception was never retrieved",
                 self.name,
                 self.function,
@@ -337,6 +337,9 @@ class TaskFuture(Future[T]):
         """The worker has stored RUNNING and found a sidecar. False: the task is settled, forget it."""
         sidecar = self._sidecar
         assert sidecar is not None
+        if sidecar.concluded:  # the usual tombstone
+            self._lane.drop_tombstone()
+            return False
         with sidecar:
             settled = sidecar.verdict is not None
             if not settled:
@@ -346,8 +349,7 @@ class TaskFuture(Future[T]):
                     return True
         if settled:
             try:
-                if not sidecar.concluded:
-                    self._conclude()  # the thread that settled it was interrupted, or has yet to tell
+                self._conclude()  # the thread that settled it was interrupted, or has yet to tell
             finally:
                 self._lane.drop_tombstone()
             return False
@@ -466,6 +468,7 @@ class TaskFuture(Future[T]):
                 return sidecar.callbacks or None
             if sidecar.telling is not None:
                 deque(sidecar.telling, 0)  # in one step of the interpreter, so each is told once
+                sidecar.telling = None  # refers to us
         if sidecar.permits is not None:
             for permit in sidecar.permits:
                 _admit(permit)
@@ -624,10 +627,9 @@ class TaskFuture(Future[T]):
             elif not permit.acquire(True, lock_timeout(timeout)) and not sidecar.published:
                 raise FutureTimeoutError
         finally:
-            if not sidecar.published:
-                with sidecar:
-                    if not sidecar.published and sidecar.permits is not None and permit in sidecar.permits:
-                        sidecar.permits.remove(permit)
+            with sidecar:
+                if not sidecar.published and sidecar.permits and permit in sidecar.permits:
+                    sidecar.permits.remove(permit)
 
     # -- what concurrent.futures.wait, as_completed and foreign executors use
 
@@ -659,10 +661,12 @@ class TaskFuture(Future[T]):
 
     @property
     def _waiters(self) -> list[Any]:  # type: ignore[override]  # a property, since there are none before they are needed
-        sidecar = self._observe() or self._seal()
+        # The caller holds the sidecar, and has looked at the state. So not `_observe`, if it can be helped: that might publish
+        # an end which the caller has not seen, and the waiter that it is about to add would not be told.
+        sidecar = self._sidecar or self._observe() or self._seal()
         if sidecar is FINAL:
             return _NOBODY
-        if sidecar.waiters is None:  # the caller holds the sidecar
+        if sidecar.waiters is None:
             sidecar.waiters = []
         return sidecar.waiters
 

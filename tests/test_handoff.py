@@ -283,6 +283,23 @@ def test_a_process_of_green_threads_does_without() -> None:
     assert (process.stdout, process.stderr) == ("False\n", "")
 
 
+def test_threads_that_were_patched_after_the_import_are_refused_at_once() -> None:
+    process = run_python(
+        textwrap.dedent("""
+            from tasker_executor import ResourceExecutor
+            import _thread
+            real = _thread.allocate_lock
+            _thread.allocate_lock = lambda: real()
+            try:
+                ResourceExecutor(1)
+            except RuntimeError as error:
+                print(error)
+        """)
+    )
+
+    assert "patch first" in process.stdout, process.stderr
+
+
 # -- and may be given for nothing --
 
 
@@ -422,6 +439,74 @@ def test_the_next_task_is_not_charged_with_the_time_that_the_interpreter_was_awa
 
     assert away == 1000.0
     assert busy.metrics().run.maximum < 1000.0
+
+
+OTHERS = """
+import os, sys, tempfile, threading, time
+from tasker_executor import ResourceExecutor, _handoff
+pool = ResourceExecutor(1)
+pool.submit(time.sleep, 0.01).result()
+[handoff] = _handoff._made
+number = handoff._eventfd
+
+def take_its_number(flags=os.O_RDWR):
+    os.close(number)
+    path = tempfile.mktemp()
+    with open(path, "wb") as file:
+        file.write(b"0123456789abcdef")
+    assert os.open(path, flags) == number
+    return path
+
+def is_untouched(path):
+    with open(path, "rb") as file:
+        return file.read() == b"0123456789abcdef" and os.lseek(number, 0, os.SEEK_CUR) == 0
+"""
+
+
+def run_with_others(program: str) -> None:
+    process = run_python(OTHERS + textwrap.dedent(program))
+    assert process.stdout == "good\n", process.stderr
+
+
+def test_a_file_that_got_the_number_is_neither_read_nor_written_nor_closed() -> None:
+    run_with_others("""
+        path = take_its_number()
+        assert pool.submit(int, "7").result() == 7
+        assert pool.submit(int, "8").result(10) == 8
+        assert handoff not in _handoff._made
+        del handoff
+        pool.shutdown()
+        _handoff._free.clear()
+        print("good" if is_untouched(path) else "touched")
+    """)
+
+
+def test_a_file_that_gets_the_number_while_a_thread_waits_is_not_written_to() -> None:
+    run_with_others("""
+        go = threading.Event()
+        future = pool.submit(go.wait)
+        answers = []
+        asker = threading.Thread(target=lambda: answers.append(future.result(20)))
+        asker.start()
+        while future._sidecar is None or future._sidecar.handoff is None:
+            time.sleep(0.001)
+        path = take_its_number()
+        go.set()
+        asker.join()
+        assert answers == [True]
+        print("good" if is_untouched(path) else "touched")
+    """)
+
+
+def test_a_clock_that_stands_still_ends_a_timeout_all_the_same(busy: ResourceExecutor[None]) -> None:
+    future: Any = busy.submit(int)
+    loan: list[Handoff] = []
+    _handoff.borrow(loan)
+    try:
+        with pytest.raises(FutureTimeoutError):
+            future._observe().await_handoff(loan[0], 0.01, lambda: 0.0)
+    finally:
+        give_back(loan)
 
 
 FORK = """
