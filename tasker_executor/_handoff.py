@@ -42,6 +42,7 @@ if sys.platform == "linux":
 __all__ = ["LIMIT", "Handoff", "HandoffLost", "borrow", "discard", "give_back", "refuse_late_patching"]
 
 _start_new_thread = _thread.start_new_thread
+_poll: Callable[[], Any] = getattr(select, "poll", object)  # eventlet takes it away
 
 #: So many threads, at most, wait in this way at the same time.
 LIMIT = 8
@@ -87,7 +88,7 @@ class Handoff:
         def __init__(
             self,
             make: Callable[..., int] = os.eventfd,
-            make_poll: Callable[[], Any] = getattr(select, "poll", object),  # eventlet has taken it away
+            make_poll: Callable[[], Any] = _poll,
             control: Callable[..., int] = fcntl.fcntl,
         ) -> None:
             mark = signal.SIGRTMIN + next(self._marks) % (signal.SIGRTMAX - signal.SIGRTMIN + 1)

@@ -205,15 +205,21 @@ class Unretrieved:
         self.error: BaseException | None = error
 
     def __del__(self, logger: Logger = logger, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
-        if self.error is not None:
-            logger.error(  # at the end of the interpreter globals may be gone, and no traceback can be formatted
+        if self.error is None:
+            return
+        at_exit = exiting()  # then no traceback can be formatted
+        try:
+            logger.error(
                 "executor %r: task %s raised, and its exception was never retrieved",
                 self.name,
                 self.function,
-                exc_info=None if exiting() else self.error,
+                exc_info=None if at_exit else self.error,
                 executor=self.name,
                 function=self.function,
             )
+        except Exception:
+            if not at_exit:  # the modules may be empty by then: without the GIL they are
+                raise
 
 
 class TaskFuture(Future[T]):

@@ -302,13 +302,6 @@ MUTATIONS = [
         "sidecar.verdict is not None",
         "mutants work_item",
     ),
-    Mutation(
-        "an end is published once",
-        "_work_item.py",
-        "            if not sidecar.published:\n                verdict",
-        "            if True:\n                verdict",
-        "work_item mutants",
-    ),
     Mutation("wait() is told", "_work_item.py", "if sidecar.waiters:", "if False:", "work_item"),
     Mutation(
         "a task that has started once does not expire",
