@@ -381,7 +381,7 @@ MUTATIONS = [
         "_lanes.py",
         "        self.owner = _Closed(self.owner.name)",
         "        pass",
-        "leaks work_item",
+        "work_item",
     ),
     Mutation(
         "a file of another's is not written to",

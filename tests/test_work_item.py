@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import gc
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError, as_completed, wait
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
@@ -1084,3 +1085,21 @@ def test_we_know_all_methods_of_the_standard_future() -> None:
     unknown = set(vars(Future)) - set(vars(TaskFuture)) - inner - general
 
     assert unknown == set()
+
+
+def test_a_future_that_is_kept_keeps_nothing_of_a_closed_executor() -> None:
+    class App:
+        def set_up(self) -> None:
+            pass
+
+    app = App()
+    reference = weakref.ref(app)
+    pool = ResourceExecutor(1, initializer=app.set_up)
+    kept = [pool.submit(int), pool.submit(int)]
+    kept[1].cancel()
+    pool.shutdown()
+    del app, pool
+    gc.collect()
+
+    assert reference() is None
+    assert kept[0].result() == 0
