@@ -408,7 +408,6 @@ MUTATIONS = [
     Mutation("a handoff leaves its future", "_work_item.py", "sidecar.handoff = None\n", "pass\n", "handoff"),
     Mutation("not in a burst", "_work_item.py", "len(self._lane) < 2 and not inside", "not inside", "handoff"),
     Mutation("a deadlock is seen", "_work_item.py", "len(self._lane) < 2 and not inside", "len(self._lane) < 2", "hangs"),
-    Mutation("handoffs are few", "_handoff.py", "len(_made) < LIMIT", "True", "handoff"),
     Mutation(
         "a child's wait ends",
         "_work_item.py",

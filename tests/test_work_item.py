@@ -1103,3 +1103,17 @@ def test_a_future_that_is_kept_keeps_nothing_of_a_closed_executor() -> None:
 
     assert reference() is None
     assert kept[0].result() == 0
+
+
+def test_all_who_wait_without_a_limit_are_let_go(busy: ResourceExecutor[None], gate: Gate) -> None:
+    future: Any = busy.submit(int)
+    busy.submit(int)  # one of many, so that it is waited for in this way
+    waiters = [in_thread(future.result) for _ in range(3)]
+    while future._sidecar is None or len(future._sidecar.permits or ()) < 3:
+        threading.Event().wait(0.001)
+
+    gate.release()
+    for waiter in waiters:
+        waiter.join(DEADLINE)
+
+    assert not any(waiter.is_alive() for waiter in waiters)
