@@ -7,12 +7,12 @@ import threading
 import weakref
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from copy import copy
 from functools import partial
-from itertools import islice, starmap
+from itertools import chain, islice
 from typing import Any, Concatenate, Generic, Literal, TypeVar, overload
 
 from typing_extensions import ParamSpec, override
@@ -142,16 +142,17 @@ class BaseExecutor(Executor, Generic[R]):
         chunksize, buffersize = _check_sizes(chunksize, buffersize)
         calls: Iterator[tuple[Any, ...]] = zip(*iterables)  # noqa: B905  # the shortest decides, as in the standard library
         if buffersize is None and chunksize == 1:
-            return _results_in_order(self._submit_each(fn, calls), deadline)
+            futures = self._submit_each(fn, calls)
+            return _Results(_results_in_order(futures, deadline), futures)
         if buffersize is not None:
             chunksize = min(chunksize, buffersize)
             buffersize //= chunksize
         chunks: deque[_Chunk] = deque()
         jobs = _chunked(calls, chunksize, chunks)
         run = _ChunkRunner(fn)
-        futures = deque(self._submit_each(run, islice(jobs, buffersize)))
-        more = (self._submit_each(run, (job,))[0] for job in jobs)
-        return _chunk_results_in_order(_ready_in_order(futures, more, deadline), chunks)
+        waiting = deque(self._submit_each(run, islice(jobs, buffersize)))
+        submit = partial(self._submit_each, run)
+        return _Results(_chunk_results_in_order(_ready_in_order(waiting, jobs, submit, deadline), chunks), waiting)
 
     def _submit_each(self, fn: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> list[Future[T]]:
         """Submit a task for each call. If that fails half-way, what has not started is cancelled.
@@ -243,7 +244,9 @@ class ExecutorView(BaseExecutor[R]):
         self._options = options
         # Guards the two fields below.
         self._lock = threading.RLock()
-        self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+        # References that take themselves out, each in one step of the interpreter. A WeakSet cannot be looked through while
+        # other threads drop futures.
+        self._futures: set[weakref.ref[Future[Any]]] = set()
         self._shut_down = False
 
     def __repr__(self) -> str:
@@ -265,7 +268,7 @@ class ExecutorView(BaseExecutor[R]):
         self._refuse_if_shut_down()
         future = self._root._enqueue(fn, args, kwargs, options)
         with self._lock:
-            self._futures.add(future)
+            self._futures.add(weakref.ref(future, self._futures.discard))
             late = self._shut_down
         if late and future.cancel():  # shut down meanwhile, and perhaps nobody waits for this one
             self._refuse_if_shut_down()
@@ -299,7 +302,8 @@ class ExecutorView(BaseExecutor[R]):
             timeout = check_seconds("timeout", timeout)
         with self._lock:
             self._shut_down = True
-            futures = [future for future in self._futures if not future.done()]
+            references = self._futures.copy()
+        futures = [future for reference in references if (future := reference()) is not None and not future.done()]
         if cancel_futures:
             _cancel(futures)
         if wait and futures and not self._inside():
@@ -384,10 +388,11 @@ class _ChunkRunner:
     def __call__(self, *args: Any) -> None:
         *resource, chunk = args
         fn = partial(self.__wrapped__, *resource) if resource else self.__wrapped__
-        # One item at a time: if a call raises, the results before it are there.
-        chunk.results.extend(starmap(fn, chunk.calls[len(chunk.results) :]))
-        if len(chunk.results) < len(chunk.calls):  # for `extend`, a StopIteration of the function was the end of the calls
-            raise StopIteration
+        # One item at a time: if a call raises, the results before it are there. In a loop of our own, since to those of the
+        # standard library a StopIteration of the function is the end of the calls.
+        note = chunk.results.append
+        for call in chunk.calls[len(chunk.results) :]:
+            note(fn(*call))
 
 
 def _chunked(calls: Iterator[tuple[Any, ...]], size: int, chunks: deque[_Chunk]) -> Iterator[tuple[_Chunk]]:
@@ -408,7 +413,29 @@ def _wait(future: Future[Any], deadline: float | None) -> None:
     future.exception(None if deadline is None else deadline - clock())
 
 
-def _results_in_order(futures: list[Future[T]], deadline: float | None) -> Iterator[T]:
+class _Results(chain[T]):
+    """What `map` returns: a generator's results, at no cost for each, and a `close` that works before the first of them.
+
+    A generator that has not begun does nothing when it is closed. Nor when it is dropped, which must remain so: a caller who
+    does not look at the results of `map` wants its tasks run all the same.
+    """
+
+    _generator: Generator[T]
+    _futures: Collection[Future[Any]]
+
+    def __new__(cls, generator: Generator[T], futures: Collection[Future[Any]]) -> _Results[T]:
+        results = super().__new__(cls, generator)
+        results._generator = generator
+        results._futures = futures
+        return results
+
+    def close(self) -> None:
+        """Hand out nothing any more, and cancel what has not started."""
+        self._generator.close()
+        _cancel(self._futures)
+
+
+def _results_in_order(futures: list[Future[T]], deadline: float | None) -> Generator[T]:
     try:
         futures.reverse()
         while futures:
@@ -419,20 +446,42 @@ def _results_in_order(futures: list[Future[T]], deadline: float | None) -> Itera
         _cancel(futures)
 
 
-def _ready_in_order(futures: deque[Future[T]], more: Iterator[Future[T]], deadline: float | None) -> Iterator[Future[T]]:
-    """Yield each future when it is done, having submitted the next task in its place."""
+def _ready_in_order(
+    futures: deque[Future[T]],
+    jobs: Iterator[tuple[Any, ...]],
+    submit: Callable[[Iterable[tuple[Any, ...]]], list[Future[T]]],
+    deadline: float | None,
+) -> Iterator[Future[T]]:
+    """Yield each future when it is done, having submitted the next task in its place.
+
+    If the executor accepts none any more, the results of the tasks that it has accepted come first, and then its refusal. (The
+    standard library loses them: gh-146392.)
+    """
+    refusal: RuntimeError | None = None
     try:
         while futures:
             if not futures[0].done():
                 _wait(futures[0], deadline)
             done = [futures.popleft()]
-            futures.extend(islice(more, 1))
+            if refusal is None:
+                for job in islice(jobs, 1):
+                    try:
+                        futures.extend(submit((job,)))
+                    except RuntimeError as error:
+                        if isinstance(error, RecursionError):
+                            raise
+                        refusal = error
             yield done.pop()
+        if refusal is not None:
+            try:
+                raise refusal
+            finally:
+                refusal = None
     finally:
         _cancel(futures)
 
 
-def _chunk_results_in_order(ready: Iterator[Future[None]], chunks: deque[_Chunk]) -> Iterator[Any]:
+def _chunk_results_in_order(ready: Iterator[Future[None]], chunks: deque[_Chunk]) -> Generator[Any]:
     try:
         for future in ready:
             error = future.exception()

@@ -363,11 +363,13 @@ class Core:
         if self.admission.blocked:
             self.admission.refill()
         sidecar = future._sidecar
-        if self.hub.hears("task_finished") and not (sidecar is not None and sidecar.verdict is WITHDRAWN):
+        if self.hub.hears("task_finished") and not (sidecar is not None and (sidecar.heard or sidecar.verdict is WITHDRAWN)):
             error = None if future.cancelled() else future._exception
             waited = max(0.0, clock() - future._submitted)
             outcome = "cancelled" if error is None else "failed"
             event = TaskEvent(self.name, id(future), "", future._lane.name, 0, None, waited, 0.0, outcome, error)
+            if sidecar is not None:
+                sidecar.heard = True  # we are called again if we were interrupted
             self.hub.tell("task_finished", event)
         if self.state >= State.DRAINING:  # afterwards: the end of the executor is the last that observers hear
             self._check_terminated()
@@ -583,8 +585,8 @@ class Core:
         self._check_terminated()
         worker.over = True
 
-    def wait_inside(self, future: TaskFuture[Any], turnstile: LockType) -> None:
-        """On one of our own threads: acquire `turnstile`, which is unlocked when `future` is done.
+    def wait_inside(self, future: TaskFuture[Any], permit: LockType) -> None:
+        """On one of our own threads: acquire `permit`, which is released when `future` is done.
 
         If every worker waits for a task of this executor, another one is started, whatever the policy says. If no other may be,
         none is left to run a task, and the last that waits raises PoolDeadlockError.
@@ -606,7 +608,7 @@ class Core:
                 f"executor {self.name!r}: this task waits for another of its own executor, and so do all {len(self.workers)} "
                 "workers: none is left to run it; use more workers, another executor, or wait outside of the pool"
             )
-        turnstile.acquire()
+        permit.acquire()
 
     def _end_a_hopeless_wait(self) -> None:
         """If all workers wait inside, and there may be no other, end the wait that began last."""
@@ -1025,6 +1027,7 @@ class Core:
             self.supervisor.kick()
         _cores.pop(id(self), None)
         self.terminated.open()
+        self.lanes.detach()
         if first and self.hub.hears("state_changed"):
             self.hub.tell("state_changed", StateEvent(self.name, "closed"))
 
@@ -1065,7 +1068,7 @@ class Core:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             if frame.f_code.co_filename == TaskFuture.result.__code__.co_filename:
-                return frame.f_code.co_name != "_call"  # that one calls a done-callback, with no lock held
+                return frame.f_code.co_name not in ("_call", "_call_each")  # they call done-callbacks, with no lock held
             frame = frame.f_back
         return False
 
@@ -1149,6 +1152,7 @@ class Core:
         self.waiting_inside.clear()
         self.supervisor.reinit_after_fork()
         self.terminated.open()
+        self.lanes.detach()
 
     # -- what it tells of itself
 

@@ -33,6 +33,7 @@ from ._base import BaseExecutor
 from ._checks import check_bounds, check_callable, check_count, check_max_workers, check_seconds
 from ._core import Core
 from ._current import Caller, current, current_holder
+from ._handoff import refuse_late_patching
 from ._lanes import Lane
 from ._options import UNSET, TaskOptions, Unset
 from ._report import drop_frame, function_name
@@ -245,6 +246,7 @@ class ResourceExecutor(BaseExecutor[R]):
             raise TypeError(f"policy must have an interval and a target(load), and {policy!r} has not")
         if policy is not None:
             check_seconds("policy.interval", policy.interval, above_zero=True)
+        refuse_late_patching()
         name = str(name or thread_name_prefix or f"{type(self).__name__}-{next(_numbers)}")
         self._on_full = on_full
         self._core = core = Core(

@@ -17,11 +17,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._core import Core
-    from ._work_item import TaskFuture
+    from ._work_item import Sidecar, TaskFuture
 
 __all__ = ["Lane", "Lanes"]
 
 _submitted = attrgetter("_submitted")
+
+
+class _Closed:
+    """What is left of an executor that is closed."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _ignore(_: TaskFuture[Any]) -> None:
+    """Nobody is there any more to whom it would matter."""
 
 
 class Lane(deque["TaskFuture[Any]"]):
@@ -32,7 +45,7 @@ class Lane(deque["TaskFuture[Any]"]):
     def __init__(self, name: str, owner: Core, on_settled: Callable[[TaskFuture[Any]], None]) -> None:
         super().__init__()
         self.name = name
-        self.owner = owner
+        self.owner: Any = owner  # the core; once that is closed, its name
         self.priority = name == "priority"
         #: Called, under no lock, when a task of this lane was settled before it started.
         self.on_settled = on_settled
@@ -44,13 +57,23 @@ class Lane(deque["TaskFuture[Any]"]):
         self.settled_failed = 0
         self.withdrawn = 0
 
-    def count_tombstone(self, *, cancelled: bool, withdrawn: bool) -> None:
-        """A waiting task was settled: cancelled, withdrawn or failed. It is still in the deque."""
+    def count_tombstone(self, sidecar: Sidecar, *, cancelled: bool, withdrawn: bool) -> None:
+        """A waiting task was settled: cancelled, withdrawn or failed. It is still in the deque.
+
+        Counts each once. Ctrl-C cannot come between the steps, as none of them is a call.
+        """
         with self._lock:
-            self.tombstones += 1
-            self.cancelled += cancelled
-            self.withdrawn += withdrawn
-            self.settled_failed += not (cancelled or withdrawn)
+            if not sidecar.counted:
+                self.tombstones += 1
+                self.cancelled += cancelled
+                self.withdrawn += withdrawn
+                self.settled_failed += not (cancelled or withdrawn)
+                sidecar.counted = True
+
+    def detach(self) -> None:
+        """The executor is closed: the futures that its user keeps shall not keep it alive through their lane."""
+        self.owner = _Closed(self.owner.name)
+        self.on_settled = _ignore
 
     def snapshot(self) -> tuple[TaskFuture[Any], ...]:
         """Those that are in the lane, tombstones included."""
@@ -135,6 +158,11 @@ class Lanes:
         priority.rotate(0)
         normal.rotate(0)
         return bool(priority or normal)
+
+    def detach(self) -> None:
+        """The executor is closed. See `Lane.detach`."""
+        self.normal.detach()
+        self.priority.detach()
 
     def oldest(self) -> float | None:
         """When the task that has waited longest was submitted; None if none waits."""

@@ -14,27 +14,41 @@ side *stores its own slot first and loads the other's afterwards*, so at least o
   find the verdict there, under the sidecar's lock: cancelled. If it finds RUNNING it cannot know whether the worker looked
   before or will look after; so it takes its verdict back, still under the lock: not cancelled.
 - End: the worker stores ``_status = FINISHED``, then loads ``_sidecar``. A listener stores ``_sidecar``, then loads
-  ``_status``. Whoever sees the other publishes; `_publish` does its work once.
+  ``_status``. The side that sees the other publishes; `_publish` does each of its steps once.
 
 That holds without the GIL, too: in free-threaded builds a store into a slot locks the object, so of two stores into *one*
 object the later thread has seen what the earlier stored. Hence slots and not attributes of the sidecar, and hence the canceller
 stores ``_sidecar`` again even if it is there already.
+
+**One sidecar for life.** The slot is filled once: the first thread that enters its sidecar into `_first` gives the future that
+one, and all others take it. `concurrent.futures.wait` acquires the ``_condition`` of a future and releases it later; so a
+future that was final when its condition was first asked for keeps `FINAL` as its sidecar from then on.
+
+**Interrupted.** Ctrl-C, or any error that a signal handler throws, may end a call between any two steps. So a task is settled
+by one store, under the sidecar's lock, and all that follows is a list of steps which any thread may go on with: `_conclude`.
+The next thread that comes by does: in `cancel`, `result`, `exception`, `add_done_callback`, `done`, `wait`, `as_completed`, or
+the worker that pops the tombstone. `_publish` runs no code of the user's; callbacks and observers wait for a caller that holds
+no lock.
 """
 
 from __future__ import annotations
 
+import operator
+import sys
 import threading
 from _thread import LockType, allocate_lock
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from contextvars import Context
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._current import current
-from ._handoff import Handoff, borrow, give_back
+from ._handoff import Handoff, HandoffLost, borrow, discard, give_back
 from ._report import Logger, aside
 from ._types import clock, lock_timeout, must_escape
 from .exceptions import TaskExpired
@@ -47,6 +61,8 @@ if TYPE_CHECKING:
 
         def __enter__(self) -> bool: ...
         def __exit__(self, *exc_info: object) -> None: ...
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+        def release(self) -> None: ...
 else:
     ReentrantLock = type(threading.RLock())
 
@@ -63,6 +79,17 @@ WITHDRAWN: Any = CancelledError("withdrawn")
 
 _NOT_RUN = (CANCELLED, WITHDRAWN)
 
+#: Seconds that a thread waits by a handoff, if it has a timeout, before it looks for itself: see `_handoff`.
+_LOOK_EVERY = 1.0
+
+if sys.version_info >= (3, 11):
+    _call_it: Callable[..., Any] = operator.call
+else:
+
+    def _call_it(function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
+
+
 #: The sidecar of each future that is being given one. Not in the future's own `__dict__`: before Python 3.12 a garbage
 #: collection can come when that is made, and with it another thread, which makes a second dict.
 _first: dict[Future[Any], Sidecar] = {}
@@ -77,44 +104,60 @@ class Sidecar(ReentrantLock):
     # Defaults in the class and no __init__: a sidecar that is waited on for a moment costs little more than its lock.
     verdict: Any = None  # CANCELLED, WITHDRAWN or an exception: it shall not start
     started = False  # a worker has run it, or is about to: too late for a verdict
-    published = False  # final, and everybody told
+    counted = False  # the lane counts the tombstone
+    published = False  # final, and from here on nobody adds to the lists below
+    telling: Iterator[object] | None = None  # tells one waiter of `waiters` after the other
+    told = False  # final, and everybody told but the callbacks
+    concluding = False  # a thread is calling the callbacks, or telling the lane
+    heard = False  # settled, and observers were told
+    reported = False  # settled, and the lane was told
+    concluded = False  # settled, and nothing is left to be done
     waiters: list[Any] | None = None  # of concurrent.futures.wait and as_completed
-    turnstile: LockType | None = None  # those who block in result() go through it one by one, once it is unlocked
+    permits: list[LockType] | None = None  # one for each thread that blocks in result(); released when it is final
     handoff: Handoff | None = None  # of the one who waits in another way: see `_join`
-    callbacks: list[Callable[[Future[Any]], object]] | None = None  # done-callbacks, until they are called
+    callbacks: list[Callable[[Future[Any]], object]] | None = None  # done-callbacks that are left to be called
     deadline: float | None = None  # a task that has not started by then never does
     max_retries: int | None = None  # for this task; None: the executor's
     retries = 0  # so far
     error: BaseException | None = None  # of the last attempt, while the task waits for its retry
 
     def takes(self, handoff: Handoff) -> bool:
-        """Will whoever publishes it give that handoff? Not if it has another waiter's."""
+        """Will the thread that publishes it give that handoff? Not if it has another waiter's."""
         if self.handoff is not handoff:
             with self:
                 if self.handoff is None:
                     self.handoff = handoff
         return self.handoff is handoff
 
-    def await_handoff(self, handoff: Handoff, timeout: float | None) -> None:
-        """Block until it is published. Raises TimeoutError."""
-        until = None if timeout is None else clock() + lock_timeout(timeout)
-        left = None
+    def await_handoff(self, handoff: Handoff, timeout: float | None, now: Callable[[], float] = clock) -> None:
+        """Block until it is published. Raises TimeoutError, and HandoffLost.
+
+        The clock is bound here, because tests freeze the clocks that they find in modules.
+        """
+        left = step = None if timeout is None else lock_timeout(timeout)
+        until = None if left is None else now() + left
         while not self.published:
-            if until is not None and (left := until - clock()) <= 0:
-                raise FutureTimeoutError
-            handoff.wait(left)
+            if left is not None:
+                if left <= 0:
+                    raise FutureTimeoutError
+                step = min(left, _LOOK_EVERY)
+            woken = handoff.wait(step)
+            if left is not None and step is not None and until is not None:
+                left = min(left if woken else left - step, until - now())  # whatever a clock that stands still says
 
     def notify_all(self) -> None:
         """For foreign code that takes us for a Condition. Nobody waits on it in that way."""
 
 
-class _Nobody(list[Any]):
-    """The ``_condition`` and ``_waiters`` of a future that is final: nothing is locked, nobody registered."""
+class _Final(Sidecar):
+    """The one sidecar of all futures that were final before anybody observed them: nothing is locked, and nothing kept."""
+
+    started = published = told = concluded = True
 
     def __enter__(self) -> bool:
         return True
 
-    def __exit__(self, *args: object) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         pass
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
@@ -123,8 +166,20 @@ class _Nobody(list[Any]):
     def release(self) -> None:
         pass
 
-    def notify_all(self) -> None:
+
+FINAL = _Final()
+
+
+def _admit(permit: LockType) -> None:
+    """Let the thread go on that waits for this. Nobody else does, so it may be done twice."""
+    try:
+        permit.release()
+    except RuntimeError:  # done by a thread that was interrupted
         pass
+
+
+class _Nobody(list[Any]):
+    """The ``_waiters`` of a future that was final before anybody observed it: nobody is registered."""
 
     def append(self, item: Any) -> None:
         pass
@@ -150,16 +205,22 @@ class Unretrieved:
         self.function = function
         self.error: BaseException | None = error
 
-    def __del__(self) -> None:
-        if self.error is not None:
+    def __del__(self, logger: Logger = logger, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self.error is None:
+            return
+        at_exit = exiting()  # then no traceback can be formatted
+        try:
             logger.error(
                 "executor %r: task %s raised, and its exception was never retrieved",
                 self.name,
                 self.function,
-                exc_info=self.error,
+                exc_info=None if at_exit else self.error,
                 executor=self.name,
                 function=self.function,
             )
+        except Exception:
+            if not at_exit:  # the modules may be empty by then: without the GIL they are
+                raise
 
 
 class TaskFuture(Future[T]):
@@ -221,7 +282,11 @@ class TaskFuture(Future[T]):
         if self._status is FINISHED:
             return True
         sidecar = self._sidecar
-        return sidecar is not None and sidecar.published
+        if sidecar is None:
+            return False
+        if not sidecar.published and sidecar.verdict is not None:  # perhaps, and another thread has yet to tell
+            self._publish()
+        return sidecar.published
 
     def running(self) -> bool:
         """Is it being run, or waiting for a retry?"""
@@ -230,7 +295,12 @@ class TaskFuture(Future[T]):
     def cancelled(self) -> bool:
         """Was it cancelled before it started?"""
         sidecar = self._sidecar
-        return sidecar is not None and sidecar.published and sidecar.verdict in _NOT_RUN
+        return sidecar is not None and self.done() and sidecar.published and self._not_run(sidecar)
+
+    @staticmethod
+    def _not_run(sidecar: Sidecar) -> bool:
+        """Was it cancelled or withdrawn? For good only if the sidecar is held, or published."""
+        return sidecar.verdict is CANCELLED or sidecar.verdict is WITHDRAWN
 
     def cancel(self) -> bool:
         """Cancel it if it has not started, and tell everybody who waits; tell whether it is cancelled.
@@ -243,9 +313,9 @@ class TaskFuture(Future[T]):
         if sidecar is None:
             return False
         with sidecar:
-            cancelled = sidecar.verdict in _NOT_RUN
-        if cancelled and not sidecar.published:
-            self._conclude()  # another thread has just cancelled it, and has yet to tell: after us, `cancelled` says so
+            cancelled = self._not_run(sidecar)
+        if cancelled and not sidecar.concluded:
+            self._conclude()  # another thread has just cancelled it, and has yet to tell, or was interrupted
         return cancelled
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
@@ -259,6 +329,8 @@ class TaskFuture(Future[T]):
                     else:
                         sidecar.callbacks.append(fn)
                     return
+            if sidecar.verdict is not None and not sidecar.concluded:
+                self._conclude()  # those that came before, if they were left
         self._call(fn)
 
     def may_expire(self) -> bool:
@@ -272,15 +344,22 @@ class TaskFuture(Future[T]):
         """The worker has stored RUNNING and found a sidecar. False: the task is settled, forget it."""
         sidecar = self._sidecar
         assert sidecar is not None
+        if sidecar.concluded:  # the usual tombstone
+            self._lane.drop_tombstone()
+            return False
         with sidecar:
-            if sidecar.verdict is not None:
-                self._lane.drop_tombstone()
-                return False
-            late = sidecar.deadline is not None and not sidecar.started and clock() > sidecar.deadline
-            if not late:
+            settled = sidecar.verdict is not None
+            if not settled:
+                late = sidecar.deadline is not None and not sidecar.started and clock() > sidecar.deadline
                 sidecar.started = True
-                return True
-            sidecar.started = True
+                if not late:
+                    return True
+        if settled:
+            try:
+                self._conclude()  # the thread that settled it was interrupted, or has yet to tell
+            finally:
+                self._lane.drop_tombstone()
+            return False
         waited = clock() - self._submitted
         self._fail_unrun(TaskExpired(f"the task had not started {waited:.3g} s after it was submitted, and was not run"))
         return False
@@ -310,12 +389,7 @@ class TaskFuture(Future[T]):
             if self._status is not PENDING:
                 sidecar.verdict = None
                 return False
-            cancelled = verdict is CANCELLED
-            self._lane.count_tombstone(cancelled=cancelled, withdrawn=verdict is WITHDRAWN)
-            self._result = self._context = None
-            self._exception = None if cancelled or verdict is WITHDRAWN else verdict
-        self._conclude()
-        self._lane.on_settled(self)
+        self._conclude()  # settled: whatever interrupts us, the next thread goes on from here
         return True
 
     def _fail_after_fork(self, error: BaseException) -> None:
@@ -326,8 +400,8 @@ class TaskFuture(Future[T]):
             sidecar.published = True
             if sidecar.handoff is not None:
                 sidecar.handoff.give()
-            if sidecar.turnstile is not None and sidecar.turnstile.locked():
-                sidecar.turnstile.release()
+            for permit in sidecar.permits or ():
+                _admit(permit)
 
     def _finish(self, result: T | None, error: BaseException | None) -> None:
         """Make it final. The worker's loop does the same in line."""
@@ -338,61 +412,122 @@ class TaskFuture(Future[T]):
         self._conclude()
 
     def _conclude(self) -> None:
-        """It is final: tell everybody, and call the callbacks."""
-        if self._sidecar is not None and (callbacks := self._publish()):
-            if aside.post is None:
+        """It is final: tell everybody, call the callbacks; and tell the lane of a task that was settled.
+
+        Goes on where a thread was interrupted.
+        """
+        sidecar = self._sidecar
+        if sidecar is not None:
+            callbacks = self._publish()
+            if callbacks or (sidecar.verdict is not None and not sidecar.concluded and sidecar.published):
+                if callbacks and aside.post is not None:  # this thread keeps time, and runs no code of the user's
+                    aside.post(partial(self._call_each, callbacks))
+                    callbacks = None
                 self._call_back(callbacks)
-            else:
-                aside.post(partial(self._call_back, callbacks))
+
+    def _call_back(self, callbacks: list[Callable[[Future[Any]], object]] | None) -> None:
+        """Call the callbacks that `_publish` has left, and tell the lane of a task that was settled. Nothing is held meanwhile.
+
+        Of a task that ran, only the thread that ended it comes here. Of one that was settled, any thread may; so if another
+        is at it, all is left to that one.
+        """
+        sidecar = self._sidecar
+        assert sidecar is not None
+        if sidecar.verdict is None:
+            self._call_each(callbacks)
+            return
+        mine = False
+        try:
+            with sidecar:
+                if sidecar.concluding:
+                    return
+                sidecar.concluding = mine = True
+            try:
+                self._call_each(callbacks)
+            finally:
+                if not sidecar.reported:
+                    self._lane.on_settled(self)
+                    sidecar.reported = True
+                sidecar.concluded = not sidecar.callbacks
+        finally:
+            if mine:
+                sidecar.concluding = False
 
     def _publish(self) -> list[Callable[[Future[Any]], object]] | None:
-        """It is final: tell everybody, once. Returns the callbacks that are left to be called."""
+        """It is final: tell everybody, once. Returns the callbacks that are left to be called.
+
+        Runs no code of the user's. Every step may be repeated: a thread that was interrupted leaves the rest to the next one.
+        """
         sidecar = self._sidecar
         assert sidecar is not None
         with sidecar:
-            if sidecar.published:
-                return None
-            sidecar.published = True
-            if sidecar.error is not None:
-                sidecar.error = None
-            if sidecar.waiters:
-                self._tell_waiters(sidecar)
-            callbacks = sidecar.callbacks  # from here on nobody adds to them
-        if sidecar.turnstile is not None:
-            sidecar.turnstile.release()
+            if not sidecar.published:
+                verdict = sidecar.verdict
+                if verdict is not None:
+                    self._lane.count_tombstone(sidecar, cancelled=verdict is CANCELLED, withdrawn=verdict is WITHDRAWN)
+                    self._exception = None if verdict is CANCELLED or verdict is WITHDRAWN else verdict
+                    self._result = self._context = None
+                elif self._status is not FINISHED:  # a canceller came too late, and has taken its verdict back
+                    return None
+                if sidecar.error is not None:
+                    sidecar.error = None
+                if sidecar.waiters:
+                    sidecar.telling = self._tell_waiters(sidecar)
+                sidecar.published = True
+            if sidecar.told:
+                return sidecar.callbacks or None
+            if sidecar.telling is not None:
+                deque(sidecar.telling, 0)  # in one step of the interpreter, so each is told once
+                sidecar.telling = None  # refers to us
+        if sidecar.permits is not None:
+            for permit in sidecar.permits:
+                _admit(permit)
         handoff = sidecar.handoff
         if handoff is not None:
             try:
                 handoff.give()
-            except OSError:  # the program closes file descriptors that are not its own
-                name = self._lane.owner.name
-                logger.exception("executor %r: cannot wake a thread that waits for a task", name, executor=name)
-        if callbacks is not None:
-            sidecar.callbacks = None
-        return callbacks
+            except HandoffLost:
+                self._note_lost(handoff)  # the thread that waits finds out by itself
+        sidecar.told = True
+        return sidecar.callbacks or None
 
-    def _tell_waiters(self, sidecar: Sidecar) -> None:
+    def _tell_waiters(self, sidecar: Sidecar) -> Iterator[object]:
+        """Return what tells one waiter after the other. Not the list itself: waiters take themselves off that."""
         assert sidecar.waiters is not None
-        for waiter in sidecar.waiters:
-            if sidecar.verdict is CANCELLED or sidecar.verdict is WITHDRAWN:
-                waiter.add_cancelled(self)
-            elif self._exception is not None:
-                waiter.add_exception(self)
-            else:
-                waiter.add_result(self)
+        if self._not_run(sidecar):
+            how = "add_cancelled"
+        elif self._exception is not None:
+            how = "add_exception"
+        else:
+            how = "add_result"
+        return map(operator.methodcaller(how, self), tuple(sidecar.waiters))
 
-    def _call_back(self, callbacks: list[Callable[[Future[Any]], object]]) -> None:
+    def _note_lost(self, handoff: Handoff) -> None:
+        """The program has closed the handoff's file descriptor, which is not its own."""
+        if discard(handoff):
+            name = self._lane.owner.name
+            logger.warning("executor %r: the program has closed a file descriptor of ours", name, executor=name)
+
+    def _call_each(self, callbacks: list[Callable[[Future[Any]], object]] | None) -> None:
+        """Call them. No lock is held: `Core.join` knows this function, and the next, by their names."""
+        if not callbacks:
+            return
+        # Takes one off the list and calls it in one step of the interpreter: none is lost, and none called twice.
+        calls = map(_call_it, map(callbacks.pop, repeat(0)), repeat(self))
         escaped = None
-        for callback in callbacks:
+        while callbacks:
             try:
-                self._call(callback)
+                next(calls)
             except BaseException as error:  # SystemExit: no reason to forget the other callbacks, or to end a worker
                 if must_escape(error):
                     escaped = error
                 else:
                     futures_logger.exception("exception calling callback for %r", self)
         if escaped is not None:
-            raise escaped
+            try:
+                raise escaped
+            finally:
+                del escaped
 
     def _call(self, callback: Callable[[Future[T]], object]) -> None:
         try:
@@ -420,16 +555,32 @@ class TaskFuture(Future[T]):
             made.published = False  # brings its __dict__ into being, while nobody else has it: see `_first`
             if handoff is not None:
                 made.handoff = handoff
-            try:
-                first = _first.setdefault(self, made)  # atomic: one sidecar, however many come at once
-                sidecar = self._sidecar
-                if sidecar is None:
-                    sidecar = self._sidecar = first
-            finally:
-                if self._sidecar is not None:  # not Ctrl-C in between, which leaves it to the next observer
-                    _first.pop(self, None)  # who comes from now on finds the slot filled
-            if self._status is FINISHED:  # the worker may have finished without seeing it
-                self._conclude()
+            sidecar = self._adopt(made)
+        if sidecar is FINAL:
+            return None
+        if not sidecar.told and (self._status is FINISHED or sidecar.verdict is not None):
+            self._publish()  # the worker may have finished without seeing it; or the thread that is to tell was interrupted
+        return sidecar
+
+    def _adopt(self, made: Sidecar) -> Sidecar:
+        """Take `made` for the sidecar, unless another thread was first; return the one that it is from now on."""
+        try:
+            first = _first.setdefault(self, made)  # atomic: one sidecar, however many come at once
+            sidecar: Sidecar | None = self._sidecar
+            if sidecar is None:
+                sidecar = self._sidecar = first
+        finally:
+            missed: Sidecar | None = self._sidecar
+            if missed is None and (left := _first.get(self)) is not None:  # interrupted before the store
+                self._sidecar = left
+            _first.pop(self, None)  # a thread that comes from now on finds the slot filled
+        return sidecar
+
+    def _seal(self) -> Sidecar:
+        """It is final, and `_observe` found no sidecar: it gets FINAL, unless another thread is just giving it one."""
+        sidecar = self._adopt(FINAL)
+        if not sidecar.told:
+            self._publish()
         return sidecar
 
     def _join(self, timeout: float | None) -> None:
@@ -440,39 +591,55 @@ class TaskFuture(Future[T]):
         """
         owner = current.owner
         inside = owner is not None and timeout is None and owner is self._lane.owner
-        handoff = borrow() if len(self._lane) < 2 and not inside else None
+        loan: list[Handoff] = []
         try:
-            sidecar = self._observe(handoff)
+            if len(self._lane) < 2 and not inside:
+                borrow(loan)
+            sidecar = self._observe(loan[0] if loan else None)
             if sidecar is None:
                 return
-            if handoff is not None and sidecar.takes(handoff):
-                sidecar.await_handoff(handoff, timeout)
-            else:
-                self._pass_turnstile(sidecar, timeout, inside)
-            if sidecar.verdict is not None and sidecar.verdict in _NOT_RUN:
+            if sidecar.verdict is not None and not sidecar.concluded:
+                self._conclude()
+            if not (loan and sidecar.takes(loan[0]) and self._await_handoff(sidecar, loan, timeout)):
+                self._await_permit(sidecar, timeout, inside)
+            if self._not_run(sidecar):
                 raise CancelledError
         finally:
-            if handoff is not None:
-                sidecar = self._sidecar
-                if sidecar is not None and sidecar.handoff is handoff:
-                    sidecar.handoff = None
-                give_back(handoff)
+            sidecar = self._sidecar
+            if loan and sidecar is not None and sidecar.handoff is loan[0]:
+                sidecar.handoff = None
+            give_back(loan)  # not a function in Python: nothing can be thrown before it has done its work
 
-    def _pass_turnstile(self, sidecar: Sidecar, timeout: float | None, inside: bool) -> None:
-        with sidecar:
-            turnstile = sidecar.turnstile
-            if turnstile is None:
-                turnstile = allocate_lock()
-                turnstile.acquire()
-                sidecar.turnstile = turnstile
-        if not sidecar.published:  # stored, then loaded; who publishes does it the other way round
+    def _await_handoff(self, sidecar: Sidecar, loan: list[Handoff], timeout: float | None) -> bool:
+        """Block until it is final; False if the program has closed the handoff's file descriptor."""
+        try:
+            sidecar.await_handoff(loan[0], timeout)
+        except HandoffLost:
+            lost = loan.pop()
+            sidecar.handoff = None
+            self._note_lost(lost)
+            return False
+        return True
+
+    def _await_permit(self, sidecar: Sidecar, timeout: float | None, inside: bool) -> None:
+        permit = allocate_lock()
+        permit.acquire()
+        try:
+            with sidecar:
+                if sidecar.published:
+                    return
+                if sidecar.permits is None:
+                    sidecar.permits = [permit]
+                else:
+                    sidecar.permits.append(permit)
             if inside:
-                self._lane.owner.wait_inside(self, turnstile)
-            elif not turnstile.acquire(True, lock_timeout(timeout)):
-                if not sidecar.published:
-                    raise FutureTimeoutError
-                turnstile.acquire()
-            turnstile.release()  # for the next
+                self._lane.owner.wait_inside(self, permit)
+            elif not permit.acquire(True, lock_timeout(timeout)) and not sidecar.published:
+                raise FutureTimeoutError
+        finally:
+            with sidecar:
+                if not sidecar.published and sidecar.permits and permit in sidecar.permits:
+                    sidecar.permits.remove(permit)
 
     # -- what concurrent.futures.wait, as_completed and foreign executors use
 
@@ -483,18 +650,33 @@ class TaskFuture(Future[T]):
             return self._status
         if not sidecar.published:  # final perhaps, but waiters are yet to be told; they count on being told after this
             return PENDING if self._status is PENDING else RUNNING
-        return CANCELLED_AND_NOTIFIED if sidecar.verdict in _NOT_RUN else FINISHED
+        return CANCELLED_AND_NOTIFIED if self._not_run(sidecar) else FINISHED
+
+    def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
+        """Return whether it is done, whether it was cancelled, the result and the exception.
+
+        From Python 3.15 on asyncio asks for this instead of `exception` and `result`; so what it returns is retrieved.
+        """
+        if not self.done():
+            return False, False, None, None
+        if self.cancelled():
+            return True, True, None, None
+        if self._exception is not None:
+            self._note_retrieved()
+        return True, False, self._result, self._exception
 
     @property
     def _condition(self) -> Any:  # type: ignore[override]  # a property, since there is none before it is needed
-        return self._observe() or _NOBODY
+        return self._observe() or self._seal()
 
     @property
     def _waiters(self) -> list[Any]:  # type: ignore[override]  # a property, since there are none before they are needed
-        sidecar = self._observe()
-        if sidecar is None:
+        # The caller holds the sidecar, and has looked at the state. So not `_observe`, if it can be helped: that might publish
+        # an end which the caller has not seen, and the waiter that it is about to add would not be told.
+        sidecar = self._sidecar or self._observe() or self._seal()
+        if sidecar is FINAL:
             return _NOBODY
-        if sidecar.waiters is None:  # the caller holds the sidecar
+        if sidecar.waiters is None:
             sidecar.waiters = []
         return sidecar.waiters
 

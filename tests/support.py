@@ -123,7 +123,7 @@ def switch_interval(seconds: float = 1e-6) -> Generator[None]:
 def is_waited_for(future: Any) -> bool:
     """Does a thread block in `result()` of this task, or is it about to?"""
     sidecar = future._sidecar
-    return sidecar is not None and not (sidecar.turnstile is None and sidecar.handoff is None)
+    return sidecar is not None and not (sidecar.permits is None and sidecar.handoff is None)
 
 
 def eventually(predicate: Callable[[], bool], claim: str) -> None:

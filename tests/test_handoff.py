@@ -15,7 +15,7 @@ import pytest
 
 from support import DEADLINE, Gate, MakePool, eventually, run_python, switch_interval
 from tasker_executor import ResourceExecutor, _handoff, _worker
-from tasker_executor._handoff import LIMIT, Handoff, borrow, give_back
+from tasker_executor._handoff import LIMIT, Handoff, HandoffLost, give_back
 from tasker_executor._types import clock
 
 pytestmark = pytest.mark.skipif(not Handoff.supported, reason="needs Linux, and a GIL")
@@ -64,9 +64,16 @@ def handoff_in_use(future: Any) -> Handoff:
     return handoff
 
 
-def turnstile_of(future: Any) -> object:
+def permits_of(future: Any) -> object:
     sidecar = future._sidecar
-    return None if sidecar is None else sidecar.turnstile
+    return None if sidecar is None else sidecar.permits
+
+
+def borrow() -> Handoff | None:
+    """Return what is lent, without the list."""
+    loan: list[Handoff] = []
+    _handoff.borrow(loan)
+    return loan[0] if loan else None
 
 
 @pytest.fixture
@@ -74,8 +81,7 @@ def lent() -> Iterator[list[Handoff]]:
     """All that there may be, borrowed."""
     handoffs = [handoff for _ in range(LIMIT) if (handoff := borrow()) is not None]
     yield handoffs
-    for handoff in handoffs:
-        give_back(handoff)
+    give_back(handoffs)
 
 
 # -- who gets one --
@@ -87,7 +93,7 @@ def test_who_waits_for_a_lone_task_is_handed_the_interpreter(
     future = busy.submit(int, "7")
     asker = ask(future)
     handoff_in_use(future)
-    assert turnstile_of(future) is None
+    assert permits_of(future) is None
 
     gate.release()
     asker.join(DEADLINE)
@@ -100,7 +106,7 @@ def test_who_waits_for_a_task_of_many_is_not(busy: ResourceExecutor[None], gate:
     future = busy.submit(int, "7")
     busy.submit(int)
     asker = ask(future)
-    eventually(lambda: turnstile_of(future) is not None, "the asker to wait")
+    eventually(lambda: permits_of(future) is not None, "the asker to wait")
     assert handoff_of(future) is None
 
     gate.release()
@@ -115,7 +121,7 @@ def test_all_who_wait_for_a_task_get_its_result(busy: ResourceExecutor[None], ga
     ask(future)
     handoff_in_use(future)
     others = [ask(future) for _ in range(3)]
-    eventually(lambda: turnstile_of(future) is not None, "the others to wait")
+    eventually(lambda: permits_of(future) is not None, "the others to wait")
 
     gate.release()
     for asker in others:
@@ -132,17 +138,16 @@ def test_of_two_who_come_at_once_to_a_watched_task_one_waits_in_another_way(
     future.add_done_callback(lambda _: None)
     second: list[threading.Thread] = []
 
-    def borrow_late() -> Handoff | None:
-        borrowed = borrow()
+    def borrow_late(loan: list[Handoff]) -> None:
+        _handoff.borrow(loan)
         if not second:
             second.append(threading.current_thread())
             second.append(ask(future))
             handoff_in_use(future)
-        return borrowed
 
     monkeypatch.setattr("tasker_executor._work_item.borrow", borrow_late)
     ask(future)
-    eventually(lambda: turnstile_of(future) is not None, "the first to wait")
+    eventually(lambda: permits_of(future) is not None, "the first to wait")
 
     gate.release()
 
@@ -181,7 +186,7 @@ def test_each_wait_gives_back_what_it_borrowed(busy: ResourceExecutor[None], gat
     future = busy.submit(int, "7")
     give_back_once = borrow()
     assert give_back_once is not None
-    give_back(give_back_once)
+    give_back([give_back_once])
     before = set(_handoff._free)
 
     for timeout in (0, 0.001):
@@ -222,7 +227,7 @@ def test_where_all_are_lent_out_a_waiter_waits_in_another_way(
     assert borrow() is None
     future = busy.submit(int, "7")
     asker = ask(future)
-    eventually(lambda: turnstile_of(future) is not None, "the asker to wait")
+    eventually(lambda: permits_of(future) is not None, "the asker to wait")
 
     gate.release()
     asker.join(DEADLINE)
@@ -234,14 +239,12 @@ def test_without_a_file_descriptor_a_waiter_waits_in_another_way(make_pool: Make
     def refuse(_: int) -> int:
         raise OSError(24, "Too many open files")
 
-    unmade: list[None] = [None]
     monkeypatch.setattr(_handoff, "_free", [])
-    monkeypatch.setattr(_handoff, "_unmade", unmade)
-    monkeypatch.setattr(os, "eventfd", refuse)
+    monkeypatch.setattr(_handoff, "_made", [])
+    monkeypatch.setattr(Handoff.__init__, "__defaults__", (refuse, *(Handoff.__init__.__defaults__ or ())[1:]))
 
     assert borrow() is None
     assert make_pool(1).submit(int, "7").result(DEADLINE) == 7
-    assert unmade == [None]  # it may be made yet
 
 
 def test_where_it_is_not_supported_there_are_none(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +283,23 @@ def test_a_process_of_green_threads_does_without() -> None:
     assert (process.stdout, process.stderr) == ("False\n", "")
 
 
+def test_threads_that_were_patched_after_the_import_are_refused_at_once() -> None:
+    process = run_python(
+        textwrap.dedent("""
+            from tasker_executor import ResourceExecutor
+            import _thread
+            real = _thread.allocate_lock
+            _thread.allocate_lock = lambda: real()
+            try:
+                ResourceExecutor(1)
+            except RuntimeError as error:
+                print(error)
+        """)
+    )
+
+    assert "patch first" in process.stdout, process.stderr
+
+
 # -- and may be given for nothing --
 
 
@@ -290,19 +310,23 @@ def test_a_wake_up_that_was_meant_for_the_last_borrower_ends_no_wait(
     # which is late, wakes the second waiter. 4. Its own task's worker must still be able to wake it.
     late = lent.pop()
     late.give()
-    give_back(late)
+    give_back([late])
     future = busy.submit(int, "7")
     waits: list[float | None] = []
+    wakes: list[bool] = []
     wait = Handoff.wait
 
-    def count(handoff: Handoff, timeout: float | None) -> None:
+    def count(handoff: Handoff, timeout: float | None) -> bool:
         waits.append(timeout)
-        wait(handoff, timeout)
+        woken = wait(handoff, timeout)
+        wakes.append(woken)
+        return woken
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Handoff, "wait", count)
         asker = ask(future)
-        eventually(lambda: len(waits) == 2, "the asker to wait again")
+        eventually(lambda: len(waits) >= 2, "the asker to wait again")
+        assert wakes[0]
         assert handoff_of(future) is late
         assert answers == []
         gate.release()
@@ -357,11 +381,12 @@ def test_a_file_descriptor_that_somebody_closed_ends_no_worker(
     future.add_done_callback(called.append)
     asker = ask(future)
     handoff = handoff_in_use(future)
+
     give = handoff.give
 
     def fail() -> None:
         give()  # or the asker would wait for ever, as it does where this is not staged
-        raise OSError(9, "Bad file descriptor")
+        raise HandoffLost
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(handoff, "give", fail)
@@ -371,7 +396,7 @@ def test_a_file_descriptor_that_somebody_closed_ends_no_worker(
 
     assert answers == [7]
     assert busy.submit(int, "8").result(DEADLINE) == 8
-    assert "cannot wake a thread" in caplog.text
+    assert "closed a file descriptor of ours" in caplog.text
 
 
 @pytest.mark.parametrize("timeout", [1e6, 1e12, float("inf")])
@@ -416,6 +441,74 @@ def test_the_next_task_is_not_charged_with_the_time_that_the_interpreter_was_awa
     assert busy.metrics().run.maximum < 1000.0
 
 
+OTHERS = """
+import os, sys, tempfile, threading, time
+from tasker_executor import ResourceExecutor, _handoff
+pool = ResourceExecutor(1)
+pool.submit(time.sleep, 0.01).result()
+[handoff] = _handoff._made
+number = handoff._eventfd
+
+def take_its_number(flags=os.O_RDWR):
+    os.close(number)
+    path = tempfile.mktemp()
+    with open(path, "wb") as file:
+        file.write(b"0123456789abcdef")
+    assert os.open(path, flags) == number
+    return path
+
+def is_untouched(path):
+    with open(path, "rb") as file:
+        return file.read() == b"0123456789abcdef" and os.lseek(number, 0, os.SEEK_CUR) == 0
+"""
+
+
+def run_with_others(program: str) -> None:
+    process = run_python(OTHERS + textwrap.dedent(program))
+    assert process.stdout == "good\n", process.stderr
+
+
+def test_a_file_that_got_the_number_is_neither_read_nor_written_nor_closed() -> None:
+    run_with_others("""
+        path = take_its_number()
+        assert pool.submit(int, "7").result() == 7
+        assert pool.submit(int, "8").result(10) == 8
+        assert handoff not in _handoff._made
+        del handoff
+        pool.shutdown()
+        _handoff._free.clear()
+        print("good" if is_untouched(path) else "touched")
+    """)
+
+
+def test_a_file_that_gets_the_number_while_a_thread_waits_is_not_written_to() -> None:
+    run_with_others("""
+        go = threading.Event()
+        future = pool.submit(go.wait)
+        answers = []
+        asker = threading.Thread(target=lambda: answers.append(future.result(20)))
+        asker.start()
+        while future._sidecar is None or future._sidecar.handoff is None:
+            time.sleep(0.001)
+        path = take_its_number()
+        go.set()
+        asker.join()
+        assert answers == [True]
+        print("good" if is_untouched(path) else "touched")
+    """)
+
+
+def test_a_clock_that_stands_still_ends_a_timeout_all_the_same(busy: ResourceExecutor[None]) -> None:
+    future: Any = busy.submit(int)
+    loan: list[Handoff] = []
+    _handoff.borrow(loan)
+    try:
+        with pytest.raises(FutureTimeoutError):
+            future._observe().await_handoff(loan[0], 0.01, lambda: 0.0)
+    finally:
+        give_back(loan)
+
+
 FORK = """
 import os, signal, sys, threading, time, warnings
 from tasker_executor import ResourceExecutor, _handoff
@@ -445,7 +538,7 @@ def test_the_child_of_a_fork_has_its_own() -> None:
         numbers = [handoff._eventfd for handoff in inherited]
         child = os.fork()
         if child == 0:
-            assert not _handoff._made and not _handoff._free and len(_handoff._unmade) == _handoff.LIMIT
+            assert not _handoff._made and not _handoff._free
             inherited.clear()
             for number in numbers:
                 try:

@@ -425,3 +425,65 @@ def test_map_of_a_view_uses_the_options_of_the_view(make_pool: MakePool, ledger:
     with pytest.raises(ResourceBroken):
         next(results)
     assert pool.stats().retried == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 4}], ids=str)
+def test_an_iterator_that_is_closed_before_its_first_result_cancels_what_has_not_started(
+    make_pool: MakePool, gate: Gate, options: dict[str, int]
+) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    ran: list[int] = []
+    results: Any = pool.map(ran.append, range(4), **options)
+
+    results.close()
+    gate.release()
+    pool.shutdown()
+
+    assert ran == []
+    assert list(results) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 4}], ids=str)
+def test_an_iterator_that_is_dropped_before_its_first_result_cancels_nothing(
+    make_pool: MakePool, gate: Gate, options: dict[str, int]
+) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    ran: list[int] = []
+
+    pool.map(ran.append, range(4), **options)
+    gate.release()
+    pool.shutdown()
+
+    assert ran == [0, 1, 2, 3]
+
+
+def test_an_executor_that_accepts_no_more_hands_out_the_results_that_are_there_first(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    results = pool.map(identity, range(8), buffersize=3)
+    assert next(results) == 0
+    pool.shutdown()
+
+    got: list[int] = []
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        got.extend(results)
+
+    assert got == [1, 2, 3]
+
+
+def test_stop_iteration_in_a_chunk_keeps_its_value(make_pool: MakePool) -> None:
+    def stop(number: int) -> int:
+        if number == 1:
+            raise StopIteration("value")
+        return number
+
+    results = make_pool(1).map(stop, range(4), chunksize=4)
+
+    assert next(results) == 0
+    with pytest.raises(RuntimeError) as caught:
+        next(results)
+    assert isinstance(caught.value.__cause__, StopIteration)
+    assert caught.value.__cause__.value == "value"

@@ -13,7 +13,7 @@ import pytest
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, is_waited_for
 from tasker_executor import ResourceExecutor, ShutdownTimeout, current_task
 from tasker_executor._lanes import Lane
-from tasker_executor._work_item import TaskFuture
+from tasker_executor._work_item import Sidecar, TaskFuture
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 
@@ -368,8 +368,8 @@ def test_a_signal_handler_that_shuts_down_while_its_thread_holds_a_future_does_n
     pool = make_pool(1)
 
     class Interrupted(Lane):
-        def count_tombstone(self, *, cancelled: bool, withdrawn: bool) -> None:
-            super().count_tombstone(cancelled=cancelled, withdrawn=withdrawn)
+        def count_tombstone(self, sidecar: Sidecar, *, cancelled: bool, withdrawn: bool) -> None:
+            super().count_tombstone(sidecar, cancelled=cancelled, withdrawn=withdrawn)
             pool.shutdown()
             states.append(pool.stats().state)
 

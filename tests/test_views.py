@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -446,3 +446,22 @@ def test_thread_pool_can_be_the_default_executor_of_asyncio(
 
     assert thread is ledger.created[0].maker
     assert resource_pool.submit(FakeResource.use).result() == 0
+
+
+def test_shutdown_of_a_view_while_its_futures_are_dropped(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1. The view looks through its futures. 2. Others drop theirs.
+    pool = make_pool(1)
+    view = pool.with_options(priority=True)
+    futures = [view.submit(int) for _ in range(50)]
+    kept = futures[0]
+    wait(futures)
+
+    def drop(_: object) -> bool:
+        futures.clear()
+        return True
+
+    monkeypatch.setattr(type(kept), "done", drop)
+    view.shutdown()
+
+    assert futures == []
+    assert [reference() for reference in view._futures] == [kept]

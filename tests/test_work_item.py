@@ -9,6 +9,7 @@ import asyncio
 import concurrent.futures
 import gc
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError, as_completed, wait
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
@@ -111,11 +112,13 @@ def test_a_timed_out_result_can_be_asked_for_again(busy: ResourceExecutor[None],
     assert future.result(DEADLINE) == 7
 
 
-def test_waiters_that_time_out_leave_the_turnstile_to_those_who_wait_on(busy: ResourceExecutor[None], gate: Gate) -> None:
-    future = busy.submit(int)
+def test_waiters_that_time_out_leave_nothing_behind(busy: ResourceExecutor[None], gate: Gate) -> None:
+    future: Any = busy.submit(int)
+    busy.submit(int)  # one of many, so that it is waited for in this way
     for _ in range(3):
         with pytest.raises(concurrent.futures.TimeoutError):
             future.result(0)
+    assert future._sidecar.permits == []
 
     gate.release()
 
@@ -134,22 +137,20 @@ def test_many_threads_can_wait_for_one_result(busy: ResourceExecutor[None], gate
     assert results == [7] * 8
 
 
-def test_a_result_that_comes_at_the_moment_of_the_timeout_is_returned() -> None:
+def test_a_result_that_comes_at_the_moment_of_the_timeout_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     future = task()
     future._lane.append(future)  # one of many, so that it is waited for in this way
-    sidecar = future._sidecar = Sidecar()
 
-    class Turnstile:
+    class Permit:
         def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-            if not future.done():  # 1. The wait has timed out. 2. The task ends. 3. The waiter looks again.
+            if timeout == 0:  # 1. The wait has timed out. 2. The task ends. 3. The waiter looks again.
                 future._finish("in time", None)
-                return False
-            return True
+            return False
 
         def release(self) -> None:
             pass
 
-    sidecar.turnstile = cast("Any", Turnstile())
+    monkeypatch.setattr("tasker_executor._work_item.allocate_lock", Permit)
 
     assert future.result(0) == "in time"
 
@@ -1002,3 +1003,115 @@ def test_an_observer_that_a_garbage_collection_lets_in_shares_the_sidecar(make_p
         assert others in ([], [None, first])
         assert future not in _first
     assert len(hoard) == 8 * 200
+
+
+# -- one condition for life --
+
+
+def test_the_condition_of_a_future_that_ends_unseen_stays_the_same(story: Story) -> None:
+    # 1. B is about to give the future a sidecar. 2. The task ends: there is nobody to tell. 3. A, in wait(), acquires the
+    # condition. 4. B goes on, and must take A's.
+    conditions: list[Any] = []
+    future: Any = story.future
+
+    def end_and_acquire() -> None:
+        story.work()
+        conditions.append(future._condition)
+
+    story.future.after_load["_status", PENDING] = end_and_acquire
+    future.add_done_callback(story.told.append)
+
+    assert future._condition is conditions[0]
+    assert story.told == [future]
+    with concurrent.futures._base._AcquireFutures([future]):  # what wait() uses
+        future.add_done_callback(story.told.append)
+    assert story.told == [future, future]
+
+
+def test_a_waiter_that_is_added_while_the_worker_ends_the_task_is_told(story: Story) -> None:
+    # 1. A waiter holds the condition, and has found the task running. 2. The worker stores FINISHED, and wants the lock.
+    # 3. The waiter registers: that must not publish the end on the worker's behalf. 4. The worker tells it.
+    class Waiter:
+        def add_result(self, future: Future[Any]) -> None:
+            story.told.append(future)
+
+    future: Any = story.future
+    future._status = RUNNING
+    with future._condition:
+        assert future._state == RUNNING
+        worker = in_thread(lambda: future._finish("result", None))
+        status: Any = vars(TaskFuture)["_status"]
+        while status.__get__(future) is not FINISHED:
+            threading.Event().wait(0.0001)
+        future._waiters.append(Waiter())
+    worker.join(DEADLINE)
+
+    assert story.told == [future]
+
+
+def test_a_snapshot_counts_as_retrieved(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
+    pool = make_pool(1)
+    future: Any = pool.submit(fail, ValueError("handled"))
+    wait([future])
+
+    done, cancelled, result, error = future._get_snapshot()
+    assert (done, cancelled, result, type(error)) == (True, False, None, ValueError)
+    del future, error
+    gc.collect()
+
+    assert "never retrieved" not in caplog.text
+
+
+def test_a_snapshot_tells_every_state(busy: ResourceExecutor[None], gate: Gate) -> None:
+    waiting: Any = busy.submit(int, "7")
+    cancelled: Any = busy.submit(int)
+    cancelled.cancel()
+
+    assert waiting._get_snapshot() == (False, False, None, None)
+    assert cancelled._get_snapshot() == (True, True, None, None)
+    gate.release()
+    wait([waiting])
+    assert waiting._get_snapshot() == (True, False, 7, None)
+
+
+def test_we_know_all_methods_of_the_standard_future() -> None:
+    # One that is new may read the fields of the standard library, which are not ours.
+    inner = {"_Future__get_result", "_invoke_callbacks"}  # called by what we override
+    general = {"__init__", "__repr__", "__class_getitem__", "__module__", "__doc__", "__dict__", "__weakref__"}
+    general |= {"__firstlineno__", "__static_attributes__", "__annotations__", "__annotate_func__", "__annotations_cache__"}
+
+    unknown = set(vars(Future)) - set(vars(TaskFuture)) - inner - general
+
+    assert unknown == set()
+
+
+def test_a_future_that_is_kept_keeps_nothing_of_a_closed_executor() -> None:
+    class App:
+        def set_up(self) -> None:
+            pass
+
+    app = App()
+    reference = weakref.ref(app)
+    pool = ResourceExecutor(1, initializer=app.set_up)
+    kept = [pool.submit(int), pool.submit(int)]
+    kept[1].cancel()
+    pool.shutdown()
+    del app, pool
+    gc.collect()
+
+    assert reference() is None
+    assert kept[0].result() == 0
+
+
+def test_all_who_wait_without_a_limit_are_let_go(busy: ResourceExecutor[None], gate: Gate) -> None:
+    future: Any = busy.submit(int)
+    busy.submit(int)  # one of many, so that it is waited for in this way
+    waiters = [in_thread(future.result) for _ in range(3)]
+    while future._sidecar is None or len(future._sidecar.permits or ()) < 3:
+        threading.Event().wait(0.001)
+
+    gate.release()
+    for waiter in waiters:
+        waiter.join(DEADLINE)
+
+    assert not any(waiter.is_alive() for waiter in waiters)
