@@ -352,8 +352,7 @@ class Core:
             if self._holds_a_lock():
                 return False
             # The call that was interrupted may have queued a task, or taken Room off the stack, and have stopped there.
-            with self.lock:
-                self._populate_or_retry()
+            self._populate_or_retry()
             self.supervisor.start_if_wanted()
             self.wake_if_waiting()
         return True

@@ -20,7 +20,7 @@ from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, 
 from tasker_executor import QueueFull, ResourceExecutor
 from tasker_executor._admission import Admission, Ticket
 from tasker_executor._threads import start_thread
-from tasker_executor._work_item import TaskFuture
+from tasker_executor._work_item import FINISHED, TaskFuture
 
 
 class Submitter(threading.Thread):
@@ -607,6 +607,7 @@ def test_handler_that_interrupted_its_thread_under_a_lock_is_let_in(make_pool: M
     def interrupted() -> bool:
         if lock == "future":  # a frame that holds it
             sidecar.waiters = [Waiter(notice)]
+            held._status = FINISHED  # a little early
             held._publish()
         else:
             with locks[lock]:
