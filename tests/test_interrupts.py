@@ -47,7 +47,7 @@ HANDLERS: dict[str, Callable[[Pool], object]] = {
 }
 
 
-@pytest.mark.parametrize("error", ERRORS[:1], ids=lambda error: error.__name__)
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
 @pytest.mark.parametrize("scenario", list(CALLS.values()), ids=list(CALLS))
 def test_an_error_thrown_in_anywhere_loses_no_worker_no_task_and_no_resource(
     scenario: Call, error: type[BaseException]
