@@ -378,10 +378,11 @@ def test_a_worker_picked_to_retire_as_it_takes_an_urgent_task_retires_after_that
 ) -> None:
     # 1. One worker is busy, the other registers as idle. 2. resize() picks it to retire. 3. An urgent task is queued. 4. The
     # worker finds and takes it: the last one.
-    pool = make_pool(2)
+    pool = make_pool(1)  # at first: a second worker may start for a task that the first is about to take
     lane = RacedLane(pool, "priority")
     pool.submit(gate.hold)
     gate.wait_until_held()
+    pool.resize(max_workers=2)
     futures: list[Future[int]] = []
 
     def pick_and_submit() -> None:
@@ -609,10 +610,13 @@ def test_a_task_that_a_worker_takes_while_the_pool_breaks_is_run(make_pool: Make
         if next(threads):
             raise LookupError("no such setting")
 
-    pool = make_pool(2, initializer=initializer)
+    pool = make_pool(
+        1, initializer=initializer
+    )  # at first: a second worker may start for a task that the first is about to take
     lane = RacedLane(pool, "normal")
     pool.submit(gate.hold)
     gate.wait_until_held()
+    pool.resize(max_workers=2)
     ran = threading.Event()
 
     def let_the_worker_take_it() -> None:
