@@ -610,9 +610,8 @@ def test_a_task_that_a_worker_takes_while_the_pool_breaks_is_run(make_pool: Make
         if next(threads):
             raise LookupError("no such setting")
 
-    pool = make_pool(
-        1, initializer=initializer
-    )  # at first: a second worker may start for a task that the first is about to take
+    # At first one worker: a second may start for a task that the first is about to take.
+    pool = make_pool(1, initializer=initializer)
     lane = RacedLane(pool, "normal")
     pool.submit(gate.hold)
     gate.wait_until_held()
