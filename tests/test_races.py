@@ -376,10 +376,11 @@ def test_a_careful_worker_picked_to_retire_as_it_finds_a_task_leaves_that_to_oth
 def test_a_worker_picked_to_retire_takes_no_other_task_however_urgent(make_pool: MakePool, gate: Gate, cancel: bool) -> None:
     # 1. One worker is busy, the other registers as idle. 2. resize() picks it to retire. 3. An urgent task is queued. 4. The
     # worker finds it, and leaves it to the other.
-    pool = make_pool(2)
+    pool = make_pool(1)  # at first: a second worker may start for a task that the first is about to take
     lane = RacedLane(pool, "priority")
     pool.submit(gate.hold)
     gate.wait_until_held()
+    pool.resize(max_workers=2)
     futures: list[Future[int]] = []
 
     def pick_and_submit() -> None:
@@ -608,10 +609,12 @@ def test_a_task_that_a_worker_takes_while_the_pool_breaks_is_run(make_pool: Make
         if next(threads):
             raise LookupError("no such setting")
 
-    pool = make_pool(2, initializer=initializer)
+    # At first one worker: a second may start for a task that the first is about to take.
+    pool = make_pool(1, initializer=initializer)
     lane = RacedLane(pool, "normal")
     pool.submit(gate.hold)
     gate.wait_until_held()
+    pool.resize(max_workers=2)
     ran = threading.Event()
 
     def let_the_worker_take_it() -> None:

@@ -1042,9 +1042,11 @@ def test_base_worker_that_is_idle_goes_and_a_burst_worker_that_is_busy_takes_its
     make_pool: MakePool, ledger: Ledger
 ) -> None:
     """The resource used last is the one to keep, whoever made it."""
-    pool = make_pool(2, min_workers=1, on_create=ledger.create, on_destroy=ledger.destroy, idle_timeout=0.01)
+    pool = make_pool(1, min_workers=1, on_create=ledger.create, on_destroy=ledger.destroy, idle_timeout=0.01)
     with Gate() as base, Gate() as burst:
-        make_base_idle, make_burst_idle = busy_workers(pool, [base, burst])
+        [make_base_idle] = busy_workers(pool, [base])
+        pool.resize(max_workers=2)  # not before, or a second worker may start for a task that the first is about to take
+        [make_burst_idle] = busy_workers(pool, [burst])
         make_base_idle()
         ledger.wait_until_destroyed(1)
         make_burst_idle()
