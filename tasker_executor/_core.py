@@ -54,7 +54,7 @@ from ._resources import (
     join_aborts,
 )
 from ._supervisor import Supervisor
-from ._threads import CannotStart, make_thread, start_thread
+from ._threads import CannotStart, Endings, make_thread, start_thread
 from ._types import Bell, Latch, State, clock, in_one_step, lock_timeout, spend_stack
 from ._work_item import WITHDRAWN, Sidecar, TaskFuture
 from ._worker import Worker
@@ -82,7 +82,7 @@ _ENOUGH: list[Any] = []
 _cores: dict[int, Core] = {}
 #: Threads that have done all for their core and may still take a moment to end. The exit hook joins them: a daemon thread that
 #: the interpreter stops in mid-air may hold a lock.
-_ending: set[threading.Thread] = set()
+_ending = Endings()
 _exiting = False
 
 
@@ -185,7 +185,7 @@ class Core:
         #: limit.
         self.workers: set[Worker] = set()
         self.leaving: set[Worker] = set()  # of these, those that have been retired and are about to end
-        self.ended: set[threading.Thread] = set()  # threads that have left `workers` and may still take a moment to end
+        self.ended = Endings()  # threads that have left `workers`
         self._hiring = False
         #: Those of `workers` whose thread is yet to be started, and by which thread.
         self._unborn: dict[Worker, int] = {}
@@ -302,6 +302,8 @@ class Core:
             self._populate()
         elif isinstance(top, Worker):
             self._woken.append(top)
+            if self.supervisor.paused:  # its alarm lies further down
+                self.supervisor.resume()
 
     def _take_back(self, future: TaskFuture[Any]) -> None:
         """Nothing is accepted any more. Raises, unless a worker was quicker and has the task."""
@@ -476,6 +478,7 @@ class Core:
             with self.lock:
                 self._forget(worker)
                 self._offer_room()
+            worker.thread = threading.main_thread()  # its own, which never ran, refers to it: see `Endings`
         self._unborn.pop(worker, None)
 
     def _populate_or_retry(self) -> None:
@@ -557,9 +560,8 @@ class Core:
                 if end in REPLACED:
                     self.replaced += 1
                 self.broken = self.broken or end is End.INITIALIZER_FAILED
-                self.ended = {thread for thread in self.ended if thread.is_alive()}
                 self.ended.add(worker.thread)
-                _note_ending(worker.thread)
+                _ending.add(worker.thread)
                 self._forget(worker)
                 failed = self._judge_end(worker, end, error)
         self._populate_or_retry()
@@ -1021,10 +1023,11 @@ class Core:
             first = self.state is not State.CLOSED
             self.state = State.CLOSED
         for thread in self.supervisor.threads():
-            _note_ending(thread)
+            _ending.add(thread)
         if self.supervisor.thread is not None:
             self.supervisor.kick()
         _cores.pop(id(self), None)
+        self._woken.clear()  # a worker refers to its thread: see `Endings`
         self.terminated.open()
         self.lanes.detach()
         if first and self.hub.hears("state_changed"):
@@ -1044,7 +1047,7 @@ class Core:
         done = self.terminated.wait(timeout)
         while done:
             with self.lock:
-                threads = [thread for thread in self.ended if thread.is_alive()]
+                threads = self.ended.alive()
                 threads += self.supervisor.threads()
             if not threads:
                 break
@@ -1294,16 +1297,9 @@ def _at_exit() -> None:
     for core in cores:
         if core.state is not State.KILLED:
             core.join(None, daemons=False)
-    for thread in list(_ending):
+    for thread in _ending.alive():
         thread.join()
     join_aborts()
-
-
-def _note_ending(thread: threading.Thread) -> None:
-    for other in list(_ending):
-        if not other.is_alive():
-            _ending.discard(other)
-    _ending.add(thread)
 
 
 def _after_fork_in_child() -> None:

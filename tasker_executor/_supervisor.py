@@ -166,6 +166,7 @@ class Supervisor:
         self._forgetting = False
         self._lock = threading.RLock()  # guards _deadlines and _birth; a leaf
         self._next_tick: float | None = None  # None: the tick pauses
+        self.paused = False  # set while it pauses: a task that wakes a worker above the alarm resumes it, too
         self._policy_failed = False
         self._alarm = Alarm(self)
         if policy is not None:
@@ -261,6 +262,7 @@ class Supervisor:
         """The tick's pause is over."""
         if self._next_tick is None and self.policy is not None and self.core.state is State.RUNNING:
             self._next_tick = clock() + self._interval
+            self.paused = False
             self.kick()
 
     # -- the thread
@@ -319,6 +321,7 @@ class Supervisor:
             if core.at_rest():
                 return None
             self._next_tick = now + self._interval  # whoever popped the alarm was interrupted before it rang
+            self.paused = False
         if now < self._next_tick:
             return self._next_tick
         load = core.sample()
@@ -346,6 +349,7 @@ class Supervisor:
     def _pause(self) -> None:
         """Stop ticking until the next submission."""
         self._next_tick = None
+        self.paused = True
         if self._alarm not in self.core.idle_stack:
             self.core.idle_stack.append(self._alarm)
         if self.core.lanes.look():  # it came before the alarm was set

@@ -381,15 +381,21 @@ class TaskFuture(Future[T]):
         sidecar = self._observe()
         if sidecar is None:
             return False
-        with sidecar:
-            if sidecar.verdict is not None or sidecar.started or sidecar.published:
-                return False
-            sidecar.verdict = verdict
-            self._sidecar = sidecar  # once more: see "Who goes first"
-            if self._status is not PENDING:
-                sidecar.verdict = None
-                return False
-        self._conclude()  # settled: whatever interrupts us, the next thread goes on from here
+        mine = False
+        try:
+            with sidecar:
+                if sidecar.verdict is not None or sidecar.started or sidecar.published:
+                    return False
+                sidecar.verdict = verdict
+                sidecar.concluding = mine = True  # callbacks run on this thread: a worker that meets the task passes by
+                self._sidecar = sidecar  # once more: see "Who goes first"
+                if self._status is not PENDING:
+                    sidecar.verdict = None
+                    return False
+            self._conclude(mine=True)
+        finally:
+            if mine:
+                sidecar.concluding = False  # if we were interrupted, the next thread goes on from here
         return True
 
     def _fail_after_fork(self, error: BaseException) -> None:
@@ -411,10 +417,10 @@ class TaskFuture(Future[T]):
         self._status = FINISHED
         self._conclude()
 
-    def _conclude(self) -> None:
+    def _conclude(self, *, mine: bool = False) -> None:
         """It is final: tell everybody, call the callbacks; and tell the lane of a task that was settled.
 
-        Goes on where a thread was interrupted.
+        Goes on where a thread was interrupted. `mine`: this thread has settled the task.
         """
         sidecar = self._sidecar
         if sidecar is not None:
@@ -422,10 +428,10 @@ class TaskFuture(Future[T]):
             if callbacks or (sidecar.verdict is not None and not sidecar.concluded and sidecar.published):
                 if callbacks and aside.post is not None:  # this thread keeps time, and runs no code of the user's
                     aside.post(partial(self._call_each, callbacks))
-                    callbacks = None
-                self._call_back(callbacks)
+                    callbacks = sidecar.callbacks = None
+                self._call_back(callbacks, mine=mine)
 
-    def _call_back(self, callbacks: list[Callable[[Future[Any]], object]] | None) -> None:
+    def _call_back(self, callbacks: list[Callable[[Future[Any]], object]] | None, *, mine: bool = False) -> None:
         """Call the callbacks that `_publish` has left, and tell the lane of a task that was settled. Nothing is held meanwhile.
 
         Of a task that ran, only the thread that ended it comes here. Of one that was settled, any thread may; so if another
@@ -436,10 +442,9 @@ class TaskFuture(Future[T]):
         if sidecar.verdict is None:
             self._call_each(callbacks)
             return
-        mine = False
         try:
             with sidecar:
-                if sidecar.concluding:
+                if sidecar.concluding and not mine:
                     return
                 sidecar.concluding = mine = True
             try:

@@ -1186,3 +1186,14 @@ def test_resize_refuses_bounds_that_make_no_sense_and_changes_nothing(
         pool.resize(**bounds)
 
     assert (pool._core.min_workers, pool._core.max_workers) == (1, 4)
+
+
+def test_tasks_that_come_one_at_a_time_resume_the_tick_though_a_worker_lies_above_the_alarm(make_pool: MakePool) -> None:
+    policy = Script(1)
+    pool = make_pool(4, min_workers=1, policy=policy)
+    pool.wait_ready()
+    eventually(lambda: len(pool._core.idle_stack) == 2, "the base worker on top of the alarm")
+
+    pool.submit(int).result(DEADLINE)
+
+    eventually(lambda: bool(policy.loads), "the policy to be asked")
