@@ -508,7 +508,7 @@ def test_a_cancelled_task_that_a_worker_is_just_popping_is_not_counted_as_waitin
             length = super().__len__()
             if pop:
                 pop.pop()()
-                self.drop_tombstone()
+                self.tombstones -= 1
             return length
 
     lane = pool._core.lanes.normal = pool._normal = Raced("normal", pool._core, pool._core._task_settled)
