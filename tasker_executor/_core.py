@@ -424,6 +424,8 @@ class Core:
                 self._hire(hired)
             if hired and self.source is not None:
                 self.supervisor.kick(start=False)  # for create_timeout; the worker starts it
+            elif not hired:
+                self.supervisor.start_if_wanted()  # for the pause that may be the reason: nobody else might
             while hired:
                 if not hired[-1].over:  # disowned by a signal handler that has interrupted us
                     start_thread(hired[-1].thread)
@@ -490,9 +492,12 @@ class Core:
             logger.exception("executor %r: cannot start a worker", self.name, executor=self.name)
 
     def _offer_room(self) -> None:
-        """Put Room at the bottom of the stack if a worker may be started, and take it away if none may. Lock held."""
+        """Put Room at the bottom of the stack if a worker may be started, and take it away if none may. Lock held.
+
+        It stays while the supervisor, whose thread could not be started, is missing: nobody else sees the end of a pause.
+        """
         room, stack = self._room, self.idle_stack
-        offered = self.state is State.RUNNING and self._may_start()
+        offered = self.state is State.RUNNING and (self._may_start() or self.supervisor.wanted)
         if stack[:1] == [room] and offered:
             return
         while room in stack:

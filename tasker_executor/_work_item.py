@@ -109,6 +109,7 @@ class Sidecar(ReentrantLock):
     published = False  # final, and from here on nobody adds to the lists below
     telling: Iterator[object] | None = None  # tells one waiter of `waiters` after the other
     told = False  # final, and everybody told but the callbacks
+    posted = False  # the callbacks are left to a thread that calls them soon
     concluding = False  # a thread is calling the callbacks, or telling the lane
     heard = False  # settled, and observers were told
     reported = False  # settled, and the lane was told
@@ -396,10 +397,12 @@ class TaskFuture(Future[T]):
         with sidecar:
             if sidecar.verdict is not None or sidecar.started or sidecar.published:
                 return False
+            sidecar.posted = aside.post is not None
             sidecar.verdict = verdict
             self._sidecar = sidecar  # once more: see "Who goes first"
             if self._status is not PENDING:
                 sidecar.verdict = None
+                sidecar.posted = False
                 return False
         self._conclude()  # settled: whatever interrupts us, the next thread goes on from here
         return True
@@ -432,8 +435,12 @@ class TaskFuture(Future[T]):
         if sidecar is not None:
             callbacks = self._publish()
             if callbacks or (sidecar.verdict is not None and not sidecar.concluded and sidecar.published):
-                if callbacks and aside.post is not None:  # this thread keeps time, and runs no code of the user's
-                    aside.post(partial(self._call_each, callbacks))
+                if aside.post is not None:  # this thread keeps time, and runs no code of the user's
+                    sidecar.posted = bool(callbacks)
+                    if callbacks:
+                        aside.post(partial(self._call_posted, callbacks))
+                        callbacks = None
+                elif sidecar.posted:  # a worker that pops the tombstone has better things to do than to call them
                     callbacks = None
                 self._call_back(callbacks)
 
@@ -540,6 +547,16 @@ class TaskFuture(Future[T]):
                 raise escaped
             finally:
                 del escaped
+
+    def _call_posted(self, callbacks: list[Callable[[Future[Any]], object]]) -> None:
+        """Call those that were left to this thread."""
+        sidecar = self._sidecar
+        assert sidecar is not None
+        try:
+            self._call_each(callbacks)
+        finally:
+            sidecar.posted = False
+            sidecar.concluded = sidecar.reported and not callbacks
 
     def _call(self, callback: Callable[[Future[T]], object]) -> None:
         try:

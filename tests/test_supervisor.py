@@ -502,6 +502,33 @@ def test_callback_of_an_expired_task_may_wait_for_a_task(make_pool: MakePool, le
     eventually(lambda: results == [7], "the result that the callback waits for")
 
 
+def test_a_worker_leaves_the_callbacks_of_an_expired_task_to_the_thread_that_they_are_meant_for(
+    make_pool: MakePool, gate: Gate
+) -> None:
+    # 1. The supervisor ends a task, and is about to have its callbacks called. 2. A worker pops that task.
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    herald = pool._core.supervisor.herald
+    tell, callers = herald.tell, list[str]()
+    with Gate() as telling:
+
+        def tell_late() -> None:
+            if herald._news:
+                telling.hold()
+            tell()
+
+        herald.tell = tell_late  # type: ignore[method-assign]  # the point of the test
+        expire_one(pool, lambda _: callers.append(threading.current_thread().name))
+        telling.wait_until_held()
+        gate.release()
+        assert pool.submit(int, "7").result(DEADLINE) == 7
+        assert callers == []
+
+    eventually(lambda: bool(callers), "the callback")
+    assert callers == [f"{pool._core.thread_name_prefix}_herald"]
+
+
 class Witness(Observer):
     """Notes on which thread it is told of what."""
 
