@@ -95,7 +95,13 @@ MUTATIONS = [
         "mutants",
     ),
     Mutation("a retry gets a fresh context", "_worker.py", "context = context.copy()", "context.copy()", "context"),
-    Mutation("a retried task is queued again", "_worker.py", "core.requeue(future, lane)", "core.lanes.look()", "retries"),
+    Mutation(
+        "a retried task is queued again",
+        "_worker.py",
+        "lane.appendleft(put_back)  # whatever",
+        "id(put_back)  # whatever",
+        "retries",
+    ),
     Mutation("retries have a limit", "_worker.py", "if sidecar.retries < limit and", "if", "retries"),
     Mutation(
         "a task may raise what is no Exception",
@@ -110,8 +116,8 @@ MUTATIONS = [
     Mutation(
         "a traceback begins in the task",
         "_worker.py",
-        "error.__traceback__ = error.__traceback__.tb_next",
-        "pass",
+        "error = drop_frame(raised)",
+        "error = raised",
         "work_item",
     ),
     Mutation(
@@ -155,30 +161,273 @@ MUTATIONS = [
     Mutation(
         "a submitter that counted on a worker looks whether it has come meanwhile",
         "_core.py",
-        "                self.worker_came()  # one has come meanwhile, and may have missed the sign\n",
+        "                self.worker_came()  # one has come, and may have missed the sign\n",
         "",
         "races",
+    ),
+    # -- kill against a worker that is about to start a task
+    Mutation(
+        "once kill has set its state no task starts",
+        "_core.py",
+        "                self.leave[:] = [None]  # no worker starts another",
+        "                pass  # no worker starts another",
+        "races",
+    ),
+    Mutation(
+        "whether a task may start is asked with the task in hand",
+        "_worker.py",
+        "                    if leave or registered:  # asked",
+        "                    if registered:  # asked",
+        "races",
+    ),
+    Mutation(
+        "a worker that is dismissed with a task in hand puts it back",
+        "_worker.py",
+        "lane.appendleft(put_back)\n                            core.task_came_back()\n                            return last",
+        "return last",
+        "races",
+    ),
+    Mutation(
+        "a worker that may not start its task sees that another takes it, or cancels it",
+        "_worker.py",
+        "core.task_came_back()\n                            return last",
+        "return last",
+        "races",
+    ),
+    # -- errors thrown into a worker
+    Mutation(
+        "a life that ends in any way walks the exit path",
+        "_worker.py",
+        "        if worker.over:\n            return\n        # Not born",
+        "        if worker:\n            return\n        # Not born",
+        "thrown",
+    ),
+    Mutation(
+        "a worker that is hit in its first step is born after all",
+        "_worker.py",
+        "        if worker.birth.locked() or (worker",
+        "        if worker.birth.locked() and (worker",
+        "thrown",
+    ),
+    Mutation(
+        "a task in hand reaches its end",
+        "_worker.py",
+        "                self._salvage(future,",
+        "                repr((future,",
+        "thrown",
+    ),
+    Mutation(
+        "a value that was returned stands",
+        "_worker.py",
+        "        elif value is not _NOTHING and error is None:",
+        "        elif False:",
+        "thrown",
+    ),
+    Mutation(
+        "an attempt that was noted is counted once",
+        "_worker.py",
+        "            if noted is None:",
+        "            if True:",
+        "thrown",
+    ),
+    Mutation(
+        "an attempt is known by its start",
+        "_worker.py",
+        "log.noted((id(future), self.since))",
+        "log.noted((id(future), start))",
+        "thrown",
+    ),
+    Mutation(
+        "a task that was to be retried goes back",
+        "_worker.py",
+        "        elif noted is Outcome.RETRIED:",
+        "        elif False:",
+        "thrown",
+    ),
+    Mutation(
+        "a task that was settled, or failed without being run, is not counted again",
+        "_worker.py",
+        "(sidecar.verdict is not None or sidecar.counted)",
+        "(sidecar.verdict is not None)",
+        "thrown",
+    ),
+    Mutation(
+        "a failed task is counted once",
+        "_lanes.py",
+        "            if not sidecar.counted:\n                self.settled",
+        "            if True:\n                self.settled",
+        "thrown",
+    ),
+    Mutation(
+        "a tombstone is dropped once", "_lanes.py", "            if not sidecar.dropped:", "            if True:", "thrown"
+    ),
+    Mutation(
+        "a task that was popped to be failed is failed",
+        "_core.py",
+        "                    future._fail_popped(thrown)\n",
+        "                    pass\n",
+        "thrown",
+    ),
+    Mutation(
+        "a task that was taken out to get its error gets it",
+        "_core.py",
+        "                    if taken and last is not None:\n                        future._fail_popped(last)\n",
+        "",
+        "thrown",
+    ),
+    Mutation(
+        "a worker leaves the books last of all",
+        "_core.py",
+        "        self._note_served()\n        self.recorder.close_log(worker.log)",
+        "        self.workers.discard(worker)\n        self._note_served()\n        self.recorder.close_log(worker.log)",
+        "thrown",
+    ),
+    Mutation(
+        "what is folded is counted in the step in which it leaves the list",
+        "_recorder.py",
+        "                    tally.count += count\n",
+        "                    tally.count += count\n                    clock()\n",
+        "thrown",
+    ),
+    Mutation(
+        "a log is in the books when its worker is",
+        "_core.py",
+        "                    hired.append(worker)\n                    self.recorder.add_log(worker.log)\n",
+        "                    self.recorder.add_log(worker.log)\n                    hired.append(worker)\n",
+        "thrown",
+    ),
+    # -- workers that are hired under the lock and started outside of it
+    Mutation(
+        "a worker starts under no lock",
+        "_core.py",
+        "            with self.lock:\n                self._hire(hired)\n            if hired and",
+        "            with self.lock:\n                self._hire(hired)\n"
+        "                while hired:\n                    start_thread(hired.pop().thread)\n            if hired and",
+        "races",
+    ),
+    Mutation(
+        "workers that were hired and cannot start leave the books",
+        "_core.py",
+        "            for worker in hired:\n                self._disown(worker)\n",
+        "            hired and self._disown(hired[-1])\n",
+        "races",
+    ),
+    Mutation(
+        "a signal handler disowns what its thread was about to start",
+        "_core.py",
+        "        if self._unborn:\n",
+        "        if False:\n",
+        "races interrupts",
+    ),
+    Mutation(
+        "Room is popped and put back in one step",
+        "_core.py",
+        "        self.release = partial(idle_stack.__iadd__, (self,))",
+        "        self.release = lambda: True",
+        "races",
+    ),
+    Mutation(
+        "a supervisor that could not be started is started by the next submission",
+        "_core.py",
+        "            elif not hired:\n",
+        "            elif False:\n",
+        "races",
+    ),
+    Mutation(
+        "there is room while the supervisor is missing",
+        "_core.py",
+        "(self._may_start() or self.supervisor.wanted)",
+        "self._may_start()",
+        "races",
+    ),
+    Mutation(
+        "workers that are starting are counted again",
+        "_core.py",
+        "while (waiting := self.lanes.waiting()) and starting != (now := self._starting()):",
+        "while (waiting := self.lanes.waiting()) and (now := starting) < 0:",
+        "races",
+    ),
+    Mutation(
+        "a list that changes while it is copied is no list of those on their way",
+        "_core.py",
+        "        except RuntimeError:  # without the GIL, another",
+        "        except KeyError:  # without the GIL, another",
+        "races",
+    ),
+    # -- waiting inside
+    Mutation(
+        "a wait inside makes another worker start",
+        "_core.py",
+        "min(waiting + 1, self.max_workers))",
+        "min(1, self.max_workers))",
+        "hangs",
+    ),
+    Mutation(
+        "a wait inside with a timeout does, too",
+        "_work_item.py",
+        "owner is self._lane.owner and (timeout is None or timeout > 0)",
+        "owner is self._lane.owner and timeout is None",
+        "hangs",
+    ),
+    Mutation("a timeout of 0 is no wait", "_work_item.py", "(timeout is None or timeout > 0)", "True", "hangs"),
+    Mutation(
+        "a wait with a timeout is not hopeless", "_core.py", "if wait.timed or future.done()", "if future.done()", "hangs"
+    ),
+    Mutation(
+        "a task that expires is waited for", "_core.py", "or future.may_expire() or wait.hopeless", "or wait.hopeless", "hangs"
+    ),
+    Mutation(
+        "a task in a caller's thread is waited for",
+        "_core.py",
+        "                if future.running() and id(future) not in hands:",
+        "                if False:",
+        "hangs",
+    ),
+    Mutation("the last that waits is told", "_core.py", "last = next(reversed([", "last = next(iter([", "hangs"),
+    Mutation(
+        "a wait is looked at again when a worker has ended",
+        "_core.py",
+        "        self._end_a_hopeless_wait()\n        self._check_terminated()\n        worker.over",
+        "        self._check_terminated()\n        worker.over",
+        "hangs",
+    ),
+    # -- fork
+    Mutation("a child tells no observer of its parent's", "_core.py", "        self.hub.silence()\n", "", "fork"),
+    Mutation(
+        "a child runs no task of its parent's",
+        "_core.py",
+        "        self.leave[:] = [None]\n        self.idle = _CLOSED",
+        "        self.idle = _CLOSED",
+        "fork",
+    ),
+    # -- the herald
+    Mutation(
+        "a worker leaves the callbacks of an expired task to the herald",
+        "_work_item.py",
+        "                elif sidecar.posted:",
+        "                elif False:",
+        "supervisor",
     ),
     # -- population
     Mutation(
         "a base worker that ended gets a successor",
         "_core.py",
-        "self.broken = self.broken or end is End.INITIALIZER_FAILED\n            self._populate_or_retry()",
-        "self.broken = self.broken or end is End.INITIALIZER_FAILED",
+        "replaced=end in REPLACED)\n        self._populate_or_retry()\n",
+        "replaced=end in REPLACED)\n",
         "resources go_regressions",
     ),
     Mutation(
         "there are no more workers than wanted",
         "_core.py",
-        "or len(self.workers) >= self._limit()",
-        "or len(self.workers) > self._limit()",
+        "if len(self.workers) >= self._limit():\n            # Those",
+        "if len(self.workers) > self._limit():\n            # Those",
         "contract supervisor",
     ),
     Mutation(
         "a worker that is starting counts for a task that waits",
         "_core.py",
-        "and waiting > self._starting():",
-        "and waiting:",
+        "if waiting > starting:",
+        "if waiting:",
         "creation supervisor mutants",
     ),
     Mutation(
@@ -191,15 +440,15 @@ MUTATIONS = [
     Mutation(
         "the facts about who leaves change under the lock",
         "_core.py",
-        "with self.lock:\n            if len(self.workers) - len(self.leaving) <= self._limit():",
-        "if True:\n            if len(self.workers) - len(self.leaving) <= self._limit():",
+        "with self.lock:\n            if self.state >= State.KILLED:\n                return End.DRAINED",
+        "if True:\n            if self.state >= State.KILLED:\n                return End.DRAINED",
         "mutants",
     ),
     Mutation(
         "the facts about who lives change under the lock",
         "_core.py",
-        "with self.lock:\n            try:\n                self._populate()",
-        "if True:\n            try:\n                self._populate()",
+        "with self.lock:\n                self._hire(hired)",
+        "if True:\n                self._hire(hired)",
         "mutants",
     ),
     Mutation(
@@ -218,9 +467,9 @@ MUTATIONS = [
     ),
     Mutation(
         "a retried task goes to the front of its lane",
-        "_core.py",
-        "lane.appendleft(future)\n        if self.state",
-        "lane.append(future)\n        if self.state",
+        "_worker.py",
+        "lane.appendleft(put_back)  # whatever",
+        "lane.append(put_back)  # whatever",
         "retries lanes",
     ),
     # -- the factory
@@ -323,8 +572,8 @@ MUTATIONS = [
     Mutation(
         "an attempt that hangs is seen while another worker is busy",
         "_core.py",
-        "        if self.source is not None:\n            self.supervisor.kick()  # for create_timeout",
-        "        if self.outage.bare_since is not None:\n            self.supervisor.kick()  # for create_timeout",
+        "if hired and self.source is not None:\n",
+        "if hired and self.outage.bare_since is not None:\n",
         "creation",
     ),
     Mutation(
@@ -342,18 +591,11 @@ MUTATIONS = [
         "creation",
     ),
     Mutation(
-        "what is thrown in before on_destroy runs is no failure of on_destroy",
-        "_resources.py",
-        "if must_escape(error) or not holding.gone:",
-        "if must_escape(error):",
-        "creation",
-    ),
-    Mutation(
         "what is thrown in before a resource is given up loses it not",
         "_worker.py",
-        "if self.holding is not None:  # something",
-        "if self.core is None:  # something",
-        "creation",
+        "for _ in _TRIES:",
+        "for _ in _TRIES[:1]:",
+        "thrown",
     ),
     Mutation(
         "a worker that crashes before its first task has no successor at once",
@@ -378,7 +620,13 @@ MUTATIONS = [
         "shutdown",
     ),
     Mutation("who is refused is told", "_core.py", "            raise self.refusal()", "            pass", "shutdown"),
-    Mutation("shutdown wakes idle workers", "_core.py", "        self._wake_all()", "        pass", "shutdown"),
+    Mutation(
+        "shutdown wakes idle workers",
+        "_core.py",
+        "        self._wake_idle()\n        self.admission",
+        "        self.admission",
+        "shutdown",
+    ),
     Mutation("shutdown(cancel_futures=True) cancels", "_core.py", "if cancel or kill:", "if kill:", "shutdown"),
     Mutation("kill cancels what waits", "_core.py", "if cancel or kill:", "if cancel:", "kill"),
     Mutation("kill sets the tokens", "_core.py", "            self.killed.open()", "            pass", "kill"),
@@ -399,7 +647,13 @@ MUTATIONS = [
         "creation shutdown mutants",
     ),
     Mutation("a dropped executor ends", "_core.py", "lambda _: self._dropped())", "lambda _: None)", "drop"),
-    Mutation("the interpreter waits for the drain", "_core.py", "            core.join(None)", "            pass", "exit"),
+    Mutation(
+        "the interpreter waits for the drain",
+        "_core.py",
+        "            core.join(None, daemons=False)",
+        "            pass",
+        "exit",
+    ),
     # -- lanes and futures
     Mutation("a tombstone counts once", "_lanes.py", "self.tombstones += 1", "self.tombstones += 2", "work_item stats"),
     Mutation("a popped tombstone counts no more", "_lanes.py", "self.tombstones -= 1", "pass", "mutants"),
@@ -490,7 +744,13 @@ MUTATIONS = [
         "                pass  # the thread",
         "interrupts_futures",
     ),
-    Mutation("a tombstone is counted once", "_lanes.py", "if not sidecar.counted:", "if True:", "interrupts_futures work_item"),
+    Mutation(
+        "a tombstone is counted once",
+        "_lanes.py",
+        "if not sidecar.counted:\n                self.tomb",
+        "if True:\n                self.tomb",
+        "interrupts_futures work_item",
+    ),
     Mutation(
         "a snapshot is a retrieval",
         "_work_item.py",
@@ -527,7 +787,13 @@ MUTATIONS = [
         "handoff",
     ),
     Mutation("a handoff is given back", "_work_item.py", "            give_back(loan)", "            pass", "handoff"),
-    Mutation("a handoff leaves its future", "_work_item.py", "sidecar.handoff = None\n", "pass\n", "handoff"),
+    Mutation(
+        "a handoff leaves its future",
+        "_work_item.py",
+        "sidecar.handoff = None\n            give",
+        "pass\n            give",
+        "handoff",
+    ),
     Mutation("not in a burst", "_work_item.py", "len(self._lane) < 2 and not inside", "not inside", "handoff"),
     Mutation("a deadlock is seen", "_work_item.py", "len(self._lane) < 2 and not inside", "len(self._lane) < 2", "hangs"),
     Mutation(
@@ -712,8 +978,8 @@ MUTATIONS = [
     Mutation(
         "a callback of a task that expired runs on a thread of its own",
         "_work_item.py",
-        "            if aside.post is None:\n",
-        "            if True:\n",
+        "                if aside.post is not None:  # this thread",
+        "                if False:  # this thread",
         "supervisor",
     ),
     Mutation(
@@ -917,7 +1183,9 @@ MUTATIONS = [
         "arguments",
     ),
     # -- threads
-    Mutation("a thread is a daemon only where it may be", "_types.py", "daemon=DAEMON, **own", "daemon=True, **own", "threads"),
+    Mutation(
+        "a thread is a daemon only where it may be", "_threads.py", "daemon=DAEMON, **own", "daemon=True, **own", "threads"
+    ),
     Mutation(
         "a dropped pool ends on a thread of its own making",
         "_core.py",

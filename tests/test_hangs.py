@@ -41,7 +41,7 @@ def wait_for_a_task_of(pool: Pool) -> int:
     return pool.submit(int, "7").result()
 
 
-def until_waiting_inside(pool: Pool, n: int = 1) -> None:
+def until_waiting_inside(pool: ResourceExecutor[Any], n: int = 1) -> None:
     eventually(lambda: len(pool._core.waiting_inside) == n, f"{n} workers to wait")
 
 

@@ -296,7 +296,7 @@ def test_a_task_put_back_before_the_killer_looks_is_cancelled_once(make_pool: Ma
 class LateLatch(Latch):
     """Acts when it has been opened, before the one who opened it goes on."""
 
-    __slots__ = ("action",)
+    action: Callable[[], object] = int
 
     def open(self) -> None:
         super().open()

@@ -397,6 +397,25 @@ class Park:
         self._lock.release()
 
 
+def test_supervisor_whose_next_moment_has_passed_before_it_sleeps_does_not_sleep(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. The supervisor finds out when to look again. 2. Its thread does not run for so long that this has passed.
+    pool = make_pool(1)
+    turns: list[float] = []
+    turn = pool._core.supervisor._turn
+
+    def turn_late() -> float | None:
+        due = turn()
+        turns.append(0.0)
+        return -3600.0 if len(turns) == 1 else due
+
+    monkeypatch.setattr(pool._core.supervisor, "_turn", turn_late)
+    pool._core.supervisor.kick()
+
+    eventually(lambda: len(turns) > 1, "a second look")
+
+
 def test_kick_that_comes_just_before_the_supervisor_falls_asleep_is_not_lost(make_pool: MakePool, gate: Gate) -> None:
     # 1. The supervisor finds nothing to do. 2. A task with a deadline comes, and a second kick right behind. 3. It sleeps.
     pool = make_pool(1)
