@@ -1184,14 +1184,18 @@ MUTATIONS = [
     ),
     # -- threads
     Mutation(
-        "a thread is a daemon only where it may be", "_threads.py", "daemon=DAEMON, **own", "daemon=True, **own", "threads"
+        "a thread is a daemon only where it may be",
+        "_threads.py",
+        "daemon=DAEMON, **own",
+        "daemon=True, **own",
+        "thread_contexts",
     ),
     Mutation(
         "a dropped pool ends on a thread of its own making",
         "_core.py",
         "make_thread(self.close,",
         "threading.Thread(None, self.close,",
-        "threads",
+        "thread_contexts",
     ),
     # -- the inline executor
     Mutation(
