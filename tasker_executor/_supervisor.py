@@ -158,7 +158,7 @@ class Supervisor:
         self.thread: threading.Thread | None = None  # once it has begun to live
         #: Taken by the thread when it begins to live, or by its starter, to disown it. None: there is no thread, nor will be.
         self._birth: LockType | None = None
-        self._wanted = False  # is there something to wait for, and nobody to do it?
+        self.wanted = False  # is there something to wait for, and nobody to do it?
         self._park = allocate_lock()
         self._park.acquire()
         self._deadlines: list[tuple[float, int, weakref.ref[TaskFuture[Any]]]] = []
@@ -187,7 +187,7 @@ class Supervisor:
             pass
         if self._birth is not None or self.core.state >= State.CLOSED:
             return
-        self._wanted = True
+        self.wanted = True
         lock: Any = self.core.lock
         if start and lock._is_owned():  # private, but Condition relies on it
             # A signal handler, or a destructor, inside of the core. A bare thread starts without being waited for.
@@ -201,7 +201,7 @@ class Supervisor:
 
     def start_if_wanted(self) -> None:
         """Start the thread if it was kicked under a lock. Under no lock."""
-        if self._wanted:
+        if self.wanted:
             self.start()
 
     def start(self, *, quiet: bool = False) -> None:
@@ -213,11 +213,11 @@ class Supervisor:
                     return
                 self._birth = birth
             start_thread(make_thread(partial(self._main, birth), f"{self.core.thread_name_prefix}_supervisor"))
-            self._wanted = False
+            self.wanted = False
         except BaseException as error:
             if birth.acquire(False) and self._birth is birth:  # it has not begun to live, and never will
                 self._birth = None
-                self._wanted = True
+                self.wanted = True
             if not isinstance(error, CannotStart):
                 raise
             if not quiet:

@@ -104,7 +104,8 @@ class Sidecar(ReentrantLock):
     # Defaults in the class and no __init__: a sidecar that is waited on for a moment costs little more than its lock.
     verdict: Any = None  # CANCELLED, WITHDRAWN or an exception: it shall not start
     started = False  # a worker has run it, or is about to: too late for a verdict
-    counted = False  # the lane counts the tombstone
+    counted = False  # the lane counts the tombstone, or that the task failed without being run (again)
+    dropped = False  # the lane counts the tombstone no more
     published = False  # final, and from here on nobody adds to the lists below
     telling: Iterator[object] | None = None  # tells one waiter of `waiters` after the other
     told = False  # final, and everybody told but the callbacks
@@ -345,7 +346,7 @@ class TaskFuture(Future[T]):
         sidecar = self._sidecar
         assert sidecar is not None
         if sidecar.concluded:  # the usual tombstone
-            self._lane.drop_tombstone()
+            self._lane.drop_tombstone(sidecar)
             return False
         with sidecar:
             settled = sidecar.verdict is not None
@@ -358,7 +359,7 @@ class TaskFuture(Future[T]):
             try:
                 self._conclude()  # the thread that settled it was interrupted, or has yet to tell
             finally:
-                self._lane.drop_tombstone()
+                self._lane.drop_tombstone(sidecar)
             return False
         waited = clock() - self._submitted
         self._fail_unrun(TaskExpired(f"the task had not started {waited:.3g} s after it was submitted, and was not run"))
@@ -366,12 +367,23 @@ class TaskFuture(Future[T]):
 
     def _fail_unrun(self, error: BaseException) -> None:
         """End it with `error` instead of running it (again). The caller has popped it, and nobody can settle it any more."""
-        self._lane.count_failed()
+        sidecar = self._observe()
+        assert sidecar is not None  # it is not final
+        self._lane.count_failed(sidecar)
         self._finish(None, error)
         self._lane.on_settled(self)
 
     def _fail_popped(self, error: BaseException) -> None:
-        """The caller has popped it, as a worker would, but only to end it with `error`."""
+        """The caller has popped it, as a worker would, but only to end it with `error`.
+
+        Every step may be repeated: if an error is thrown into this, or into the start of the task, it is called again.
+        """
+        if self._status is FINISHED:
+            self._conclude()
+            sidecar = self._sidecar
+            if sidecar is not None and sidecar.counted:
+                self._lane.on_settled(self)
+            return
         self._status = RUNNING
         if self._sidecar is None or self._may_start():
             self._fail_unrun(error)
@@ -595,7 +607,7 @@ class TaskFuture(Future[T]):
         who waits.
         """
         owner = current.owner
-        inside = owner is not None and timeout is None and owner is self._lane.owner
+        inside = owner is not None and owner is self._lane.owner and (timeout is None or timeout > 0)
         loan: list[Handoff] = []
         try:
             if len(self._lane) < 2 and not inside:
@@ -638,8 +650,10 @@ class TaskFuture(Future[T]):
                 else:
                     sidecar.permits.append(permit)
             if inside:
-                self._lane.owner.wait_inside(self, permit)
-            elif not permit.acquire(True, lock_timeout(timeout)) and not sidecar.published:
+                come = self._lane.owner.wait_inside(self, permit, timeout)
+            else:
+                come = permit.acquire(True, lock_timeout(timeout))
+            if not come and not sidecar.published:
                 raise FutureTimeoutError
         finally:
             with sidecar:
