@@ -193,6 +193,8 @@ class Core:
         self.replaced = 0
         self.broken = False  # an initializer failed
         self.outage = Outage(create_timeout, clock())
+        #: A token for each thread that pops tasks to fail them. The executor does not close before they are told of.
+        self._failing: set[object] = set()
         self._seen = 0  # tasks that stats() has known of, those withdrawn included
         #: By thread: which of our own wait for a task of this executor.
         self.waiting_inside: dict[int, WaitInside] = {}
@@ -225,7 +227,7 @@ class Core:
     def start(self, handle: object) -> None:
         """Make the resource pool and start the base workers. Raises what prevents that, with nothing left behind."""
         _cores[id(self)] = self
-        self._handle = weakref.ref(handle, lambda _: self._dropped())
+        self._handle = weakref.ref(handle, self._handle_gone)
         try:
             if _exiting:
                 self._refuse_at_exit()
@@ -260,6 +262,7 @@ class Core:
         except CannotStart:
             # If there are other workers, the task is in good hands.
             if not self.workers and future._settle(WITHDRAWN):
+                self.wake_if_waiting()  # other submitters may have relied on the worker that was not to be
                 raise
             logger.warning("executor %r: cannot start another worker", self.name, exc_info=True, executor=self.name)
         except BaseException:
@@ -317,8 +320,8 @@ class Core:
         if self.lanes.look():
             try:
                 self._wake_top()
-            except CannotStart:
-                logger.exception("executor %r: cannot start a worker", self.name, executor=self.name)
+            except CannotStart as error:
+                self._retry_later(error)
 
     def task_came_back(self) -> None:
         """A worker has put a task back to the front of its lane: see that another takes it."""
@@ -391,18 +394,26 @@ class Core:
 
         Otherwise nothing would ever run: a worker that waits for a task of this executor needs another to run it.
         """
-        waiting = sum(worker.thread.ident in self.waiting_inside for worker in self.workers) if self.waiting_inside else 0
+        waiting = 0
+        if self.waiting_inside:
+            waiting = sum(worker.thread.ident in self.waiting_inside for worker in self.workers.copy())
         return max(self.wanted, self.min_workers, min(waiting + 1, self.max_workers))
+
+    def _most(self) -> int:
+        """How many threads of workers there may be.
+
+        Those that are late do not count among the workers wanted, but they do among the threads.
+        """
+        return min(self._limit() + self._late(), self.max_workers)
+
+    def _surplus(self) -> int:
+        """How many workers there are too many. Lock held."""
+        return len(self.workers) - len(self.leaving) - self._most()
 
     def _may_start(self) -> bool:
         """May a worker be started, if one is needed? Lock held."""
-        if self.broken or self.state >= State.KILLED:
+        if self.broken or self.state >= State.KILLED or len(self.workers) >= self._most():
             return False
-        if len(self.workers) >= self._limit():
-            # Those that are late do not count among the workers wanted, but they do among the threads there may be.
-            late = self._late()
-            if not late or len(self.workers) - late >= self._limit() or len(self.workers) >= self.max_workers:
-                return False
         return not self.outage.failures or self.outage.may_try(clock(), self._starting())
 
     def _needed(self) -> bool:
@@ -490,9 +501,16 @@ class Core:
         try:
             self._populate()
         except CannotStart as error:
-            with self.lock:
-                self._creation_failed(error, clock())
-            logger.exception("executor %r: cannot start a worker", self.name, executor=self.name)
+            self._retry_later(error)
+
+    def _retry_later(self, error: CannotStart) -> None:
+        """The system refuses a thread, and tasks may wait that no submitter will hear of: the supervisor tries again."""
+        with self.lock:
+            held = self.outage.error  # until the lock is free: to drop an error may run destructors
+            self._creation_failed(error, clock())
+        del held
+        self.supervisor.start_if_wanted()
+        logger.error("executor %r: cannot start a worker", self.name, exc_info=error, executor=self.name)
 
     def _offer_room(self) -> None:
         """Put Room at the bottom of the stack if a worker may be started, and take it away if none may. Lock held.
@@ -534,9 +552,11 @@ class Core:
             worker.ready = True
         else:
             with self.lock:
+                held = self.outage.error  # until the lock is free: to drop an error may run destructors
                 if self.outage.failures and not checked and self.source is not None and self.source.hooks.check_resource:
                     return False
                 recovered = self.outage.made()
+            del held
             if recovered:
                 self._populate_or_retry()  # this worker counts as starting still: it has yet to look at the lanes
             with self.lock:
@@ -544,7 +564,7 @@ class Core:
                 self.outage.bare_since = None  # whatever happened while the lock was free
                 if worker.late:
                     worker.late = False
-                    if len(self.workers) - len(self.leaving) > self._limit():
+                    if self._surplus() > 0:
                         self.leave[:] = [None]  # another has taken its place
         self.changed.ring()
         self.supervisor.start_if_wanted()
@@ -564,12 +584,14 @@ class Core:
             self.hub.tell("worker_ended", WorkerEvent(self.name, worker.name, end.value, error))
         failed = False
         with self.lock:
+            held = self.outage.error  # until the lock is free: to drop an error may run destructors
             if worker in self.workers:
                 self.broken = self.broken or end is End.INITIALIZER_FAILED
                 self.ended.add(worker.thread)
                 _ending.add(worker.thread)
                 failed = self._judge_end(worker, end, error)
                 self._forget(worker, replaced=end in REPLACED)
+        del held
         self._populate_or_retry()
         self.changed.ring()
         self.supervisor.start_if_wanted()
@@ -643,7 +665,7 @@ class Core:
         with self.lock:
             if self.state >= State.KILLED:
                 return End.DRAINED
-            if len(self.workers) - len(self.leaving) <= self._limit():
+            if self._surplus() <= 0:
                 self.leave.clear()
                 return None
             self.leaving.add(worker)
@@ -652,7 +674,7 @@ class Core:
     def may_retire(self, worker: Worker) -> bool:
         """A worker has been idle for so long that it could go: is it one of the burst?"""
         with self.lock:
-            if self.state is State.RUNNING and len(self.workers) - len(self.leaving) <= self.min_workers:
+            if self.state is State.RUNNING and len(self.workers) - len(self.leaving) - self._late() <= self.min_workers:
                 return False
             self.leaving.add(worker)
             return True
@@ -673,7 +695,9 @@ class Core:
     def check_failed(self, worker: Worker, fault: UnfitResource) -> None:
         """The worker's resource failed its check before it had served a task. Nobody else need wait until it is destroyed."""
         with self.lock:
+            held = self.outage.error  # until the lock is free: to drop an error may run destructors
             counts = self._creation_failed(fault, worker.started_at)
+        del held
         if counts:
             self._report_failure(worker.name, fault)
         self.wake_if_waiting()
@@ -814,10 +838,19 @@ class Core:
 
     def _fail_queue(self, cause: BaseException | None, before: float | None = None) -> None:
         """Fail the tasks queued, or those queued before that moment."""
-        for lane in self.lanes:
-            self._fail_lane(lane, lambda waited: self.creation_error(cause, waited), before)
+        self._fail_each(lambda waited: self.creation_error(cause, waited), before)
         self.wake_if_waiting()
         self._check_terminated()
+
+    def _fail_each(self, make_error: Callable[[float], BaseException], before: float | None = None) -> None:
+        """Pop the tasks queued, or those queued before that moment, and fail them. `_check_terminated` follows."""
+        token = object()
+        try:
+            self._failing.add(token)
+            for lane in self.lanes:
+                self._fail_lane(lane, make_error, before)
+        finally:
+            self._failing.discard(token)
 
     @staticmethod
     def _fail_lane(lane: Lane, make_error: Callable[[float], BaseException], before: float | None = None) -> None:
@@ -901,7 +934,7 @@ class Core:
             self.min_workers, self.max_workers = min_workers, max_workers
             before = self._set_wanted(max_workers if self.supervisor.policy is None else self.wanted)
             after = self.wanted
-            if len(self.workers) - len(self.leaving) > self._limit():
+            if self._surplus() > 0:
                 self.leave[:] = [None]
             if self.idle_limit is not None:
                 self._wake_idle()
@@ -909,7 +942,7 @@ class Core:
 
     def _retire_idle(self) -> None:
         """Retire idle workers above the number wanted, the longest idle first, so that warm resources stay. Lock held."""
-        surplus = len(self.workers) - len(self.leaving) - self._limit()
+        surplus = self._surplus()
         for worker in self.idle_stack[:]:  # from the bottom
             if surplus <= 0:
                 break
@@ -1028,8 +1061,7 @@ class Core:
         message = "A thread initializer failed, the thread pool is not usable anymore"
         self.refusal = lambda: BrokenThreadPool(message)
         self.close()
-        for lane in self.lanes:
-            self._fail_lane(lane, lambda _: BrokenThreadPool(message))
+        self._fail_each(lambda _: BrokenThreadPool(message))
         self._check_terminated()
 
     def _check_terminated(self) -> None:
@@ -1040,7 +1072,7 @@ class Core:
                 return
             if self.lanes.look() and self.lanes.waiting():  # tombstones may stay
                 return
-            if self.supervisor.herald.busy:  # looked at last: it is before the supervisor settles a task
+            if self._failing or self.supervisor.herald.busy:  # looked at last: it is before tasks are popped or settled
                 return
             first = self.state is not State.CLOSED
             self.state = State.CLOSED
@@ -1090,9 +1122,10 @@ class Core:
         if self._holds_a_lock():
             return True
         frame: FrameType | None = sys._getframe(1)
+        callers = "_call", "_call_each", "_call_it"  # of done-callbacks, with no lock held
         while frame is not None:
             if frame.f_code.co_filename == TaskFuture.result.__code__.co_filename:
-                return frame.f_code.co_name not in ("_call", "_call_each")  # they call done-callbacks, with no lock held
+                return frame.f_code.co_name not in callers
             frame = frame.f_back
         return False
 
@@ -1118,6 +1151,10 @@ class Core:
             f"executor {self.name!r} has not shut down within {timeout} s: still running: {what}; "
             f"{self.lanes.waiting()} tasks are queued; the drain goes on, kill() would cut it short"
         )
+
+    def _handle_gone(self, _: object, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not exiting():  # or the modules may be empty by then: without the GIL they are
+            self._dropped()
 
     def _dropped(self) -> None:
         """The user's last reference to the executor is gone. May be called by the garbage collector, anywhere."""

@@ -133,6 +133,7 @@ class Herald:
                 except BaseException:
                     name = self._core.name
                     logger.exception("executor %r: an error was thrown into the thread that calls back", name, executor=name)
+                del news  # under no lock: it may be the last that refers to a future
             self._core._check_terminated()
         finally:
             aside.post = before

@@ -367,11 +367,12 @@ class TaskFuture(Future[T]):
 
     def _fail_unrun(self, error: BaseException) -> None:
         """End it with `error` instead of running it (again). The caller has popped it, and nobody can settle it any more."""
+        tell = self._lane.on_settled  # now: while a callback runs, the executor may close, and the lane is detached
         sidecar = self._observe()
         assert sidecar is not None  # it is not final
         self._lane.count_failed(sidecar)
         self._finish(None, error)
-        self._lane.on_settled(self)
+        tell(self)
 
     def _fail_popped(self, error: BaseException) -> None:
         """The caller has popped it, as a worker would, but only to end it with `error`.
@@ -436,15 +437,22 @@ class TaskFuture(Future[T]):
         """
         sidecar = self._sidecar
         if sidecar is not None:
+            tell = self._lane.on_settled  # before the task is counted: then the executor may close, and the lane is detached
             callbacks = self._publish()
             if callbacks or (sidecar.verdict is not None and not sidecar.concluded and sidecar.published):
                 if callbacks and aside.post is not None:  # this thread keeps time, and runs no code of the user's
                     aside.post(partial(self._call_each, callbacks))
                     callbacks = sidecar.callbacks = None
-                self._call_back(callbacks, mine=mine)
+                self._call_back(callbacks, tell, mine=mine)
 
-    def _call_back(self, callbacks: list[Callable[[Future[Any]], object]] | None, *, mine: bool = False) -> None:
-        """Call the callbacks that `_publish` has left, and tell the lane of a task that was settled. Nothing is held meanwhile.
+    def _call_back(
+        self,
+        callbacks: list[Callable[[Future[Any]], object]] | None,
+        tell: Callable[[TaskFuture[Any]], object] | None = None,
+        *,
+        mine: bool = False,
+    ) -> None:
+        """Call the callbacks that `_publish` has left, and `tell` of a task that was settled. Nothing is held meanwhile.
 
         Of a task that ran, only the thread that ended it comes here. Of one that was settled, any thread may; so if another
         is at it, all is left to that one.
@@ -463,7 +471,7 @@ class TaskFuture(Future[T]):
                 self._call_each(callbacks)
             finally:
                 if not sidecar.reported:
-                    self._lane.on_settled(self)
+                    (tell or self._lane.on_settled)(self)
                     sidecar.reported = True
                 sidecar.concluded = not sidecar.callbacks
         finally:
@@ -477,17 +485,19 @@ class TaskFuture(Future[T]):
         """
         sidecar = self._sidecar
         assert sidecar is not None
+        dropped: Any = None  # what the task held, until the lock is free: it may run destructors
         with sidecar:
             if not sidecar.published:
                 verdict = sidecar.verdict
                 if verdict is not None:
+                    dropped = self._result, self._exception, self._context
                     self._lane.count_tombstone(sidecar, cancelled=verdict is CANCELLED, withdrawn=verdict is WITHDRAWN)
                     self._exception = None if verdict is CANCELLED or verdict is WITHDRAWN else verdict
                     self._result = self._context = None
                 elif self._status is not FINISHED:  # a canceller came too late, and has taken its verdict back
                     return None
                 if sidecar.error is not None:
-                    sidecar.error = None
+                    dropped, sidecar.error = (dropped, sidecar.error), None
                 if sidecar.waiters:
                     sidecar.telling = self._tell_waiters(sidecar)
                 sidecar.published = True

@@ -172,6 +172,8 @@ class Worker:
         core = self.core
         if core.state >= State.KILLED:
             return End.DRAINED, None
+        if core.source is not None:
+            core.supervisor.start_if_wanted()  # before the initializer: if that hangs, tasks fail after create_timeout
         try:
             if core.initializer is not None:
                 core.initializer(*core.initargs)
@@ -182,7 +184,6 @@ class Worker:
             return End.DRAINED, None
         try:
             if core.source is not None:
-                core.supervisor.start_if_wanted()
                 try:
                     core.source.create(self.name, self._own)
                 except BaseException as error:
@@ -564,10 +565,12 @@ class Worker:
             if sidecar.retries < limit and core.state < State.KILLED:
                 if core.hub.hears("task_retried"):
                     core.hub.tell("task_retried", self._event(future, start, end, error=error))
+                before = sidecar.error  # until the lock is free: to drop an error may run destructors
                 with sidecar:
                     sidecar.started = True  # it may have come into being while the task ran
                     sidecar.retries += 1
                     sidecar.error = error
+                del before
                 self.log.note(lane.priority, Outcome.RETRIED, *duration, attempt)
                 future._submitted = clock()
                 return End.BROKEN, True

@@ -646,7 +646,7 @@ MUTATIONS = [
         "if False:",
         "creation shutdown mutants",
     ),
-    Mutation("a dropped executor ends", "_core.py", "lambda _: self._dropped())", "lambda _: None)", "drop"),
+    Mutation("a dropped executor ends", "_core.py", "            self._dropped()", "            pass", "drop"),
     Mutation(
         "the interpreter waits for the drain",
         "_core.py",
@@ -1300,6 +1300,50 @@ MUTATIONS = [
         "            self._cancel_waiting(kill=True)\n        finally:",
         "            self._cancel_waiting(kill=True)\n        except LookupError:",
         "dask",
+    ),
+    # -- stories in which two parts meet
+    Mutation(
+        "a worker that is late makes no other one too many",
+        "_core.py",
+        "return min(self._limit() + self._late(), self.max_workers)",
+        "return self._limit()",
+        "crossings",
+    ),
+    Mutation(
+        "a submitter whose thread is refused looks after tasks that relied on it",
+        "_core.py",
+        "                self.wake_if_waiting()  # other submitters may",
+        "                pass  # other submitters may",
+        "crossings",
+    ),
+    Mutation(
+        "whoever cannot start a worker has the supervisor try again",
+        "_core.py",
+        "        self.supervisor.start_if_wanted()\n        logger.error(",
+        "        logger.error(",
+        "crossings",
+    ),
+    Mutation(
+        "the supervisor watches an initializer, too",
+        "_worker.py",
+        "            core.supervisor.start_if_wanted()  # before the initializer",
+        "            pass  # before the initializer",
+        "crossings",
+    ),
+    Mutation("no executor closes while it fails tasks", "_core.py", "if self._failing or self", "if self", "crossings"),
+    Mutation(
+        "observers hear of a task whose callback outlasts the executor",
+        "_work_item.py",
+        "(tell or self._lane.on_settled)(self)",
+        "self._lane.on_settled(self)",
+        "crossings",
+    ),
+    Mutation(
+        "what a settled task held goes under no lock",
+        "_work_item.py",
+        "dropped = self._result, self._exception, self._context",
+        "dropped = None",
+        "crossings",
     ),
 ]
 
