@@ -213,7 +213,7 @@ MUTATIONS = [
         "a task in hand reaches its end",
         "_worker.py",
         "                self._salvage(future,",
-        "                repr((future,",
+        "                str.format('', future,",
         "thrown",
     ),
     Mutation(

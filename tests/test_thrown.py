@@ -7,6 +7,7 @@ and so on.
 
 from __future__ import annotations
 
+import sysconfig
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from tasker_executor import Observer, ResourceCreationError, ResourceExecutor, T
 from tasker_executor._worker import Worker, _Life
 
 pytestmark = [
+    pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="without the GIL a worker's life goes late"),
     # The errors that nobody can take: out of a thread's last function, and out of a destructor.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
