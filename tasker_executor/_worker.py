@@ -600,7 +600,7 @@ class _Life(partial[None]):
     __slots__ = ()
 
     def __del__(self) -> None:
-        worker: Worker = self.func.__self__  # type: ignore[attr-defined]  # a bound method
+        worker: Worker = cast("Any", self.func).__self__  # a bound method
         if worker.over:
             return
         # Not born, and in the books: the error came before the first step of `Worker.live`.

@@ -1321,12 +1321,12 @@ def test_a_list_of_those_woken_that_changes_while_it_is_copied_is_no_reason_to_w
 def test_a_worker_that_is_ready_while_the_tasks_are_counted_is_not_counted_on(
     make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 1. A submitter counts the workers that are starting: one. 2. That one is ready, and has a task of its own. 3. The
-    # submitter counts the tasks that wait: one. It must not leave that to the worker.
+    # 1. A submitter counts the workers that are starting: two. 2. One is ready, and has a task of its own, and then the other.
+    # 3. The submitter counts the tasks that wait: one. It must not leave that to those workers.
     pool = make_pool(2)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    counts = iter([1])
+    counts = iter([2, 1])
     monkeypatch.setattr(pool._core, "_starting", lambda: next(counts, 0))
 
     assert pool.submit(int, "7").result(DEADLINE) == 7

@@ -61,7 +61,7 @@ class InWorker(AtPoint):
         threading.settrace(None)
         self._previous.clear()
 
-    def _enter_function(self, frame: FrameType, event: str, argument: object) -> Any:
+    def _enter_function(self, frame: FrameType, event: str, _: object) -> Any:
         me = threading.get_ident()
         if self._thread is None and frame.f_code is Worker.live.__code__:
             self._thread = me
@@ -69,7 +69,7 @@ class InWorker(AtPoint):
             return None
         if frame.f_code is _Life.__del__.__code__ and frame.f_locals["self"].func.__self__.over:
             return None  # it has ended, and an error would meet nobody
-        return super()._enter_function(frame, event, argument)
+        return super()._enter_function(frame, event, _)
 
 
 @dataclass
@@ -276,7 +276,7 @@ def live_once(life: Life, kind: type[BaseException], number: int) -> bool:
 
     hooks = {"on_create": ledger.create, "on_destroy": ledger.destroy, "check_health": ledger.is_healthy}
     options: dict[str, Any] = {**hooks, **life.options(ledger)}
-    pool: Pool = ResourceExecutor(1, log_lost_errors=False, **options)
+    pool: Any = ResourceExecutor(1, log_lost_errors=False, **options)
     for observer in options.get("observers", ()):
         observer.pool = pool
     point = InWorker(number, throw)
