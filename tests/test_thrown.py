@@ -143,6 +143,8 @@ def is_cancelled(pool: Pool, books: Books) -> None:
 
 
 def expires(pool: Pool, books: Books) -> None:
+    pool._core.supervisor.watch = lambda *_: None  # type: ignore[method-assign]  # it is left to the worker
+
     def prepare() -> None:
         books.submit(pool.with_options(start_within=0), "expired")
         books.submit(pool, "next")
