@@ -26,7 +26,9 @@ error. For that:
 - What a task has come to is known from what is stored (see `_salvage`), and counted in one step.
 - The last reference to a worker's life (`_Life`) goes with its thread. If the exit path was hit, it is walked again then.
 
-What is not promised: two such errors at the same worker, or one in the first steps of a thread, before this module runs.
+What is not promised: two such errors at the same worker, or one in the first steps of a thread, before `Worker.live`. Without
+the GIL a life goes late: when the thread that made it next looks for signals. What follows from a hit in the first step or in
+the exit path, such as a successor, waits for that.
 
 **No lock, no test per task that it does not need.** What a task may need besides its call (a listener, a deadline, a
 cancellation) is in its sidecar, and one load tells whether there is one. The end of a task serves as the start of the next. The
@@ -601,7 +603,7 @@ class _Life(partial[None]):
     __slots__ = ()
 
     def __del__(self) -> None:
-        worker: Worker = self.func.__self__  # type: ignore[attr-defined]  # a bound method
+        worker: Worker = cast("Any", self.func).__self__  # a bound method
         if worker.over:
             return
         # Not born, and in the books: the error came before the first step of `Worker.live`.
