@@ -121,14 +121,26 @@ class Handoff:
             self._check()
             write(self._eventfd, 1)
 
-        def wait(self, timeout: float | None, read: Callable[[int, int], bytes] = os.read) -> bool:
+        def wait(
+            self,
+            timeout: float | None,
+            read: Callable[[int, int], bytes] = os.read,
+            control: Callable[..., int] = fcntl.fcntl,
+            get_mark: int = fcntl.F_GETSIG,
+        ) -> bool:
             """Sleep until a thread gives, for `timeout` seconds at most, rounded up to milliseconds; tell whether one did.
 
             Raises HandoffLost.
             """
             if timeout is not None and not self._poll.poll(1000.0 * timeout):
                 return False
-            self._check()
+            try:  # `_check` in line: each step before the thread sleeps may cost a switch of threads
+                if control(self._eventfd, get_mark) != self._mark:
+                    raise HandoffLost
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+                raise HandoffLost from None
             read(self._eventfd, 8)
             return True
 
