@@ -33,7 +33,6 @@ no lock.
 
 from __future__ import annotations
 
-import operator
 import sys
 import threading
 from _thread import LockType, allocate_lock
@@ -81,14 +80,6 @@ _NOT_RUN = (CANCELLED, WITHDRAWN)
 #: Seconds that a thread waits by a handoff, if it has a timeout, before it looks for itself: see `_handoff`.
 _LOOK_EVERY = 1.0
 
-if sys.version_info >= (3, 11):
-    _call_it: Callable[..., Any] = operator.call
-else:
-
-    def _call_it(function: Callable[..., Any], *args: Any) -> Any:
-        return function(*args)
-
-
 _ZEROS = repeat(0)
 
 #: The sidecar of each future that is being given one. Not in the future's own `__dict__`: before Python 3.12 a garbage
@@ -121,6 +112,12 @@ class Sidecar(ReentrantLock):
     max_retries: int | None = None  # for this task; None: the executor's
     retries = 0  # so far
     error: BaseException | None = None  # of the last attempt, while the task waits for its retry
+
+    def is_news(self) -> bool:
+        """Are observers yet to be told that it was settled? Only the first thread that asks is told so."""
+        with self:
+            news, self.heard = not self.heard, True
+        return news
 
     def takes(self, handoff: Handoff) -> bool:
         """Will the thread that publishes it give that handoff? Not if it has another waiter's."""
@@ -423,11 +420,17 @@ class TaskFuture(Future[T]):
         if sidecar is not None:
             tell = self._lane.on_settled  # before the task is counted: then the executor may close, and the lane is detached
             callbacks = self._publish()
-            if callbacks or (sidecar.verdict is not None and not sidecar.concluded and sidecar.published):
-                if callbacks and aside.post is not None:  # this thread keeps time, and runs no code of the user's
-                    aside.post(partial(self._call_each, callbacks))
-                    callbacks = None
+            if callbacks and aside.post is not None:  # this thread keeps time, and runs no code of the user's
+                aside.post(partial(self._call_each, callbacks))
+                if sidecar.verdict is not None:
+                    self._call_back(None, tell)
+            elif callbacks:
                 self._call_back(callbacks, tell)
+            elif sidecar.verdict is not None and not sidecar.concluded and sidecar.published:
+                if not sidecar.reported:
+                    tell(self)  # perhaps another thread does so, too
+                    sidecar.reported = True
+                sidecar.concluded = True
 
     def _call_back(
         self, callbacks: list[Callable[[Future[Any]], object]] | None, tell: Callable[[TaskFuture[Any]], object] | None = None
@@ -503,14 +506,16 @@ class TaskFuture(Future[T]):
 
     def _tell_waiters(self, sidecar: Sidecar) -> None:
         """Tell one waiter after the other. Errors are thrown in after a call, and not before one: so each is told once."""
+        waiters: Any = sidecar.telling
         if self._not_run(sidecar):
-            how = "add_cancelled"
+            for waiter in waiters:
+                waiter.add_cancelled(self)
         elif self._exception is not None:
-            how = "add_exception"
+            for waiter in waiters:
+                waiter.add_exception(self)
         else:
-            how = "add_result"
-        for waiter in sidecar.telling or ():
-            getattr(waiter, how)(self)
+            for waiter in waiters:
+                waiter.add_result(self)
         sidecar.telling = None
 
     def _note_lost(self, handoff: Handoff) -> None:
@@ -521,12 +526,19 @@ class TaskFuture(Future[T]):
 
     def _call_each(self, callbacks: list[Callable[[Future[Any]], object]]) -> None:
         """Call them. No lock is held: `Core.join` knows this function, and the next, by their names."""
-        # Takes one off the list and calls it in one step of the interpreter: none is lost, and none called twice.
-        calls = map(_call_it, map(callbacks.pop, _ZEROS), repeat(self))
+        # Takes one off the list and stores it in one step of the interpreter, and then calls it, before any signal handler or
+        # other error can come: none is lost, and none called twice.
+        firsts = map(callbacks.pop, _ZEROS)
+        callback: Any = None
         escaped = None
         while callbacks:
             try:
-                next(calls)
+                for callback in firsts:  # noqa: B007  # see above
+                    break
+            except IndexError:  # another thread was quicker
+                break
+            try:
+                callback(self)
             except BaseException as error:  # SystemExit: no reason to forget the other callbacks, or to end a worker
                 if must_escape(error):
                     escaped = error
