@@ -30,14 +30,14 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures.thread import BrokenThreadPool
 from functools import partial
-from itertools import repeat
+from itertools import repeat, starmap
 from operator import methodcaller
 from types import FrameType
 from typing import Any
 
 from ._admission import Admission
 from ._current import current
-from ._lanes import Lanes
+from ._lanes import Lane, Lanes
 from ._outage import BACKOFF_FIRST, Outage
 from ._recorder import Outcome, Recorder
 from ._report import Logger, safe_repr
@@ -54,7 +54,7 @@ from ._resources import (
     join_aborts,
 )
 from ._supervisor import Supervisor
-from ._threads import CannotStart, make_thread, start_thread
+from ._threads import CannotStart, Endings, make_thread, start_thread
 from ._types import Bell, Latch, State, clock, in_one_step, lock_timeout, spend_stack
 from ._work_item import WITHDRAWN, Sidecar, TaskFuture
 from ._worker import Worker
@@ -82,7 +82,7 @@ _ENOUGH: list[Any] = []
 _cores: dict[int, Core] = {}
 #: Threads that have done all for their core and may still take a moment to end. The exit hook joins them: a daemon thread that
 #: the interpreter stops in mid-air may hold a lock.
-_ending: set[threading.Thread] = set()
+_ending = Endings()
 _exiting = False
 
 
@@ -103,12 +103,13 @@ _REHEARSAL.release = partial([None].__iadd__, ())
 
 
 class WaitInside:
-    """A thread of the executor waits, without a limit, for one of the executor's own tasks."""
+    """A thread of the executor waits for one of the executor's own tasks."""
 
-    __slots__ = ("future", "gate", "hopeless")
+    __slots__ = ("future", "gate", "hopeless", "timed")
 
-    def __init__(self, future: TaskFuture[Any]) -> None:
+    def __init__(self, future: TaskFuture[Any], *, timed: bool = False) -> None:
         self.future = future
+        self.timed = timed  # it ends by itself, and is never hopeless
         self.gate = allocate_lock()
         self.gate.acquire()
         self.hopeless = False  # it waits no more, since nobody is left to run the task
@@ -185,7 +186,7 @@ class Core:
         #: limit.
         self.workers: set[Worker] = set()
         self.leaving: set[Worker] = set()  # of these, those that have been retired and are about to end
-        self.ended: set[threading.Thread] = set()  # threads that have left `workers` and may still take a moment to end
+        self.ended = Endings()  # threads that have left `workers`
         self._hiring = False
         #: Those of `workers` whose thread is yet to be started, and by which thread.
         self._unborn: dict[Worker, int] = {}
@@ -195,7 +196,7 @@ class Core:
         #: A token for each thread that pops tasks to fail them. The executor does not close before they are told of.
         self._failing: set[object] = set()
         self._seen = 0  # tasks that stats() has known of, those withdrawn included
-        #: By thread: which of our own wait without limit for a task of this executor.
+        #: By thread: which of our own wait for a task of this executor.
         self.waiting_inside: dict[int, WaitInside] = {}
 
         #: Not empty: there are more workers than there may be. Workers look at it between tasks, and ask `takes_leave`.
@@ -305,6 +306,8 @@ class Core:
             self._populate()
         elif isinstance(top, Worker):
             self._woken.append(top)
+            if self.supervisor.paused:  # its alarm lies further down
+                self.supervisor.resume()
 
     def _take_back(self, future: TaskFuture[Any]) -> None:
         """Nothing is accepted any more. Raises, unless a worker was quicker and has the task."""
@@ -432,6 +435,8 @@ class Core:
                 self._hire(hired)
             if hired and self.source is not None:
                 self.supervisor.kick(start=False)  # for create_timeout; the worker starts it
+            elif not hired:
+                self.supervisor.start_if_wanted()  # for the pause that may be the reason: nobody else might
             while hired:
                 if not hired[-1].over:  # disowned by a signal handler that has interrupted us
                     start_thread(hired[-1].thread)
@@ -459,6 +464,7 @@ class Core:
                     used = {worker.index for worker in self.workers}
                     worker = Worker(self, min(set(range(len(used) + 1)) - used))
                     hired.append(worker)
+                    self.recorder.add_log(worker.log)
                     self._unborn[worker] = get_ident()
                     self.workers.add(worker)
                     self._offer_room()
@@ -485,6 +491,7 @@ class Core:
             with self.lock:
                 self._forget(worker)
                 self._offer_room()
+            worker.thread = threading.main_thread()  # its own, which never ran, refers to it: see `Endings`
         self._unborn.pop(worker, None)
 
     def _populate_or_retry(self) -> None:
@@ -504,9 +511,12 @@ class Core:
         logger.error("executor %r: cannot start a worker", self.name, exc_info=error, executor=self.name)
 
     def _offer_room(self) -> None:
-        """Put Room at the bottom of the stack if a worker may be started, and take it away if none may. Lock held."""
+        """Put Room at the bottom of the stack if a worker may be started, and take it away if none may. Lock held.
+
+        It stays while the supervisor, whose thread could not be started, is missing: nobody else sees the end of a pause.
+        """
         room, stack = self._room, self.idle_stack
-        offered = self.state is State.RUNNING and self._may_start()
+        offered = self.state is State.RUNNING and (self._may_start() or self.supervisor.wanted)
         if stack[:1] == [room] and offered:
             return
         while room in stack:
@@ -517,13 +527,14 @@ class Core:
         if offered:
             stack.insert(0, room)
 
-    def _forget(self, worker: Worker) -> None:
+    def _forget(self, worker: Worker, *, replaced: bool = False) -> None:
         """The worker is no more. Lock held."""
         self._note_served()
-        self.workers.discard(worker)
-        self.leaving.discard(worker)
-        self._note_bare()
         self.recorder.close_log(worker.log)
+        self.leaving.discard(worker)
+        self.replaced += replaced
+        self.workers.discard(worker)  # after all that could be missed: see `worker_ended`
+        self._note_bare()
 
     # -- called by workers
 
@@ -573,14 +584,11 @@ class Core:
         with self.lock:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
             if worker in self.workers:
-                if end in REPLACED:
-                    self.replaced += 1
                 self.broken = self.broken or end is End.INITIALIZER_FAILED
-                self.ended = {thread for thread in self.ended if thread.is_alive()}
                 self.ended.add(worker.thread)
-                _note_ending(worker.thread)
-                self._forget(worker)
+                _ending.add(worker.thread)
                 failed = self._judge_end(worker, end, error)
+                self._forget(worker, replaced=end in REPLACED)
         del held
         self._populate_or_retry()
         self.changed.ring()
@@ -604,19 +612,22 @@ class Core:
         self._check_terminated()
         worker.over = True
 
-    def wait_inside(self, future: TaskFuture[Any], permit: LockType) -> None:
-        """On one of our own threads: acquire `permit`, which is released when `future` is done.
+    def wait_inside(self, future: TaskFuture[Any], permit: LockType, timeout: float | None) -> bool:
+        """On one of our own threads: acquire `permit`, which is released when `future` is done. False if the time is up.
 
         If every worker waits for a task of this executor, another one is started, whatever the policy says. If no other may be,
-        none is left to run a task, and the last that waits raises PoolDeadlockError.
+        none is left to run a task, and the last that waits raises PoolDeadlockError; unless one of the waits has a timeout.
         """
         me = get_ident()
-        wait = WaitInside(future)
-        future.add_done_callback(wait)
+        wait = WaitInside(future, timed=timeout is not None)
+        if timeout is None:
+            future.add_done_callback(wait)
         try:
             with self.lock:
                 self.waiting_inside[me] = wait
             self._populate_or_retry()
+            if timeout is not None:
+                return permit.acquire(True, lock_timeout(timeout))
             self._end_a_hopeless_wait()
             wait.gate.acquire()
         finally:
@@ -627,7 +638,7 @@ class Core:
                 f"executor {self.name!r}: this task waits for another of its own executor, and so do all {len(self.workers)} "
                 "workers: none is left to run it; use more workers, another executor, or wait outside of the pool"
             )
-        permit.acquire()
+        return permit.acquire()
 
     def _end_a_hopeless_wait(self) -> None:
         """If all workers wait inside, and there may be no other, end the wait that began last."""
@@ -640,7 +651,7 @@ class Core:
             hands = {id(worker.item) for worker in self.workers}
             for wait in waits:
                 future = wait.future
-                if future.done() or future.may_expire() or wait.hopeless:
+                if wait.timed or future.done() or future.may_expire() or wait.hopeless:
                     return
                 if future.running() and id(future) not in hands:  # it runs in its caller's thread, or is about to be told of
                     return
@@ -825,27 +836,39 @@ class Core:
 
     def _fail_queue(self, cause: BaseException | None, before: float | None = None) -> None:
         """Fail the tasks queued, or those queued before that moment."""
-        self._fail_each(lambda future: self.creation_error(cause, clock() - future._submitted), before)
+        self._fail_each(lambda waited: self.creation_error(cause, waited), before)
         self.wake_if_waiting()
         self._check_terminated()
 
-    def _fail_each(self, error_for: Callable[[TaskFuture[Any]], Exception], before: float | None = None) -> None:
+    def _fail_each(self, make_error: Callable[[float], BaseException], before: float | None = None) -> None:
         """Pop the tasks queued, or those queued before that moment, and fail them. `_check_terminated` follows."""
         token = object()
         try:
             self._failing.add(token)
             for lane in self.lanes:
-                for _ in range(len(lane)):
-                    try:
-                        future = lane.popleft()
-                    except IndexError:
-                        break
-                    if before is not None and future._submitted > before:
-                        lane.appendleft(future)
-                        break
-                    future._fail_popped(error_for(future))
+                self._fail_lane(lane, make_error, before)
         finally:
             self._failing.discard(token)
+
+    @staticmethod
+    def _fail_lane(lane: Lane, make_error: Callable[[float], BaseException], before: float | None = None) -> None:
+        """Pop and fail the tasks that are in the lane now, or those queued before that moment.
+
+        If an error is thrown into this, it ends the task in hand, too.
+        """
+        try:
+            # Each is popped and stored in one step of the interpreter. So are its two successors: the test, and the `try`.
+            for future in starmap(lane.popleft, repeat((), len(lane))):
+                if before is not None and future._submitted > before:
+                    lane.appendleft(future)
+                    break
+                try:
+                    future._fail_popped(make_error(clock() - future._submitted))
+                except BaseException as thrown:
+                    future._fail_popped(thrown)
+                    raise
+        except IndexError:  # a worker was quicker
+            pass
 
     def wait_ready(self, timeout: float) -> Exception | None:
         """Block until the base workers are ready; return None, or what to raise."""
@@ -996,13 +1019,19 @@ class Core:
         for lane in self.lanes:
             for future in lane.snapshot():
                 sidecar = future._sidecar
+                last = None if sidecar is None else sidecar.error
+                taken: list[object] = []
                 try:
-                    if sidecar is None or sidecar.error is None:
+                    if last is None:
                         future.cancel()
-                    elif lane.withdraw(future):
-                        future._fail_popped(sidecar.error)
-                except BaseException as error:  # of a done-callback, on the main thread
+                    else:
+                        lane.withdraw(future, taken)
+                        if taken:
+                            future._fail_popped(last)
+                except BaseException as error:  # of a done-callback, on the main thread; or thrown in
                     escaped = error
+                    if taken and last is not None:
+                        future._fail_popped(last)
         if escaped is not None:
             raise escaped
 
@@ -1046,10 +1075,11 @@ class Core:
             first = self.state is not State.CLOSED
             self.state = State.CLOSED
         for thread in self.supervisor.threads():
-            _note_ending(thread)
+            _ending.add(thread)
         if self.supervisor.thread is not None:
             self.supervisor.kick()
         _cores.pop(id(self), None)
+        self._woken.clear()  # a worker refers to its thread: see `Endings`
         self.terminated.open()
         self.lanes.detach()
         if first and self.hub.hears("state_changed"):
@@ -1069,7 +1099,7 @@ class Core:
         done = self.terminated.wait(timeout)
         while done:
             with self.lock:
-                threads = [thread for thread in self.ended if thread.is_alive()]
+                threads = self.ended.alive()
                 threads += self.supervisor.threads()
             if not threads:
                 break
@@ -1323,16 +1353,9 @@ def _at_exit() -> None:
     for core in cores:
         if core.state is not State.KILLED:
             core.join(None, daemons=False)
-    for thread in list(_ending):
+    for thread in _ending.alive():
         thread.join()
     join_aborts()
-
-
-def _note_ending(thread: threading.Thread) -> None:
-    for other in list(_ending):
-        if not other.is_alive():
-            _ending.discard(other)
-    _ending.add(thread)
 
 
 def _after_fork_in_child() -> None:

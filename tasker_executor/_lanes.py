@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from functools import partial
 from operator import attrgetter
 from threading import RLock
 from typing import TYPE_CHECKING, Any
+
+from ._types import in_one_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,23 +86,26 @@ class Lane(deque["TaskFuture[Any]"]):
             except RuntimeError:  # without the GIL, somebody may come in between
                 pass
 
-    def withdraw(self, future: TaskFuture[Any]) -> bool:
-        """Take this task out; False if somebody has popped it."""
+    def withdraw(self, future: TaskFuture[Any], taken: list[object]) -> None:
+        """Take this task out and put it into `taken`, in one step of the interpreter. Nothing, if another has popped it."""
         try:
-            self.remove(future)
+            in_one_step(partial(self.remove, future), partial(taken.append, future))
         except ValueError:
-            return False
-        return True
+            pass
 
-    def count_failed(self) -> None:
-        """A task of this lane that was popped already got an error without being run (again)."""
+    def count_failed(self, sidecar: Sidecar) -> None:
+        """A task of this lane that was popped already gets an error without being run (again). Count it once."""
         with self._lock:
-            self.settled_failed += 1
+            if not sidecar.counted:
+                self.settled_failed += 1
+                sidecar.counted = True
 
-    def drop_tombstone(self) -> None:
-        """A tombstone was popped."""
+    def drop_tombstone(self, sidecar: Sidecar) -> None:
+        """A tombstone was popped. Count that once."""
         with self._lock:
-            self.tombstones -= 1
+            if not sidecar.dropped:
+                self.tombstones -= 1
+                sidecar.dropped = True
 
     def waiting(self) -> int:
         """How many tasks wait here. In passing, one may be missed; none is counted that does not wait."""

@@ -293,12 +293,10 @@ class Recorder:
 
     # -- writing
 
-    def open_log(self) -> TaskLog:
-        """Return a log for a new worker."""
-        log = TaskLog()
+    def add_log(self, log: TaskLog) -> None:
+        """Count what a new worker lists there."""
         with self.lock:
             self._logs.add(log)
-        return log
 
     def close_log(self, log: TaskLog) -> None:
         """Fold what the worker that ends has listed, and forget its log."""
@@ -315,15 +313,17 @@ class Recorder:
                 count = len(runs)
                 if count:
                     taken = waits[:count], runs[:count]
+                    tally = self._tallies[key]
+                    # No call among these: an error thrown into this may cost the histograms these values, and no count.
+                    tally.count += count
+                    log.folded += count
                     del waits[:count]
                     del runs[:count]
-                    log.folded += count
                     self._add(key, *taken, log.since, max(log.since, now if until is None else until))
             log.since = now
 
     def _add(self, key: tuple[bool, Outcome], waits: list[float], runs: list[float], since: float, until: float) -> None:
         tally = self._tallies[key]
-        tally.count += len(runs)
         tally.wait.add(waits)
         run_time = tally.run.add(runs)
         if self._period is not None:

@@ -159,7 +159,7 @@ class Supervisor:
         self.thread: threading.Thread | None = None  # once it has begun to live
         #: Taken by the thread when it begins to live, or by its starter, to disown it. None: there is no thread, nor will be.
         self._birth: LockType | None = None
-        self._wanted = False  # is there something to wait for, and nobody to do it?
+        self.wanted = False  # is there something to wait for, and nobody to do it?
         self._park = allocate_lock()
         self._park.acquire()
         self._deadlines: list[tuple[float, int, weakref.ref[TaskFuture[Any]]]] = []
@@ -167,6 +167,7 @@ class Supervisor:
         self._forgetting = False
         self._lock = threading.RLock()  # guards _deadlines and _birth; a leaf
         self._next_tick: float | None = None  # None: the tick pauses
+        self.paused = False  # set while it pauses: a task that wakes a worker above the alarm resumes it, too
         self._policy_failed = False
         self._alarm = Alarm(self)
         if policy is not None:
@@ -187,7 +188,7 @@ class Supervisor:
             pass
         if self._birth is not None or self.core.state >= State.CLOSED:
             return
-        self._wanted = True
+        self.wanted = True
         lock: Any = self.core.lock
         if start and lock._is_owned():  # private, but Condition relies on it
             # A signal handler, or a destructor, inside of the core. A bare thread starts without being waited for.
@@ -201,7 +202,7 @@ class Supervisor:
 
     def start_if_wanted(self) -> None:
         """Start the thread if it was kicked under a lock. Under no lock."""
-        if self._wanted:
+        if self.wanted:
             self.start()
 
     def start(self, *, quiet: bool = False) -> None:
@@ -213,11 +214,11 @@ class Supervisor:
                     return
                 self._birth = birth
             start_thread(make_thread(partial(self._main, birth), f"{self.core.thread_name_prefix}_supervisor"))
-            self._wanted = False
+            self.wanted = False
         except BaseException as error:
             if birth.acquire(False) and self._birth is birth:  # it has not begun to live, and never will
                 self._birth = None
-                self._wanted = True
+                self.wanted = True
             if not isinstance(error, CannotStart):
                 raise
             if not quiet:
@@ -262,6 +263,7 @@ class Supervisor:
         """The tick's pause is over."""
         if self._next_tick is None and self.policy is not None and self.core.state is State.RUNNING:
             self._next_tick = clock() + self._interval
+            self.paused = False
             self.kick()
 
     # -- the thread
@@ -320,6 +322,7 @@ class Supervisor:
             if core.at_rest():
                 return None
             self._next_tick = now + self._interval  # whoever popped the alarm was interrupted before it rang
+            self.paused = False
         if now < self._next_tick:
             return self._next_tick
         load = core.sample()
@@ -347,6 +350,7 @@ class Supervisor:
     def _pause(self) -> None:
         """Stop ticking until the next submission."""
         self._next_tick = None
+        self.paused = True
         if self._alarm not in self.core.idle_stack:
             self.core.idle_stack.append(self._alarm)
         if self.core.lanes.look():  # it came before the alarm was set

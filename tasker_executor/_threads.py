@@ -13,13 +13,14 @@ from __future__ import annotations
 import builtins
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
 from ._types import DAEMON
 
-__all__ = ["DAEMON", "CannotStart", "make_thread", "start_thread"]
+__all__ = ["DAEMON", "CannotStart", "Endings", "make_thread", "start_thread"]
 
 _REFUSED = "can't start new thread"  # CPython's words, from 3.10 to 3.15; gevent's and eventlet's threads never refuse
 #: What a refusal may be. Exactly these classes: RecursionError is a RuntimeError, and TimeoutError is an OSError.
@@ -47,6 +48,9 @@ def start_thread(thread: threading.Thread) -> None:
     except (RuntimeError, MemoryError, OSError) as error:
         if _is_refusal(error):
             raise CannotStart(str(error) or _REFUSED) from error
+        if type(error) is RuntimeError and error.__context__ is not None:
+            # Thrown into the Condition inside of `Thread.start`, which cannot cope, and says that its lock is not locked.
+            raise error.__context__ from None
         raise
 
 
@@ -64,3 +68,31 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 _START = threading.Thread.start.__code__
+
+
+class Endings:
+    """Threads that have done all that they had to do, and may still take a moment to end.
+
+    Refers to them weakly. The last reference to a thread calls back into `threading`; if that were ours, it would do so in the
+    middle of some caller's `submit`, and an error thrown into the callback is lost.
+    """
+
+    def __init__(self) -> None:
+        self._threads: set[weakref.ref[threading.Thread]] = set()
+
+    def add(self, thread: threading.Thread) -> None:
+        """Note down that `thread` is about to end."""
+        for reference in self._threads.copy():
+            other = reference()
+            if other is None or not other.is_alive():
+                self._threads.discard(reference)
+        self._threads.add(weakref.ref(thread))
+
+    def alive(self) -> list[threading.Thread]:
+        """Return those that have not ended yet."""
+        threads = [reference() for reference in self._threads.copy()]
+        return [thread for thread in threads if thread is not None and thread.is_alive()]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._threads.clear()

@@ -96,7 +96,8 @@ class Sidecar(ReentrantLock):
     # Defaults in the class and no __init__: a sidecar that is waited on for a moment costs little more than its lock.
     verdict: Any = None  # CANCELLED, WITHDRAWN or an exception: it shall not start
     started = False  # a worker has run it, or is about to: too late for a verdict
-    counted = False  # the lane counts the tombstone
+    counted = False  # the lane counts the tombstone, or that the task failed without being run (again)
+    dropped = False  # the lane counts the tombstone no more
     published = False  # final, and from here on nobody adds to the lists below
     telling: Iterator[Any] | None = None  # the waiters that are yet to be told
     told = False  # final, and everybody told but the callbacks
@@ -344,7 +345,7 @@ class TaskFuture(Future[T]):
         sidecar = self._sidecar
         assert sidecar is not None
         if sidecar.concluded:  # the usual tombstone
-            self._lane.drop_tombstone()
+            self._lane.drop_tombstone(sidecar)
             return False
         with sidecar:
             settled = sidecar.verdict is not None
@@ -357,7 +358,7 @@ class TaskFuture(Future[T]):
             try:
                 self._conclude()  # the thread that settled it was interrupted, or has yet to tell
             finally:
-                self._lane.drop_tombstone()
+                self._lane.drop_tombstone(sidecar)
             return False
         waited = clock() - self._submitted
         self._fail_unrun(TaskExpired(f"the task had not started {waited:.3g} s after it was submitted, and was not run"))
@@ -366,12 +367,23 @@ class TaskFuture(Future[T]):
     def _fail_unrun(self, error: BaseException) -> None:
         """End it with `error` instead of running it (again). The caller has popped it, and nobody can settle it any more."""
         tell = self._lane.on_settled  # now: while a callback runs, the executor may close, and the lane is detached
-        self._lane.count_failed()
+        sidecar = self._observe()
+        assert sidecar is not None  # it is not final
+        self._lane.count_failed(sidecar)
         self._finish(None, error)
         tell(self)
 
     def _fail_popped(self, error: BaseException) -> None:
-        """The caller has popped it, as a worker would, but only to end it with `error`."""
+        """The caller has popped it, as a worker would, but only to end it with `error`.
+
+        Every step may be repeated: if an error is thrown into this, or into the start of the task, it is called again.
+        """
+        if self._status is FINISHED:
+            self._conclude()
+            sidecar = self._sidecar
+            if sidecar is not None and sidecar.counted:
+                self._lane.on_settled(self)
+            return
         self._status = RUNNING
         if self._sidecar is None or self._may_start():
             self._fail_unrun(error)
@@ -381,15 +393,21 @@ class TaskFuture(Future[T]):
         sidecar = self._observe()
         if sidecar is None:
             return False
-        with sidecar:
-            if sidecar.verdict is not None or sidecar.started or sidecar.published:
-                return False
-            sidecar.verdict = verdict
-            self._sidecar = sidecar  # once more: see "Who goes first"
-            if self._status is not PENDING:
-                sidecar.verdict = None
-                return False
-        self._conclude()  # settled: whatever interrupts us, the next thread goes on from here
+        mine = False
+        try:
+            with sidecar:
+                if sidecar.verdict is not None or sidecar.started or sidecar.published:
+                    return False
+                sidecar.verdict = verdict
+                sidecar.concluding = mine = True  # callbacks run on this thread: a worker that meets the task passes by
+                self._sidecar = sidecar  # once more: see "Who goes first"
+                if self._status is not PENDING:
+                    sidecar.verdict = None
+                    return False
+            self._conclude(mine=True)
+        finally:
+            if mine:
+                sidecar.concluding = False  # if we were interrupted, the next thread goes on from here
         return True
 
     def _fail_after_fork(self, error: BaseException) -> None:
@@ -411,10 +429,10 @@ class TaskFuture(Future[T]):
         self._status = FINISHED
         self._conclude()
 
-    def _conclude(self) -> None:
+    def _conclude(self, *, mine: bool = False) -> None:
         """It is final: tell everybody, call the callbacks; and tell the lane of a task that was settled.
 
-        Goes on where a thread was interrupted.
+        Goes on where a thread was interrupted. `mine`: this thread has settled the task.
         """
         sidecar = self._sidecar
         if sidecar is not None:
@@ -422,18 +440,23 @@ class TaskFuture(Future[T]):
             callbacks = self._publish()
             if callbacks and aside.post is not None:  # this thread keeps time, and runs no code of the user's
                 aside.post(partial(self._call_each, callbacks))
-                if sidecar.verdict is not None:
-                    self._call_back(None, tell)
-            elif callbacks:
-                self._call_back(callbacks, tell)
-            elif sidecar.verdict is not None and not sidecar.concluded and sidecar.published:
+                callbacks = sidecar.callbacks = None
+            if callbacks:
+                self._call_back(callbacks, tell, mine=mine)
+            elif sidecar.verdict is None or sidecar.concluded or not sidecar.published:
+                pass
+            elif mine or not sidecar.concluding:
                 if not sidecar.reported:
-                    tell(self)  # perhaps another thread does so, too
+                    tell(self)  # after an interruption, another thread may do so, too
                     sidecar.reported = True
                 sidecar.concluded = True
 
     def _call_back(
-        self, callbacks: list[Callable[[Future[Any]], object]] | None, tell: Callable[[TaskFuture[Any]], object] | None = None
+        self,
+        callbacks: list[Callable[[Future[Any]], object]] | None,
+        tell: Callable[[TaskFuture[Any]], object] | None = None,
+        *,
+        mine: bool = False,
     ) -> None:
         """Call the callbacks that `_publish` has left, and `tell` of a task that was settled. Nothing is held meanwhile.
 
@@ -446,10 +469,9 @@ class TaskFuture(Future[T]):
             if callbacks:
                 self._call_each(callbacks)
             return
-        mine = False
         try:
             with sidecar:
-                if sidecar.concluding:
+                if sidecar.concluding and not mine:
                     return
                 sidecar.concluding = mine = True
             try:
@@ -617,7 +639,7 @@ class TaskFuture(Future[T]):
         who waits.
         """
         owner = current.owner
-        inside = owner is not None and timeout is None and owner is self._lane.owner
+        inside = owner is not None and owner is self._lane.owner and (timeout is None or timeout > 0)
         loan: list[Handoff] = []
         try:
             if len(self._lane) < 2 and not inside:
@@ -657,8 +679,10 @@ class TaskFuture(Future[T]):
                 else:
                     sidecar.permits.append(permit)
             if inside:
-                self._lane.owner.wait_inside(self, permit)
-            elif not permit.acquire(True, lock_timeout(timeout)) and not sidecar.published:
+                come = self._lane.owner.wait_inside(self, permit, timeout)
+            else:
+                come = permit.acquire(True, lock_timeout(timeout))
+            if not come and not sidecar.published:
                 raise FutureTimeoutError
         finally:
             with sidecar:

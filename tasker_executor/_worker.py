@@ -38,16 +38,17 @@ from __future__ import annotations
 
 from _thread import allocate_lock
 from collections.abc import Iterator
+from functools import partial
 from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Any, cast
 
 from ._current import current
-from ._recorder import LULL, Outcome
+from ._recorder import LULL, Outcome, TaskLog
 from ._report import Logger, drop_frame, function_name
 from ._resources import End, Holding, UnfitResource, note_giving_up
 from ._threads import make_thread
 from ._types import State, clock, lock_timeout
-from ._work_item import FINISHED, PENDING, RUNNING, TaskFuture
+from ._work_item import FINISHED, RUNNING, TaskFuture
 from .exceptions import TaskCancelled
 from .observers import TaskEvent, WorkerEvent
 from .stats import WorkerInfo
@@ -105,7 +106,7 @@ class Worker:
         self.killed: Latch = core.killed
         self.holding: Holding[Any] | None = None
         self.item: TaskFuture[Any] | None = None
-        self.log = core.recorder.open_log()
+        self.log = TaskLog()
         self.ready = self.late = False
         self.told_to_leave = self.told_of_end = self.over = False
         self.broken_by: BaseException | None = None
@@ -115,7 +116,7 @@ class Worker:
         self.release = self.park.release
         self.started_at = self.since = clock()
         # A daemon, so that a task that ignores kill() cannot keep the interpreter from exiting; the exit hook joins all others.
-        self.thread = make_thread(_Life(self).live, self.name)
+        self.thread = make_thread(_Life(self.live), self.name)
 
     @property
     def owner(self) -> Core:
@@ -395,7 +396,7 @@ class Worker:
     ) -> None:
         """An error was thrown into `_serve`: see that the task in hand reaches its end once, and is counted once.
 
-        1. It is final: what may be missing is that its waiters are told.
+        1. It is final, or was not to be run: what may be missing is the rest of that, such as to tell its waiters.
         2. It has returned a value: that stands. It is counted if it was not: `item` is reset when it has ended, and the two
            numbers of a task are listed one after the other, so one too few is the last that is missing.
         3. It has raised: that stands. If it was counted as retried, it goes back to its lane.
@@ -403,9 +404,8 @@ class Worker:
         """
         running, self.item = self.item is not None, None
         log, sidecar = self.log, future._sidecar
-        if future._status is FINISHED or (sidecar is not None and sidecar.verdict is not None):
-            future._conclude()
-        elif future._status is PENDING:
+        noted = log.noted((id(future), self.since))  # `start` may be that of the next task already
+        if future._status is not RUNNING or (sidecar is not None and (sidecar.verdict is not None or sidecar.counted)):
             future._fail_popped(thrown)
         elif value is not _NOTHING and error is None:
             with self.core.recorder.lock:
@@ -415,10 +415,10 @@ class Worker:
                 if len(runs) < len(waits):
                     runs.append(max(end, start) - start)
             future._finish(value, None)
-        elif log.noted((id(future), start)) is Outcome.RETRIED:
+        elif noted is Outcome.RETRIED:
             lane.appendleft(future)
         else:
-            if log.noted((id(future), start)) is None:
+            if noted is None:
                 log.note(lane.priority, Outcome.FAILED, start - future._submitted, clock() - start)
             future._finish(None, error or thrown)
 
@@ -590,25 +590,22 @@ class Worker:
             self.core.hub.tell("worker_started", WorkerEvent(self.core.name, self.name))
 
 
-class _Life:
+class _Life(partial[None]):
     """The life of a worker, referred to by its thread alone: it goes when the thread ends, in whichever way.
 
     An error thrown into the exit path, or between it and the end of the thread, would leave a worker in the books that lives no
-    more. So the path is walked again when the life goes, on the same thread.
+    more. So the path is walked again when the life goes, on the same thread. A partial, because a call of it makes no frame:
+    the traceback of the error, which a `threading.excepthook` may keep, would keep the life.
     """
 
-    __slots__ = ("worker",)
-
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-
-    def live(self) -> None:
-        """Run the worker."""
-        self.worker.live()
+    __slots__ = ()
 
     def __del__(self) -> None:
-        worker = getattr(self, "worker", None)  # none, if an error was thrown in before there was one
-        if worker is not None and not worker.over and worker.birth.locked():
+        worker: Worker = self.func.__self__  # type: ignore[attr-defined]  # a bound method
+        if worker.over:
+            return
+        # Not born, and in the books: the error came before the first step of `Worker.live`.
+        if worker.birth.locked() or (worker in worker.core.workers and worker.birth.acquire(False)):
             worker.end(End.CRASHED, None)
 
 

@@ -57,7 +57,11 @@ class TaskCancelled(TaskerError, CancelledError):
 
 
 class PoolDeadlockError(TaskerError, RuntimeError):
-    """A task waits for a task of its own executor, and so does every other worker: no result would ever come."""
+    """A task waits for a task of its own executor, and so does every other worker: no result would ever come.
+
+    Seen are waits in ``result()``, ``exception()`` and ``map``, without a timeout. Not seen are those in
+    `concurrent.futures.wait`, `concurrent.futures.as_completed` and event loops.
+    """
 
 
 class TaskLost(TaskerError, BrokenExecutor):

@@ -513,6 +513,32 @@ def test_place_of_a_worker_that_ends_with_its_task_is_filled(
     assert isinstance(submitter.future.result(DEADLINE), int)
 
 
+def test_place_of_a_worker_that_crashes_after_its_task_is_filled(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A submitter waits at the door. 2. The only worker ends its task, and an error is thrown into its thread.
+    pool = make_pool(1, max_queued=0)
+    future = pool.submit(gate.hold)
+    future.add_done_callback(id)
+    gate.wait_until_held()
+    submitter = Submitter(pool, int)
+    wait_until_blocked(pool, 1)
+    publish, hits = TaskFuture[Any]._publish, [KeyboardInterrupt]
+
+    def be_hit(published: TaskFuture[Any]) -> Any:
+        if hits and published is future and published._status is FINISHED:
+            raise hits.pop()
+        return publish(published)
+
+    monkeypatch.setattr(TaskFuture, "_publish", be_hit)
+    gate.release()
+
+    assert join_all([submitter]) == []
+    assert hits == []
+    assert submitter.future is not None
+    assert submitter.future.result(DEADLINE) == 0
+
+
 # -- signal handlers --
 
 

@@ -262,3 +262,59 @@ def test_fork_inside_of_a_call_that_outlives_its_executor() -> None:
     """)
 
     assert sorted(output) == ["child", "closed"]
+
+
+@pytest.mark.parametrize("end", ["return 0", "raise OSError", "sys.exit(0)", "os._exit(0)"])
+def test_fork_inside_of_a_task_leaves_the_child_nothing_of_the_parents(end: str) -> None:
+    # In the child the worker's thread is the only one. Whatever the task does there, the thread ends, and the child with it.
+    output = run(f"""
+        from tasker_executor import Observer
+        parent = os.getpid()
+        def in_parent(what):
+            say(what if os.getpid() == parent else "child " + what)
+        class Watch(Observer):
+            def worker_started(self, event):
+                in_parent("worker started")
+            def task_finished(self, event):
+                in_parent("task finished")
+            def worker_ended(self, event):
+                in_parent("worker ended")
+            def resource_destroyed(self, event):
+                in_parent("resource destroyed")
+            def state_changed(self, event):
+                in_parent(event.state)
+        pool = ResourceExecutor(
+            1, initializer=in_parent, initargs=("initializer",), on_create=Connection, on_destroy=Connection.close,
+            observers=[Watch()], max_uses=2, log_lost_errors=False
+        )
+        held, gate = threading.Event(), threading.Event()
+        def task(connection):
+            held.set()
+            gate.wait()
+            child = os.fork()
+            if child == 0:
+                {end}
+            return child
+        future = pool.submit(task)
+        future.add_done_callback(lambda _: in_parent("callback"))
+        held.wait()
+        pool.submit(lambda connection: in_parent("queued task"))
+        gate.set()
+        child = future.result(30)
+        _, status = os.waitpid(child, 0)
+        pool.shutdown(timeout=30)
+    """)
+
+    assert [line for line in output if line.startswith("child")] == []
+    assert output.count("closed") == 2  # the connection, and the pool
+    assert sorted(set(output)) == [
+        "callback",
+        "closed",
+        "draining",
+        "initializer",
+        "queued task",
+        "resource destroyed",
+        "task finished",
+        "worker ended",
+        "worker started",
+    ]

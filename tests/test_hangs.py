@@ -9,13 +9,27 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures import wait as wait_for
+from typing import Any
 
 import pytest
 
-from support import DEADLINE, Gate, Ledger, MakePool, eventually
-from tasker_executor import BacklogPolicy, PoolDeadlockError, QueueFull, ResourceExecutor, _core, _outage, current_task
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
+from tasker_executor import (
+    BacklogPolicy,
+    Hysteresis,
+    LoadSample,
+    PoolDeadlockError,
+    QueueFull,
+    QueueWaitPolicy,
+    RatePolicy,
+    ResourceExecutor,
+    ScalingPolicy,
+    _core,
+    _outage,
+    current_task,
+)
 from tasker_executor._core import WaitInside
-from tasker_executor._work_item import TaskFuture
+from tasker_executor._work_item import RUNNING, TaskFuture
 
 Pool = ResourceExecutor[None]
 
@@ -27,7 +41,7 @@ def wait_for_a_task_of(pool: Pool) -> int:
     return pool.submit(int, "7").result()
 
 
-def until_waiting_inside(pool: Pool, n: int = 1) -> None:
+def until_waiting_inside(pool: ResourceExecutor[Any], n: int = 1) -> None:
     eventually(lambda: len(pool._core.waiting_inside) == n, f"{n} workers to wait")
 
 
@@ -229,6 +243,198 @@ def test_detection_can_be_switched_off(make_pool: MakePool) -> None:
 
     assert outer.exception(DEADLINE) is not None
     assert not isinstance(outer.exception(), PoolDeadlockError)
+
+
+# -- a policy, and a number of workers that changes
+
+
+class WantsOne:
+    """A policy that never wants a second worker."""
+
+    interval = 3600.0
+
+    def target(self, load: LoadSample) -> int:
+        return 1
+
+
+def nest(pool: Pool, depth: int) -> int:
+    return 0 if depth == 0 else 1 + pool.submit(nest, pool, depth - 1).result()
+
+
+POLICIES: dict[str, ScalingPolicy] = {
+    "wants one": WantsOne(),
+    "backlog": BacklogPolicy(threshold=5, step=2),
+    "hysteresis": Hysteresis(RatePolicy(), 30),
+    "queue wait": QueueWaitPolicy(),
+}
+
+
+@pytest.mark.parametrize("policy", list(POLICIES.values()), ids=list(POLICIES))
+def test_another_worker_starts_for_what_is_waited_for_whatever_the_policy_wants(
+    make_pool: MakePool, policy: ScalingPolicy
+) -> None:
+    pool = make_pool(4, min_workers=1, policy=policy)
+
+    assert pool.submit(wait_for_a_task_of, pool).result(DEADLINE) == 7
+
+
+def test_tasks_nested_three_deep_have_as_many_workers_as_there_may_be(make_pool: MakePool) -> None:
+    pool = make_pool(4, min_workers=1, policy=WantsOne())
+
+    assert pool.submit(nest, pool, 3).result(DEADLINE) == 3
+    with pytest.raises(PoolDeadlockError, match="all 4 workers"):
+        pool.submit(nest, pool, 4).result(DEADLINE)
+
+
+def test_another_worker_starts_for_a_task_that_is_waited_for_with_a_timeout(make_pool: MakePool) -> None:
+    pool = make_pool(2, min_workers=1, policy=WantsOne())
+
+    assert pool.submit(lambda: pool.submit(int, "7").result(DEADLINE)).result(2 * DEADLINE) == 7
+    assert pool.submit(lambda: pool.submit(int, "7").exception(DEADLINE)).result(2 * DEADLINE) is None
+
+
+def test_a_wait_with_a_timeout_ends_at_its_time_though_others_wait_without(make_pool: MakePool) -> None:
+    pool = make_pool(2)
+
+    def task() -> int:
+        return pool.submit(int).result(0.01)
+
+    outer = [pool.submit(task), pool.submit(wait_for_a_task_of, pool)]
+    errors = [future.exception(DEADLINE) for future in outer]
+
+    assert errors[0] is None or type(errors[0]) is FutureTimeoutError
+    assert outer[1].result() == 7
+
+
+def test_nobody_is_told_while_one_of_those_who_wait_has_a_timeout(make_pool: MakePool) -> None:
+    # 1. Each of two tasks waits for one that is queued, the first with a timeout. 2. The first wait ends. 3. Its worker runs
+    # what the second task waits for.
+    pool = make_pool(2)
+    inner: list[Future[int]] = []
+
+    def task() -> int:
+        both.wait(DEADLINE)
+        inner.append(pool.submit(int))
+        return inner[0].result(DEADLINE)
+
+    def other() -> int:
+        both.wait(DEADLINE)
+        until_waiting_inside(pool)
+        return wait_for_a_task_of(pool)
+
+    both = threading.Barrier(2)
+    outer = [pool.submit(task), pool.submit(other)]
+    until_waiting_inside(pool, 2)
+    assert not outer[1].done()
+
+    inner[0].cancel()
+
+    assert outer[1].result(DEADLINE) == 7
+    assert outer[0].cancelled() or outer[0].exception(DEADLINE) is not None
+
+
+def test_a_timeout_that_has_run_out_is_no_wait(make_pool: MakePool) -> None:
+    pool = make_pool(2, min_workers=1, policy=WantsOne())
+
+    def task() -> None:
+        pool.submit(int).result(0)
+
+    assert type(pool.submit(task).exception(DEADLINE)) is FutureTimeoutError
+    assert pool._core._limit() == 1
+
+
+def test_it_is_told_when_the_worker_that_was_left_to_run_the_task_leaves(make_pool: MakePool, gate: Gate) -> None:
+    # 1. One worker is busy, the other waits for a task that is queued. 2. resize() wants one worker. 3. The busy one leaves.
+    pool = make_pool(2)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    outer = pool.submit(wait_for_a_task_of, pool)
+    until_waiting_inside(pool)
+
+    pool.resize(max_workers=1)
+    gate.release()
+
+    assert isinstance(outer.exception(DEADLINE), PoolDeadlockError)
+
+
+def test_the_worker_that_broke_has_a_successor_that_runs_the_task(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, max_retries=0)
+
+    def break_down(resource: FakeResource) -> None:
+        gate.hold()
+        resource.break_down()
+
+    broken = pool.submit(break_down)
+    gate.wait_until_held()
+    outer = pool.submit(lambda _: pool.submit(FakeResource.use).result())
+    until_waiting_inside(pool)
+
+    gate.release()
+
+    assert outer.result(DEADLINE) == 2
+    assert broken.exception(DEADLINE) is not None
+
+
+def test_after_the_other_worker_has_retired_another_one_starts(make_pool: MakePool) -> None:
+    pool = make_pool(2, min_workers=1, policy=WantsOne(), idle_timeout=0.0)
+
+    def task() -> list[int]:
+        results: list[int] = []
+        for _ in range(3):
+            results.append(pool.submit(int, "7").result())
+            eventually(lambda: len(pool._core.workers) == 1, "the other worker to retire")
+        return results
+
+    assert pool.submit(task).result(DEADLINE) == [7, 7, 7]
+
+
+def test_of_two_tasks_that_wait_for_others_the_last_is_told_and_the_first_gets_its_result(
+    make_pool: MakePool,
+) -> None:
+    pool = make_pool(2)
+    both = threading.Barrier(2)
+
+    def first() -> int:
+        both.wait(DEADLINE)
+        return wait_for_a_task_of(pool)
+
+    def second() -> int:
+        both.wait(DEADLINE)
+        until_waiting_inside(pool)
+        return wait_for_a_task_of(pool)
+
+    outer = [pool.submit(first), pool.submit(second)]
+
+    assert outer[0].result(DEADLINE) == 7
+    assert isinstance(outer[1].exception(DEADLINE), PoolDeadlockError)
+
+
+def test_a_task_that_runs_in_the_thread_of_its_caller_is_waited_for(make_pool: MakePool) -> None:
+    # 1. A task runs in a thread that is no worker's, as on_full="caller" has it. 2. The only worker waits for it. Step 1 is
+    # pretended: the task is out of its lane, and said to run.
+    pool = make_pool(1)
+    known = Gate()
+    elsewhere: list[TaskFuture[int]] = []
+
+    def task() -> int:
+        known.hold()
+        return elsewhere[0].result()
+
+    outer = pool.submit(task)
+    known.wait_until_held()
+    future: Any = pool.submit(int)
+    pool._core.lanes.normal.remove(future)
+    future._status = RUNNING
+    elsewhere.append(future)
+    known.release()
+    until_waiting_inside(pool)
+    pool._core._end_a_hopeless_wait()
+    assert not pool._core.waiting_inside[next(iter(pool._core.waiting_inside))].hopeless
+
+    future.set_result(7)
+
+    assert outer.result(DEADLINE) == 7
+    pool._core.lanes.normal.withdrawn += 1  # for the books: nobody has counted it
 
 
 # -- a queue that nobody may enter --

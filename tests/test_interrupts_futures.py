@@ -185,7 +185,7 @@ def test_a_task_that_was_settled_and_not_told_of_is_concluded_by_the_next_who_me
     # 1. A canceller has stored its verdict, and is interrupted. 2. The only worker is busy. 3. Another thread meets the task.
     story = Story("waited for")
 
-    def interrupt(_: object) -> None:
+    def interrupt(_: object, *, mine: bool = False) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -205,7 +205,7 @@ def test_a_task_that_was_settled_and_not_told_of_is_concluded_by_the_next_who_me
 def test_the_worker_that_pops_it_concludes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     story = Story("waiting")
 
-    def interrupt(_: object) -> None:
+    def interrupt(_: object, *, mine: bool = False) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -217,4 +217,25 @@ def test_the_worker_that_pops_it_concludes_it(monkeypatch: pytest.MonkeyPatch) -
     story.pool.submit(int).result(DEADLINE)
 
     assert story.called == [story.future]
+    story.check()
+
+
+def test_a_worker_leaves_the_callbacks_of_a_settled_task_to_the_thread_that_settled_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1. A canceller has stored its verdict. 2. A worker pops the task. 3. The canceller goes on. On the worker's thread, a
+    # callback that waits for a task of the pool would wait for itself.
+    story = Story("waiting")
+    threads: list[int] = []
+    story.future.add_done_callback(lambda _: threads.append(threading.get_ident()))
+    conclude = TaskFuture._conclude
+
+    def let_the_worker_pass(future: TaskFuture[Any], *, mine: bool = False) -> None:
+        if mine:
+            story.gate.release()
+            story.pool.submit(int).result(DEADLINE)
+        conclude(future, mine=mine)
+
+    monkeypatch.setattr(TaskFuture, "_conclude", let_the_worker_pass)
+    story.future.cancel()
+
+    assert threads == [threading.get_ident()]
     story.check()

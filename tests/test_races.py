@@ -6,15 +6,18 @@ import ctypes
 import itertools
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from typing import Any
 
 import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
-from tasker_executor import ResourceExecutor, _core
+from tasker_executor import ResourceExecutor, _core, current_task
 from tasker_executor._lanes import Lane, Lanes
+from tasker_executor._types import Latch
 from tasker_executor._work_item import TaskFuture
 from tasker_executor._worker import Worker
 
@@ -68,6 +71,7 @@ class RacedLane(Lane):
         super().__init__(name, pool._core, pool._core._task_settled)
         self.on_look: Callable[[], object] | None = None
         self.on_pop: Callable[[], object] | None = None
+        self.on_popped: Callable[[], object] | None = None
         setattr(pool._core.lanes, name, self)
         setattr(pool, f"_{name}", self)
 
@@ -82,7 +86,10 @@ class RacedLane(Lane):
     def popleft(self) -> TaskFuture[Any]:
         if self.on_pop is not None:
             self.on_pop()
-        return super().popleft()
+        future = super().popleft()
+        if self.on_popped is not None:
+            self.on_popped()
+        return future
 
 
 class Stale:
@@ -208,6 +215,303 @@ def test_a_signal_handler_that_shuts_down_inside_of_submit_does_not_block(make_p
     future = pool.submit(int, "7")
 
     assert future.result(DEADLINE) == 7
+
+
+# -- kill against a worker that is about to start a task --
+
+
+def note(ran: list[bool]) -> None:
+    """A task that notes that it ran, and whether its token was set at its start."""
+    ran.append(current_task().cancelled)
+
+
+@pytest.mark.parametrize("lane_name", ["normal", "priority"])
+@pytest.mark.parametrize("draining", [False, True], ids=["running", "draining"])
+@pytest.mark.parametrize("when", ["on_pop", "on_popped"])
+def test_no_task_starts_that_a_worker_pops_while_kill_empties_the_lanes(
+    make_pool: MakePool, gate: Gate, when: str, draining: bool, lane_name: str
+) -> None:
+    # 1. A worker is about to pop a task, or has popped it. 2. kill() comes, and finds all the tasks but that one. 3. The worker
+    # looks whether it may start another, and puts the task back. 4. Nobody else comes by it, so the worker cancels it.
+    pool = make_pool(1)
+    lane = RacedLane(pool, lane_name)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    ran: list[bool] = []
+    told: list[Future[None]] = []
+    queued = pool.with_options(priority=lane_name == "priority").submit(note, ran)
+    queued.add_done_callback(told.append)
+    if draining:
+        pool.shutdown(wait=False)
+    setattr(lane, when, Once(pool.kill))
+
+    gate.release()
+
+    assert wait_for([queued], DEADLINE).done == {queued}
+    pool.shutdown(timeout=DEADLINE)
+    assert queued.cancelled()
+    assert (ran, told) == ([], [queued])
+    assert (pool.stats().completed, pool.stats().cancelled) == (1, 1)
+
+
+def test_a_task_put_back_before_the_killer_looks_is_cancelled_once(make_pool: MakePool, gate: Gate) -> None:
+    # 1. A worker has popped a task. 2. kill() sets its state, and no more. 3. The worker puts the task back, and cancels what
+    # is queued. 4. The killer comes to do that.
+    pool = make_pool(1)
+    lane = RacedLane(pool, "normal")
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    ran: list[bool] = []
+    told: list[Future[None]] = []
+    queued = [pool.submit(note, ran) for _ in range(2)]
+    for future in queued:
+        future.add_done_callback(told.append)
+    with Gate() as half_way:
+        populate = pool._core._populate_or_retry
+
+        def stop_here() -> None:
+            if threading.current_thread() is killer:
+                half_way.hold()
+            populate()
+
+        pool._core._populate_or_retry = stop_here  # type: ignore[method-assign]  # the first step after the state
+        killer = threading.Thread(target=pool.kill)
+
+        def kill() -> None:
+            killer.start()
+            half_way.wait_until_held()
+
+        lane.on_popped = Once(kill)
+        gate.release()
+        assert wait_for(queued, DEADLINE).not_done == set()
+        assert not pool._core.killed.is_open
+    killer.join(DEADLINE)
+    pool.shutdown(timeout=DEADLINE)
+
+    assert ran == []
+    assert sorted(map(id, told)) == sorted(map(id, queued))
+    assert pool.stats().cancelled == 2
+
+
+class LateLatch(Latch):
+    """Acts when it has been opened, before the one who opened it goes on."""
+
+    action: Callable[[], object] = int
+
+    def open(self) -> None:
+        super().open()
+        self.action()
+
+
+@pytest.mark.parametrize("count", [1, 100, 20_000])
+@pytest.mark.parametrize("priority", [False, True], ids=["normal", "priority"])
+def test_no_task_starts_once_the_tokens_are_set(make_pool: MakePool, gate: Gate, count: int, priority: bool) -> None:
+    # 1. kill() sets the tokens. 2. The task that runs obeys, and its worker is free. 3. kill() comes to empty the lanes.
+    pool = make_pool(1)
+    latch = pool._core.killed = LateLatch()
+    ran: list[bool] = []
+    running = pool.submit(gate.hold)
+    gate.wait_until_held()
+    (worker,) = pool._core.workers
+    view = pool.with_options(priority=priority)
+    queued = [view.submit(note, ran) for _ in range(count)]
+
+    def let_the_worker_go_on() -> None:
+        gate.release()
+        worker.thread.join(DEADLINE)
+
+    latch.action = let_the_worker_go_on
+    pool.kill()
+
+    assert not worker.thread.is_alive()
+    assert ran == []
+    assert all(future.cancelled() for future in queued)
+    assert running.result(0) is None
+    pool._check()
+    assert pool.stats().cancelled == count
+
+
+def test_a_task_that_waits_for_its_retry_when_kill_comes_gets_its_error(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    # 1. A task has broken its resource, and waits in its lane. 2. kill() comes while the next resource is made.
+    def create() -> FakeResource:
+        if ledger.created:
+            gate.hold()
+        return ledger.create()
+
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
+    retried = pool.submit(FakeResource.break_down)
+    gate.wait_until_held()
+    queued = pool.submit(FakeResource.use)
+
+    pool.kill()
+
+    assert type(retried.exception(0)).__name__ == "ResourceBroken"
+    assert queued.cancelled()
+    gate.release()
+
+
+# -- workers that are hired under the lock and started outside of it --
+
+
+def test_two_submitters_at_once_start_a_worker_each(make_pool: MakePool) -> None:
+    # 1. A submitter finds no idle worker, and decides for one under the lock. 2. Another submitter queues its task, and finds
+    # no idle worker either. 3. The tasks wait for each other.
+    pool = make_pool(2)
+    barrier = threading.Barrier(2)
+    hire = pool._core._hire
+    futures: list[Future[int]] = []
+    other = threading.Thread(target=lambda: futures.append(pool.submit(barrier.wait, DEADLINE)))
+
+    def submit_meanwhile() -> None:
+        other.start()
+        eventually(lambda: len(pool._core.lanes.normal) == 2, "the task of the other submitter")
+
+    once = Once(submit_meanwhile)
+
+    def hire_late(hired: list[Worker]) -> None:
+        once()
+        hire(hired)
+
+    pool._core._hire = hire_late  # type: ignore[method-assign]  # the point of the test
+    futures.append(pool.submit(barrier.wait, DEADLINE))
+    other.join(DEADLINE)
+
+    assert sorted(future.result(DEADLINE) for future in futures) == [0, 1]
+
+
+def test_of_several_workers_hired_those_that_cannot_start_are_not_in_the_books(
+    make_pool: MakePool, permits: list[None], caplog: pytest.LogCaptureFixture
+) -> None:
+    # 1. Three workers are hired. 2. The thread of the first starts, that of the second does not, the third is not tried.
+    pool = make_pool(3)
+    permits.append(None)
+    pool.resize(min_workers=3)
+    eventually(lambda: pool.stats().active_workers == 1, "one worker")
+
+    assert "cannot start a worker" in caplog.text
+    assert pool._core._unborn == {}
+    permits.extend([None] * 9)
+    barrier = threading.Barrier(3)
+    futures = [pool.submit(barrier.wait, DEADLINE) for _ in range(3)]
+    assert sorted(future.result(DEADLINE) for future in futures) == [0, 1, 2]
+
+
+def test_a_task_that_comes_in_the_pause_after_no_thread_could_be_started_is_run(
+    make_pool: MakePool, permits: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. No worker can be started, and no supervisor. 2. There are threads again. 3. A task comes before the pause is over.
+    monkeypatch.setattr(_core.random, "uniform", lambda low, high: high)  # type: ignore[attr-defined]  # a module
+    pool = make_pool(1)
+    pool.resize(min_workers=1)
+    assert pool.stats().active_workers == 0
+    permits.extend([None] * 9)
+
+    assert pool.submit(int, "7").result(DEADLINE) == 7
+
+
+def test_a_task_that_comes_in_the_pause_while_no_thread_can_be_started_is_run_when_one_can(
+    make_pool: MakePool, permits: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. No worker can be started, and no supervisor. 2. A task comes in the pause, and the supervisor still cannot be started.
+    # 3. There are threads again, and another task comes.
+    monkeypatch.setattr(_core.random, "uniform", lambda low, high: high)  # type: ignore[attr-defined]  # a module
+    pool = make_pool(1)
+    pool.resize(min_workers=1)
+    first = pool.submit(int, "7")
+    permits.extend([None] * 9)
+
+    assert pool.submit(int, "8").result(DEADLINE) == 8
+    assert first.result(DEADLINE) == 7
+
+
+def test_a_signal_handler_that_shuts_down_while_a_worker_is_started_waits_for_the_end(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. submit() has hired a worker, and begins to start its thread. 2. A signal handler shuts the pool down, and waits. 3. The
+    # worker cannot begin before the handler has returned; so another one takes its place.
+    pool = make_pool(1)
+    start = threading.Thread.start
+    shut_down = Once(lambda: pool.shutdown(timeout=DEADLINE))
+
+    def start_late(thread: threading.Thread) -> None:
+        shut_down()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_late)
+    future = pool.submit(int, "7")
+
+    assert future.result(DEADLINE) == 7
+    assert pool.stats().state == "closed"
+
+
+@pytest.mark.parametrize("call", ["stats", "submit"])
+def test_a_destructor_may_use_the_pool_while_the_thread_of_a_worker_starts(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    # 1. submit() starts a worker, and waits until its thread runs. 2. The garbage collector runs in that thread before that.
+    pool = make_pool(2)
+    set_ident: Any = threading.Thread._set_ident  # type: ignore[attr-defined]  # not in typeshed
+    used: list[object] = []
+    use = Once(lambda: used.append(pool.stats() if call == "stats" else pool.submit(len, "x")))
+
+    def set_ident_and_collect(thread: threading.Thread) -> None:
+        set_ident(thread)
+        if thread.name.startswith(pool._core.thread_name_prefix):
+            use()
+
+    monkeypatch.setattr(threading.Thread, "_set_ident", set_ident_and_collect)
+    futures: list[Future[int]] = []
+    submitter = threading.Thread(target=lambda: futures.append(pool.submit(len, "xx")), daemon=True)
+    submitter.start()
+    submitter.join(DEADLINE)
+
+    assert futures[0].result(DEADLINE) == 2
+    assert len(used) == 1
+
+
+def depth_of_stack() -> int:
+    frame, depth = sys._getframe(), 0
+    while frame.f_back is not None:
+        frame, depth = frame.f_back, depth + 1
+    return depth
+
+
+def call_deeply(frames: int, call: Callable[[], Any]) -> Any:
+    return call_deeply(frames - 1, call) if frames > 0 else call()
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["first", "to an idle worker"])
+@pytest.mark.parametrize("own", [False, True], ids=["bare", "with resources"])
+def test_a_submit_near_the_end_of_the_stack_leaves_the_pool_whole(own: bool, warm: bool) -> None:
+    # At each depth: the submission works or raises RecursionError, and the pool works and ends as ever.
+    limit = sys.getrecursionlimit()
+    for left in range(1, 71):
+        ledger = Ledger()
+        options: dict[str, Any] = {"on_create": ledger.create, "on_destroy": ledger.destroy} if own else {}
+        pool: ResourceExecutor[Any] = ResourceExecutor(2, **options)
+        if warm:
+            pool.submit(id if own else int).result(DEADLINE)
+            wait_until_idle(pool)
+        futures: list[Future[Any]] = []
+        task = id if own else int
+        sys.setrecursionlimit(depth_of_stack() + 150)
+        try:
+            call_deeply(150 - left, lambda: futures.append(pool.submit(task)))  # noqa: B023  # called at once
+        except RecursionError:
+            pass
+        finally:
+            sys.setrecursionlimit(limit)
+        try:
+            for future in [*futures, pool.submit(task)]:
+                future.result(DEADLINE)
+            pool._check()
+            pool.shutdown(timeout=DEADLINE)
+            ledger.check()
+        except BaseException as error:
+            pool.kill()
+            raise AssertionError(f"with {left} frames left") from error
 
 
 # -- submit against the end of a worker --
@@ -376,10 +680,11 @@ def test_a_careful_worker_picked_to_retire_as_it_finds_a_task_leaves_that_to_oth
 def test_a_worker_picked_to_retire_takes_no_other_task_however_urgent(make_pool: MakePool, gate: Gate, cancel: bool) -> None:
     # 1. One worker is busy, the other registers as idle. 2. resize() picks it to retire. 3. An urgent task is queued. 4. The
     # worker finds it, and leaves it to the other.
-    pool = make_pool(2)
+    pool = make_pool(1)  # at first: a second worker may start for a task that the first is about to take
     lane = RacedLane(pool, "priority")
     pool.submit(gate.hold)
     gate.wait_until_held()
+    pool.resize(max_workers=2)
     futures: list[Future[int]] = []
 
     def pick_and_submit() -> None:
@@ -508,7 +813,7 @@ def test_a_cancelled_task_that_a_worker_is_just_popping_is_not_counted_as_waitin
             length = super().__len__()
             if pop:
                 pop.pop()()
-                self.drop_tombstone()
+                self.tombstones -= 1
             return length
 
     lane = pool._core.lanes.normal = pool._normal = Raced("normal", pool._core, pool._core._task_settled)
@@ -608,10 +913,12 @@ def test_a_task_that_a_worker_takes_while_the_pool_breaks_is_run(make_pool: Make
         if next(threads):
             raise LookupError("no such setting")
 
-    pool = make_pool(2, initializer=initializer)
+    # At first one worker: a second may start for a task that the first is about to take.
+    pool = make_pool(1, initializer=initializer)
     lane = RacedLane(pool, "normal")
     pool.submit(gate.hold)
     gate.wait_until_held()
+    pool.resize(max_workers=2)
     ran = threading.Event()
 
     def let_the_worker_take_it() -> None:
@@ -968,6 +1275,41 @@ def test_an_exception_thrown_into_a_worker_as_it_ends_does_not_cost_its_successo
 
     assert pool.submit(work).result(DEADLINE) == 1
     assert pool.stats().workers_replaced == 1
+
+
+class LyingDeque(deque[Any]):
+    """Is changed by another thread whenever it is copied. Without the GIL a deque may be."""
+
+    def copy(self) -> Any:
+        raise RuntimeError("deque mutated during iteration")
+
+
+def test_a_list_of_those_woken_that_changes_while_it_is_copied_is_no_reason_to_wake_nobody(make_pool: MakePool) -> None:
+    # 1. A submitter looks whether enough workers are on their way. 2. Another submitter wakes one more meanwhile.
+    pool = make_pool(1)
+    pool.submit(int).result(DEADLINE)
+    worker = wait_until_idle(pool)
+    on_its_way = Worker(pool._core, 1)
+    on_its_way.over = True  # it never lives
+    on_its_way.park.release()
+    pool._core._woken = LyingDeque([on_its_way] * _core.WAKES_AT_ONCE, maxlen=_core.WAKES_AT_ONCE)
+
+    assert pool.submit(int, "7").result(DEADLINE) == 7
+    assert pool._core._woken[-1] is worker
+
+
+def test_a_worker_that_is_ready_while_the_tasks_are_counted_is_not_counted_on(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A submitter counts the workers that are starting: one. 2. That one is ready, and has a task of its own. 3. The
+    # submitter counts the tasks that wait: one. It must not leave that to the worker.
+    pool = make_pool(2)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    counts = iter([1])
+    monkeypatch.setattr(pool._core, "_starting", lambda: next(counts, 0))
+
+    assert pool.submit(int, "7").result(DEADLINE) == 7
 
 
 # -- few wake-ups at a time

@@ -21,7 +21,7 @@ import pytest
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import DurationSummary, ExecutorStats, ResourceExecutor
 from tasker_executor._lanes import Lane
-from tasker_executor._recorder import Histogram, Outcome, Recorder
+from tasker_executor._recorder import Histogram, Outcome, Recorder, TaskLog
 
 COUNTERS = (
     "submitted",
@@ -34,6 +34,13 @@ COUNTERS = (
     "workers_replaced",
     "create_failures",
 )
+
+
+def open_log(recorder: Recorder) -> TaskLog:
+    """The log of a worker that ran nothing else."""
+    log = TaskLog()
+    recorder.add_log(log)
+    return log
 
 
 def sum_of_all(stats: ExecutorStats) -> int:
@@ -471,7 +478,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def feed(recorder: Recorder, count: int, wait: Callable[[int], float], run: Callable[[int], float]) -> None:
     """As if a worker had run so many tasks."""
-    log = recorder.open_log()
+    log = open_log(recorder)
     for number in range(count):
         log.note(False, Outcome.COMPLETED, wait(number), run(number))
         if number % 512 == 511:
@@ -493,7 +500,7 @@ def footprint(root: object) -> int:
 
 def test_metrics_tell_what_was_measured(make_pool: MakePool) -> None:
     pool = make_pool(1)
-    log = pool._core.recorder.open_log()
+    log = open_log(pool._core.recorder)
     for wait, run, outcome in (
         (0.1, 1.0, Outcome.COMPLETED),
         (0.2, 2.0, Outcome.COMPLETED),
@@ -594,7 +601,7 @@ def test_exporters_see_the_whole_life_whatever_was_reset(make_pool: MakePool) ->
 
 def test_rate_is_that_of_the_last_seconds(make_pool: MakePool, clock: Clock) -> None:
     pool = make_pool(1)
-    log = pool._core.recorder.open_log()
+    log = open_log(pool._core.recorder)
     clock.now += 4.0
     for _ in range(100):
         log.note(False, Outcome.COMPLETED, 0.0, 0.01)
@@ -606,7 +613,7 @@ def test_rate_is_that_of_the_last_seconds(make_pool: MakePool, clock: Clock) -> 
 
 def test_rates_go_back_to_zero_when_nothing_happens(make_pool: MakePool, clock: Clock) -> None:
     pool = make_pool(1)
-    log = pool._core.recorder.open_log()
+    log = open_log(pool._core.recorder)
     clock.now += 2.0
     for _ in range(1000):
         log.note(False, Outcome.COMPLETED, 0.0, 0.001)
@@ -621,7 +628,7 @@ def test_rates_go_back_to_zero_when_nothing_happens(make_pool: MakePool, clock: 
 
 def test_failures_are_completions(make_pool: MakePool, clock: Clock) -> None:
     pool = make_pool(1)
-    log = pool._core.recorder.open_log()
+    log = open_log(pool._core.recorder)
     clock.now += 4.0
     for _ in range(100):
         log.note(False, Outcome.FAILED, 0.0, 0.01)
@@ -631,7 +638,7 @@ def test_failures_are_completions(make_pool: MakePool, clock: Clock) -> None:
 
 def test_retries_are_neither_arrivals_nor_completions(make_pool: MakePool, clock: Clock) -> None:
     pool = make_pool(1)
-    log = pool._core.recorder.open_log()
+    log = open_log(pool._core.recorder)
     clock.now += 4.0
     for _ in range(100):
         log.note(False, Outcome.RETRIED, 0.0, 0.01)

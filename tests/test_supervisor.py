@@ -397,6 +397,25 @@ class Park:
         self._lock.release()
 
 
+def test_supervisor_whose_next_moment_has_passed_before_it_sleeps_does_not_sleep(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. The supervisor finds out when to look again. 2. Its thread does not run for so long that this has passed.
+    pool = make_pool(1)
+    turns: list[float] = []
+    turn = pool._core.supervisor._turn
+
+    def turn_late() -> float | None:
+        due = turn()
+        turns.append(0.0)
+        return -3600.0 if len(turns) == 1 else due
+
+    monkeypatch.setattr(pool._core.supervisor, "_turn", turn_late)
+    pool._core.supervisor.kick()
+
+    eventually(lambda: len(turns) > 1, "a second look")
+
+
 def test_kick_that_comes_just_before_the_supervisor_falls_asleep_is_not_lost(make_pool: MakePool, gate: Gate) -> None:
     # 1. The supervisor finds nothing to do. 2. A task with a deadline comes, and a second kick right behind. 3. It sleeps.
     pool = make_pool(1)
@@ -500,6 +519,33 @@ def test_callback_of_an_expired_task_may_wait_for_a_task(make_pool: MakePool, le
     expire_one(pool, fall_back).exception(DEADLINE)
     gate.release()
     eventually(lambda: results == [7], "the result that the callback waits for")
+
+
+def test_a_worker_leaves_the_callbacks_of_an_expired_task_to_the_thread_that_they_are_meant_for(
+    make_pool: MakePool, gate: Gate
+) -> None:
+    # 1. The supervisor ends a task, and is about to have its callbacks called. 2. A worker pops that task.
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    herald = pool._core.supervisor.herald
+    tell, callers = herald.tell, list[str]()
+    with Gate() as telling:
+
+        def tell_late() -> None:
+            if herald._news:
+                telling.hold()
+            tell()
+
+        herald.tell = tell_late  # type: ignore[method-assign]  # the point of the test
+        expire_one(pool, lambda _: callers.append(threading.current_thread().name))
+        telling.wait_until_held()
+        gate.release()
+        assert pool.submit(int, "7").result(DEADLINE) == 7
+        assert callers == []
+
+    eventually(lambda: bool(callers), "the callback")
+    assert callers == [f"{pool._core.thread_name_prefix}_herald"]
 
 
 class Witness(Observer):
@@ -1042,9 +1088,11 @@ def test_base_worker_that_is_idle_goes_and_a_burst_worker_that_is_busy_takes_its
     make_pool: MakePool, ledger: Ledger
 ) -> None:
     """The resource used last is the one to keep, whoever made it."""
-    pool = make_pool(2, min_workers=1, on_create=ledger.create, on_destroy=ledger.destroy, idle_timeout=0.01)
+    pool = make_pool(1, min_workers=1, on_create=ledger.create, on_destroy=ledger.destroy, idle_timeout=0.01)
     with Gate() as base, Gate() as burst:
-        make_base_idle, make_burst_idle = busy_workers(pool, [base, burst])
+        [make_base_idle] = busy_workers(pool, [base])
+        pool.resize(max_workers=2)  # not before, or a second worker may start for a task that the first is about to take
+        [make_burst_idle] = busy_workers(pool, [burst])
         make_base_idle()
         ledger.wait_until_destroyed(1)
         make_burst_idle()
@@ -1184,3 +1232,14 @@ def test_resize_refuses_bounds_that_make_no_sense_and_changes_nothing(
         pool.resize(**bounds)
 
     assert (pool._core.min_workers, pool._core.max_workers) == (1, 4)
+
+
+def test_tasks_that_come_one_at_a_time_resume_the_tick_though_a_worker_lies_above_the_alarm(make_pool: MakePool) -> None:
+    policy = Script(1)
+    pool = make_pool(4, min_workers=1, policy=policy)
+    pool.wait_ready()
+    eventually(lambda: len(pool._core.idle_stack) == 2, "the base worker on top of the alarm")
+
+    pool.submit(int).result(DEADLINE)
+
+    eventually(lambda: bool(policy.loads), "the policy to be asked")

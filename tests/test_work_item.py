@@ -829,7 +829,7 @@ def test_a_cancel_that_comes_before_the_first_has_told_anybody_says_yes_too(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 1. A canceller has settled the task, and has yet to publish that. 2. Another one comes: it is cancelled for that one, too,
-    # and from then on says so. 3. The first goes on; callbacks have been called, once.
+    # and from then on says so. 3. The first goes on, and calls the callbacks, once.
     publish = cast("Any", TaskFuture)._publish
     told_after: list[bool] = []
     story.future.add_done_callback(lambda _: story.told.append("called"))
@@ -844,7 +844,7 @@ def test_a_cancel_that_comes_before_the_first_has_told_anybody_says_yes_too(
 
     story.cancel()
 
-    assert story.told == ["called", True, True]
+    assert story.told == [True, "called", True]
     assert told_after == [True]
 
 
