@@ -368,13 +368,11 @@ class Core:
         if self.admission.blocked:
             self.admission.refill()
         sidecar = future._sidecar
-        if self.hub.hears("task_finished") and not (sidecar is not None and (sidecar.heard or sidecar.verdict is WITHDRAWN)):
+        if self.hub.hears("task_finished") and (sidecar is None or (sidecar.verdict is not WITHDRAWN and sidecar.is_news())):
             error = None if future.cancelled() else future._exception
             waited = max(0.0, clock() - future._submitted)
             outcome = "cancelled" if error is None else "failed"
             event = TaskEvent(self.name, id(future), "", future._lane.name, 0, None, waited, 0.0, outcome, error)
-            if sidecar is not None:
-                sidecar.heard = True  # we are called again if we were interrupted
             self.hub.tell("task_finished", event)
         if self.state >= State.DRAINING:  # afterwards: the end of the executor is the last that observers hear
             self._check_terminated()
@@ -1122,10 +1120,9 @@ class Core:
         if self._holds_a_lock():
             return True
         frame: FrameType | None = sys._getframe(1)
-        callers = "_call", "_call_each", "_call_it"  # of done-callbacks, with no lock held
         while frame is not None:
             if frame.f_code.co_filename == TaskFuture.result.__code__.co_filename:
-                return frame.f_code.co_name not in callers
+                return frame.f_code.co_name not in ("_call", "_call_each")  # they call done-callbacks, with no lock held
             frame = frame.f_back
         return False
 

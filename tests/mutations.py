@@ -412,15 +412,15 @@ MUTATIONS = [
     Mutation(
         "a base worker that ended gets a successor",
         "_core.py",
-        "replaced=end in REPLACED)\n        self._populate_or_retry()\n",
-        "replaced=end in REPLACED)\n",
+        "        del held\n        self._populate_or_retry()\n",
+        "        del held\n",
         "resources go_regressions",
     ),
     Mutation(
         "there are no more workers than wanted",
         "_core.py",
-        "if len(self.workers) >= self._limit():\n            # Those",
-        "if len(self.workers) > self._limit():\n            # Those",
+        "or len(self.workers) >= self._most():",
+        "or len(self.workers) > self._most():",
         "contract supervisor",
     ),
     Mutation(
@@ -454,8 +454,8 @@ MUTATIONS = [
     Mutation(
         "base workers do not retire",
         "_core.py",
-        "if self.state is State.RUNNING and len(self.workers) - len(self.leaving) <= self.min_workers:",
-        "if self.state is State.RUNNING and len(self.workers) - len(self.leaving) < self.min_workers:",
+        "len(self.workers) - len(self.leaving) - self._late() <= self.min_workers:",
+        "len(self.workers) - len(self.leaving) - self._late() < self.min_workers:",
         "mutants",
     ),
     Mutation(
@@ -565,8 +565,8 @@ MUTATIONS = [
     Mutation(
         "an attempt that hangs takes no place of those wanted",
         "_core.py",
-        "if not late or len(self.workers) - late >= self._limit() or",
-        "if late >= 0 or",
+        "return min(self._limit() + self._late(), self.max_workers)",
+        "return min(self._limit(), self.max_workers)",
         "creation",
     ),
     Mutation(
@@ -660,15 +660,15 @@ MUTATIONS = [
     Mutation(
         "a canceller that comes too late takes its verdict back",
         "_work_item.py",
-        "if self._status is not PENDING:\n                sidecar.verdict = None",
-        "if False:\n                sidecar.verdict = None",
+        "if self._status is not PENDING:\n                    sidecar.verdict = None",
+        "if False:\n                    sidecar.verdict = None",
         "work_item",
     ),
     Mutation(
         "two cancellers take turns",
         "_work_item.py",
-        "with sidecar:\n            if sidecar.verdict is not None or",
-        "if True:\n            if sidecar.verdict is not None or",
+        "with sidecar:\n                if sidecar.verdict is not None or",
+        "if True:\n                if sidecar.verdict is not None or",
         "work_item mutants",
     ),
     Mutation(
@@ -687,7 +687,13 @@ MUTATIONS = [
         "mutants",
     ),
     # -- waiting for a result
-    Mutation("one sidecar for a future", "_work_item.py", "_first.setdefault(self, made)", "made", "work_item"),
+    Mutation(
+        "one sidecar for a future",
+        "_work_item.py",
+        "                first = _first.setdefault(self, made)",
+        "                first = made",
+        "work_item",
+    ),
     Mutation(
         "all who wait have a permit",
         "_work_item.py",
@@ -705,15 +711,15 @@ MUTATIONS = [
     Mutation(
         "a handoff has one waiter",
         "_work_item.py",
-        "                if self.handoff is None:",
-        "                if True:",
+        "            if self.handoff is None:\n",
+        "            if True:\n",
         "handoff",
     ),
     Mutation(
         "a wake-up may be for nothing",
         "_work_item.py",
-        "        while not self.published:",
-        "        if not self.published:",
+        "            while not self.published:",
+        "            if not self.published:",
         "handoff",
     ),
     Mutation(
@@ -775,8 +781,8 @@ MUTATIONS = [
     Mutation(
         "a file of another's is not read",
         "_handoff.py",
-        "            self._check()\n            read",
-        "            read",
+        "if control(self._eventfd, get_mark) != self._mark:",
+        "if False:",
         "handoff",
     ),
     Mutation(
@@ -978,8 +984,8 @@ MUTATIONS = [
     Mutation(
         "a callback of a task that expired runs on a thread of its own",
         "_work_item.py",
-        "                if aside.post is not None:  # this thread",
-        "                if False:  # this thread",
+        "            if callbacks and aside.post is not None:  # this thread",
+        "            if False:  # this thread",
         "supervisor",
     ),
     Mutation(
@@ -1006,8 +1012,8 @@ MUTATIONS = [
     Mutation(
         "an executor closes when all is told",
         "_core.py",
-        "            if self.supervisor.herald.busy:",
-        "            if False:",
+        "            if self._failing or self.supervisor.herald.busy:",
+        "            if self._failing:",
         "supervisor",
     ),
     Mutation(
