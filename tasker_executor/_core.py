@@ -5,9 +5,9 @@ the handle, so a dropped executor is collected, and its core drains and ends.
 
 **Population.** One place decides whether a worker is started: `_hire`, under the lock. It decides from the facts as they are
 (how many workers live, how many are starting, how many tasks wait), never from a count of requests. Each thread that changes a
-fact asks: a submitter that finds no idle worker, a worker that ends, the supervisor when the factory may be tried again, a call of
-`resize`. So the next change puts right what an interruption has left half-way. `_populate` starts the workers that were hired,
-and holds no lock while it does: `Thread.start` waits for the new thread, which may run a destructor that wants the lock.
+fact asks: a submitter that finds no idle worker, a worker that ends, the supervisor when the factory may be tried again, a call
+of `resize`. So the next change puts right what an interruption has left half-way. `_populate` starts the workers that were
+hired, and holds no lock while it does: `Thread.start` waits for the new thread, which may run a destructor that wants the lock.
 
 **Room** lies at the bottom of the idle stack as long as more workers may be started. A submitter that finds it there, and no
 idle worker above it, calls `_populate`.

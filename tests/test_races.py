@@ -1560,7 +1560,7 @@ def test_ctrl_c_in_a_submitter_that_others_have_relied_on_costs_them_nothing(
 
 
 def test_the_end_may_come_while_a_submitter_looks_who_was_woken(make_pool: MakePool) -> None:
-    # 1. A submitter sees that many workers were woken. 2. The executor closes, and forgets them. 3. The submitter looks further.
+    # 1. A submitter sees that many workers were woken. 2. The executor closes and forgets them. 3. It looks further.
     class Emptied(deque[Any]):
         def __getitem__(self, index: Any) -> Any:
             self.clear()
