@@ -77,6 +77,9 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 #: queue up for the interpreter, to find, most of them, that the others have done all there was.
 WAKES_AT_ONCE = 8
 
+#: Seconds between two looks for threads that have died without a word, while `join` waits.
+_GLANCE = 1.0
+
 #: What submitters see instead of the idle stack once nothing is accepted any more: always true.
 _CLOSED: list[Any] = ["closed"]
 #: What they see while enough workers have been woken: nobody.
@@ -460,6 +463,7 @@ class Core:
         """
         if self._unborn:
             self._disown_interrupted(hired)
+        self._bury()
         while not self._hiring:  # a signal handler, or a destructor, that interrupts this leaves it to us
             self._hiring = True
             try:
@@ -478,6 +482,17 @@ class Core:
                 self._hiring = False
             if not (self._may_start() and self._needed()):
                 break
+
+    def _bury(self) -> bool:
+        """Forget the workers whose thread has died before it came to `Worker.live`; tell whether there were any.
+
+        An error was thrown into the first steps of the thread, where no code of ours could see it.
+        """
+        starting = [worker for worker in self.workers.copy() if not worker.ready and worker not in self._unborn]
+        dead = [worker for worker in starting if not worker.thread.is_alive()]
+        for worker in dead:
+            self._disown(worker)
+        return any(worker not in self.workers for worker in dead)
 
     def _disown_interrupted(self, hired: list[Worker]) -> None:
         """Disown the workers that this very thread has hired elsewhere than into `hired`, and not started. Lock held.
@@ -870,10 +885,10 @@ class Core:
                     break
                 try:
                     future._fail_popped(make_error(clock() - future._submitted))
-                except BaseException as thrown:
+                except BaseException as thrown:  # thrown in
                     future._fail_popped(thrown)
                     raise
-        except IndexError:  # a worker was quicker
+        except IndexError:  # another thread was quicker
             pass
 
     def wait_ready(self, timeout: float) -> Exception | None:
@@ -1102,7 +1117,12 @@ class Core:
         if current.owner is self or self._interrupted():
             return
         deadline = None if timeout is None else clock() + timeout
-        done = self.terminated.wait(timeout)
+        done = self.terminated.is_open
+        while not done and (deadline is None or clock() < deadline):
+            done = self.terminated.wait(_GLANCE if deadline is None else min(_GLANCE, deadline - clock()))
+            if not done and self._bury():
+                self._populate_or_retry()
+                self._check_terminated()
         while done:
             with self.lock:
                 threads = self.ended.alive()
