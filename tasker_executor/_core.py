@@ -463,7 +463,6 @@ class Core:
         """
         if self._unborn:
             self._disown_interrupted(hired)
-        self._bury()
         while not self._hiring:  # a signal handler, or a destructor, that interrupts this leaves it to us
             self._hiring = True
             try:
@@ -483,16 +482,19 @@ class Core:
             if not (self._may_start() and self._needed()):
                 break
 
-    def _bury(self) -> bool:
-        """Forget the workers whose thread has died before it came to `Worker.live`; tell whether there were any.
+    def _bury(self) -> None:
+        """See to the workers whose thread has died, and which are in the books all the same.
 
-        An error was thrown into the first steps of the thread, where no code of ours could see it.
+        An error was thrown into the first steps of the thread, where no code of ours could see it, or again and again into the
+        last ones. The task that waits for such a worker is run by another.
         """
-        starting = [worker for worker in self.workers.copy() if not worker.ready and worker not in self._unborn]
-        dead = [worker for worker in starting if not worker.thread.is_alive()]
-        for worker in dead:
-            self._disown(worker)
-        return any(worker not in self.workers for worker in dead)
+        for worker in self.workers.copy():
+            if worker not in self._unborn and not worker.thread.is_alive():
+                self._disown(worker)  # if it has never lived
+                if not worker.over:
+                    worker.end(End.CRASHED, None)
+        self._populate_or_retry()
+        self._check_terminated()
 
     def _disown_interrupted(self, hired: list[Worker]) -> None:
         """Disown the workers that this very thread has hired elsewhere than into `hired`, and not started. Lock held.
@@ -1120,9 +1122,8 @@ class Core:
         done = self.terminated.is_open
         while not done and (deadline is None or clock() < deadline):
             done = self.terminated.wait(_GLANCE if deadline is None else min(_GLANCE, deadline - clock()))
-            if not done and self._bury():
-                self._populate_or_retry()
-                self._check_terminated()
+            if not done:
+                self._bury()
         while done:
             with self.lock:
                 threads = self.ended.alive()

@@ -26,7 +26,8 @@ error. For that:
 - What a task has come to is known from what is stored (see `_salvage`), and counted in one step.
 - The last reference to a worker's life (`_Life`) goes with its thread. If the exit path was hit, it is walked again then.
 
-What is not promised: two such errors at the same worker, or one in the first steps of a thread, before `Worker.live`. Without
+What is not promised: two such errors at the same worker, or one in the first steps of a thread, before `Worker.live`. Such a
+worker is missed only by `shutdown` while it waits, which looks once a second for threads that have died. Without
 the GIL a life goes late: when the thread that made it next looks for signals. What follows from a hit in the first step or in
 the exit path, such as a successor, waits for that.
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from interruptions import AtPoint
-from support import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, eventually, is_waited_for, join_all
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, is_waited_for, join_all
 from tasker_executor import Observer, ResourceCreationError, ResourceExecutor, TaskEvent, TaskExpired, _outage
 from tasker_executor._worker import Worker, _Life
 
@@ -340,3 +340,34 @@ def test_an_error_thrown_into_a_worker_anywhere_costs_its_task_at_most(life: Lif
         number += 1
 
     assert number > 100
+
+
+def test_a_worker_whose_thread_died_before_it_began_to_live_is_missed_at_the_end(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A worker is started. 2. An error ends its thread in the first steps, inside of `threading`: no code of ours sees it.
+    # 3. A thread that waits for the end finds it dead.
+    pool = make_pool(1)
+    monkeypatch.setattr(threading.Thread, "run", lambda thread: None)
+    future = pool.submit(int, "7")
+    eventually(lambda: not any(worker.thread.is_alive() for worker in pool._core.workers), "the thread to end")
+    monkeypatch.undo()
+
+    pool.shutdown(timeout=DEADLINE)
+
+    assert future.result(DEADLINE) == 7
+
+
+def test_a_worker_that_was_hit_again_and_again_on_its_way_out_is_ended_by_the_thread_that_waits_for_the_end(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(1)
+    monkeypatch.setattr(Worker, "end", lambda worker, end, error: None)
+    assert pool.submit(int, "7").result(DEADLINE) == 7
+    pool.shutdown(wait=False)
+    eventually(lambda: not any(worker.thread.is_alive() for worker in pool._core.workers), "the thread to end")
+    monkeypatch.undo()
+
+    pool.shutdown(timeout=DEADLINE)
+
+    assert pool.stats().state == "closed"
