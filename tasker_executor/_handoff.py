@@ -7,12 +7,19 @@ of the time. Mach called it handoff scheduling: the waker gives its turn to whom
 
 That suits a waker that has nothing else to do. One with a full lane would be interrupted after each task: there, use a lock.
 
-**A file descriptor is a number, and any code of the process may close it.** The next file that is opened gets the number, and
-eight bytes of ours have no business in a file of the user's. So each eventfd bears a mark, and before every read, write and
-close we look whether the file with that number bears it. The mark is the number of the signal that the kernel would send if the
-file were in asynchronous mode (``F_SETSIG``), which it never is. It is kept with the open file, is 0 in a file that did not set
-it, and is read in 0.2 us. (``fstat`` takes 1 us, and all eventfds have the same inode.) A handoff whose number is another's by
-now is *lost*: it is thrown away, and the thread waits in the slower way.
+**A file descriptor is a number, and any code of the process may close it.** The next file that is opened may get the number.
+Eight bytes of ours have no business in a file of the user's. Three things stand between:
+
+- The number is a high one. The kernel gives out the lowest that is free, so a file that is closed twice is never ours, and the
+  next file that is opened does not get our number.
+- Each eventfd bears a mark, and before every write and close we look whether the file with that number bears it. The mark is
+  the number of the signal that the kernel would send if the file were in asynchronous mode (``F_SETSIG``), which it never is.
+  It is kept with the open file, and is 0 in a file that did not set it. (``fstat`` takes longer, and all eventfds have the same
+  inode.)
+- Before every read we look whether the number is inheritable, as one is that `os.dup2` has given to another file. The mark
+  would say more; but to look at it lets the interpreter go, and the worker would wake up for nothing.
+
+A handoff whose number is another's by now is *lost*: it is thrown away, and the thread waits in the slower way.
 
 A thread that already sleeps when its descriptor is closed cannot be woken by it any more. With a timeout it looks for itself,
 once a second; without one it sleeps on. To sleep by `poll` or by an epoll in every case was tried: each system call that lets
@@ -38,6 +45,7 @@ from typing import Any
 
 if sys.platform == "linux":
     import fcntl
+    import resource
 
 __all__ = ["LIMIT", "Handoff", "HandoffLost", "borrow", "discard", "give_back", "refuse_late_patching"]
 
@@ -58,6 +66,12 @@ def refuse_late_patching() -> None:
             "threads were patched (gevent, eventlet) after tasker_executor was imported; "
             "patch first, before anything else is imported"
         )
+
+
+def _high_number() -> int:
+    """Return the least number that a descriptor of ours may have: so high that files do not come there by themselves."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 4096 if limit == resource.RLIM_INFINITY else min(limit // 2, 4096)
 
 
 class HandoffLost(Exception):
@@ -92,7 +106,11 @@ class Handoff:
             control: Callable[..., int] = fcntl.fcntl,
         ) -> None:
             mark = signal.SIGRTMIN + next(self._marks) % (signal.SIGRTMAX - signal.SIGRTMIN + 1)
-            self._eventfd = make(0)
+            low = make(0)
+            try:
+                self._eventfd = control(low, fcntl.F_DUPFD_CLOEXEC, _high_number())
+            finally:
+                os.close(low)
             control(self._eventfd, fcntl.F_SETSIG, mark)
             self._mark = mark
             self._poll = make_poll()
@@ -125,8 +143,7 @@ class Handoff:
             self,
             timeout: float | None,
             read: Callable[[int, int], bytes] = os.read,
-            control: Callable[..., int] = fcntl.fcntl,
-            get_mark: int = fcntl.F_GETSIG,
+            inheritable: Callable[[int], bool] = os.get_inheritable,
         ) -> bool:
             """Sleep until a thread gives, for `timeout` seconds at most, rounded up to milliseconds; tell whether one did.
 
@@ -134,15 +151,14 @@ class Handoff:
             """
             if timeout is not None and not self._poll.poll(1000.0 * timeout):
                 return False
-            try:  # `_check` in line: each step before the thread sleeps may cost a switch of threads
-                if control(self._eventfd, get_mark) != self._mark:
-                    raise HandoffLost
+            try:
+                if not inheritable(self._eventfd):
+                    read(self._eventfd, 8)
+                    return True
             except OSError as error:
-                if error.errno != errno.EBADF:
+                if error.errno != errno.EBADF:  # not one that a signal handler has raised
                     raise
-                raise HandoffLost from None
-            read(self._eventfd, 8)
-            return True
+            raise HandoffLost
 
         def renew(self) -> None:
             """Put another eventfd behind the same number."""

@@ -26,7 +26,9 @@ error. For that:
 - What a task has come to is known from what is stored (see `_salvage`), and counted in one step.
 - The last reference to a worker's life (`_Life`) goes with its thread. If the exit path was hit, it is walked again then.
 
-What is not promised: two such errors at the same worker, or one in the first steps of a thread, before this module runs.
+What is not promised: two such errors at the same worker, or one in the first steps of a thread, before `Worker.live`. Without
+the GIL a life goes late: when the thread that made it next looks for signals. What follows from a hit in the first step or in
+the exit path, such as a successor, waits for that.
 
 **No lock, no test per task that it does not need.** What a task may need besides its call (a listener, a deadline, a
 cancellation) is in its sidecar, and one load tells whether there is one. The end of a task serves as the start of the next. The
@@ -251,7 +253,8 @@ class Worker:
         # `for future in take_low: break` pops a task and stores it in one step of the interpreter; a call would be two.
         take_high = cast("Iterator[Any]", starmap(high.popleft, repeat(())))
         take_low = cast("Iterator[Any]", starmap(low.popleft, repeat(())))
-        future: Any = None  # TaskFuture | None, and the next a Context | None, without the tests that a checker would ask for
+        # TaskFuture | None, and Context | None, without the tests that a checker would ask for: `_exception` holds arguments.
+        future: Any = None
         context: Any = None
         value: Any = _NOTHING  # what the task in hand has returned
         error: BaseException | None = None  # or raised
@@ -329,9 +332,9 @@ class Worker:
                             context = future._context
                             if fresh_context:
                                 context = context.copy()
-                            value = context.run(future._result, *(prefix + future._exception))
+                            value = context.run(future._result, *(prefix + future._exception))  # pyright: ignore[reportOperatorIssue]
                         else:
-                            value = future._result(*(prefix + future._exception))
+                            value = future._result(*(prefix + future._exception))  # pyright: ignore[reportOperatorIssue]
                     except BaseException as raised:
                         error = drop_frame(raised)
                         value = None
@@ -601,7 +604,7 @@ class _Life(partial[None]):
     __slots__ = ()
 
     def __del__(self) -> None:
-        worker: Worker = self.func.__self__  # type: ignore[attr-defined]  # a bound method
+        worker: Worker = cast("Any", self.func).__self__  # a bound method
         if worker.over:
             return
         # Not born, and in the books: the error came before the first step of `Worker.live`.

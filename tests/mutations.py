@@ -213,7 +213,7 @@ MUTATIONS = [
         "a task in hand reaches its end",
         "_worker.py",
         "                self._salvage(future,",
-        "                repr((future,",
+        "                str.format('', future,",
         "thrown",
     ),
     Mutation(
@@ -394,10 +394,10 @@ MUTATIONS = [
     # -- fork
     Mutation("a child tells no observer of its parent's", "_core.py", "        self.hub.silence()\n", "", "fork"),
     Mutation(
-        "a child runs no task of its parent's",
-        "_core.py",
-        "        self.leave[:] = [None]\n        self.idle = _CLOSED",
-        "        self.idle = _CLOSED",
+        "a child calls no callback of its parent's",
+        "_work_item.py",
+        "        sidecar, self._sidecar = self._sidecar, None\n",
+        "        sidecar = self._sidecar\n",
         "fork",
     ),
     # -- the herald

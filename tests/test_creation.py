@@ -833,7 +833,7 @@ def test_attempts_that_hang_are_as_many_as_there_may_be_workers(make_pool: MakeP
 
 
 def test_task_that_waits_while_an_attempt_hangs_and_another_worker_is_busy_gets_a_third(
-    make_pool: MakePool, ledger: Ledger, gate: Gate
+    make_pool: MakePool, ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No worker starts or ends, and no task is submitted: the supervisor must see it."""
 
@@ -851,8 +851,18 @@ def test_task_that_waits_while_an_attempt_hangs_and_another_worker_is_busy_gets_
     calls = itertools.count()
     busy = threading.Event()
     pool = make_pool(3, on_create=create, on_destroy=ledger.destroy, create_timeout=0.1)
+    supervisor = pool._core.supervisor
+    turn, dues = supervisor._turn, list[float | None]()
+
+    def note_due() -> float | None:
+        dues.append(turn())
+        return dues[-1]
+
+    monkeypatch.setattr(supervisor, "_turn", note_due)
     pool.submit(hold_first)
     assert busy.wait(DEADLINE)
+    supervisor.kick()
+    eventually(lambda: bool(dues) and dues[-1] is None, "a supervisor that sleeps until it is woken")
     waiting = pool.submit(hold_first)
 
     assert waiting.result(DEADLINE) == 1

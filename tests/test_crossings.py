@@ -20,6 +20,10 @@ from tasker_executor.observers import StateEvent, TaskEvent
 from tasker_executor.testing import Watched
 
 
+def says_no(error: BaseException) -> bool:
+    return False
+
+
 class Ends(Observer):
     """What an observer hears of the ends of tasks and of the executor's states."""
 
@@ -262,7 +266,7 @@ def test_the_error_of_the_attempt_before_goes_under_no_lock(make_pool: MakePool,
         if not resource.number:
             raise LookupError
 
-    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=lambda error: False)
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=says_no)
     pool.submit(gate.hold)
     future = pool.submit(fail_once)
     sidecar: Any = future._condition

@@ -226,7 +226,7 @@ def test_a_worker_leaves_the_callbacks_of_a_settled_task_to_the_thread_that_sett
     story = Story("waiting")
     threads: list[int] = []
     story.future.add_done_callback(lambda _: threads.append(threading.get_ident()))
-    conclude = TaskFuture._conclude
+    conclude = cast("Any", TaskFuture)._conclude
 
     def let_the_worker_pass(future: TaskFuture[Any], *, mine: bool = False) -> None:
         if mine:

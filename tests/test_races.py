@@ -254,6 +254,29 @@ def test_no_task_starts_that_a_worker_pops_while_kill_empties_the_lanes(
     assert (pool.stats().completed, pool.stats().cancelled) == (1, 1)
 
 
+def test_a_task_that_may_not_start_is_cancelled_before_its_worker_destroys_its_resource(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    # 1. A worker has popped a task. 2. kill() comes. 3. The worker puts the task back, and on_destroy takes its time.
+    with Gate() as destroying:
+
+        def destroy(resource: FakeResource) -> None:
+            destroying.hold()
+            ledger.destroy(resource)
+
+        pool = make_pool(1, on_create=ledger.create, on_destroy=destroy)
+        lane = RacedLane(pool, "normal")
+        pool.submit(gate.hold)
+        gate.wait_until_held()
+        queued = pool.submit(FakeResource.use)
+        lane.on_popped = Once(pool.kill)
+
+        gate.release()
+        destroying.wait_until_held()
+
+        assert queued.cancelled()
+
+
 def test_a_task_put_back_before_the_killer_looks_is_cancelled_once(make_pool: MakePool, gate: Gate) -> None:
     # 1. A worker has popped a task. 2. kill() sets its state, and no more. 3. The worker puts the task back, and cancels what
     # is queued. 4. The killer comes to do that.
@@ -1301,12 +1324,12 @@ def test_a_list_of_those_woken_that_changes_while_it_is_copied_is_no_reason_to_w
 def test_a_worker_that_is_ready_while_the_tasks_are_counted_is_not_counted_on(
     make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 1. A submitter counts the workers that are starting: one. 2. That one is ready, and has a task of its own. 3. The
-    # submitter counts the tasks that wait: one. It must not leave that to the worker.
+    # 1. A submitter counts the workers that are starting: two. 2. One is ready, and has a task of its own, and then the other.
+    # 3. The submitter counts the tasks that wait: one. It must not leave that to those workers.
     pool = make_pool(2)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    counts = iter([1])
+    counts = iter([2, 1])
     monkeypatch.setattr(pool._core, "_starting", lambda: next(counts, 0))
 
     assert pool.submit(int, "7").result(DEADLINE) == 7

