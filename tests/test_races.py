@@ -1485,6 +1485,7 @@ def test_a_worker_held_in_the_destructor_of_an_argument_is_not_idle(make_pool: M
     assert [pool.submit(int, "7").result(DEADLINE) for _ in range(10)] == [7] * 10
 
 
+@needs_gil
 def test_one_worker_that_was_woken_often_is_not_many_on_their_way(make_pool: MakePool, gate: Gate) -> None:
     # 1. One worker was woken again and again, the others sleep. 2. It drops a result, which nobody else wants, registered as
     # idle: the destructor does not return. 3. A task wakes it, in vain. 4. More tasks come: these must wake the others.
