@@ -3,17 +3,21 @@
 The executor object that the user holds is a handle; this is what it holds. Workers and the supervisor hold the core and never
 the handle, so a dropped executor is collected, and its core drains and ends.
 
-**Population.** Every decision to start a worker is made in one place, `_populate`, under the lock and from the facts as they
-are (how many live, how many are starting, how many tasks wait), never from a count of requests. It is asked whenever a fact
-changes: a task finds nobody idle, a worker ended, the factory may be tried again, the policy or the user wants another number.
-So whatever is interrupted half-way is put right the next time. `ROOM`, at the bottom of the idle stack, stands for the workers
-that may still be
-started: a submitter that finds no idle worker above it pops it, and thereby asks.
+**Population.** One place decides whether a worker is started: `_hire`, under the lock. It decides from the facts as they are
+(how many workers live, how many are starting, how many tasks wait), never from a count of requests. Each thread that changes a
+fact asks: a submitter that finds no idle worker, a worker that ends, the supervisor when the factory may be tried again, a call
+of `resize`. So the next change puts right what an interruption has left half-way. `_populate` starts the workers that were
+hired, and holds no lock while it does: `Thread.start` waits for the new thread, which may run a destructor that wants the lock.
 
-**The end.** `shutdown` swaps `idle` (what submitters look at after they have queued their task) for something that is always
-true: the slow path behind it takes the task back and refuses it, or lets it be if a worker has it already. A worker ends when
-it finds the executor draining and, looking afterwards, the lanes empty. So a task is either refused or run, and nobody needs a
-lock for it.
+**Room** lies at the bottom of the idle stack as long as more workers may be started. A submitter that finds it there, and no
+idle worker above it, calls `_populate`.
+
+**The end.** `shutdown` replaces `idle`, which a submitter looks at after it has queued its task, by a list that is always true.
+The slow path behind it takes the task back and refuses it, unless a worker has it already. A worker ends when it finds the
+executor draining and, looking afterwards, the lanes empty. So a task is either refused or run, without a lock.
+
+**The kill.** `kill` first puts an entry into `leave`. Each worker looks there with its next task in hand, before it starts it,
+and puts the task back. Then the tokens are set, and the queue is cancelled. So no task starts once its token is set.
 """
 
 from __future__ import annotations
@@ -199,7 +203,7 @@ class Core:
         #: By thread: which of our own wait for a task of this executor.
         self.waiting_inside: dict[int, WaitInside] = {}
 
-        #: Not empty: there are more workers than there may be. Workers look at it between tasks, and ask `takes_leave`.
+        #: Not empty: there are more workers than there may be. A worker that is about to start a task then asks `dismisses`.
         self.leave: list[None] = []
         #: Who may be woken up for a task: Room at the bottom, idle workers above, the last one to become idle on top. Pushed to
         #: and popped from without the lock.
@@ -280,11 +284,13 @@ class Core:
 
     def _enough_on_their_way(self) -> bool:
         """Are so many workers woken, and yet to take their permit, that no more need be? See "Few at a time"."""
-        if len(self._woken) < WAKES_AT_ONCE or self._woken[0].park.locked():
+        if len(self._woken) < WAKES_AT_ONCE:
             return False
         try:
+            if self._woken[0].park.locked():
+                return False
             woken = set(self._woken.copy())
-        except RuntimeError:  # without the GIL, another submitter may append to it at this moment
+        except (IndexError, RuntimeError):  # the end has emptied it; without the GIL, another submitter appends to it
             return False
         return len(woken) == WAKES_AT_ONCE and all(not worker.park.locked() and worker in self.workers for worker in woken)
 
