@@ -1345,6 +1345,27 @@ MUTATIONS = [
         "crossings",
     ),
     Mutation(
+        "the error of an attempt is in no cycle with the frame of the loop",
+        "_worker.py",
+        "put_back, future, error = future, None, None",
+        "put_back, future = future, None",
+        "crossings",
+    ),
+    Mutation(
+        "the error of an attempt is in no cycle with the frame of a worker's life",
+        "_worker.py",
+        "            del cause  #",
+        "            pass  #",
+        "crossings",
+    ),
+    Mutation(
+        "the error of on_create is in no cycle with the frame of a worker's life",
+        "_worker.py",
+        "                del error  #",
+        "                pass  #",
+        "crossings",
+    ),
+    Mutation(
         "what a settled task held goes under no lock",
         "_work_item.py",
         "dropped = self._result, self._exception, self._context",
