@@ -231,6 +231,10 @@ def test_the_door_may_count_while_another_thread_hires(make_pool: MakePool) -> N
 # -- destructors
 
 
+def never_healthy(_: BaseException) -> bool:
+    return False
+
+
 class Told:
     """Calls `ask` when it goes, and notes the answer."""
 
@@ -333,7 +337,7 @@ def test_the_error_of_an_attempt_goes_with_the_next(
         fail_twice("in on_create")
         return ledger.create()
 
-    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, check_health=lambda error: False)
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, check_health=never_healthy)
     gc.disable()
     try:
         pool.submit(lambda resource: fail_twice("in a task")).result(DEADLINE)
