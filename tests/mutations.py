@@ -350,8 +350,8 @@ MUTATIONS = [
     Mutation(
         "a list that changes while it is copied is no list of those on their way",
         "_core.py",
-        "        except RuntimeError:  # without the GIL, another",
-        "        except KeyError:  # without the GIL, another",
+        "except (IndexError, RuntimeError):  # the end",
+        "except IndexError:  # the end",
         "races",
     ),
     # -- waiting inside
@@ -781,8 +781,8 @@ MUTATIONS = [
     Mutation(
         "a file of another's is not read",
         "_handoff.py",
-        "if control(self._eventfd, get_mark) != self._mark:",
-        "if False:",
+        "if not inheritable(self._eventfd):",
+        "if True:",
         "handoff",
     ),
     Mutation(
