@@ -161,7 +161,10 @@ class Worker:
         except BaseException as thrown:
             error = thrown
         finally:
-            self.end(end, error)
+            try:
+                self.end(end, error)
+            finally:
+                del error  # its traceback leads to this frame
 
     def end(self, end: End, error: BaseException | None) -> None:
         """Give up what is left, and walk the exit path. If an error is thrown into this, it is called again."""
@@ -200,7 +203,9 @@ class Worker:
                 core.check_failed(self, cause)
             else:
                 core.wake_if_waiting()  # tasks that we leave behind need not wait until our resource is gone
-            return end, cause
+            ended = [(end, cause)]
+            del cause  # its traceback leads to this frame
+            return ended.pop()
         except BaseException as thrown:
             logger.warning(
                 "executor %r: an exception was thrown into worker %s",
@@ -348,7 +353,7 @@ class Worker:
                     else:
                         last, retry = self._judge(future, lane, error, start, end_time)
                         if retry:
-                            put_back, future = future, None
+                            put_back, future, error = future, None, None  # its traceback leads to this frame: no cycle
                             lane.appendleft(put_back)  # whatever the bound
                             core.task_came_back()
                             return End.BROKEN

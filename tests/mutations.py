@@ -350,8 +350,8 @@ MUTATIONS = [
     Mutation(
         "a list that changes while it is copied is no list of those on their way",
         "_core.py",
-        "        except RuntimeError:  # without the GIL, another",
-        "        except KeyError:  # without the GIL, another",
+        "except (IndexError, RuntimeError):  # the end",
+        "except IndexError:  # the end",
         "races",
     ),
     # -- waiting inside
@@ -781,8 +781,8 @@ MUTATIONS = [
     Mutation(
         "a file of another's is not read",
         "_handoff.py",
-        "if control(self._eventfd, get_mark) != self._mark:",
-        "if False:",
+        "if not inheritable(self._eventfd):",
+        "if True:",
         "handoff",
     ),
     Mutation(
@@ -1342,6 +1342,27 @@ MUTATIONS = [
         "_work_item.py",
         "(tell or self._lane.on_settled)(self)",
         "self._lane.on_settled(self)",
+        "crossings",
+    ),
+    Mutation(
+        "the error of an attempt is in no cycle with the frame of the loop",
+        "_worker.py",
+        "put_back, future, error = future, None, None",
+        "put_back, future = future, None",
+        "crossings",
+    ),
+    Mutation(
+        "the error of an attempt is in no cycle with the frame of a worker's life",
+        "_worker.py",
+        "            del cause  #",
+        "            pass  #",
+        "crossings",
+    ),
+    Mutation(
+        "the error of on_create is in no cycle with the frame of a worker's life",
+        "_worker.py",
+        "                del error  #",
+        "                pass  #",
         "crossings",
     ),
     Mutation(

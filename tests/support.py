@@ -30,11 +30,18 @@ __all__ = [
     "Watched",
     "eventually",
     "join_all",
+    "needs_gil",
     "run_python",
     "switch_interval",
 ]
 
 R = TypeVar("R")
+
+#: Without the GIL an object goes when the thread that made it comes by; a worker that sleeps does not.
+needs_gil = pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(),
+    reason="without the GIL, what a thread has made goes when that comes by",
+)
 
 
 class MakePool(Protocol):

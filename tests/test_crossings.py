@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import logging
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.thread import BrokenThreadPool
@@ -228,6 +231,10 @@ def test_the_door_may_count_while_another_thread_hires(make_pool: MakePool) -> N
 # -- destructors
 
 
+def never_healthy(_: BaseException) -> bool:
+    return False
+
+
 class Told:
     """Calls `ask` when it goes, and notes the answer."""
 
@@ -306,3 +313,34 @@ def test_the_error_of_a_failing_factory_goes_under_no_lock(
     core.outage.error = ErrorWithLuggage(Told(core.lock._is_owned, held))  # type: ignore[attr-defined]  # not in typeshed
     event(core, worker)
     assert held == [False]
+
+
+class Failed(Exception):
+    """Can be referred to weakly."""
+
+
+@pytest.mark.parametrize("where", ["in a task", "in on_create"])
+def test_the_error_of_an_attempt_goes_with_the_next(
+    where: str, make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Without the garbage collector: the traceback of an error leads to the frames of the worker, which had the error in hand.
+    caplog.set_level(logging.CRITICAL, "tasker_executor")  # or its records would keep the errors
+    errors: list[weakref.ref[Failed]] = []
+
+    def fail_twice(place: str) -> None:
+        if place == where and len(errors) < 2:
+            error = [Failed()]
+            errors.append(weakref.ref(error[0]))
+            raise error.pop()
+
+    def create() -> FakeResource:
+        fail_twice("in on_create")
+        return ledger.create()
+
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, check_health=never_healthy)
+    gc.disable()
+    try:
+        pool.submit(lambda resource: fail_twice("in a task")).result(DEADLINE)
+        eventually(lambda: [error() for error in errors] == [None, None], "both errors to go")
+    finally:
+        gc.enable()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from support import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, eventually, join_all
+from support import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, eventually, join_all, needs_gil
 from tasker_executor import Observer, ResourceExecutor, StateEvent
 
 
@@ -301,6 +301,7 @@ def test_an_exception_does_not_outlive_its_future(watch: Watch) -> None:
     watch.wait_until_left()
 
 
+@needs_gil
 def test_a_raised_exception_leaves_no_cycle_behind(watch: Watch) -> None:
     # Without the garbage collector: the frame of result() must not keep the future that keeps the exception.
     def fail(_: FakeResource) -> None:

@@ -79,9 +79,9 @@ def test_inherited_futures_that_were_not_done_fail_in_the_child_and_succeed_in_t
         gate, held = threading.Event(), threading.Event()
         pool = ResourceExecutor(1)
         running = pool.submit(lambda: (held.set(), gate.wait(), "ran")[-1])
+        held.wait()  # or the priority task might be first
         queued = [pool.submit(lambda: "ran"), pool.submit_priority(lambda: "ran")]
         queued[0].add_done_callback(lambda future: None)
-        held.wait()
         def child():
             for future in (running, *queued):
                 say("child:", type(future.exception(10)).__name__)

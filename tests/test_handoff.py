@@ -20,7 +20,7 @@ from tasker_executor._types import clock
 
 pytestmark = pytest.mark.skipif(not Handoff.supported, reason="needs Linux, and a GIL")
 
-Ask = Callable[[Future[Any]], threading.Thread]
+Ask = Callable[..., threading.Thread]
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def ask(answers: list[Any]) -> Iterator[Ask]:
     """Have another thread wait for that future."""
     threads: list[threading.Thread] = []
 
-    def start(future: Future[Any]) -> threading.Thread:
+    def start(future: Future[Any], timeout: float | None = DEADLINE) -> threading.Thread:
         def wait() -> None:
             try:
-                answers.append(future.result(DEADLINE))
+                answers.append(future.result(timeout))
             except BaseException as error:
                 answers.append(type(error))
 
@@ -303,8 +303,9 @@ def test_threads_that_were_patched_after_the_import_are_refused_at_once() -> Non
 # -- and may be given for nothing --
 
 
+@pytest.mark.parametrize("timeout", [None, DEADLINE])
 def test_a_wake_up_that_was_meant_for_the_last_borrower_ends_no_wait(
-    busy: ResourceExecutor[None], gate: Gate, ask: Ask, answers: list[Any], lent: list[Handoff]
+    busy: ResourceExecutor[None], gate: Gate, ask: Ask, answers: list[Any], lent: list[Handoff], timeout: float | None
 ) -> None:
     # 1. A waiter sees that its task is done, and gives its handoff back. 2. Another one borrows it. 3. The first task's worker,
     # which is late, wakes the second waiter. 4. Its own task's worker must still be able to wake it.
@@ -324,7 +325,7 @@ def test_a_wake_up_that_was_meant_for_the_last_borrower_ends_no_wait(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Handoff, "wait", count)
-        asker = ask(future)
+        asker = ask(future, timeout)
         eventually(lambda: len(waits) >= 2, "the asker to wait again")
         assert wakes[0]
         assert handoff_of(future) is late

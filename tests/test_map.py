@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, is_waited_for, join_all
+from support import (
+    DEADLINE,
+    FakeResource,
+    Gate,
+    Ledger,
+    MakePool,
+    ResourceBroken,
+    eventually,
+    is_waited_for,
+    join_all,
+    needs_gil,
+)
 from tasker_executor import ResourceExecutor
 
 
@@ -359,6 +370,7 @@ class Thing:
     """Something to refer to weakly."""
 
 
+@needs_gil
 @pytest.mark.parametrize("options", [{}, {"chunksize": 3}, {"buffersize": 2}], ids=str)
 def test_result_that_was_handed_out_is_not_kept(make_pool: MakePool, options: dict[str, int]) -> None:
     def task(_: int) -> Thing:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, needs_gil
 from tasker_executor import ResourceExecutor, _core, current_task
 from tasker_executor._lanes import Lane, Lanes
 from tasker_executor._types import Latch
@@ -1467,6 +1467,7 @@ def rest_all(pool: ResourceExecutor[Any], count: int) -> None:
     eventually(lambda: len(idle_workers(pool)) == count, f"{count} idle workers")
 
 
+@needs_gil
 def test_a_worker_held_in_the_destructor_of_an_argument_is_not_idle(make_pool: MakePool, gate: Gate) -> None:
     # 1. All workers are idle. 2. A task ends, and its argument with it: the destructor does not return. 3. More tasks come:
     # that worker must not be the one to be woken.
@@ -1484,6 +1485,7 @@ def test_a_worker_held_in_the_destructor_of_an_argument_is_not_idle(make_pool: M
     assert [pool.submit(int, "7").result(DEADLINE) for _ in range(10)] == [7] * 10
 
 
+@needs_gil
 def test_one_worker_that_was_woken_often_is_not_many_on_their_way(make_pool: MakePool, gate: Gate) -> None:
     # 1. One worker was woken again and again, the others sleep. 2. It drops a result, which nobody else wants, registered as
     # idle: the destructor does not return. 3. A task wakes it, in vain. 4. More tasks come: these must wake the others.
