@@ -17,6 +17,9 @@ from tasker_executor.testing import InlineExecutor, assert_no_leaks
 
 Pool = InlineExecutor[list[str]]
 
+# An error thrown into a generator that is just being closed is lost, and Python says so.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 class AtInlinePoint(AtPoint):
     skipped = ""

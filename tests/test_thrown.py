@@ -7,6 +7,7 @@ and so on.
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 import threading
 from collections import Counter
@@ -27,6 +28,7 @@ from tasker_executor._worker import Worker, _Life
 
 pytestmark = [
     pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="without the GIL a worker's life goes late"),
+    pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="CPython 3.12 crashes where a thread is traced by bytecodes"),
     # The errors that nobody can take: out of a thread's last function, and out of a destructor.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
