@@ -41,6 +41,7 @@ class Crowd:
         finally:
             self._done.set()
             core = pool._core
+            core.wake_if_waiting()  # as the next submission would: this one may have ended between its append and its wake-up
             eventually(
                 lambda: not core.lanes.normal and all(worker.item is None for worker in core.workers.copy()), "two free workers"
             )
