@@ -344,13 +344,17 @@ def test_an_error_thrown_into_a_worker_anywhere_costs_its_task_at_most(life: Lif
     assert number > 100
 
 
+def do_nothing(*args: object) -> None:
+    """In the place of a method that an error has cut short."""
+
+
 def test_a_worker_whose_thread_died_before_it_began_to_live_is_missed_at_the_end(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 1. A worker is started. 2. An error ends its thread in the first steps, inside of `threading`: no code of ours sees it.
     # 3. A thread that waits for the end finds it dead.
     pool = make_pool(1)
-    monkeypatch.setattr(threading.Thread, "run", lambda thread: None)
+    monkeypatch.setattr(threading.Thread, "run", do_nothing)
     future = pool.submit(int, "7")
     eventually(lambda: not any(worker.thread.is_alive() for worker in pool._core.workers), "the thread to end")
     monkeypatch.undo()
@@ -364,7 +368,7 @@ def test_a_worker_that_was_hit_again_and_again_on_its_way_out_is_ended_by_the_th
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool(1)
-    monkeypatch.setattr(Worker, "end", lambda worker, end, error: None)
+    monkeypatch.setattr(Worker, "end", do_nothing)
     assert pool.submit(int, "7").result(DEADLINE) == 7
     pool.shutdown(wait=False)
     eventually(lambda: not any(worker.thread.is_alive() for worker in pool._core.workers), "the thread to end")
