@@ -354,8 +354,8 @@ class ResourceSource(Generic[R]):
             if self._hub.hears("resource_created"):
                 self._hub.tell("resource_created", ResourceEvent(self.name, worker, seconds))
             return holding
-        except BaseException:
-            if made and made[0] is not None:  # Ctrl-C
+        except BaseException:  # thrown in, or of `on_create`
+            if made and made[0] is not None:
                 holding = holding or Holding(made[0], _NEVER, good_at)
                 self._count(holding)
                 self.destroy(holding, worker)

@@ -130,7 +130,7 @@ class Herald:
                     news = self._news.popleft()
                 try:
                     news()
-                except BaseException:
+                except BaseException:  # thrown in
                     name = self._core.name
                     logger.exception("executor %r: an error was thrown into the thread that calls back", name, executor=name)
                 del news  # under no lock: it may be the last that refers to a future
