@@ -207,14 +207,7 @@ class Worker:
             del cause  # its traceback leads to this frame
             return ended.pop()
         except BaseException as thrown:
-            logger.warning(
-                "executor %r: an exception was thrown into worker %s",
-                core.name,
-                self.name,
-                exc_info=True,
-                executor=core.name,
-                worker=self.name,
-            )
+            self._log_thrown(thrown)
             return End.CRASHED, thrown
         finally:
             self._give_up()
@@ -230,15 +223,20 @@ class Worker:
                 core.gives_up(self)
                 core.source.destroy(holding, self.name)
                 return
-            except BaseException:
-                logger.warning(
-                    "executor %r: an exception was thrown into worker %s",
-                    core.name,
-                    self.name,
-                    exc_info=True,
-                    executor=core.name,
-                    worker=self.name,
-                )
+            except BaseException as thrown:
+                self._log_thrown(thrown)
+
+    def _log_thrown(self, thrown: BaseException) -> None:
+        """Log an error that was thrown into this thread."""
+        name = self.core.name
+        logger.warning(
+            "executor %r: an exception was thrown into worker %s",
+            name,
+            self.name,
+            exc_info=thrown,
+            executor=name,
+            worker=self.name,
+        )
 
     def _own(self, holding: Holding[Any]) -> None:
         self.holding = holding
