@@ -136,9 +136,9 @@ def test_a_worker_that_is_woken_before_it_sleeps_has_no_permit_left_when_it_work
     assert futures[0].result(DEADLINE)
 
 
-def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_after_that_task(make_pool: MakePool, gate: Gate) -> None:
+def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_it_to_another(make_pool: MakePool, gate: Gate) -> None:
     # 1. One worker is busy, the other has a result and registers as idle. 2. resize() takes it off the stack and tells it to
-    # leave; an urgent task is queued. 3. It finds the task, does it, and leaves, though nobody wakes it again.
+    # leave; an urgent task is queued. 3. It finds the task, puts it back, and leaves, though no other thread wakes it again.
     pool = make_pool(2)
     stack = lie(pool)
     pool.submit(gate.hold)
@@ -152,8 +152,9 @@ def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_after_that_task(m
     pool.submit(setattr, stack, "after", trouble)
 
     eventually(lambda: bool(futures), "the task to be queued")
-    assert futures[0].result(DEADLINE) == 7
     eventually(lambda: pool.stats().active_workers == 1, "the worker to leave")
+    gate.release()
+    assert futures[0].result(DEADLINE) == 7
 
 
 def test_a_worker_that_is_woken_while_it_finds_the_task_itself_starts_no_other(
