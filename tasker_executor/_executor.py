@@ -36,7 +36,7 @@ from ._current import Caller, current, current_holder
 from ._handoff import refuse_late_patching
 from ._lanes import Lane
 from ._options import UNSET, TaskOptions, Unset
-from ._report import drop_frame, function_name
+from ._report import drop_frame, function_name, traceback_of
 from ._resources import ResourceHooks, ResourcePool
 from ._types import (
     AbortHook,
@@ -638,7 +638,7 @@ def _drop_our_frames(error: BaseException) -> BaseException:
     A frame of the task's leads to its callers also without a traceback (`f_back`). So each frame of ours in between lets go of
     the executor, the arguments and the future, or an error that somebody keeps would keep them all.
     """
-    while (trace := error.__traceback__) is not None and trace.tb_frame.f_code.co_filename in _OUR_FILES:
+    while (trace := traceback_of(error)) is not None and trace.tb_frame.f_code.co_filename in _OUR_FILES:
         frame = trace.tb_frame
         drop_frame(error)
         del trace

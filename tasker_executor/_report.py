@@ -13,11 +13,12 @@ import threading
 import traceback
 from collections.abc import Callable
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 from ._types import must_escape
 
-__all__ = ["Logger", "add_note", "aside", "drop_frame", "function_name", "safe_repr", "safe_str"]
+__all__ = ["Logger", "add_note", "aside", "drop_frame", "function_name", "safe_repr", "safe_str", "traceback_of"]
 
 #: Before the name of each field of our records, so that it meets neither the attributes of `logging.LogRecord` nor those that
 #: an application's record factory or filter adds.
@@ -111,13 +112,19 @@ def add_note(error: BaseException, note: str) -> None:
             raise
 
 
+def traceback_of(error: BaseException) -> TracebackType | None:
+    """Return an error's traceback, whatever its class has made of that attribute."""
+    trace: TracebackType | None = _traceback.__get__(error)
+    return trace
+
+
 def drop_frame(error: BaseException) -> BaseException:
     """Drop the outermost frame, our own, from an error's traceback; return the error.
 
     The locals of that frame would keep the task alive, and its lines help no reader. Done by `BaseException` itself: an error
     that forbids to set its attributes does not forbid that.
     """
-    trace = _traceback.__get__(error)
+    trace = traceback_of(error)
     if trace is not None:
         _traceback.__set__(error, trace.tb_next)
     return error

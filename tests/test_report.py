@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from support import DEADLINE, Clock, FakeResource, Ledger, MakePool, eventually
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import Observer, TaskEvent
 from tasker_executor._report import Logger, add_note, drop_frame, function_name, safe_repr, safe_str
 
@@ -237,6 +237,18 @@ def test_a_task_that_gives_up_ends_with_its_own_error_whatever_that_refuses(
 
     assert type(error) is type(make())
     assert pool.stats().retried == 1
+
+
+@awkward
+def test_a_task_that_its_caller_runs_ends_with_its_own_error_whatever_that_refuses(
+    make_pool: MakePool, gate: Gate, make: Callable[[], Exception]
+) -> None:
+    pool = make_pool(1, max_queued=0, on_full="caller")
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    error = pool.submit(throw, make).exception(DEADLINE)
+
+    assert type(error) is type(make())
 
 
 @awkward
