@@ -23,9 +23,9 @@ from timeit import repeat
 from typing import Any
 
 from tasker_executor import ResourceExecutor
-from tasker_executor._recorder import Recorder
-from tasker_executor._types import clock
-from tasker_executor._work_item import FINISHED, PENDING, RUNNING, TaskFuture
+from tasker_executor._engine.recorder import Recorder
+from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, TaskFuture
+from tasker_executor._sync import clock
 
 from .compare import nothing
 from .measure import OURS, STANDARD, nanoseconds, one_cpu, table

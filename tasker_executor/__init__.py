@@ -14,7 +14,7 @@ HTTP session, a browser, a model): made on its thread, checked, replaced when it
 """
 
 from ._base import ExecutorView
-from ._current import TaskContext, current_task
+from ._engine.current import TaskContext, current_task
 from ._executor import ResourceExecutor
 from .exceptions import (
     NoCurrentTask,

@@ -20,7 +20,7 @@ from typing_extensions import ParamSpec, override
 from ._checks import check_count, check_number, check_seconds, whole
 from ._options import DEFAULT_OPTIONS, UNSET, TaskOptions, Unset
 from ._report import safe_repr
-from ._types import clock, lock_timeout
+from ._sync import clock, lock_timeout
 from .exceptions import ShutdownTimeout
 
 __all__ = ["BaseExecutor", "ExecutorView"]

@@ -1,19 +1,16 @@
 """`ResourceExecutor`.
 
-**Life of a task.** What happens to ``pool.submit(fetch, "select 1")``, and where to read it:
+**Life of a task.** What happens to ``pool.submit(fetch, "select 1")``, and where to read it (all in ``_engine/``):
 
-1. `ResourceExecutor.submit` (here) makes a `TaskFuture`, future and work item in one (``_work_item.py``), appends it to a lane
-   (``_lanes.py``) and, if anybody is on the idle stack, wakes the top: an idle worker, or `Room`, which starts one
-   (``_core.py``).
-2. A worker (``_worker.py``), which made its resource when it started (``_resources.py``), takes the task, priority lane first,
-and
-   calls ``fetch(resource, "select 1")`` in the submitter's context.
-3. It notes three moments in its log (``_recorder.py``) and stores the result into the future, which wakes whoever waits for it.
+1. `ResourceExecutor.submit` (here) makes a `TaskFuture`, future and work item in one (``task.py``), appends it to a lane
+   (``lanes.py``) and, if anybody is on the idle stack, wakes the top: an idle worker, or `Room`, which starts one
+   (``core.py``).
+2. A worker (``worker.py``), which made its resource when it started (``resources.py``), takes the task, priority lane first,
+   and calls ``fetch(resource, "select 1")`` in the submitter's context.
+3. It notes three moments in its log (``recorder.py``) and stores the result into the future, which wakes whoever waits for it.
 4. Or ``fetch`` raised: is the resource broken? No: the error is the result. Yes: the task goes back to the front of its lane,
-the
-   worker destroys the resource and ends, and the exit path (`Core.worker_ended`) starts a successor.
-5. When there is time to deal with (a factory that fails, a deadline, a policy's tick), the supervisor does
-(``_supervisor.py``).
+   the worker destroys the resource and ends, and the exit path (`Core.worker_ended`) starts a successor.
+5. When there is time to deal with (a factory that fails, a deadline, a policy's tick), the supervisor does (``timer.py``).
 """
 
 from __future__ import annotations
@@ -28,27 +25,20 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from typing_extensions import override
 
-from ._admission import Ticket
 from ._base import BaseExecutor
 from ._checks import check_bounds, check_callable, check_count, check_max_workers, check_seconds
-from ._core import Core
-from ._current import Caller, current, current_holder
-from ._handoff import refuse_late_patching
-from ._lanes import Lane
+from ._engine.admission import Ticket
+from ._engine.core import Core
+from ._engine.current import Caller, current, current_holder
+from ._engine.handoff import refuse_late_patching
+from ._engine.lanes import Lane
+from ._engine.resources import ResourceHooks, ResourcePool
+from ._engine.state import State
+from ._engine.task import PENDING, RUNNING, TaskFuture
 from ._options import UNSET, TaskOptions, Unset
-from ._report import drop_frame, function_name, traceback_of
-from ._resources import ResourceHooks, ResourcePool
-from ._types import (
-    AbortHook,
-    CreateHook,
-    DestroyHook,
-    HealthHook,
-    ResourceHook,
-    State,
-    clock,
-    must_escape,
-)
-from ._work_item import PENDING, RUNNING, TaskFuture
+from ._report import drop_frame, function_name, must_escape, traceback_of
+from ._sync import clock
+from ._types import AbortHook, CreateHook, DestroyHook, HealthHook, ResourceHook
 from .exceptions import NoCurrentTask, QueueFull, TaskCancelled
 from .observers import Observer, TaskEvent
 from .policies import ScalingPolicy

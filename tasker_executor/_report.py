@@ -16,15 +16,21 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from ._types import must_escape
-
-__all__ = ["Logger", "add_note", "aside", "drop_frame", "function_name", "safe_repr", "safe_str", "traceback_of"]
+__all__ = ["Logger", "add_note", "aside", "drop_frame", "function_name", "must_escape", "safe_repr", "safe_str", "traceback_of"]
 
 #: Before the name of each field of our records, so that it meets neither the attributes of `logging.LogRecord` nor those that
 #: an application's record factory or filter adds.
 FIELD_PREFIX = "tasker_"
 
 _traceback: Any = vars(BaseException)["__traceback__"]  # the descriptor, whatever a subclass has in its place
+
+
+def must_escape(error: BaseException) -> bool:
+    """Is an error that user code raised in a hook, an observer or a callback no business of ours to swallow?
+
+    SystemExit and KeyboardInterrupt on the main thread mean the program. On a thread of ours nobody would hear of them.
+    """
+    return not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()
 
 
 class _Aside(threading.local):

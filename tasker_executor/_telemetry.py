@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._core import Core
-from ._recorder import Histogram, Outcome
-from ._types import State, clock
+from ._engine.core import Core
+from ._engine.recorder import Histogram, Outcome
+from ._engine.state import State
+from ._sync import clock
 from .stats import ExecutorStats
 
 if TYPE_CHECKING:

@@ -51,22 +51,14 @@ from typing_extensions import override
 
 from ._base import BaseExecutor, _ChunkRunner
 from ._checks import check_bounds, check_callable, check_count, check_max_workers, check_seconds, wait_seconds, whole
+from ._engine.recorder import Histogram, Outcome
+from ._engine.state import State
+from ._engine.threads import make_thread
 from ._executor import ResourceExecutor
 from ._options import TaskOptions
-from ._recorder import Histogram, Outcome
-from ._report import Logger, function_name, safe_repr, safe_str
-from ._threads import make_thread
-from ._types import (
-    AbortHook,
-    CreateHook,
-    DestroyHook,
-    HealthHook,
-    ResourceHook,
-    State,
-    clock,
-    lock_timeout,
-    must_escape,
-)
+from ._report import Logger, function_name, must_escape, safe_repr, safe_str
+from ._sync import clock, lock_timeout
+from ._types import AbortHook, CreateHook, DestroyHook, HealthHook, ResourceHook
 from .exceptions import ResourceCreationError, ShutdownTimeout, TaskLost
 from .observers import Observer
 from .policies import ScalingPolicy

@@ -29,11 +29,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from typing_extensions import Self
 
 from ._checks import check_seconds
-from ._core import Core
+from ._engine.core import Core
+from ._engine.state import State
+from ._engine.threads import make_thread
 from ._executor import ResourceExecutor
-from ._report import Logger, safe_str
-from ._threads import make_thread
-from ._types import State, clock, lock_timeout, must_escape
+from ._report import Logger, must_escape, safe_str
+from ._sync import clock, lock_timeout
 from .stats import DurationSummary, ExecutorMetrics, ExecutorStats, WorkerInfo
 
 try:

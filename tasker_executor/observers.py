@@ -12,8 +12,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
 
-from ._report import Logger, aside, safe_repr
-from ._types import must_escape
+from ._report import Logger, aside, must_escape, safe_repr
 
 __all__ = ["Observer", "ObserverHub", "ResourceEvent", "ScaleEvent", "StateEvent", "TaskEvent", "WorkerEvent"]
 

@@ -39,7 +39,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from ._core import Core
+from ._engine.core import Core
 from ._executor import ResourceExecutor
 from ._report import safe_str
 from ._telemetry import BOUNDS, DISTRIBUTIONS, MEASURES, Distribution, Labels, Measure, Reading, Watched, as_label, histograms

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from ._checks import check_seconds
+from ._engine.threads import make_thread
 from ._executor import ResourceExecutor
-from ._threads import make_thread
-from ._types import clock, lock_timeout
+from ._sync import clock, lock_timeout
 from .observers import Observer, TaskEvent
 
 try:

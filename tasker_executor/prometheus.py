@@ -29,9 +29,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from ._core import Core
+from ._engine.core import Core
+from ._engine.recorder import Histogram
 from ._executor import ResourceExecutor
-from ._recorder import Histogram
 from ._telemetry import BOUNDS, DISTRIBUTIONS, MEASURES, Distribution, Measure, Reading, Watched, histograms
 
 try:

@@ -26,26 +26,18 @@ from typing import Any, TypeVar, overload
 
 from typing_extensions import Self, override
 
-from . import _core
 from ._base import BaseExecutor
 from ._checks import check_callable, check_count, check_seconds, wait_seconds
-from ._current import Caller, current, current_holder
+from ._engine import core as _core
+from ._engine.current import Caller, current, current_holder
+from ._engine.recorder import Recorder
+from ._engine.resources import Holding, NoResource, ResourceHooks, ResourceSource, note_giving_up
+from ._engine.state import State
 from ._executor import WithoutResource
 from ._options import TaskOptions
-from ._recorder import Recorder
-from ._report import safe_repr
-from ._resources import Holding, NoResource, ResourceHooks, ResourceSource, note_giving_up
-from ._types import (
-    CreateHook,
-    DestroyHook,
-    HealthHook,
-    Latch,
-    ResourceHook,
-    State,
-    clock,
-    lock_timeout,
-    must_escape,
-)
+from ._report import must_escape, safe_repr
+from ._sync import Latch, clock, lock_timeout
+from ._types import CreateHook, DestroyHook, HealthHook, ResourceHook
 from .exceptions import NoCurrentTask, PoolDeadlockError, ResourceCreationError, TaskExpired
 from .observers import ObserverHub
 from .stats import ExecutorStats

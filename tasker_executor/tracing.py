@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from typing_extensions import Self, override
 
-from ._types import clock
+from ._sync import clock
 from .observers import Observer, StateEvent, TaskEvent
 
 if TYPE_CHECKING:

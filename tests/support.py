@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 import pytest
 
-from tasker_executor import ResourceExecutor, _types
+from tasker_executor import ResourceExecutor, _sync
 from tasker_executor.testing import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, Watched
 
 __all__ = [
@@ -99,7 +99,7 @@ class Clock:
         self.ahead = 0.0
 
     def __call__(self) -> float:
-        return _types.clock() + self.ahead
+        return _sync.clock() + self.ahead
 
     def pass_time(self, seconds: float, pool: ResourceExecutor[Any]) -> None:
         """Put the clock forward, and have the supervisor of the pool look at it."""
@@ -111,7 +111,7 @@ class Clock:
         """Be what each module of the package calls `clock`, apart from the one that names the real one."""
         with pytest.MonkeyPatch.context() as patch:
             for name, module in list(sys.modules.items()):
-                if name.startswith("tasker_executor.") and module is not _types and hasattr(module, "clock"):
+                if name.startswith("tasker_executor.") and module is not _sync and hasattr(module, "clock"):
                     patch.setattr(module, "clock", self)
             yield
 

@@ -175,7 +175,7 @@ def test_on_abort_hook_that_hangs_holds_up_no_other_resource(
     make_pool: MakePool, ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its own resource is left to its owner, who destroys it when the hook has returned."""
-    monkeypatch.setattr("tasker_executor._resources.ABORT_PATIENCE", 0.01)
+    monkeypatch.setattr("tasker_executor._engine.resources.ABORT_PATIENCE", 0.01)
     ledger.any_thread = True
 
     def abort(resource: FakeResource) -> None:

@@ -18,9 +18,9 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import QueueFull, ResourceExecutor
-from tasker_executor._admission import Admission, Ticket
-from tasker_executor._threads import start_thread
-from tasker_executor._work_item import FINISHED, TaskFuture
+from tasker_executor._engine.admission import Admission, Ticket
+from tasker_executor._engine.task import FINISHED, TaskFuture
+from tasker_executor._engine.threads import start_thread
 
 
 class Submitter(threading.Thread):
@@ -460,7 +460,7 @@ def test_caller_that_is_interrupted_when_it_was_just_let_in_gives_the_place_to_t
     fill(pool, gate, 0)
     waiting = pool.submit(int)
     with monkeypatch.context() as patch:
-        patch.setattr("tasker_executor._admission.allocate_lock", InterruptedLock)
+        patch.setattr("tasker_executor._engine.admission.allocate_lock", InterruptedLock)
         interrupted = Submitter(pool, int)
         wait_until_blocked(pool, 1)
     following = Submitter(pool, int, "7")

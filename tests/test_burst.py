@@ -9,7 +9,7 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import BacklogPolicy, LoadSample, RatePolicy, ResourceExecutor, ScalingPolicy
-from tasker_executor._types import clock
+from tasker_executor._sync import clock
 
 INTERVAL = 0.02
 
@@ -106,7 +106,7 @@ def test_an_outage_under_a_burst_is_probed_one_attempt_at_a_time(
             ledger.outage = None
         return high
 
-    monkeypatch.setattr("tasker_executor._core.random.uniform", pause)
+    monkeypatch.setattr("tasker_executor._engine.core.random.uniform", pause)
     policy = Watched(BacklogPolicy(threshold=2, step=8, interval=INTERVAL))
     pool = make_pool(
         16,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from support import DEADLINE, MakePool
-from tasker_executor import _core
-from tasker_executor._types import Bell, Latch
+from tasker_executor._engine import core as _core
+from tasker_executor._sync import Bell, Latch
 
 
 class Raced(deque[Any]):

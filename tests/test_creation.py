@@ -19,9 +19,9 @@ import pytest
 from interruptions import AtPoint, TimeLimit
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, Watched, eventually
 from tasker_executor import LoadSample, Observer, ResourceCreationError, ResourceEvent, ResourceExecutor, ShutdownTimeout
-from tasker_executor._resources import UnfitResource
-from tasker_executor._supervisor import Supervisor
-from tasker_executor._worker import Worker
+from tasker_executor._engine.resources import UnfitResource
+from tasker_executor._engine.timer import Supervisor
+from tasker_executor._engine.worker import Worker
 
 
 class Jitter:
@@ -41,7 +41,7 @@ class Jitter:
 def jitter(monkeypatch: pytest.MonkeyPatch) -> Jitter:
     """By default there is no pause between two attempts: a long outage takes no time."""
     jitter = Jitter()
-    monkeypatch.setattr("tasker_executor._core.random.uniform", jitter)
+    monkeypatch.setattr("tasker_executor._engine.core.random.uniform", jitter)
     return jitter
 
 

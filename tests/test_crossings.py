@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, eventually, join_all
-from tasker_executor import Observer, ResourceCreationError, ResourceExecutor, _core
-from tasker_executor._resources import End, UnfitResource
-from tasker_executor._threads import CannotStart, start_thread
-from tasker_executor._worker import Worker
+from tasker_executor import Observer, ResourceCreationError, ResourceExecutor
+from tasker_executor._engine import core as _core
+from tasker_executor._engine.resources import End, UnfitResource
+from tasker_executor._engine.threads import CannotStart, start_thread
+from tasker_executor._engine.worker import Worker
 from tasker_executor.observers import StateEvent, TaskEvent
 from tasker_executor.testing import Watched
 

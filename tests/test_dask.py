@@ -47,8 +47,8 @@ from tasker_executor import (
     TaskLost,
     current_task,
 )
+from tasker_executor._engine.state import State
 from tasker_executor._options import TaskOptions
-from tasker_executor._types import State
 from tasker_executor.dask import (
     DaskResourceExecutor,
     PolicyAdaptive,

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from support import DEADLINE, Gate, MakePool, eventually, run_python, switch_interval
-from tasker_executor import ResourceExecutor, _handoff, _worker
-from tasker_executor._handoff import LIMIT, Handoff, HandoffLost, give_back
-from tasker_executor._types import clock
+from tasker_executor import ResourceExecutor
+from tasker_executor._engine import handoff as _handoff
+from tasker_executor._engine import worker as _worker
+from tasker_executor._engine.handoff import LIMIT, Handoff, HandoffLost, give_back
+from tasker_executor._sync import clock
 
 pytestmark = pytest.mark.skipif(not Handoff.supported, reason="needs Linux, and a GIL")
 
@@ -145,7 +147,7 @@ def test_of_two_who_come_at_once_to_a_watched_task_one_waits_in_another_way(
             second.append(ask(future))
             handoff_in_use(future)
 
-    monkeypatch.setattr("tasker_executor._work_item.borrow", borrow_late)
+    monkeypatch.setattr("tasker_executor._engine.task.borrow", borrow_late)
     ask(future)
     eventually(lambda: permits_of(future) is not None, "the first to wait")
 
@@ -275,7 +277,7 @@ def test_a_process_of_green_threads_does_without() -> None:
             def green_lock():
                 return real()
             _thread.allocate_lock = green_lock
-            from tasker_executor._handoff import Handoff
+            from tasker_executor._engine.handoff import Handoff
             print(Handoff.supported)
         """)
     )
@@ -444,7 +446,8 @@ def test_the_next_task_is_not_charged_with_the_time_that_the_interpreter_was_awa
 
 OTHERS = """
 import os, sys, tempfile, threading, time
-from tasker_executor import ResourceExecutor, _handoff
+from tasker_executor import ResourceExecutor
+from tasker_executor._engine import handoff as _handoff
 pool = ResourceExecutor(1)
 pool.submit(time.sleep, 0.01).result()
 [handoff] = _handoff._made
@@ -515,7 +518,8 @@ def test_a_clock_that_stands_still_ends_a_timeout_all_the_same(busy: ResourceExe
 
 FORK = """
 import os, signal, sys, threading, time, warnings
-from tasker_executor import ResourceExecutor, _handoff
+from tasker_executor import ResourceExecutor
+from tasker_executor._engine import handoff as _handoff
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 def wait(times):

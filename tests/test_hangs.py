@@ -24,12 +24,12 @@ from tasker_executor import (
     RatePolicy,
     ResourceExecutor,
     ScalingPolicy,
-    _core,
-    _outage,
     current_task,
 )
-from tasker_executor._core import WaitInside
-from tasker_executor._work_item import RUNNING, TaskFuture
+from tasker_executor._engine import core as _core
+from tasker_executor._engine import outage as _outage
+from tasker_executor._engine.core import WaitInside
+from tasker_executor._engine.task import RUNNING, TaskFuture
 
 Pool = ResourceExecutor[None]
 
@@ -512,7 +512,7 @@ class Records(logging.Handler):
 @pytest.fixture
 def lost() -> Iterator[list[logging.LogRecord]]:
     """What was logged of errors that nobody asked for."""
-    logger, handler = logging.getLogger("tasker_executor._work_item"), Records()
+    logger, handler = logging.getLogger("tasker_executor.lost"), Records()
     logger.addHandler(handler)
     yield handler.records
     logger.removeHandler(handler)

@@ -11,7 +11,7 @@ import pytest
 from interruptions import ERRORS, Call, Pool, at_every_point, thrower
 from support import DEADLINE, FakeResource, eventually
 from tasker_executor import QueueFull
-from tasker_executor._worker import Worker
+from tasker_executor._engine.worker import Worker
 
 
 class Crowd:

@@ -19,7 +19,7 @@ import pytest
 from interruptions import ERRORS, AtPoint
 from support import DEADLINE, Gate, is_waited_for
 from tasker_executor import ResourceExecutor
-from tasker_executor._work_item import TaskFuture
+from tasker_executor._engine.task import TaskFuture
 
 Step = Callable[[Future[Any]], object]
 

@@ -138,7 +138,7 @@ def attempt(
             except BaseException as raised:
                 caught = raised
         # The rest of what ends a pool is in `test_interrupts`.
-        if error is not None and point.where is not None and (pool.stats().state == "running" or "_core.py" not in point.where):
+        if error is not None and point.where is not None and (pool.stats().state == "running" or "core.py" not in point.where):
             assert type(caught) is error or logged == [error], f"the caller gets {caught!r}"
         elif caught is not None and type(caught) is not error and str(caught) != AFTER_SHUTDOWN:
             raise caught

@@ -11,8 +11,9 @@ from typing import Any, cast
 import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, Watched, eventually
-from tasker_executor import Observer, ResourceExecutor, ShutdownTimeout, TaskCancelled, TaskEvent, _resources, current_task
-from tasker_executor._resources import Holding
+from tasker_executor import Observer, ResourceExecutor, ShutdownTimeout, TaskCancelled, TaskEvent, current_task
+from tasker_executor._engine import resources as _resources
+from tasker_executor._engine.resources import Holding
 
 ENDLESS = "with recursive counter(n) as (select 1 union all select n + 1 from counter) select count(*) from counter"
 

@@ -12,13 +12,13 @@ PACKAGE = "tasker_executor"
 FOLDER = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
-    {"exceptions", "_types", "_handoff"},
-    {"_report", "_threads"},
+    {"exceptions", "_types", "_sync", "_engine.__init__", "_engine.state", "_engine.handoff"},
+    {"_report", "_engine.threads"},
     {"stats", "_checks"},
-    {"policies", "observers", "_options", "_current"},
-    {"_work_item", "_lanes", "_resources", "_recorder", "_admission", "_outage"},
-    {"_worker", "_supervisor"},
-    {"_core", "_base"},
+    {"policies", "observers", "_options", "_engine.current"},
+    {"_engine.task", "_engine.lanes", "_engine.resources", "_engine.recorder", "_engine.admission", "_engine.outage"},
+    {"_engine.worker", "_engine.timer"},
+    {"_engine.core", "_base"},
     {"_executor", "_telemetry"},
     {"testing", "simulation", "tracing", "prometheus", "opentelemetry", "monitor", "plot", "dask"},
     {"__init__"},
@@ -26,14 +26,15 @@ LAYERS = [
 EXTRAS = {"prometheus", "opentelemetry", "monitor", "plot", "dask"}
 
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
-MODULES = sorted(path.stem for path in FOLDER.glob("*.py"))
-CORE = [module for module in MODULES if module not in EXTRAS]
+MODULES = sorted(".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in FOLDER.rglob("*.py"))
+CORE = [module for module in MODULES if module.partition(".")[0] not in EXTRAS]
 
 
 class Imports(ast.NodeVisitor):
     """Collects what a module imports when it is run: in functions too, but not under ``if TYPE_CHECKING``."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str) -> None:
+        self.module = module
         self.ours: set[str] = set()
         self.others: set[str] = set()
 
@@ -48,30 +49,34 @@ class Imports(ast.NodeVisitor):
             self._add(alias.name)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        base = [PACKAGE] * bool(node.level) + [node.module] * bool(node.module)  # The package is flat: one dot at most.
-        source = ".".join(filter(None, base))
-        if source != PACKAGE:
-            self._add(source)
-            return
+        above = f"{PACKAGE}.{self.module}".split(".")[: -node.level] if node.level else []
+        source = ".".join([*above, *filter(None, [node.module])])
         for alias in node.names:  # `from . import stats` names a module, `from . import ResourceExecutor` what __init__ has.
-            self._add(f"{PACKAGE}.{alias.name}" if alias.name in LAYER_OF else PACKAGE)
+            inner = f"{source}.{alias.name}".removeprefix(f"{PACKAGE}.")
+            self._add(f"{PACKAGE}.{inner}" if source.startswith(PACKAGE) and known(inner) else source)
 
     def _add(self, name: str) -> None:
         top, _, rest = name.partition(".")
         if top == PACKAGE:
-            self.ours.add(rest.partition(".")[0] or "__init__")
+            self.ours.add(known(rest) or rest)
         else:
             self.others.add(top)
 
 
-def imports_of(source: str) -> Imports:
-    imports = Imports()
+def known(name: str) -> str:
+    """The module of that dotted name, if there is one; the empty string for what is none."""
+    inits = f"{name}.__init__".removeprefix(".")
+    return name if name in LAYER_OF else inits if inits in LAYER_OF else ""
+
+
+def imports_of(source: str, module: str = "__init__") -> Imports:
+    imports = Imports(module)
     imports.visit(ast.parse(source))
     return imports
 
 
 def imports_of_module(module: str) -> Imports:
-    return imports_of((FOLDER / f"{module}.py").read_text(encoding="utf-8"))
+    return imports_of((FOLDER / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"), module)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +84,11 @@ def imports_of_module(module: str) -> Imports:
     [
         ("import os.path, queue as q", "", "os queue"),
         ("from . import stats, ResourceExecutor", "__init__ stats", ""),
-        ("from ._types import State", "_types", ""),
+        ("from ._types import AbortHook", "_types", ""),
+        ("from ._engine.state import State", "_engine.state", ""),
+        ("from ._engine import state, lanes", "_engine.lanes _engine.state", ""),
         ("from tasker_executor import stats, ResourceExecutor", "__init__ stats", ""),
-        ("from tasker_executor._types import State", "_types", ""),
+        ("from tasker_executor._engine.state import State", "_engine.state", ""),
         ("import tasker_executor._types", "_types", ""),
         ("import tasker_executor", "__init__", ""),
         ("def lazy():\n    import rich", "", "rich"),
@@ -93,6 +100,14 @@ def test_every_form_of_import_is_seen(source: str, ours: str, others: str) -> No
 
     assert sorted(imports.ours) == ours.split()
     assert sorted(imports.others) == others.split()
+
+
+def test_imports_of_a_package_inside_are_seen() -> None:
+    imports = imports_of(
+        "from . import lanes\nfrom .state import State\nfrom .. import stats\nfrom .._sync import clock", "_engine.core"
+    )
+
+    assert sorted(imports.ours) == ["_engine.lanes", "_engine.state", "_sync", "stats"]
 
 
 @pytest.mark.parametrize("module", MODULES)

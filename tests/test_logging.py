@@ -58,7 +58,7 @@ def calls_in(module: Path) -> Iterator[Call]:
         yield Call(place, logger, LEVELS[method], str(message.value), len(arguments), fields)
 
 
-CALLS = [call for module in sorted(PACKAGE.glob("*.py")) for call in calls_in(module)]
+CALLS = [call for module in sorted(PACKAGE.rglob("*.py")) for call in calls_in(module)]
 
 
 def test_the_readme_explains_every_record_from_warning_upwards() -> None:

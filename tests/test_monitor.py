@@ -18,7 +18,7 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import ResourceExecutor, WorkerInfo, current_task
-from tasker_executor._types import Latch
+from tasker_executor._sync import Latch
 
 pytest.importorskip("rich")
 

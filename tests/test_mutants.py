@@ -15,10 +15,10 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, join_all
 from tasker_executor import Observer, QueueFull, ResourceExecutor, TaskEvent
-from tasker_executor._core import Core, Room
-from tasker_executor._lanes import Lane, Lanes
-from tasker_executor._work_item import PENDING, RUNNING, TaskFuture
-from tasker_executor._worker import Worker
+from tasker_executor._engine.core import Core, Room
+from tasker_executor._engine.lanes import Lane, Lanes
+from tasker_executor._engine.task import PENDING, RUNNING, TaskFuture
+from tasker_executor._engine.worker import Worker
 
 
 class LyingStack(list[Any]):

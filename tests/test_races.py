@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, needs_gil
-from tasker_executor import ResourceExecutor, _core, current_task
-from tasker_executor._lanes import Lane, Lanes
-from tasker_executor._types import Latch
-from tasker_executor._work_item import TaskFuture
-from tasker_executor._worker import Worker
+from tasker_executor import ResourceExecutor, current_task
+from tasker_executor._engine import core as _core
+from tasker_executor._engine.lanes import Lane, Lanes
+from tasker_executor._engine.task import TaskFuture
+from tasker_executor._engine.worker import Worker
+from tasker_executor._sync import Latch
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 

@@ -438,7 +438,7 @@ def test_max_age_has_a_jitter_of_ten_percent(
         ranges.append((low, high))
         return share
 
-    monkeypatch.setattr("tasker_executor._resources.random.uniform", uniform)
+    monkeypatch.setattr("tasker_executor._engine.resources.random.uniform", uniform)
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_age=100_000)
     pool.submit(FakeResource.use).result()
     clock.ahead += 100_000 * share - 1000

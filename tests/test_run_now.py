@@ -458,7 +458,7 @@ def test_resource_of_the_pool_that_is_too_old_is_replaced(
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1, max_age=1000)
     for _ in range(uses):
         pool.run_now(FakeResource.use)
-    monkeypatch.setattr("tasker_executor._resources.clock", lambda: time.perf_counter() + 1101)
+    monkeypatch.setattr("tasker_executor._engine.resources.clock", lambda: time.perf_counter() + 1101)
 
     assert pool.run_now(FakeResource.use) == 1
     assert ledger.created[0].uses == uses

@@ -12,8 +12,8 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, is_waited_for
 from tasker_executor import ResourceExecutor, ShutdownTimeout, current_task
-from tasker_executor._lanes import Lane
-from tasker_executor._work_item import Sidecar, TaskFuture
+from tasker_executor._engine.lanes import Lane
+from tasker_executor._engine.task import Sidecar, TaskFuture
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 

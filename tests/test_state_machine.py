@@ -28,8 +28,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from support import DEADLINE, FakeResource, Ledger, ResourceBroken, join_all
-from tasker_executor import QueueFull, ResourceCreationError, ResourceExecutor, TaskExpired, _outage
-from tasker_executor._current import current_holder
+from tasker_executor import QueueFull, ResourceCreationError, ResourceExecutor, TaskExpired
+from tasker_executor._engine import outage as _outage
+from tasker_executor._engine.current import current_holder
 
 PATIENCE = 15.0  # seconds for the executor to come to rest
 STEPS = 50

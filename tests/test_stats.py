@@ -20,8 +20,8 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import DurationSummary, ExecutorStats, ResourceExecutor
-from tasker_executor._lanes import Lane
-from tasker_executor._recorder import Histogram, Outcome, Recorder, TaskLog
+from tasker_executor._engine.lanes import Lane
+from tasker_executor._engine.recorder import Histogram, Outcome, Recorder, TaskLog
 
 COUNTERS = (
     "submitted",
@@ -472,7 +472,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(1000.0)
-    monkeypatch.setattr("tasker_executor._recorder.clock", clock)
+    monkeypatch.setattr("tasker_executor._engine.recorder.clock", clock)
     return clock
 
 

@@ -21,10 +21,10 @@ from tasker_executor import (
     ShutdownTimeout,
     TaskExpired,
 )
-from tasker_executor._resources import End
-from tasker_executor._supervisor import Herald, Supervisor
-from tasker_executor._types import clock
-from tasker_executor._worker import Worker
+from tasker_executor._engine.resources import End
+from tasker_executor._engine.timer import Herald, Supervisor
+from tasker_executor._engine.worker import Worker
+from tasker_executor._sync import clock
 from tasker_executor.observers import ScaleEvent, StateEvent, TaskEvent
 
 
@@ -370,7 +370,7 @@ class SleepyClock:
 def test_time_that_runs_out_while_the_supervisor_goes_to_sleep_is_not_for_ever(
     make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasker_executor._supervisor.clock", SleepyClock())
+    monkeypatch.setattr("tasker_executor._engine.timer.clock", SleepyClock())
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()

@@ -12,15 +12,15 @@ import pytest
 
 import tasker_executor
 from support import DEADLINE, run_python
-from tasker_executor import _threads
-from tasker_executor._threads import make_thread
+from tasker_executor._engine import threads as _threads
+from tasker_executor._engine.threads import make_thread
 
 PACKAGE = Path(tasker_executor.__file__).parent
 
 # Where threads inherit contexts, the thread object itself keeps the one of its starter.
 INHERITS = """
 import contextvars, gc, sys, weakref
-from tasker_executor._threads import make_thread
+from tasker_executor._engine.threads import make_thread
 
 class Request: pass
 variable = contextvars.ContextVar("variable")
@@ -68,10 +68,10 @@ def test_a_thread_of_ours_is_a_daemon_where_that_is_allowed(monkeypatch: pytest.
 
 
 #: These have their own reasons to make a thread in another way.
-ELSEWHERE = {"_threads.py", "_supervisor.py"}
+ELSEWHERE = {"threads.py"}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_thread_is_made_in_another_way(path: Path) -> None:
     calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     made = [call for call in calls if call in {"threading.Thread", "Thread"}]
@@ -88,7 +88,7 @@ def test_a_dropped_pool_ends_on_a_thread_of_ours(monkeypatch: pytest.MonkeyPatch
         made.append(thread)
         return thread
 
-    monkeypatch.setattr("tasker_executor._core.make_thread", note)
+    monkeypatch.setattr("tasker_executor._engine.core.make_thread", note)
     pool = tasker_executor.ResourceExecutor(1, on_create=list[int], resource_pool_size=1, name="dropped")
     del pool
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from support import DEADLINE, join_all
-from tasker_executor._threads import CannotStart, make_thread, start_thread
+from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
 
 #: What `Thread.start` calls to make a thread.
 STARTER = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"

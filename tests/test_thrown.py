@@ -23,8 +23,9 @@ import pytest
 
 from interruptions import AtPoint
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, is_waited_for, join_all
-from tasker_executor import Observer, ResourceCreationError, ResourceExecutor, TaskEvent, TaskExpired, _outage
-from tasker_executor._worker import Worker, _Life
+from tasker_executor import Observer, ResourceCreationError, ResourceExecutor, TaskEvent, TaskExpired
+from tasker_executor._engine import outage as _outage
+from tasker_executor._engine.worker import Worker, _Life
 
 pytestmark = [
     pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="without the GIL a worker's life goes late"),

@@ -19,8 +19,8 @@ import pytest
 
 from support import DEADLINE, Gate, MakePool, eventually
 from tasker_executor import ResourceExecutor
-from tasker_executor._lanes import Lane
-from tasker_executor._work_item import WITHDRAWN, Sidecar, TaskFuture, _first
+from tasker_executor._engine.lanes import Lane
+from tasker_executor._engine.task import WITHDRAWN, Sidecar, TaskFuture, _first
 
 Listen = Callable[[Future[Any]], Any]
 
@@ -150,7 +150,7 @@ def test_a_result_that_comes_at_the_moment_of_the_timeout_is_returned(monkeypatc
         def release(self) -> None:
             pass
 
-    monkeypatch.setattr("tasker_executor._work_item.allocate_lock", Permit)
+    monkeypatch.setattr("tasker_executor._engine.task.allocate_lock", Permit)
 
     assert future.result(0) == "in time"
 

@@ -45,28 +45,29 @@ from functools import partial
 from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Any, cast
 
-from ._current import current
-from ._recorder import LULL, Outcome, TaskLog
-from ._report import Logger, drop_frame, function_name
-from ._resources import End, Holding, UnfitResource, note_giving_up
-from ._threads import make_thread
-from ._types import State, clock, lock_timeout
-from ._work_item import FINISHED, RUNNING, TaskFuture
-from .exceptions import TaskCancelled
-from .observers import TaskEvent, WorkerEvent
-from .stats import WorkerInfo
+from .._report import Logger, drop_frame, function_name
+from .._sync import clock, lock_timeout
+from ..exceptions import TaskCancelled
+from ..observers import TaskEvent, WorkerEvent
+from ..stats import WorkerInfo
+from .current import current
+from .recorder import LULL, Outcome, TaskLog
+from .resources import End, Holding, UnfitResource, note_giving_up
+from .state import State
+from .task import FINISHED, RUNNING, TaskFuture
+from .threads import make_thread
 
 if TYPE_CHECKING:
-    from ._core import Core
-    from ._lanes import Lane
-    from ._types import Latch
+    from .._sync import Latch
+    from .core import Core
+    from .lanes import Lane
 
 __all__ = ["Worker", "describe"]
 
 #: What a task has returned that has not returned yet.
 _NOTHING: Any = object()
 
-logger = Logger(__name__)
+logger = Logger("tasker_executor")
 futures_logger = Logger("concurrent.futures")
 
 #: Tasks between two foldings of the log. A tuple, since iterating over one makes no objects.

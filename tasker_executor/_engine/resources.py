@@ -28,26 +28,16 @@ from itertools import islice, repeat, starmap
 from os import getpid
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ._current import current
-from ._report import Logger, add_note, drop_frame, safe_repr
-from ._threads import CannotStart, make_thread, start_thread
-from ._types import (
-    AbortHook,
-    Bell,
-    CreateHook,
-    DestroyHook,
-    HealthHook,
-    Latch,
-    ResourceHook,
-    clock,
-    lock_timeout,
-    must_escape,
-)
-from .exceptions import ResourceCreationError
-from .observers import ObserverHub, ResourceEvent
+from .._report import Logger, add_note, drop_frame, must_escape, safe_repr
+from .._sync import Bell, Latch, clock, lock_timeout
+from .._types import AbortHook, CreateHook, DestroyHook, HealthHook, ResourceHook
+from ..exceptions import ResourceCreationError
+from ..observers import ObserverHub, ResourceEvent
+from .current import current
+from .threads import CannotStart, make_thread, start_thread
 
 if TYPE_CHECKING:
-    from ._recorder import Recorder
+    from .recorder import Recorder
 
 __all__ = [
     "REPLACED",
@@ -65,7 +55,7 @@ __all__ = [
 R = TypeVar("R")
 T = TypeVar("T")
 
-logger = Logger(__name__)
+logger = Logger("tasker_executor")
 
 _NEVER = float("inf")
 _GLANCE = 1.0  # seconds between two looks at who is inside, when closed: a call that Ctrl-C has thrown out rings no bell

@@ -30,21 +30,22 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ._checks import check_seconds, whole
-from ._current import current
-from ._report import Logger, aside, safe_repr
-from ._threads import CannotStart, make_thread, start_thread
-from ._types import State, clock, lock_timeout
-from .exceptions import TaskExpired
-from .policies import ScalingPolicy
+from .._checks import check_seconds, whole
+from .._report import Logger, aside, safe_repr
+from .._sync import clock, lock_timeout
+from ..exceptions import TaskExpired
+from ..policies import ScalingPolicy
+from .current import current
+from .state import State
+from .threads import CannotStart, make_thread, start_thread
 
 if TYPE_CHECKING:
-    from ._core import Core
-    from ._work_item import TaskFuture
+    from .core import Core
+    from .task import TaskFuture
 
 __all__ = ["Alarm", "Herald", "Supervisor"]
 
-logger = Logger(__name__)
+logger = Logger("tasker_executor")
 
 #: Seconds until the supervisor looks again after a mistake of ours, which it may make again. A kick ends this pause.
 AFTER_A_STUMBLE = 1.0

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
-from ._types import DAEMON
+from .._sync import DAEMON
 
 __all__ = ["DAEMON", "CannotStart", "Endings", "make_thread", "start_thread"]
 

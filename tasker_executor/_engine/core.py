@@ -39,13 +39,18 @@ from operator import methodcaller
 from types import FrameType
 from typing import Any
 
-from ._admission import Admission
-from ._current import current
-from ._lanes import Lane, Lanes
-from ._outage import BACKOFF_FIRST, Outage
-from ._recorder import Outcome, Recorder
-from ._report import Logger, safe_repr
-from ._resources import (
+from .._report import Logger, safe_repr
+from .._sync import Bell, Latch, clock, in_one_step, lock_timeout, spend_stack
+from ..exceptions import PoolDeadlockError, ResourceCreationError, ShutdownTimeout
+from ..observers import ObserverHub, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
+from ..policies import ScalingPolicy
+from ..stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
+from .admission import Admission
+from .current import current
+from .lanes import Lane, Lanes
+from .outage import BACKOFF_FIRST, Outage
+from .recorder import Outcome, Recorder
+from .resources import (
     REPLACED,
     End,
     Holding,
@@ -57,21 +62,17 @@ from ._resources import (
     is_in_use,
     join_aborts,
 )
-from ._supervisor import Supervisor
-from ._threads import CannotStart, Endings, make_thread, start_thread
-from ._types import Bell, Latch, State, clock, in_one_step, lock_timeout, spend_stack
-from ._work_item import WITHDRAWN, Sidecar, TaskFuture
-from ._worker import Worker
-from .exceptions import PoolDeadlockError, ResourceCreationError, ShutdownTimeout
-from .observers import ObserverHub, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
-from .policies import ScalingPolicy
-from .stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
+from .state import State
+from .task import WITHDRAWN, Sidecar, TaskFuture
+from .threads import CannotStart, Endings, make_thread, start_thread
+from .timer import Supervisor
+from .worker import Worker
 
 __all__ = ["Core"]
 
 logger = Logger("tasker_executor")
 
-_PACKAGE = os.path.dirname(__file__) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 #: So many workers, at most, are on their way from sleep to their first task. To wake more of them sooner would only make them
 #: queue up for the interpreter, to find, most of them, that the others have done all there was.

@@ -45,14 +45,14 @@ from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._current import current
-from ._handoff import Handoff, HandoffLost, borrow, discard, give_back
-from ._report import Logger, aside
-from ._types import clock, lock_timeout, must_escape
-from .exceptions import TaskExpired
+from .._report import Logger, aside, must_escape
+from .._sync import clock, lock_timeout
+from ..exceptions import TaskExpired
+from .current import current
+from .handoff import Handoff, HandoffLost, borrow, discard, give_back
 
 if TYPE_CHECKING:
-    from ._lanes import Lane
+    from .lanes import Lane
 
     class ReentrantLock:
         """`threading.RLock`, which type checkers may not subclass."""
@@ -68,7 +68,9 @@ __all__ = ["CANCELLED", "FINISHED", "PENDING", "RUNNING", "WITHDRAWN", "Sidecar"
 
 T = TypeVar("T")
 
-logger = Logger(__name__)
+logger = Logger("tasker_executor")
+#: Errors of tasks that nobody asked for. Of its own, so that an application can silence it.
+lost_logger = Logger("tasker_executor.lost")
 futures_logger = Logger("concurrent.futures")
 
 #: Verdicts on a task that never starts, besides an exception for it. A withdrawn task was never handed out to anybody.
@@ -205,7 +207,7 @@ class Unretrieved:
         self.function = function
         self.error: BaseException | None = error
 
-    def __del__(self, logger: Logger = logger, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
+    def __del__(self, logger: Logger = lost_logger, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
         if self.error is None:
             return
         at_exit = exiting()  # then no traceback can be formatted

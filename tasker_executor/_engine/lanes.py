@@ -14,13 +14,13 @@ from operator import attrgetter
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from ._types import in_one_step
+from .._sync import in_one_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._core import Core
-    from ._work_item import Sidecar, TaskFuture
+    from .core import Core
+    from .task import Sidecar, TaskFuture
 
 __all__ = ["Lane", "Lanes"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._checks import wait_seconds
-from .exceptions import NoCurrentTask, TaskCancelled
+from .._checks import wait_seconds
+from ..exceptions import NoCurrentTask, TaskCancelled
 
 if TYPE_CHECKING:
-    from ._types import Latch
-    from ._work_item import TaskFuture
+    from .._sync import Latch
+    from .task import TaskFuture
 
 __all__ = ["Caller", "Holder", "TaskContext", "current", "current_task"]
 

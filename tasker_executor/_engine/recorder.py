@@ -21,11 +21,11 @@ from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING
 
-from ._types import clock, in_one_step
-from .stats import DurationSummary
+from .._sync import clock, in_one_step
+from ..stats import DurationSummary
 
 if TYPE_CHECKING:
-    from ._lanes import Lanes
+    from .lanes import Lanes
 
 __all__ = ["LULL", "RATE_WINDOW", "Histogram", "Outcome", "Recorder", "TaskLog"]
 
