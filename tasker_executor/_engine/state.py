@@ -1,10 +1,13 @@
-"""The states of an executor."""
+"""The states of an executor, and the lock that guards it."""
 
 from __future__ import annotations
 
 import enum
+import threading
 
-__all__ = ["State"]
+from .._sync import Bell, Latch
+
+__all__ = ["Lifecycle", "State"]
 
 
 class State(enum.IntEnum):
@@ -12,10 +15,30 @@ class State(enum.IntEnum):
 
     RUNNING -> DRAINING: ``shutdown``, the executor was dropped, the interpreter exits, an initializer failed.
     RUNNING, DRAINING -> KILLED: ``kill``.
-    DRAINING, KILLED -> CLOSED: nothing is queued and the last worker has ended.
+    DRAINING, KILLED -> CLOSED: no task is queued and the last worker has ended.
     """
 
     RUNNING = 0
     DRAINING = 1
     KILLED = 2
     CLOSED = 3
+
+
+class Lifecycle:
+    """The state of one executor, shared by all rooms of its engine."""
+
+    __slots__ = ("changed", "killed", "lock", "state", "terminated")
+
+    def __init__(self) -> None:
+        # Guards the state and the crew. Reentrant: a signal handler or a destructor may submit, shut down or ask for stats
+        # while its own thread is in here; so every step under it leaves the facts in order. Never held while user code runs.
+        self.lock = threading.RLock()
+        self.state = State.RUNNING
+        self.changed = Bell()  # rung when a worker is ready or has ended, and when the state changes
+        self.killed = Latch()
+        self.terminated = Latch()
+
+    def reinit_after_fork(self) -> None:
+        """Close, in the child of a fork: the lock may be held by a thread of the parent."""
+        self.lock = threading.RLock()
+        self.state = State.CLOSED

@@ -1,0 +1,441 @@
+"""The crew: which workers live, and how many should.
+
+**One place decides** whether a worker is started: `Crew._hire`, under the lock. It decides from the facts as they are (how many
+workers live, how many are starting, how many tasks wait), never from a count of requests. Each thread that changes a fact asks:
+a submitter that finds no idle worker, a worker that ends, the timer when the factory may be tried again, a call of `resize`. So
+the next change puts right what an interruption has left half-way.
+
+**Decided under the lock, done outside of it.** `populate` starts the workers that `_hire` has entered into the books, and holds
+no lock while it does. `Thread.start` waits for the new thread; that thread may run a destructor that wants the lock before it
+can be said to have started.
+
+**A call may be interrupted** between the two by a signal handler that calls us again, or by an error. The workers hired by the
+interrupted call are *unborn*: in the books, without a thread. The nested call disowns them, and so does the interrupted call
+itself when it fails.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from _thread import get_ident
+from collections.abc import Callable, Collection
+
+from .._report import Logger
+from .._sync import clock, spend_stack
+from .idle import Idle, Seat
+from .lanes import Lanes
+from .outage import Outage
+from .recorder import Recorder
+from .resources import REPLACED, End, UnfitResource
+from .settings import Settings
+from .state import Lifecycle, State
+from .threads import CannotStart, Endings, start_thread
+from .timer import Timer
+from .worker import Worker
+
+__all__ = ["Crew"]
+
+logger = Logger("tasker_executor")
+
+
+class Crew:
+    """The workers of one executor. All that is said to be done under the lock is done under `Lifecycle.lock`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        life: Lifecycle,
+        idle: Idle,
+        lanes: Lanes,
+        recorder: Recorder,
+        timer: Timer,
+        waiting_inside: Collection[int],
+        make_worker: Callable[[int], Worker],
+    ) -> None:
+        """`waiting_inside` holds the threads of workers that wait for a task of this executor."""
+        self._name = settings.name
+        self._owns_resources = settings.hooks is not None
+        self._life = life
+        self._idle = idle
+        self._lanes = lanes
+        self._recorder = recorder
+        self._timer = timer
+        self._waiting_inside = waiting_inside
+        self._make_worker = make_worker
+
+        # Guarded by the lock, all that follows.
+        self.min_workers, self.max_workers = settings.min_workers, settings.max_workers
+        #: The number of workers wanted: what the policy said last, within the bounds.
+        self.wanted = settings.max_workers if settings.policy is None else settings.min_workers
+        #: The workers in the books. One that ends leaves before its successor enters, so there are never more than the limit.
+        self.workers: set[Worker] = set()
+        self.leaving: set[Worker] = set()  # of these, those that have been retired and are about to end
+        self.ended = Endings()  # threads that have left `workers`
+        self._hiring = False
+        #: Those of `workers` whose thread is yet to be started, and the thread that is to start it.
+        self._unborn: dict[Worker, int] = {}
+        self.replaced = 0
+        self.broken = False  # an initializer failed
+        self.outage = Outage(settings.create_timeout, clock())
+        #: Not empty: there are more workers than there may be. A worker that is about to start a task then asks `dismisses`.
+        self.leave: list[None] = []
+
+    # -- how many there are, and how many there may be
+
+    def starting(self) -> int:
+        """Return how many workers have yet to look at the lanes for the first time, and are not late."""
+        return sum(not (worker.ready or worker.late) for worker in self.workers.copy())
+
+    def _late(self) -> int:
+        """Return how many workers have been starting for `create_timeout`. No task counts on them: another may try."""
+        return sum(worker.late for worker in self.workers.copy())
+
+    def busy(self) -> int:
+        """Return how many workers have a task in hand."""
+        return sum(worker.task is not None for worker in self.workers.copy())
+
+    def limit(self) -> int:
+        """Return how many workers there may be: as many as wanted, but at least one that does not wait inside.
+
+        A worker that waits for a task of this executor needs another one to run it.
+        """
+        waiting = 0
+        if self._waiting_inside:
+            waiting = sum(worker.thread.ident in self._waiting_inside for worker in self.workers.copy())
+        return max(self.wanted, self.min_workers, min(waiting + 1, self.max_workers))
+
+    def _most(self) -> int:
+        """Return how many threads of workers there may be.
+
+        Late workers do not count among the workers wanted, but they do among the threads.
+        """
+        return min(self.limit() + self._late(), self.max_workers)
+
+    def _surplus(self) -> int:
+        """Return how many workers there are too many. Lock held."""
+        return len(self.workers) - len(self.leaving) - self._most()
+
+    def _may_start(self) -> bool:
+        """Return whether a worker may be started, if one is needed. Lock held."""
+        if self.broken or self._life.state >= State.KILLED or len(self.workers) >= self._most():
+            return False
+        return not self.outage.failures or self.outage.may_try(clock(), self.starting())
+
+    def _needed(self) -> bool:
+        """Return whether another worker is needed. Each that is starting will look at the lanes: only further tasks count."""
+        starting = self.starting()
+        while (waiting := self._lanes.waiting()) and starting != (now := self.starting()):
+            starting = now  # one has begun to work since, and may have taken a task: count again
+        if waiting > starting:
+            return True
+        present = len(self.workers) - len(self.leaving) - self._late()
+        return self._life.state is State.RUNNING and present < self.min_workers
+
+    def overflow(self) -> int:
+        """Return how many tasks wait beyond those that free workers are about to take; for the queue bound."""
+        if self.outage.failures == 0:
+            limit = self.limit()
+        else:  # and one to try the factory with, when it is time: without it, with max_queued=0, no task ever comes in
+            limit = sum(worker.ready for worker in self.workers.copy()) + self._may_start()
+        return self._lanes.waiting() - max(0, limit - self.busy())
+
+    # -- starting workers
+
+    def populate(self) -> None:
+        """Start the workers that are needed. Called without the lock. Raises CannotStart."""
+        hired: list[Worker] = []
+        try:
+            with self._life.lock:
+                self._hire(hired)
+            if hired and self._owns_resources:
+                self._timer.kick(start=False)  # for create_timeout; the worker starts it
+            elif not hired:
+                self._timer.start_if_wanted()  # for the pause that may be the reason: perhaps no other thread does
+            while hired:
+                if not hired[-1].over:  # not disowned by a signal handler that has interrupted this call
+                    start_thread(hired[-1].thread)
+                self._unborn.pop(hired.pop(), None)
+        except BaseException:
+            for worker in hired:
+                self._disown(worker)
+            raise
+
+    def populate_or_retry(self) -> None:
+        """Do the same for a caller that has no one to raise to: a refused thread is like a resource that cannot be made."""
+        try:
+            self.populate()
+        except CannotStart as error:
+            self.retry_later(error)
+
+    def retry_later(self, error: CannotStart) -> None:
+        """Have the timer try again: the system refuses a thread, and no submitter may hear of the tasks that wait."""
+        with self._life.lock:
+            held = self.outage.error  # until the lock is free: to drop an error may run destructors
+            self.note_failure(error, clock())
+        del held
+        self._timer.start_if_wanted()
+        logger.error("executor %r: cannot start a worker", self._name, exc_info=error, executor=self._name)
+
+    def _hire(self, hired: list[Worker]) -> None:
+        """Enter the workers that are needed into the books, and into `hired`, whose owner starts them. Lock held.
+
+        Room is offered before the last look at the lanes: a submitter that finds the stack empty has queued its task before
+        that.
+        """
+        if self._unborn:
+            self._disown_interrupted(hired)
+        while not self._hiring:  # a signal handler, or a destructor, that interrupts this leaves it to the outer call
+            self._hiring = True
+            try:
+                self._offer_room()
+                while self._may_start() and self._needed():
+                    if not hired:
+                        spend_stack()
+                    used = {worker.index for worker in self.workers}
+                    worker = self._make_worker(min(set(range(len(used) + 1)) - used))
+                    hired.append(worker)
+                    self._recorder.add_log(worker.log)
+                    self._unborn[worker] = get_ident()
+                    self.workers.add(worker)
+                    self._offer_room()
+            finally:
+                self._hiring = False
+            if not (self._may_start() and self._needed()):
+                break
+
+    def _offer_room(self) -> None:
+        """Offer Room if a worker may be started, and withdraw it if none may. Lock held.
+
+        It stays while the timer, whose thread could not be started, is missing: only a submitter then sees the end of a pause.
+        """
+        self._idle.offer_room(self._life.state is State.RUNNING and (self._may_start() or self._timer.wanted))
+
+    def _disown_interrupted(self, hired: list[Worker]) -> None:
+        """Disown the workers that this very thread has hired elsewhere than into `hired`, and not started. Lock held.
+
+        The call that was to start them has been interrupted: by the signal handler that calls this, which might wait for them,
+        or by an error.
+        """
+        me = get_ident()
+        for worker, starter in self._unborn.copy().items():
+            if starter == me and worker not in hired:
+                self._disown(worker)
+
+    def _disown(self, worker: Worker) -> None:
+        """Strike out a worker that is not to live: its thread could not be started, or an error was thrown in before that."""
+        if worker.birth.acquire(False):  # it has not begun to live, and now never will
+            worker.over = True
+            with self._life.lock:
+                self._forget(worker)
+                self._offer_room()
+            worker.thread = threading.main_thread()  # its own, which never ran, refers to it: see `Endings`
+        self._unborn.pop(worker, None)
+
+    def bury(self) -> None:
+        """End the workers whose thread has died, and which are in the books all the same.
+
+        An error was thrown into the first steps of the thread, where no code of ours could see it, or again and again into its
+        last ones. Another worker runs the task that waits for such a worker.
+        """
+        for worker in self.workers.copy():
+            if worker not in self._unborn and not worker.thread.is_alive():
+                self._disown(worker)  # if it has never lived
+                if not worker.over:
+                    worker.end(End.CRASHED, None)
+        self.populate_or_retry()
+
+    def _forget(self, worker: Worker, *, replaced: bool = False) -> None:
+        """Strike a worker out of the books. Lock held."""
+        self._note_served()
+        self._recorder.close_log(worker.log)
+        self.leaving.discard(worker)
+        self.replaced += replaced
+        worker.seat.vacated = True
+        self.workers.discard(worker)  # last: an error thrown in before it leaves the worker in the books, and this is repeated
+        self._note_bare()
+
+    # -- what workers report
+
+    def note_ready(self, worker: Worker, *, in_doubt: bool) -> bool:
+        """Count a worker that owns its resource and is about to look at the lanes for the first time.
+
+        Return False if the factory fails and the resource is `in_doubt`: it has to pass its check before it counts as the end of
+        the outage. Else each new resource of a bad server would look like that end, and start all the workers.
+
+        Without resources this takes no lock: the thread that started the worker holds it, and a task should be in hand when
+        `submit` returns.
+        """
+        if not self._owns_resources and not self.outage.failures:
+            worker.ready = True
+            return True
+        with self._life.lock:
+            held = self.outage.error  # until the lock is free: to drop an error may run destructors
+            if in_doubt and self.outage.failures:
+                return False
+            recovered = self.outage.made()
+        del held
+        if recovered:
+            self.populate_or_retry()  # this worker counts as starting still: it has yet to look at the lanes
+        with self._life.lock:
+            worker.ready = True
+            self.outage.bare_since = None  # whatever happened while the lock was free
+            if worker.late:
+                worker.late = False
+                if self._surplus() > 0:
+                    self.leave[:] = [None]  # another has taken its place
+        return True
+
+    def note_end(self, worker: Worker, end: End, error: BaseException | None) -> bool:
+        """Strike out a worker that ends; return whether its end is a failure of the factory that is to be reported."""
+        failed = False
+        with self._life.lock:
+            held = self.outage.error  # until the lock is free: to drop an error may run destructors
+            if worker in self.workers:
+                self.broken = self.broken or end is End.INITIALIZER_FAILED
+                self.ended.add(worker.thread)
+                failed = self._judge_end(worker, end, error)
+                self._forget(worker, replaced=end in REPLACED)
+        del held
+        return failed
+
+    def _judge_end(self, worker: Worker, end: End, error: BaseException | None) -> bool:
+        """Note what the end of a worker says of the factory; return whether it is a failure to be reported. Lock held.
+
+        A worker that crashes before it has run a task makes a pause as well: whatever ended it may end its successor.
+        """
+        if error is None or isinstance(error, UnfitResource):  # the latter has been counted
+            return False
+        if end is End.CRASHED and not worker.log.attempts():
+            self.note_failure(error, worker.started_at)
+        return end is End.CREATION_FAILED and self.note_failure(error, worker.started_at)
+
+    def dismisses(self, worker: Worker) -> End | None:
+        """Return why this worker must go instead of taking a task; None if it may stay. Asked while `leave` is not empty."""
+        with self._life.lock:
+            if self._life.state >= State.KILLED:
+                return End.DRAINED
+            if self._surplus() <= 0:
+                self.leave.clear()
+                return None
+            self.leaving.add(worker)
+            return End.RETIRED
+
+    def may_retire(self, worker: Worker) -> bool:
+        """Return whether a worker that has been idle for `idle_timeout` may go: it is above the base."""
+        with self._life.lock:
+            present = len(self.workers) - len(self.leaving) - self._late()
+            if self._life.state is State.RUNNING and present <= self.min_workers:
+                return False
+            self.leaving.add(worker)
+            return True
+
+    # -- what they say of the factory
+
+    def note_failure(self, error: BaseException, begun: float) -> bool:
+        """Note that a resource could not be made, in an attempt begun at `begun`; return whether it counts. Lock held."""
+        self._timer.kick(start=False)  # in any case: it waits for the last attempt of a round to end
+        self._note_served()
+        return self.outage.failed(error, begun, clock(), random.uniform)
+
+    def note_unfit(self, worker: Worker, fault: UnfitResource) -> bool:
+        """Note that a worker's resource failed its check before it had served a task; return whether that counts."""
+        with self._life.lock:
+            held = self.outage.error  # until the lock is free: to drop an error may run destructors
+            counts = self.note_failure(fault, worker.started_at)
+        del held
+        return counts
+
+    def note_giving_up(self) -> None:
+        """Note that a worker is about to destroy its resource, which may take its time."""
+        with self._life.lock:
+            self._note_served()
+            self._note_bare()
+            bare = self.outage.bare_since is not None
+        if bare:
+            self._timer.kick()  # for create_timeout, of the tasks that come from now on
+
+    def _note_served(self) -> None:
+        """Tell the outage which resources have served a task. Lock held."""
+        if self.outage.on_probation:
+            for worker in self.workers:
+                if worker.log.attempts():
+                    self.outage.served(worker.started_at)
+
+    def _note_bare(self) -> None:
+        """Tell the outage if no worker owns a resource any more. Lock held."""
+        if self.outage.bare_since is None and not any(worker.ready and worker.holding is not None for worker in self.workers):
+            self.outage.bare(clock())
+
+    def note_late(self, now: float) -> tuple[list[Worker], float | None]:
+        """Return the workers that turn out to be late, and when the next one will be. Lock held."""
+        late: list[Worker] = []
+        due: float | None = None
+        for worker in self.workers if self._owns_resources else ():
+            if not worker.ready and not worker.late:
+                when = worker.started_at + self.outage.create_timeout
+                if now >= when:
+                    worker.late = True
+                    late.append(worker)
+                else:
+                    due = when if due is None else min(due, when)
+        return late, due
+
+    # -- wishes
+
+    def want(self, wanted: int) -> tuple[int, int]:
+        """Take the number of workers wanted, within the bounds; return it before and after."""
+        with self._life.lock:
+            return self._set_wanted(wanted)
+
+    def resize(self, min_workers: int, max_workers: int, *, wanted: int | None, wake_idle: bool) -> tuple[int, int]:
+        """Change the bounds; return the number wanted before and after.
+
+        Surplus workers leave: idle ones at once, busy ones after their task. `wake_idle`: the time that the others may be idle
+        depends on the bounds, so they look up.
+        """
+        with self._life.lock:
+            self.min_workers, self.max_workers = min_workers, max_workers
+            change = self._set_wanted(self.wanted if wanted is None else wanted)
+            if self._surplus() > 0:
+                self.leave[:] = [None]
+            if wake_idle:
+                self._idle.wake_all()
+        return change
+
+    def _set_wanted(self, wanted: int) -> tuple[int, int]:
+        """Take the number wanted, and retire idle workers above it. Lock held."""
+        before, self.wanted = self.wanted, min(max(wanted, self.min_workers), self.max_workers)
+        self._retire_idle()
+        return before, self.wanted
+
+    def _retire_idle(self) -> None:
+        """Retire idle workers above the number wanted, the longest idle first, so that warm resources stay. Lock held."""
+        surplus = self._surplus()
+        owners: dict[Seat, Worker] = {worker.seat: worker for worker in self.workers} if surplus > 0 else {}
+        for seat in self._idle.seats() if surplus > 0 else ():
+            worker = owners.get(seat)
+            if surplus <= 0:
+                break
+            if worker is not None and worker not in self.leaving:
+                seat.told_to_leave = True
+                if self._idle.wake(seat):
+                    self.leaving.add(worker)
+                    surplus -= 1
+                else:
+                    seat.told_to_leave = False
+
+    # -- the end
+
+    def refuse_tasks(self) -> None:
+        """Have each worker put its next task back: before the cancel tokens are set, and the tasks obey. Lock held."""
+        self.leave[:] = [None]
+
+    def reinit_after_fork(self) -> None:
+        """Forget the workers, in the child of a fork: their threads belong to the parent."""
+        self.leave[:] = [None]
+        for worker in self.workers:
+            worker.over = True
+        self.workers.clear()
+        self.leaving.clear()
+        self.ended.clear()

@@ -1,0 +1,103 @@
+"""Who waits inside: a task that waits for another task of its own executor, and the end of a wait that is hopeless.
+
+If every worker waits for a task of this executor, another worker is started, whatever the policy says (`Crew.limit`). If no other
+may be started, no worker is left to run a task. The wait that began last then ends with `PoolDeadlockError`, unless one of the
+waits has a timeout: that one ends by itself.
+"""
+
+from __future__ import annotations
+
+from _thread import LockType, allocate_lock, get_ident
+from concurrent.futures import Future
+from typing import Any
+
+from .._sync import lock_timeout
+from ..exceptions import PoolDeadlockError
+from .crew import Crew
+from .state import Lifecycle
+from .task import TaskFuture
+
+__all__ = ["WaitInside", "WaitsInside"]
+
+
+class WaitInside:
+    """A thread of the executor waits for one of the executor's own tasks."""
+
+    __slots__ = ("gate", "hopeless", "task", "timed")
+
+    def __init__(self, task: TaskFuture[Any], *, timed: bool) -> None:
+        self.task = task
+        self.timed = timed  # it ends by itself, and is never hopeless
+        self.gate = allocate_lock()
+        self.gate.acquire()
+        self.hopeless = False  # it waits no more, since no worker is left to run the task
+
+    def __call__(self, future: Future[Any]) -> None:
+        """End the wait: the task's done-callback."""
+        try:
+            self.gate.release()
+        except RuntimeError:  # ended already
+            pass
+
+    def give_up(self) -> None:
+        """End the wait with PoolDeadlockError."""
+        self.hopeless = True
+        self(self.task)
+
+
+class WaitsInside:
+    """The waits inside of one executor."""
+
+    def __init__(self, name: str, life: Lifecycle, crew: Crew, waits: dict[int, WaitInside]) -> None:
+        """`waits` holds the waits by thread. Changed under the executor's lock; the crew looks at its keys."""
+        self._name = name
+        self._life = life
+        self._crew = crew
+        self._waits = waits
+
+    def wait(self, task: TaskFuture[Any], permit: LockType, timeout: float | None) -> bool:
+        """Acquire `permit`, which is released when `task` is done, on a thread of the executor; return False at the timeout.
+
+        Raises PoolDeadlockError: see the module's docstring.
+        """
+        me = get_ident()
+        wait = WaitInside(task, timed=timeout is not None)
+        if timeout is None:
+            task.add_done_callback(wait)
+        try:
+            with self._life.lock:
+                self._waits[me] = wait
+            self._crew.populate_or_retry()
+            if timeout is not None:
+                return permit.acquire(True, lock_timeout(timeout))
+            self.end_a_hopeless_wait()
+            wait.gate.acquire()
+        finally:
+            with self._life.lock:
+                self._waits.pop(me, None)
+        if wait.hopeless:
+            raise PoolDeadlockError(
+                f"executor {self._name!r}: this task waits for another task of its own executor, and so do all "
+                f"{len(self._crew.workers)} workers, so none is left to run it; use more workers or another executor, "
+                "or wait outside of the pool"
+            )
+        return permit.acquire()
+
+    def end_a_hopeless_wait(self) -> None:
+        """End the wait that began last if all workers wait inside, and no other worker may be started."""
+        if not self._waits:
+            return
+        crew = self._crew
+        with self._life.lock:
+            waits = [wait for worker in crew.workers if (wait := self._waits.get(worker.thread.ident or 0))]
+            if len(waits) < len(crew.workers) or len(crew.workers) < crew.limit() or not waits:
+                return
+            hands = {id(worker.task) for worker in crew.workers}
+            for wait in waits:
+                task = wait.task
+                if wait.timed or task.done() or task.may_expire() or wait.hopeless:
+                    return
+                if task.running() and id(task) not in hands:  # it runs in its caller's thread, or is about to be told of
+                    return
+            last = next(reversed([wait for wait in self._waits.values() if wait in waits]))
+        last.give_up()

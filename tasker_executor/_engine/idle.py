@@ -1,0 +1,237 @@
+"""The wake-up protocol: how a submitter and an idle worker find each other.
+
+**The idle stack** holds the seats of the workers that have nothing to do. The worker that became idle last is on top, so the
+warmest one works next. `Room` lies at the bottom while more workers may be started. A policy that pauses puts its alarm there,
+too. Threads push and pop without a lock: each step is a single call into C.
+
+**Taking turns.** A submitter appends its task to a lane first and looks at the idle stack afterwards. If the stack has an
+entry, the submitter pops the top one and releases it: exactly one wake-up. A worker that runs out of work registers on the
+stack first and looks at the lanes afterwards. One of the two sees the other, so no task is left behind.
+
+**The permit.** From this follows the rule of a seat's `park` lock: *a seat on the stack has no permit; a seat that was popped
+gets exactly one.* A worker that finds a task although it is registered takes its seat off the stack. If the seat has been
+popped already, the worker takes the permit. Then it either runs a task at once, or passes the wake-up on.
+
+**Few at a time.** At most `WAKES_AT_ONCE` workers are on their way from sleep to their first task. More of them would queue up
+for the interpreter, and most would find that the first ones had done all there was. While that many have a permit and have not
+taken it, submitters wake no worker: they see `ENOUGH`, which is empty, instead of the stack. A submitter looks at the permits
+after it has queued its task. A worker takes its permit first and looks at the lanes afterwards. If it finds more than one task
+there, it wakes another worker. So all workers that are needed come, one after the other.
+
+**The end.** A closed executor shows `CLOSED`, which is always true. The slow path of the submitter then takes the task back and
+refuses it, unless a worker has it already.
+"""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from itertools import repeat
+from operator import methodcaller
+from threading import RLock
+from typing import Any
+
+from .._sync import in_one_step, spend_stack
+
+__all__ = ["CLOSED", "ENOUGH", "WAKES_AT_ONCE", "Idle", "Room", "Seat"]
+
+#: At most this many workers are on their way from sleep to their first task: see "Few at a time".
+WAKES_AT_ONCE = 8
+
+#: What submitters see instead of the idle stack once the executor accepts no more tasks: always true.
+CLOSED: list[Any] = ["closed"]
+#: What they see while enough workers have been woken: never true.
+ENOUGH: list[Any] = []
+
+
+class Room:
+    """Lies at the bottom of the idle stack while more workers may be started.
+
+    A submitter that pops it has found no idle worker, and starts one. The pop puts it back in the same step of the interpreter
+    (see `Idle.wake_top`). So whatever is thrown into the submitter, the next one finds it.
+    """
+
+    def __init__(self, stack: list[Any]) -> None:
+        #: Puts this back onto the stack, which is empty then. Returns a true value; the `release` of a seat returns None.
+        self.release = partial(stack.__iadd__, (self,))
+
+
+_REHEARSAL = Room([])
+_REHEARSAL.release = partial([None].__iadd__, ())
+
+
+class Seat:
+    """A worker's half of the protocol: its entry of the idle stack, and the lock that it sleeps on."""
+
+    __slots__ = ("_idle", "park", "release", "told_to_leave", "vacated")
+
+    def __init__(self, idle: Idle) -> None:
+        self._idle = idle
+        self.park = allocate_lock()
+        self.park.acquire()
+        #: Gives the permit: what pops the seat off the stack calls this.
+        self.release = self.park.release
+        #: Set, before the permit, by the thread that takes the seat off the stack in order to retire the worker.
+        self.told_to_leave = False
+        #: The worker is no more: nothing waits for its permit to be taken.
+        self.vacated = False
+
+    def rise(self) -> bool:
+        """Take the seat off the stack; return False if another thread has popped it."""
+        try:
+            self._idle.stack.remove(self)
+        except ValueError:
+            return False
+        return True
+
+    def leave(self) -> bool:
+        """Take the seat off the stack instead of going to sleep; return whether the worker was chosen to retire.
+
+        1. A submitter pops the seat for its task. 2. The worker finds a task itself, perhaps another one. 3. So the permit, come
+        or coming, is the worker's to take, and it passes the wake-up on if tasks wait.
+        """
+        if not self.rise():
+            self.take_permit()
+            self._idle.pass_on()
+        return self.told_to_leave
+
+    def take_permit(self) -> None:
+        """Take the permit, which has come or is about to come, since another thread has popped the seat."""
+        self.park.acquire()
+        idle = self._idle
+        if idle.line is not idle.stack:
+            idle.note_arrival()
+
+    def sleep(self, timeout: float) -> bool:
+        """Sleep until the permit comes, for `timeout` seconds at most (-1: no limit); return whether it came."""
+        if not self.park.acquire(True, timeout):
+            return False
+        idle = self._idle
+        if idle.line is not idle.stack:
+            idle.note_arrival()
+        return True
+
+
+class Idle:
+    """The submitters' half: the idle stack, and what submitters see of it."""
+
+    def __init__(self, pass_on: Callable[[], object]) -> None:
+        """Call `pass_on` where a worker was woken for a task that it does not take: another is to be woken."""
+        self.pass_on = pass_on
+        #: The seats of idle workers, the last one to become idle on top. See "The idle stack".
+        self.stack: list[Any] = []
+        #: What submitters look at: the stack, or `ENOUGH`; `CLOSED` in the end.
+        self.line = self.stack
+        # Guards changes of `line`. A leaf: a worker takes it when it wakes, and must not wait for the holder of another lock.
+        self._lock = RLock()
+        self._room = Room(self.stack)
+        # Pops and releases in one step of the interpreter, so that no signal handler can raise between the two: the worker
+        # would be off the stack and never be woken. (operator.methodcaller calls `release`, iter(f, x) calls f again and again,
+        # next does it once.)
+        self._wakes = map(methodcaller("release"), iter(self.stack.pop, None))
+        # The same without any effect. Before Python 3.12, calls of C functions spend the stack, too: if it ends in there, it
+        # had better end before the pop.
+        self._rehearsals = map(methodcaller("release"), repeat(_REHEARSAL))
+        #: The seats woken last.
+        self._woken: deque[Seat] = deque(maxlen=WAKES_AT_ONCE)
+
+    # -- what submitters do
+
+    def wake_top(self) -> bool:
+        """Wake the top of the stack; return whether that is Room, and a worker may be started."""
+        try:
+            top = self.stack[-1]
+            next(self._rehearsals)
+            room = next(self._wakes)
+        except IndexError:  # other submitters woke all: those workers find the task, too, before they go to sleep
+            return False
+        if not room and isinstance(top, Seat):
+            self._woken.append(top)
+        return bool(room)
+
+    def hold_back(self) -> bool:
+        """Show submitters no worker if enough are on their way; return whether that is so. See "Few at a time"."""
+        woken = self._woken
+        try:
+            if len(woken) < WAKES_AT_ONCE or woken[0].park.locked():
+                return False
+        except IndexError:  # the end of the executor has emptied it
+            return False
+        if not self._enough_on_their_way():
+            return False
+        with self._lock:
+            if self.line is self.stack:
+                self.line = ENOUGH
+        if self._enough_on_their_way():
+            return True
+        self.note_arrival()  # one has come, and may have missed the sign
+        return False
+
+    def _enough_on_their_way(self) -> bool:
+        """Return whether `WAKES_AT_ONCE` workers are woken and have yet to take their permit."""
+        try:
+            woken = set(self._woken.copy())
+        except RuntimeError:  # without the GIL, another submitter appends to it
+            return False
+        return len(woken) == WAKES_AT_ONCE and not any(seat.park.locked() or seat.vacated for seat in woken)
+
+    def note_arrival(self) -> None:
+        """Show submitters the stack again: a woken worker has taken its permit and looks at the lanes next."""
+        with self._lock:
+            if self.line is ENOUGH:
+                self.line = self.stack
+
+    # -- what the crew does
+
+    def offer_room(self, offered: bool) -> None:
+        """Put Room at the bottom of the stack, or take it away. The caller holds the executor's lock."""
+        room, stack = self._room, self.stack
+        if stack[:1] == [room] and offered:
+            return
+        while room in stack:
+            try:
+                stack.remove(room)
+            except ValueError:  # a submitter has popped it, and is putting it back
+                pass
+        if offered:
+            stack.insert(0, room)
+
+    def seats(self) -> list[Seat]:
+        """Return the seats of the idle workers, the longest idle first."""
+        return [entry for entry in self.stack[:] if isinstance(entry, Seat)]
+
+    def wake(self, seat: Seat) -> bool:
+        """Wake this worker; return False if it is not idle, or was just woken. It is off the stack if and only if it is woken."""
+        spend_stack()
+        try:
+            in_one_step(partial(self.stack.remove, seat), seat.release)
+        except ValueError:
+            return False
+        return True
+
+    def wake_all(self) -> None:
+        """Have every idle worker look up: the state, or what it may wait for, has changed."""
+        for seat in self.seats()[::-1]:
+            self.wake(seat)
+
+    # -- the end
+
+    def close(self) -> None:
+        """Show submitters that the executor accepts no more tasks."""
+        with self._lock:
+            self.line = CLOSED
+
+    def forget_woken(self) -> None:
+        """Drop the references to the seats woken last."""
+        self._woken.clear()
+
+    def locks(self) -> list[Any]:
+        """Return the locks that a worker may need."""
+        return [self._lock]
+
+    def reinit_after_fork(self) -> None:
+        """Close, in the child of a fork: the lock may be held by a thread of the parent."""
+        self._lock = RLock()
+        self.line = CLOSED

@@ -1,0 +1,154 @@
+"""What follows when the factory fails: it is tried again in time, tasks fail that have waited too long, callers hear why.
+
+`Outage` says when; the crew keeps it. Here are the two duties of the timer that act on it, and all that is said about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .._report import Logger, safe_repr
+from .._sync import clock
+from ..exceptions import ResourceCreationError
+from ..observers import ObserverHub, ResourceEvent
+from .admission import Admission
+from .crew import Crew
+from .lanes import Lanes
+from .outage import BACKOFF_FIRST
+from .resources import UnfitResource
+from .settings import Settings
+from .state import Lifecycle, State
+
+__all__ = ["Recovery"]
+
+logger = Logger("tasker_executor")
+
+
+class Recovery:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        life: Lifecycle,
+        crew: Crew,
+        lanes: Lanes,
+        admission: Admission,
+        hub: ObserverHub,
+        fail_queue: Callable[[Callable[[float], BaseException], float | None], object],
+    ) -> None:
+        """Call ``fail_queue(make_error, before)`` to fail the tasks queued before that moment; None: all of them."""
+        self._name = settings.name
+        self._create_timeout = settings.create_timeout
+        self._owns_resources = settings.hooks is not None
+        self._life = life
+        self._crew = crew
+        self._lanes = lanes
+        self._admission = admission
+        self._hub = hub
+        self._fail_queue = fail_queue
+
+    # -- duties of the timer
+
+    def try_again(self, now: float) -> float | None:
+        """Try the factory again when it is time, or when an attempt takes too long; return when to look again."""
+        crew, lock = self._crew, self._life.lock
+        paused_until = None
+        with lock:
+            late, due = crew.note_late(now)
+            tended = bool((crew.outage.failures and not crew.starting()) or late)
+            if tended:
+                paused_until = crew.outage.next_attempt(now, crew.starting())
+        if tended and paused_until is None:
+            crew.populate_or_retry()
+            with lock:
+                paused_until = crew.outage.next_attempt(now, crew.starting())
+        if paused_until is not None:
+            due = paused_until if due is None else min(due, paused_until)
+        for worker in late:
+            logger.warning(
+                "executor %r: worker %s has been starting for %.3g s, longer than create_timeout; another may try",
+                self._name,
+                worker.name,
+                now - worker.started_at,
+                executor=self._name,
+                worker=worker.name,
+            )
+        if self._admission.blocked:  # there may be room for one task, to try the factory with
+            self._admission.refill()
+        return due
+
+    def fail_starved(self, now: float) -> float | None:
+        """Fail the tasks that have waited too long for a worker with a resource; return when the next one is due."""
+        outage = self._crew.outage
+        if not self._owns_resources or outage.bare_since is None or self._life.state >= State.KILLED:
+            return None
+        oldest = self._lanes.oldest()
+        due = None if oldest is None else outage.gives_up_at(oldest)
+        if due is not None and now >= due:
+            self.fail_queue(outage.error, before=now - self._create_timeout)
+            oldest = self._lanes.oldest()
+            due = None if oldest is None else outage.gives_up_at(oldest)
+        if due is not None:
+            return due
+        # A task queued from now on is due later than this. It wakes the timer only if it starts a worker. It starts none while a
+        # worker is on its way, or late, or ending, or while the factory is left in peace: then the timer must look by itself.
+        return now + max(self._create_timeout, BACKOFF_FIRST) if self._crew.workers or now < outage.retry_at else None
+
+    # -- what is said
+
+    def report(self, worker: str, error: BaseException | None) -> None:
+        """Log that a resource could not be made, or failed its first check, and tell observers."""
+        outage = self._crew.outage
+        delay = max(0.0, outage.retry_at - clock())
+        failures = outage.failures
+        fields = {"executor": self._name, "worker": worker, "failures": failures, "delay": delay}
+        if isinstance(error, UnfitResource):
+            logger.warning(
+                "executor %r: a new resource failed its check (%d in a row), next attempt in %.2g s",
+                self._name,
+                failures,
+                delay,
+                exc_info=error,
+                **fields,
+            )
+        else:
+            logger.warning(
+                "executor %r: on_create failed (%d in a row), next attempt in %.2g s",
+                self._name,
+                failures,
+                delay,
+                exc_info=error,
+                **fields,
+            )
+        if self._hub.hears("creation_failed"):
+            self._hub.tell("creation_failed", ResourceEvent(self._name, worker, 0.0, error))
+
+    def fail_queue(self, cause: BaseException | None, before: float | None = None) -> None:
+        """Fail the tasks queued, or those queued before that moment, since no resource could be made for them."""
+        self._fail_queue(lambda waited: self.error(cause, waited), before)
+
+    def error(self, cause: BaseException | None, waited: float | None = None) -> ResourceCreationError:
+        """Return the error for those who waited for a resource in vain."""
+        spent = "" if waited is None else f" within {waited:.3g} s"
+        why = "; ".join(self._reasons(cause))
+        error = ResourceCreationError(f"executor {self._name!r}: no worker has got a resource{spent}; {why}")
+        error.__cause__ = cause
+        return error
+
+    def _reasons(self, cause: BaseException | None) -> list[str]:
+        """Say why no worker has a resource."""
+        why: list[str] = []
+        if isinstance(cause, UnfitResource):
+            why.append(str(cause))
+        elif cause is not None:
+            why.append(f"on_create failed: {safe_repr(cause)}")
+        workers = self._crew.workers.copy()
+        late = [worker for worker in workers if worker.late]
+        if late or not why:
+            if not late and any(worker.ready for worker in workers):
+                why.append("on_destroy has not returned")
+            else:
+                names = f" on {', '.join(sorted(worker.name for worker in late))}" if late else ""
+                why.append(f"on_create has not returned{names} (create_timeout is {self._create_timeout:g} s)")
+        return why
