@@ -59,7 +59,7 @@ class Story:
     """A future in some state, somebody who waits for it, and a callback."""
 
     def __init__(self, state: str) -> None:
-        self.pool: ResourceExecutor[None] = ResourceExecutor(1, log_lost_errors=False)
+        self.pool: ResourceExecutor[None] = ResourceExecutor(1)
         self.gate = Gate()
         self.called: list[Future[Any]] = []
         self.asker: threading.Thread | None = None
