@@ -7,7 +7,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures import wait as wait_for
 from typing import Any
 
@@ -177,7 +176,7 @@ def test_a_wait_with_a_timeout_is_left_to_its_timeout(make_pool: MakePool) -> No
     def task() -> int:
         return pool.submit(int).result(timeout=0.01)
 
-    with pytest.raises(FutureTimeoutError):
+    with pytest.raises(TimeoutError):
         pool.submit(task).result(DEADLINE)
 
 
@@ -302,7 +301,7 @@ def test_a_wait_with_a_timeout_ends_at_its_time_though_others_wait_without(make_
     outer = [pool.submit(task), pool.submit(wait_for_a_task_of, pool)]
     errors = [future.exception(DEADLINE) for future in outer]
 
-    assert errors[0] is None or type(errors[0]) is FutureTimeoutError
+    assert errors[0] is None or type(errors[0]) is TimeoutError
     assert outer[1].result() == 7
 
 
@@ -339,7 +338,7 @@ def test_a_timeout_that_has_run_out_is_no_wait(make_pool: MakePool) -> None:
     def task() -> None:
         pool.submit(int).result(0)
 
-    assert type(pool.submit(task).exception(DEADLINE)) is FutureTimeoutError
+    assert type(pool.submit(task).exception(DEADLINE)) is TimeoutError
     assert pool._core._limit() == 1
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, as_completed, wait
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from typing import Any, cast
 
@@ -37,7 +36,7 @@ CALLS: dict[str, Step] = {
 }
 
 
-EXPECTED: tuple[type[BaseException], ...] = (*ERRORS, FutureTimeoutError, CancelledError, ValueError)
+EXPECTED: tuple[type[BaseException], ...] = (*ERRORS, TimeoutError, CancelledError, ValueError)
 
 
 def boom() -> None:
