@@ -3,7 +3,7 @@
 # make stress   the long random histories
 # make bench    measure against ThreadPoolExecutor
 #
-# Needs GNU make and Python 3.10 or newer (PYTHON=... names another); all else goes into .venv.
+# Needs GNU make and Python 3.11 or newer (PYTHON=... names another); all else goes into .venv.
 # TASKER_PYTHONS=path:path names more Pythons for `make test`, beside those on PATH and of pyenv.
 
 VENV := .venv
@@ -55,10 +55,10 @@ clean:
 
 # Prints the first Python that will do; says what is missing if there is none.
 find-python:
-	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10); do \
-	    "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && \
+	@for python in $(or $(PYTHON),python3 python3.15 python3.14 python3.13 python3.12 python3.11); do \
+	    "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	        { echo "$$python"; exit; }; \
-	done; echo 'no Python 3.10 or newer with the venv module found; name one: make PYTHON=...' >&2; exit 1
+	done; echo 'no Python 3.11 or newer with the venv module found; name one: make PYTHON=...' >&2; exit 1
 
 # A stamp is the last thing that its recipe writes: a step that was interrupted is done again, one that was not is not.
 $(VENV)/.created:

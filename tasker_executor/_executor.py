@@ -15,8 +15,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextvars import copy_context
@@ -26,13 +24,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from typing_extensions import override
 
 from ._base import BaseExecutor
-from ._checks import check_bounds, check_callable, check_count, check_max_workers, check_seconds
+from ._checks import check_bounds, check_max_workers, check_seconds
 from ._engine.admission import Ticket
 from ._engine.core import Core
 from ._engine.current import Caller, current, current_holder
 from ._engine.handoff import refuse_late_patching
 from ._engine.lanes import Lane
-from ._engine.resources import ResourceHooks, ResourcePool
+from ._engine.resources import ResourcePool
+from ._engine.settings import Settings
 from ._engine.state import State
 from ._engine.task import PENDING, RUNNING, TaskFuture
 from ._options import UNSET, TaskOptions, Unset
@@ -49,7 +48,6 @@ __all__ = ["ResourceExecutor"]
 R = TypeVar("R")
 T = TypeVar("T")
 
-_numbers = itertools.count()
 #: Where the frames between `submit` and a task that runs in the caller come from.
 _OUR_FILES = {__file__, ResourcePool.run.__code__.co_filename}
 
@@ -96,10 +94,6 @@ class ResourceExecutor(BaseExecutor[R]):
         the
             ``"caller"``, as `run_now` does.
         propagate_context: Run each task in a copy of its submitter's `contextvars` context, as `asyncio.to_thread` does.
-        detect_deadlocks: When every worker waits, without a timeout, for a task of this executor, raise `PoolDeadlockError` in
-            the last one instead of waiting for ever.
-        log_lost_errors: Log the error of a task when its future is collected and nobody has asked for its outcome, as asyncio
-            does.
         min_workers: The base: so many workers are started by the constructor and kept.
         policy: Says how many workers are wanted, between `min_workers` and `max_workers`. None: `max_workers` are.
         idle_timeout: Seconds after which an idle worker above the base ends. None: never.
@@ -137,8 +131,6 @@ class ResourceExecutor(BaseExecutor[R]):
         max_queued: int | None = None,
         on_full: Literal["block", "raise", "caller"] = "block",
         propagate_context: bool = True,
-        detect_deadlocks: bool = True,
-        log_lost_errors: bool = True,
         min_workers: int = 0,
         policy: ScalingPolicy | None = None,
         idle_timeout: float | None = None,
@@ -166,8 +158,6 @@ class ResourceExecutor(BaseExecutor[R]):
         max_queued: int | None = None,
         on_full: Literal["block", "raise", "caller"] = "block",
         propagate_context: bool = True,
-        detect_deadlocks: bool = True,
-        log_lost_errors: bool = True,
         min_workers: int = 0,
         policy: ScalingPolicy | None = None,
         idle_timeout: float | None = None,
@@ -195,8 +185,6 @@ class ResourceExecutor(BaseExecutor[R]):
         max_queued: int | None = None,
         on_full: Literal["block", "raise", "caller"] = "block",
         propagate_context: bool = True,
-        detect_deadlocks: bool = True,
-        log_lost_errors: bool = True,
         min_workers: int = 0,
         policy: ScalingPolicy | None = None,
         idle_timeout: float | None = None,
@@ -204,75 +192,39 @@ class ResourceExecutor(BaseExecutor[R]):
         observers: Iterable[Observer] = (),
         name: str | None = None,
     ) -> None:
-        if max_workers is None:
-            max_workers = min(32, (getattr(os, "process_cpu_count", os.cpu_count)() or 1) + 4)
-        max_workers = check_max_workers(max_workers)
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be a callable")  # the standard library's words
-        min_workers = check_bounds(min_workers, max_workers)
-        hooks = {
-            "on_create": on_create,
-            "on_destroy": on_destroy,
-            "check_health": check_health,
-            "check_resource": check_resource,
-            "on_abort": on_abort,
-        }
-        for argument, hook in hooks.items():
-            check_callable(argument, hook)
-        resource_pool_size = check_count("resource_pool_size", resource_pool_size, 0)
-        needing = {**hooks, "max_age": max_age, "max_uses": max_uses, "resource_pool_size": resource_pool_size or None}
-        if on_create is None:
-            for argument, value in needing.items():
-                if value is not None:
-                    raise ValueError(f"{argument}={value!r} is of no use without on_create")
-        check_after_idle = check_seconds("check_after_idle", check_after_idle)
-        if max_uses is not None:
-            max_uses = check_count("max_uses", max_uses, 1)
-        if max_queued is not None:
-            max_queued = check_count("max_queued", max_queued, 0)
-        if on_full not in ("block", "raise", "caller"):
-            raise ValueError(f"on_full must be 'block', 'raise' or 'caller', not {on_full!r}")
-        if policy is not None and (isinstance(policy, type) or not isinstance(policy, ScalingPolicy)):
-            raise TypeError(f"policy must have an interval and a target(load), and {policy!r} has not")
-        if policy is not None:
-            check_seconds("policy.interval", policy.interval, above_zero=True)
-        refuse_late_patching()
-        name = str(name or thread_name_prefix or f"{type(self).__name__}-{next(_numbers)}")
-        self._on_full = on_full
-        self._core = core = Core(
-            name=name,
-            thread_name_prefix=str(thread_name_prefix or name),
-            min_workers=min_workers,
+        settings = Settings.checked(
+            type(self).__name__,
             max_workers=max_workers,
+            thread_name_prefix=thread_name_prefix,
             initializer=initializer,
             initargs=initargs,
-            hooks=None
-            if on_create is None
-            else ResourceHooks(
-                on_create=on_create,
-                on_destroy=on_destroy,
-                check_health=check_health,
-                check_resource=check_resource,
-                check_after_idle=check_after_idle,
-                max_age=None if max_age is None else check_seconds("max_age", max_age, above_zero=True),
-                max_uses=max_uses,
-                on_abort=on_abort,
-            ),
-            create_timeout=check_seconds("create_timeout", create_timeout),
-            max_retries=check_count("max_retries", max_retries, 0),
+            on_create=on_create,
+            on_destroy=on_destroy,
+            check_health=check_health,
+            check_resource=check_resource,
+            check_after_idle=check_after_idle,
+            max_age=max_age,
+            max_uses=max_uses,
+            create_timeout=create_timeout,
+            on_abort=on_abort,
+            max_retries=max_retries,
             max_queued=max_queued,
-            detect_deadlocks=detect_deadlocks,
-            log_lost_errors=log_lost_errors,
-            propagate_context=bool(propagate_context),
+            on_full=on_full,
+            propagate_context=propagate_context,
+            min_workers=min_workers,
             policy=policy,
-            idle_timeout=None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout),
+            idle_timeout=idle_timeout,
             resource_pool_size=resource_pool_size,
             observers=observers,
+            name=name,
         )
+        refuse_late_patching()
+        self._on_full = settings.on_full
+        self._core = core = Core(settings)
         self._normal, self._priority = core.lanes.normal, core.lanes.priority
         self._open_pool = core.pool  # until the end begins
         # What the path in line of `submit` does not do.
-        self._needs_care = max_queued is not None or core.hub.hears("task_submitted")
+        self._needs_care = settings.max_queued is not None or core.hub.hears("task_submitted")
         core.start(self)
 
     # -- tasks
@@ -448,7 +400,7 @@ class ResourceExecutor(BaseExecutor[R]):
             name = function_name(fn)
             del self, fn, args, kwargs
         try:
-            if error is not None and core.log_lost_errors and not isinstance(error, TaskCancelled):
+            if error is not None and not isinstance(error, TaskCancelled):
                 future._arm(core.name, name, error)
             future._finish(value, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)) and must_escape(error):

@@ -109,10 +109,7 @@ def _complain(message: str) -> None:
 def add_note(error: BaseException, note: str) -> None:
     """Add a note to an error of the user's, unless it refuses: a frozen dataclass does, and one whose notes are a tuple."""
     try:
-        if sys.version_info >= (3, 11):
-            error.add_note(note)
-        else:
-            vars(error).setdefault("__notes__", []).append(note)
+        error.add_note(note)
     except BaseException as refused:
         if must_escape(refused):
             raise

@@ -1,13 +1,11 @@
 """Every exception that this library raises on its own account.
 
-Each is a `TaskerError` and also the class that callers of the standard library catch already, so that
-``except queue.Full`` or ``except TimeoutError`` written for another pool keeps its meaning here.
+Each is a `TaskerError` and also the class that callers of the standard library catch already. So ``except queue.Full`` or
+``except TimeoutError``, written for another pool, keeps its meaning here.
 """
 
 import queue
-import sys
 from concurrent.futures import BrokenExecutor, CancelledError
-from concurrent.futures import TimeoutError as FutureTimeoutError
 
 __all__ = [
     "NoCurrentTask",
@@ -34,22 +32,12 @@ class QueueFull(TaskerError, queue.Full):
     """``max_queued`` tasks wait already, and the executor was made with ``on_full="raise"``."""
 
 
-# Until Python 3.11 the TimeoutError of concurrent.futures was a class of its own. Callers catch either.
-if sys.version_info >= (3, 11):
+class TaskExpired(TaskerError, TimeoutError):
+    """The task had not started within its ``start_within`` seconds. It never ran."""
 
-    class TaskExpired(TaskerError, TimeoutError):
-        """The task had not started within the ``start_within`` seconds it was given. It never ran."""
 
-    class ShutdownTimeout(TaskerError, TimeoutError):
-        """``shutdown(timeout=...)`` ran out of time. The message names what still runs; the drain goes on."""
-
-else:  # Python 3.10
-
-    class TaskExpired(TaskerError, TimeoutError, FutureTimeoutError):
-        """The task had not started within the ``start_within`` seconds it was given. It never ran."""
-
-    class ShutdownTimeout(TaskerError, TimeoutError, FutureTimeoutError):
-        """``shutdown(timeout=...)`` ran out of time. The message names what still runs; the drain goes on."""
+class ShutdownTimeout(TaskerError, TimeoutError):
+    """``shutdown(timeout=...)`` ran out of time. The message names what still runs; the drain goes on."""
 
 
 class TaskCancelled(TaskerError, CancelledError):
@@ -59,13 +47,13 @@ class TaskCancelled(TaskerError, CancelledError):
 class PoolDeadlockError(TaskerError, RuntimeError):
     """A task waits for a task of its own executor, and so does every other worker: no result would ever come.
 
-    Seen are waits in ``result()``, ``exception()`` and ``map``, without a timeout. Not seen are those in
+    The executor sees waits in ``result()``, ``exception()`` and ``map`` that have no timeout. It does not see waits in
     `concurrent.futures.wait`, `concurrent.futures.as_completed` and event loops.
     """
 
 
 class TaskLost(TaskerError, BrokenExecutor):
-    """The process that had the task is gone, or cannot be reached, and the task is not run again. It may have run."""
+    """The process that had the task ended or cannot be reached, and the task is not run again. It may have run."""
 
 
 class NoCurrentTask(TaskerError, LookupError):

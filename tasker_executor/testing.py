@@ -31,7 +31,8 @@ from ._checks import check_callable, check_count, check_seconds, wait_seconds
 from ._engine import core as _core
 from ._engine.current import Caller, current, current_holder
 from ._engine.recorder import Recorder
-from ._engine.resources import Holding, NoResource, ResourceHooks, ResourceSource, note_giving_up
+from ._engine.resources import Holding, NoResource, ResourceSource, note_giving_up
+from ._engine.settings import ResourceHooks
 from ._engine.state import State
 from ._executor import WithoutResource
 from ._options import TaskOptions

@@ -17,9 +17,9 @@ import csv
 import os
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from ._sync import clock
 from .observers import Observer, StateEvent, TaskEvent

@@ -40,9 +40,10 @@ _handlers: dict[CodeType, list[Any]] = {}
 
 
 def handler_at(code: CodeType, offset: int) -> int | None:
-    """Where an exception raised at `offset` goes (None: out of the function; before Python 3.11 it is not known)."""
+    """Return where an exception raised at `offset` goes; None: out of the function."""
     if code not in _handlers:
-        _handlers[code] = list(getattr(dis.Bytecode(code), "exception_entries", ()))
+        bytecode: Any = dis.Bytecode(code)  # whose table of handlers typeshed does not know
+        _handlers[code] = list(bytecode.exception_entries)
     targets = [entry.target for entry in _handlers[code] if entry.start <= offset < entry.end]
     return targets[-1] if targets else None
 

@@ -36,7 +36,7 @@ PROBE = """
 import sys
 if sys.implementation.name != "cpython":
     sys.exit("not CPython but " + sys.implementation.name)
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 11):
     sys.exit("%d.%d is too old" % sys.version_info[:2])
 try:
     import sysconfig, venv, ensurepip

@@ -24,7 +24,6 @@ from concurrent.futures import (
     as_completed,
     wait,
 )
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -285,9 +284,9 @@ def test_error_that_is_false_is_an_error(kind: Kind, executor: Executor) -> None
 def test_result_that_takes_too_long_is_a_timeout(executor: Executor, gate: Gate) -> None:
     future = executor.submit(gate.hold)
 
-    with pytest.raises(FutureTimeoutError):
+    with pytest.raises(TimeoutError):
         future.result(timeout=0)
-    with pytest.raises(FutureTimeoutError):
+    with pytest.raises(TimeoutError):
         future.exception(timeout=0.001)
     gate.release()
     assert future.result() is None
@@ -508,7 +507,7 @@ def test_map_does_not_take_a_stop_iteration_of_the_function_for_the_end(executor
 def test_map_gives_up_in_time(executor: Executor, gate: Gate) -> None:
     results = executor.map(gate.hold, [1], timeout=0)
 
-    with pytest.raises(FutureTimeoutError):
+    with pytest.raises(TimeoutError):
         next(results)
 
 

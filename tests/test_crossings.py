@@ -183,7 +183,7 @@ def test_a_task_that_nobody_is_left_to_hear_of_waits_until_the_system_has_thread
 def test_a_wait_inside_gets_its_worker_when_the_system_has_threads_again(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = make_pool(2, detect_deadlocks=False)
+    pool = make_pool(2)
     pool._core.want(1, "one worker is wanted")
 
     def outer() -> int:

@@ -285,7 +285,7 @@ def test_fork_inside_of_a_task_leaves_the_child_nothing_of_the_parents(end: str)
                 in_parent(event.state)
         pool = ResourceExecutor(
             1, initializer=in_parent, initargs=("initializer",), on_create=Connection, on_destroy=Connection.close,
-            observers=[Watch()], max_uses=2, log_lost_errors=False
+            observers=[Watch()], max_uses=2
         )
         held, gate = threading.Event(), threading.Event()
         def task(connection):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, as_completed, wait
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from typing import Any, cast
 
@@ -37,7 +36,7 @@ CALLS: dict[str, Step] = {
 }
 
 
-EXPECTED: tuple[type[BaseException], ...] = (*ERRORS, FutureTimeoutError, CancelledError, ValueError)
+EXPECTED: tuple[type[BaseException], ...] = (*ERRORS, TimeoutError, CancelledError, ValueError)
 
 
 def boom() -> None:
@@ -59,7 +58,7 @@ class Story:
     """A future in some state, somebody who waits for it, and a callback."""
 
     def __init__(self, state: str) -> None:
-        self.pool: ResourceExecutor[None] = ResourceExecutor(1, log_lost_errors=False)
+        self.pool: ResourceExecutor[None] = ResourceExecutor(1)
         self.gate = Gate()
         self.called: list[Future[Any]] = []
         self.asker: threading.Thread | None = None

@@ -16,6 +16,7 @@ LAYERS = [
     {"_report", "_engine.threads"},
     {"stats", "_checks"},
     {"policies", "observers", "_options", "_engine.current"},
+    {"_engine.settings"},
     {"_engine.task", "_engine.lanes", "_engine.resources", "_engine.recorder", "_engine.admission", "_engine.outage"},
     {"_engine.worker", "_engine.timer"},
     {"_engine.core", "_base"},

@@ -12,7 +12,6 @@ import sys
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -310,7 +309,7 @@ def test_who_waited_in_vain_leaves_nothing_on_the_future(blocked: ResourceExecut
 
     def peak_of_waiting(times: int) -> int:
         for _ in range(times):
-            with pytest.raises(FutureTimeoutError):
+            with pytest.raises(TimeoutError):
                 future.result(0)
         gc.collect()
         return sys.getallocatedblocks()

@@ -6,7 +6,6 @@ import math
 import re
 import time
 from collections.abc import Callable
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -233,7 +232,7 @@ def test_a_time_that_has_run_out_is_one_for_map_as_in_the_standard_library() -> 
     with ResourceExecutor(1) as pool, Gate() as gate:
         results = pool.map(gate.hold, [0], timeout=-1.0)
 
-        with pytest.raises(FutureTimeoutError):
+        with pytest.raises(TimeoutError):
             next(results)
 
 

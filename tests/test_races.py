@@ -81,9 +81,6 @@ class RacedLane(Lane):
             self.on_look()
         return super().__len__()
 
-    def __bool__(self) -> bool:  # Python 3.10 asks a deque this, and not how long it is
-        return len(self) > 0
-
     def popleft(self) -> TaskFuture[Any]:
         if self.on_pop is not None:
             self.on_pop()

@@ -17,10 +17,9 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import pytest
-from typing_extensions import LiteralString
 
 from support import DEADLINE, MakePool, eventually
 from tasker_executor import ResourceExecutor

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, as_completed, wait
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from typing import Any
 
@@ -162,7 +161,7 @@ class Producer:
         elif futures:
             try:
                 futures[-1].exception(self.random.choice([0.0, 0.0001, DEADLINE]))
-            except FutureTimeoutError:
+            except TimeoutError:
                 pass
             except CancelledError:
                 if not futures[-1].cancelled():

@@ -281,7 +281,7 @@ def live_once(life: Life, kind: type[BaseException], number: int) -> bool:
 
     hooks = {"on_create": ledger.create, "on_destroy": ledger.destroy, "check_health": ledger.is_healthy}
     options: dict[str, Any] = {**hooks, **life.options(ledger)}
-    pool: Any = ResourceExecutor(1, log_lost_errors=False, **options)
+    pool: Any = ResourceExecutor(1, **options)
     for observer in options.get("observers", ()):
         observer.pool = pool
     point = InWorker(number, throw)

@@ -30,7 +30,7 @@ import threading
 import weakref
 from _thread import LockType, allocate_lock, get_ident
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.thread import BrokenThreadPool
 from functools import partial
@@ -43,7 +43,6 @@ from .._report import Logger, safe_repr
 from .._sync import Bell, Latch, clock, in_one_step, lock_timeout, spend_stack
 from ..exceptions import PoolDeadlockError, ResourceCreationError, ShutdownTimeout
 from ..observers import ObserverHub, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
-from ..policies import ScalingPolicy
 from ..stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
 from .admission import Admission
 from .current import current
@@ -55,13 +54,13 @@ from .resources import (
     End,
     Holding,
     NoResource,
-    ResourceHooks,
     ResourcePool,
     ResourceSource,
     UnfitResource,
     is_in_use,
     join_aborts,
 )
+from .settings import Settings
 from .state import State
 from .task import WITHDRAWN, Sidecar, TaskFuture
 from .threads import CannotStart, Endings, make_thread, start_thread
@@ -138,37 +137,17 @@ class WaitInside:
 class Core:
     """See the module's docstring. All attributes are private to this package."""
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        thread_name_prefix: str,
-        min_workers: int,
-        max_workers: int,
-        initializer: Callable[..., object] | None,
-        initargs: tuple[Any, ...],
-        hooks: ResourceHooks[Any] | None,
-        create_timeout: float,
-        max_retries: int,
-        max_queued: int | None,
-        detect_deadlocks: bool,
-        log_lost_errors: bool,
-        propagate_context: bool,
-        policy: ScalingPolicy | None,
-        idle_timeout: float | None,
-        resource_pool_size: int,
-        observers: Iterable[Any],
-    ) -> None:
-        self.name = name
-        self.thread_name_prefix = thread_name_prefix
-        self.initializer, self.initargs = initializer, initargs
-        self.create_timeout = create_timeout
-        self.max_retries = max_retries
-        self.detect_deadlocks = detect_deadlocks
-        self.log_lost_errors = log_lost_errors
-        self.propagate_context = propagate_context
-        self.idle_limit = idle_timeout
-        self.hub = ObserverHub(observers)
+    def __init__(self, settings: Settings) -> None:
+        self.name = name = settings.name
+        self.thread_name_prefix = settings.thread_name_prefix
+        self.initializer, self.initargs = settings.initializer, settings.initargs
+        self.create_timeout = create_timeout = settings.create_timeout
+        self.max_retries = max_retries = settings.max_retries
+        self.propagate_context = settings.propagate_context
+        self.idle_limit = settings.idle_timeout
+        min_workers, max_workers = settings.min_workers, settings.max_workers
+        hooks, policy = settings.hooks, settings.policy
+        self.hub = ObserverHub(settings.observers)
         self.recorder = Recorder()
         self.lanes = Lanes(self, self._task_settled)
         self.killed = Latch()
@@ -177,7 +156,7 @@ class Core:
         self.pool: ResourcePool[Any] | None = (
             None
             if self.source is None
-            else ResourcePool(self.source, resource_pool_size, self, self.killed, max_retries, lambda: self.refusal())
+            else ResourcePool(self.source, settings.resource_pool_size, self, self.killed, max_retries, lambda: self.refusal())
         )
         self.careful = self.hub.hears_tasks or (self.source is not None and self.source.needs_care)
 
@@ -226,7 +205,7 @@ class Core:
         self._rehearsals = map(methodcaller("release"), repeat(_REHEARSAL))
         #: The workers woken last.
         self._woken: deque[Worker] = deque(maxlen=WAKES_AT_ONCE)
-        self.admission = Admission(max_queued, self._waiting_beyond_free_workers, self._may_wait_at_the_door)
+        self.admission = Admission(settings.max_queued, self._waiting_beyond_free_workers, self._may_wait_at_the_door)
         self.supervisor = Supervisor(self, policy)
         self._handle: weakref.ref[Any] | None = None
 
@@ -666,7 +645,7 @@ class Core:
 
     def _end_a_hopeless_wait(self) -> None:
         """If all workers wait inside, and there may be no other, end the wait that began last."""
-        if not self.waiting_inside or not self.detect_deadlocks:
+        if not self.waiting_inside:
             return
         with self.lock:
             waits = [wait for worker in self.workers if (wait := self.waiting_inside.get(worker.thread.ident or 0))]

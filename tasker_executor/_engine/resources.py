@@ -22,7 +22,6 @@ import weakref
 from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat, starmap
 from os import getpid
@@ -30,10 +29,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .._report import Logger, add_note, drop_frame, must_escape, safe_repr
 from .._sync import Bell, Latch, clock, lock_timeout
-from .._types import AbortHook, CreateHook, DestroyHook, HealthHook, ResourceHook
+from .._types import AbortHook, DestroyHook
 from ..exceptions import ResourceCreationError
 from ..observers import ObserverHub, ResourceEvent
 from .current import current
+from .settings import ResourceHooks
 from .threads import CannotStart, make_thread, start_thread
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ __all__ = [
     "End",
     "Holding",
     "NoResource",
-    "ResourceHooks",
     "ResourcePool",
     "ResourceSource",
     "UnfitResource",
@@ -91,20 +90,6 @@ class End(enum.Enum):
 
 #: The ends of a worker whose place somebody takes.
 REPLACED = frozenset({End.BROKEN, End.AGED, End.USED_UP, End.CRASHED})
-
-
-@dataclass(frozen=True)
-class ResourceHooks(Generic[R]):
-    """What the user told us about resources."""
-
-    on_create: CreateHook[R]
-    on_destroy: DestroyHook[R] | None
-    check_health: HealthHook | None
-    check_resource: ResourceHook[R] | None
-    check_after_idle: float
-    max_age: float | None
-    max_uses: int | None
-    on_abort: AbortHook[R] | None
 
 
 class Holding(Generic[R]):

@@ -589,7 +589,7 @@ class Worker:
 
     def _arm(self, future: TaskFuture[Any], error: BaseException) -> None:
         """See that the error does not get lost, unless it is the task's way of obeying `kill`."""
-        if self.core.log_lost_errors and not isinstance(error, TaskCancelled):
+        if not isinstance(error, TaskCancelled):
             future._arm(self.core.name, describe(future), error)
 
     def announce(self) -> None:
