@@ -23,16 +23,13 @@ from collections.abc import Callable, Collection
 
 from .._report import Logger
 from .._sync import clock, spend_stack
-from .idle import Idle, Seat
-from .lanes import Lanes
+from .idle import Seat
 from .outage import Outage
-from .recorder import Recorder
 from .resources import REPLACED, End, UnfitResource
-from .settings import Settings
-from .state import Lifecycle, State
+from .state import State
 from .threads import CannotStart, Endings, start_thread
 from .timer import Timer
-from .worker import Worker
+from .worker import Worker, Workplace
 
 __all__ = ["Crew"]
 
@@ -43,23 +40,16 @@ class Crew:
     """The workers of one executor. All that is said to be done under the lock is done under `Lifecycle.lock`."""
 
     def __init__(
-        self,
-        settings: Settings,
-        life: Lifecycle,
-        idle: Idle,
-        lanes: Lanes,
-        recorder: Recorder,
-        timer: Timer,
-        waiting_inside: Collection[int],
-        make_worker: Callable[[int], Worker],
+        self, place: Workplace, timer: Timer, waiting_inside: Collection[int], make_worker: Callable[[int], Worker]
     ) -> None:
         """`waiting_inside` holds the threads of workers that wait for a task of this executor."""
+        settings = place.settings
         self._name = settings.name
         self._owns_resources = settings.hooks is not None
-        self._life = life
-        self._idle = idle
-        self._lanes = lanes
-        self._recorder = recorder
+        self._life = place.life
+        self._idle = place.idle
+        self._lanes = place.lanes
+        self._recorder = place.recorder
         self._timer = timer
         self._waiting_inside = waiting_inside
         self._make_worker = make_worker
@@ -79,7 +69,7 @@ class Crew:
         self.broken = False  # an initializer failed
         self.outage = Outage(settings.create_timeout, clock())
         #: Not empty: there are more workers than there may be. A worker that is about to start a task then asks `dismisses`.
-        self.leave: list[None] = []
+        self.leave = place.leave
 
     # -- how many there are, and how many there may be
 
@@ -197,6 +187,7 @@ class Crew:
                     hired.append(worker)
                     self._recorder.add_log(worker.log)
                     self._unborn[worker] = get_ident()
+                    worker.seat.occupied = True  # with the next step: an error comes only after a call
                     self.workers.add(worker)
                     self._offer_room()
             finally:
@@ -251,7 +242,7 @@ class Crew:
         self._recorder.close_log(worker.log)
         self.leaving.discard(worker)
         self.replaced += replaced
-        worker.seat.vacated = True
+        worker.seat.occupied = False
         self.workers.discard(worker)  # last: an error thrown in before it leaves the worker in the books, and this is repeated
         self._note_bare()
 
@@ -426,10 +417,6 @@ class Crew:
                     seat.told_to_leave = False
 
     # -- the end
-
-    def refuse_tasks(self) -> None:
-        """Have each worker put its next task back: before the cancel tokens are set, and the tasks obey. Lock held."""
-        self.leave[:] = [None]
 
     def reinit_after_fork(self) -> None:
         """Forget the workers, in the child of a fork: their threads belong to the parent."""

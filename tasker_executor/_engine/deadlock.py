@@ -101,3 +101,7 @@ class WaitsInside:
                     return
             last = next(reversed([wait for wait in self._waits.values() if wait in waits]))
         last.give_up()
+
+    def reinit_after_fork(self) -> None:
+        """Forget the waits, in the child of a fork."""
+        self._waits.clear()

@@ -28,12 +28,10 @@ from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from itertools import repeat
-from operator import methodcaller
 from threading import RLock
 from typing import Any
 
-from .._sync import in_one_step, spend_stack
+from .._sync import in_one_step, rehearsals, releases, spend_stack
 
 __all__ = ["CLOSED", "ENOUGH", "WAKES_AT_ONCE", "Idle", "Room", "Seat"]
 
@@ -65,7 +63,7 @@ _REHEARSAL.release = partial([None].__iadd__, ())
 class Seat:
     """A worker's half of the protocol: its entry of the idle stack, and the lock that it sleeps on."""
 
-    __slots__ = ("_idle", "park", "release", "told_to_leave", "vacated")
+    __slots__ = ("_idle", "occupied", "park", "release", "told_to_leave")
 
     def __init__(self, idle: Idle) -> None:
         self._idle = idle
@@ -75,8 +73,8 @@ class Seat:
         self.release = self.park.release
         #: Set, before the permit, by the thread that takes the seat off the stack in order to retire the worker.
         self.told_to_leave = False
-        #: The worker is no more: nothing waits for its permit to be taken.
-        self.vacated = False
+        #: The worker is in the crew's books, and will take its permit.
+        self.occupied = False
 
     def rise(self) -> bool:
         """Take the seat off the stack; return False if another thread has popped it."""
@@ -127,13 +125,11 @@ class Idle:
         # Guards changes of `line`. A leaf: a worker takes it when it wakes, and must not wait for the holder of another lock.
         self._lock = RLock()
         self._room = Room(self.stack)
-        # Pops and releases in one step of the interpreter, so that no signal handler can raise between the two: the worker
-        # would be off the stack and never be woken. (operator.methodcaller calls `release`, iter(f, x) calls f again and again,
-        # next does it once.)
-        self._wakes = map(methodcaller("release"), iter(self.stack.pop, None))
-        # The same without any effect. Before Python 3.12, calls of C functions spend the stack, too: if it ends in there, it
-        # had better end before the pop.
-        self._rehearsals = map(methodcaller("release"), repeat(_REHEARSAL))
+        # Pops and releases in one step of the interpreter. Else Ctrl-C may come between the two: the worker would be off the
+        # stack and never be woken.
+        self._wakes = releases(self.stack.pop)
+        # The same without any effect: if the stack ends in there, it ends before the pop.
+        self._rehearsals = rehearsals(_REHEARSAL)
         #: The seats woken last.
         self._woken: deque[Seat] = deque(maxlen=WAKES_AT_ONCE)
 
@@ -175,7 +171,7 @@ class Idle:
             woken = set(self._woken.copy())
         except RuntimeError:  # without the GIL, another submitter appends to it
             return False
-        return len(woken) == WAKES_AT_ONCE and not any(seat.park.locked() or seat.vacated for seat in woken)
+        return len(woken) == WAKES_AT_ONCE and not any(seat.park.locked() or not seat.occupied for seat in woken)
 
     def note_arrival(self) -> None:
         """Show submitters the stack again: a woken worker has taken its permit and looks at the lanes next."""
@@ -226,10 +222,6 @@ class Idle:
     def forget_woken(self) -> None:
         """Drop the references to the seats woken last."""
         self._woken.clear()
-
-    def locks(self) -> list[Any]:
-        """Return the locks that a worker may need."""
-        return [self._lock]
 
     def reinit_after_fork(self) -> None:
         """Close, in the child of a fork: the lock may be held by a thread of the parent."""

@@ -10,14 +10,12 @@ from collections.abc import Callable
 from .._report import Logger, safe_repr
 from .._sync import clock
 from ..exceptions import ResourceCreationError
-from ..observers import ObserverHub, ResourceEvent
-from .admission import Admission
+from ..observers import ResourceEvent
 from .crew import Crew
-from .lanes import Lanes
 from .outage import BACKOFF_FIRST
 from .resources import UnfitResource
-from .settings import Settings
-from .state import Lifecycle, State
+from .state import State
+from .worker import Workplace
 
 __all__ = ["Recovery"]
 
@@ -29,23 +27,19 @@ class Recovery:
 
     def __init__(
         self,
-        settings: Settings,
-        life: Lifecycle,
+        place: Workplace,
         crew: Crew,
-        lanes: Lanes,
-        admission: Admission,
-        hub: ObserverHub,
         fail_queue: Callable[[Callable[[float], BaseException], float | None], object],
     ) -> None:
         """Call ``fail_queue(make_error, before)`` to fail the tasks queued before that moment; None: all of them."""
-        self._name = settings.name
-        self._create_timeout = settings.create_timeout
-        self._owns_resources = settings.hooks is not None
-        self._life = life
+        self._name = place.settings.name
+        self._create_timeout = place.settings.create_timeout
+        self._owns_resources = place.settings.hooks is not None
+        self._life = place.life
+        self._lanes = place.lanes
+        self._admission = place.admission
+        self._hub = place.hub
         self._crew = crew
-        self._lanes = lanes
-        self._admission = admission
-        self._hub = hub
         self._fail_queue = fail_queue
 
     # -- duties of the timer

@@ -1,0 +1,308 @@
+"""The ending: how an executor stops accepting tasks, drains or is killed, and closes; and how a caller waits for that.
+
+**The end of submission.** `close` replaces what a submitter looks at after it has queued its task by a list that is always true
+(`Idle.close`). The slow path behind it takes the task back and refuses it, unless a worker has it already. A worker ends when it
+finds the executor draining and, looking afterwards, the lanes empty. So a task is either refused or run, without a lock.
+
+**The kill.** `close` first puts an entry into `leave`. Each worker looks there with its next task in hand, before it starts it,
+and puts the task back. Then the tokens are set, and the queue is cancelled. So no task starts once its token is set.
+
+**The close.** The executor is closed when it drains, no task waits, no worker lives, and no thread is about to tell of a task.
+Each thread that makes one of these true asks afterwards (`check_terminated`), so the last one closes it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from concurrent.futures.thread import BrokenThreadPool
+from functools import partial
+from typing import Any
+
+from .._sync import clock, lock_timeout, takes
+from ..exceptions import ShutdownTimeout
+from ..observers import StateEvent
+from . import process
+from .crew import Crew
+from .current import current
+from .holding import Holding, is_in_use
+from .lanes import Lane
+from .nesting import Nesting
+from .reserve import Reserve
+from .state import State
+from .threads import make_thread
+from .timer import Timer
+from .worker import Workplace
+
+__all__ = ["Ending"]
+
+#: Seconds between two looks for threads that have died without a word, while `join` waits.
+_GLANCE = 1.0
+
+
+class Ending:
+    """The end of one executor."""
+
+    def __init__(
+        self,
+        place: Workplace,
+        crew: Crew,
+        reserve: Reserve[Any] | None,
+        timer: Timer,
+        nesting: Nesting,
+        owner: process.Member,
+    ) -> None:
+        """`owner` is the engine, as its threads and the process know it."""
+        self._name = place.settings.name
+        self._place = place
+        self._life = place.life
+        self._crew = crew
+        self._reserve = reserve
+        self._timer = timer
+        self._nesting = nesting
+        self._owner = owner
+        #: Makes the error for a submission that is refused.
+        self.refusal: Callable[[], Exception] = _refuse_after_shutdown
+        #: A token for each thread that pops tasks to fail them. The executor does not close before they are told of.
+        self._failing: set[object] = set()
+        #: The user's executor, while it lives.
+        self.handle: weakref.ref[Any] | None = None
+
+    # -- how it begins
+
+    def close(self, *, cancel: bool = False, kill: bool = False) -> None:
+        """Accept no more tasks, and drain; `cancel` cancels what waits; `kill` also sets the tokens and aborts resources."""
+        life, idle = self._life, self._place.idle
+        with life.lock:
+            before = life.state
+            if kill and life.state < State.KILLED:
+                life.state = State.KILLED
+                self._crew.leave[:] = [None]  # no worker starts another task: before the tokens are set, and the tasks obey
+            elif life.state < State.DRAINING:
+                life.state = State.DRAINING
+            idle.close()
+            handle = None if self.handle is None else self.handle()
+            if handle is not None:  # from now on `submit` and `run_now` refuse at once
+                handle._needs_care = True
+                handle._open_reserve = None
+            after = life.state
+        self._crew.populate_or_retry()  # tasks may wait with no worker there to run them
+        life.changed.ring()
+        if kill:
+            life.killed.open()
+        escaped: BaseException | None = None
+        if cancel or kill:
+            try:
+                self.cancel_queue()
+            except BaseException as error:  # first things first
+                escaped = error
+        idle.wake_all()
+        self._place.admission.close()
+        if after is not before and self._place.hub.hears("state_changed"):
+            self._place.hub.tell("state_changed", StateEvent(self._name, after.name.lower()))
+        if kill:
+            self._abort_running()
+        if self._reserve is not None:
+            self._reserve.close()
+        if self._timer.thread is not None:
+            self._timer.kick()
+        self._timer.start_if_wanted()
+        self.check_terminated()
+        if escaped is not None:
+            raise escaped
+
+    def close_broken(self) -> None:
+        """End for good because the initializer failed, as in the standard library, and fail all tasks."""
+        message = "A thread initializer failed, the thread pool is not usable anymore"
+        self.refusal = lambda: BrokenThreadPool(message)
+        self.close()
+        self.fail_queue(lambda _: BrokenThreadPool(message))
+
+    def close_dropped(self) -> None:
+        """End because the user's last reference is gone. The garbage collector may call this, anywhere."""
+        if process.exiting() or self._life.state is State.CLOSED:  # all is done, and a thread that is no more may hold the lock
+            return
+        if (self._reserve is not None and self._reserve.available) or self._place.hub.hears("state_changed"):
+            # Hooks and observers must not run inside of the garbage collector: they get a thread of their own.
+            try:
+                make_thread(self.close, f"{self._place.settings.thread_name_prefix}_closer").start()
+                return
+            except RuntimeError:
+                pass
+        self.close()
+
+    def refuse_at_exit(self) -> None:
+        """Refuse new tasks because the interpreter exits, unless they are refused already."""
+        if self._life.state is State.RUNNING:
+            self.refusal = lambda: RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    # -- what becomes of tasks and resources
+
+    def cancel_queue(self) -> None:
+        """Cancel what waits. A task between two attempts gets the error of the last one.
+
+        Cancelled tasks stay where they are, as tombstones: if Ctrl-C interrupts this, what is left waits as before.
+        """
+        escaped: BaseException | None = None
+        for lane in self._place.lanes:
+            for task in lane.snapshot():
+                sidecar = task._sidecar
+                last = None if sidecar is None else sidecar.error
+                taken: list[object] = []
+                try:
+                    if last is None:
+                        task.cancel()
+                    else:
+                        lane.withdraw(task, taken)
+                        if taken:
+                            task._fail_popped(last)
+                except BaseException as error:  # of a done-callback, on the main thread; or thrown in
+                    escaped = error
+                    if taken and last is not None:
+                        task._fail_popped(last)
+        if escaped is not None:
+            raise escaped
+
+    def fail_queue(self, make_error: Callable[[float], BaseException], before: float | None = None) -> None:
+        """Pop the tasks queued, or those queued before that moment, and fail each with ``make_error(seconds waited)``."""
+        token = object()
+        try:
+            self._failing.add(token)
+            for lane in self._place.lanes:
+                _fail_lane(lane, make_error, before)
+        finally:
+            self._failing.discard(token)
+        self._place.idle.pass_on()
+        self.check_terminated()
+
+    def _abort_running(self) -> None:
+        """Have `on_abort` called for each resource in use."""
+        source = self._place.source
+        hook = None if source is None else source.hooks.on_abort
+        if hook is None or self._reserve is None:
+            return
+        targets: list[tuple[Holding[Any], Callable[[], bool]]] = []
+        for worker in self._crew.workers.copy():
+            holding, task = worker.holding, worker.task
+            if task is not None and holding is not None:
+                targets.append((holding, partial(is_in_use, worker, task)))
+        self._reserve.abort(hook, targets)
+
+    def destroy_resources(self) -> None:
+        """Destroy the resources that are still in use, after a kill: see `ResourceExecutor.kill`."""
+        if self._reserve is not None:
+            held = [(worker.holding, worker.name) for worker in self._crew.workers.copy()]
+            self._reserve.abandon([(holding, name) for holding, name in held if holding is not None])
+
+    # -- the close
+
+    def is_near(self) -> bool:
+        """Return whether the executor drains, no worker lives, and it has yet to close."""
+        with self._life.lock:
+            return self._life.state >= State.DRAINING and not self._crew.workers and not self._life.terminated.is_open
+
+    def check_terminated(self) -> None:
+        """Close the executor if it drains, no task waits, no worker lives, and no thread is about to tell of a task."""
+        life, lanes, timer = self._life, self._place.lanes, self._timer
+        with life.lock:
+            # Not `state is CLOSED`: if Ctrl-C came between that and the end of this method, the next caller finishes it.
+            if life.state < State.DRAINING or life.terminated.is_open or self._crew.workers:
+                return
+            if lanes.look() and lanes.waiting():  # tombstones may stay
+                return
+            if self._failing or timer.herald.busy:  # looked at last: it is set before tasks are popped or settled
+                return
+            first = life.state is not State.CLOSED
+            life.state = State.CLOSED
+        for thread in timer.threads():
+            process.ending.add(thread)
+        if timer.thread is not None:
+            timer.kick()
+        process.leave(self._owner)
+        self._place.idle.forget_woken()
+        life.terminated.open()
+        lanes.detach()
+        if first and self._place.hub.hears("state_changed"):
+            self._place.hub.tell("state_changed", StateEvent(self._name, "closed"))
+
+    def join(self, timeout: float | None, *, daemons: bool = True) -> None:
+        """Block until the end, threads included. Raises ShutdownTimeout.
+
+        Without `daemons`, calls of ``run_now`` on daemon threads are not waited for: the interpreter does not wait for them
+        either.
+
+        Returns at once on a thread of the executor itself, which would wait for itself; and in a signal handler that interrupted
+        its thread while that held a lock, since the workers need that to end.
+        """
+        if current.owner is self._owner or self._nesting.must_not_join():
+            return
+        deadline = None if timeout is None else clock() + timeout
+        terminated = self._life.terminated
+        done = terminated.is_open
+        while not done and (deadline is None or clock() < deadline):
+            done = terminated.wait(_GLANCE if deadline is None else min(_GLANCE, deadline - clock()))
+            if not done:
+                self._crew.bury()
+                self.check_terminated()
+        while done:
+            with self._life.lock:
+                threads = self._crew.ended.alive()
+                threads += self._timer.threads()
+            if not threads:
+                break
+            remaining = None if deadline is None else max(0.0, deadline - clock())
+            threads[0].join(None if remaining is None else lock_timeout(remaining))
+            done = not threads[0].is_alive()
+        if done and self._reserve is not None:
+            done = self._reserve.wait_until_returned(deadline, daemons=daemons)
+        if not done:
+            raise ShutdownTimeout(self._what_still_runs(timeout))
+
+    def _what_still_runs(self, timeout: float | None) -> str:
+        """Name the tasks, workers and calls that keep the executor from its end."""
+        workers = sorted(self._crew.workers.copy(), key=lambda worker: worker.index)
+        infos = [worker.info() for worker in workers]
+        running = [
+            f"{info.function} on {info.name} for {info.running_for:.3g} s" for info in infos if info.function is not None
+        ]
+        running += [
+            f"{worker.name} has been starting for {clock() - worker.started_at:.3g} s" for worker in workers if not worker.ready
+        ]
+        running += [] if self._reserve is None else [f"run_now in thread {name}" for name in self._reserve.callers()]
+        what = ", ".join(running) or f"{len(self._crew.workers)} workers that are starting or ending"
+        return (
+            f"executor {self._name!r} has not shut down within {timeout} s: still running: {what}; "
+            f"{self._place.lanes.waiting()} tasks are queued; the drain goes on, kill() would cut it short"
+        )
+
+    def refuse_inherited(self) -> None:
+        """Refuse all in the child of a fork."""
+        message = (
+            f"executor {self._name!r} was inherited through fork(): its threads and resources belong to the parent process; "
+            f"make a new executor in this one"
+        )
+        self.refusal = lambda: RuntimeError(message)
+
+
+def _refuse_after_shutdown() -> Exception:
+    return RuntimeError("cannot schedule new futures after shutdown")
+
+
+def _fail_lane(lane: Lane, make_error: Callable[[float], BaseException], before: float | None) -> None:
+    """Pop and fail the tasks that are in the lane now, or those queued before that moment.
+
+    If an error is thrown into this, it ends the task in hand, too.
+    """
+    try:
+        # Each is popped and stored in one step of the interpreter. So are its two successors: the test, and the `try`.
+        for task in takes(lane.popleft, times=len(lane)):
+            if before is not None and task._submitted > before:
+                lane.appendleft(task)
+                break
+            try:
+                task._fail_popped(make_error(clock() - task._submitted))
+            except BaseException as thrown:  # thrown in
+                task._fail_popped(thrown)
+                raise
+    except IndexError:  # another thread was quicker
+        pass

@@ -1,0 +1,252 @@
+"""What an executor tells of itself: this room reads, and never writes.
+
+It is the only door for all that looks at an executor from outside: `stats`, `metrics` and `workers` of the executor, exporters,
+the monitor, Dask; and inside, for the scaler, which shows the load to the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .._sync import clock
+from ..stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
+from .crew import Crew
+from .histogram import Histogram
+from .lanes import Lanes
+from .recorder import Outcome, Recorder
+from .reserve import Reserve
+from .resources import ResourceSource
+from .state import Lifecycle, State
+
+__all__ = ["Gauges", "Reading"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The numbers of one executor at one moment.
+
+    Attributes:
+        name: The executor's.
+        oldest_wait: Seconds that the task that waits longest has waited; 0.0 if none waits.
+        failures_in_a_row: How often ``on_create`` has failed since a resource was last made.
+        last_failure: The error of the last of these.
+        retry_in: Seconds until the factory may be tried again.
+        tasks: Tasks that are final, by lane and outcome.
+        retries: Attempts after which a task was queued again, by lane.
+    """
+
+    name: str
+    stats: ExecutorStats
+    min_workers: int
+    max_workers: int
+    wanted_workers: int
+    oldest_wait: float
+    failures_in_a_row: int
+    last_failure: BaseException | None
+    retry_in: float
+    tasks: Mapping[tuple[str, ...], int]
+    retries: Mapping[tuple[str, ...], int]
+
+
+class Gauges:
+    """Reads the rooms of one engine."""
+
+    def __init__(
+        self,
+        name: str,
+        life: Lifecycle,
+        crew: Crew,
+        lanes: Lanes,
+        recorder: Recorder,
+        source: ResourceSource[Any] | None,
+        reserve: Reserve[Any] | None,
+    ) -> None:
+        self.name = name
+        self._life = life
+        self._crew = crew
+        self._lanes = lanes
+        self._recorder = recorder
+        self._source = source
+        self._reserve = reserve
+        self._seen = 0  # tasks that `stats` has known of, those withdrawn included; guarded by the executor's lock
+
+    @property
+    def state(self) -> State:
+        """The state of the executor."""
+        return self._life.state
+
+    def stats(self) -> ExecutorStats:
+        """Return the gauges and counters of one consistent moment.
+
+        They are read against the way that a task takes, its end first and its beginning last. So a task that moves at the same
+        time may be missed for this moment, but is never counted twice. `submitted` never decreases, and a task missed is one in
+        hand. Only a retry goes the other way: if there was one, the reading is repeated.
+        """
+        with self._life.lock:
+            normal, priority = self._lanes.normal, self._lanes.priority
+            while True:
+                counts = self._recorder.counts()
+                retried = counts[False, Outcome.RETRIED] + counts[True, Outcome.RETRIED]
+                settled = normal.settled_failed + priority.settled_failed
+                cancelled = normal.cancelled + priority.cancelled
+                withdrawn = normal.withdrawn + priority.withdrawn
+                workers = len(self._crew.workers)
+                busy = self._crew.busy()
+                queued, urgent = normal.waiting(), priority.waiting()
+                counts_again = self._recorder.counts()
+                if retried == counts_again[False, Outcome.RETRIED] + counts_again[True, Outcome.RETRIED]:
+                    break
+            completed = counts[False, Outcome.COMPLETED] + counts[True, Outcome.COMPLETED]
+            failed = counts[False, Outcome.FAILED] + counts[True, Outcome.FAILED] + settled
+            elsewhere = completed + failed + cancelled + queued + urgent
+            # A task that was refused may have been seen in its lane for a moment.
+            self._seen = max(self._seen, elsewhere + busy + withdrawn)
+            submitted = self._seen - withdrawn
+            base = min(workers, self._crew.min_workers)
+            created, destroyed = (0, 0) if self._source is None else self._source.counts()
+            return ExecutorStats(
+                base_workers=base,
+                active_workers=workers,
+                burst_workers=workers - base,
+                idle_workers=workers - busy,
+                running_tasks=submitted - elsewhere,
+                queued_tasks=queued,
+                priority_tasks=urgent,
+                available_resources=0 if self._reserve is None else self._reserve.available,
+                submitted=submitted,
+                completed=completed,
+                failed=failed,
+                cancelled=cancelled,
+                retried=retried,
+                resources_created=created,
+                resources_destroyed=destroyed,
+                workers_replaced=self._crew.replaced,
+                create_failures=self._crew.outage.total,
+                state=self._life.state.name.lower(),
+            )
+
+    def worker_infos(self) -> tuple[WorkerInfo, ...]:
+        """Return what each worker is doing, in the order of their names."""
+        return tuple(worker.info() for worker in sorted(self._crew.workers.copy(), key=lambda worker: worker.index))
+
+    def metrics(self, *, reset: bool) -> ExecutorMetrics:
+        """Return durations and rates of the period; start a new one if `reset`."""
+        wait, run, create, counts, arrival_rate, completion_rate = self.period(reset=reset)
+        finished = counts[Outcome.COMPLETED] + counts[Outcome.FAILED]
+        return ExecutorMetrics(
+            wait=wait.summary(),
+            run=run.summary(),
+            create=create.summary(),
+            arrival_rate=arrival_rate,
+            completion_rate=completion_rate,
+            success_rate=counts[Outcome.COMPLETED] / finished if finished else 0.0,
+            failure_rate=counts[Outcome.FAILED] / finished if finished else 0.0,
+        )
+
+    def _rates(self) -> tuple[float, float, float]:
+        in_hand = [task._submitted for worker in self._crew.workers.copy() if (task := worker.task) is not None]
+        return self._recorder.rates(self._lanes, in_hand)
+
+    def sample(self) -> LoadSample:
+        """Return what a policy is shown."""
+        arrival_rate, completion_rate, service_time = self._rates()
+        oldest = self._lanes.oldest()
+        now = clock()
+        crew = self._crew
+        with self._life.lock:
+            workers = crew.workers.copy()
+            busy = crew.busy()
+            return LoadSample(
+                time=now,
+                workers=len(workers),
+                busy=busy,
+                idle=max(0, sum(worker.ready for worker in workers) - busy),
+                queued_normal=self._lanes.normal.waiting(),
+                queued_priority=self._lanes.priority.waiting(),
+                oldest_wait=0.0 if oldest is None else max(0.0, now - oldest),
+                arrival_rate=arrival_rate,
+                completion_rate=completion_rate,
+                mean_service_time=service_time,
+                mean_create_time=self._recorder.mean_create_time(),
+                create_failures=crew.outage.failures,
+                min_workers=crew.min_workers,
+                max_workers=crew.max_workers,
+                target=crew.wanted,
+            )
+
+    def at_rest(self) -> bool:
+        """Return whether no task waits or runs, and no worker above the base lives."""
+        with self._life.lock:
+            return not self._crew.busy() and not self._lanes.look() and len(self._crew.workers) <= self._crew.min_workers
+
+    # -- for exporters, the monitor and Dask
+
+    def read(self) -> Reading:
+        """Return the numbers of one moment, for those who look from outside."""
+        crew, recorder = self._crew, self._recorder
+        oldest = self._lanes.oldest()
+        with self._life.lock:  # so that all are of the same moment; reentrant
+            counts = recorder.counts()
+            tasks: dict[tuple[str, ...], int] = {}
+            for lane in self._lanes:
+                tasks[lane.name, "completed"] = counts[lane.priority, Outcome.COMPLETED]
+                tasks[lane.name, "failed"] = counts[lane.priority, Outcome.FAILED] + lane.settled_failed
+                tasks[lane.name, "cancelled"] = lane.cancelled
+            now, outage = clock(), crew.outage
+            return Reading(
+                name=self.name,
+                stats=self.stats(),
+                min_workers=crew.min_workers,
+                max_workers=crew.max_workers,
+                wanted_workers=crew.wanted,
+                oldest_wait=0.0 if oldest is None else max(0.0, now - oldest),
+                failures_in_a_row=outage.failures,
+                last_failure=outage.error if outage.failures else None,
+                retry_in=max(0.0, outage.retry_at - now) if outage.failures else 0.0,
+                tasks=tasks,
+                retries={(lane.name,): counts[lane.priority, Outcome.RETRIED] for lane in self._lanes},
+            )
+
+    def period(self, *, reset: bool) -> tuple[Histogram, Histogram, Histogram, dict[Outcome, int], float, float]:
+        """Return the period's (wait, run, create, counts by outcome, arrival rate, completion rate)."""
+        wait, run, create, counts = self._recorder.durations(reset=reset)
+        arrival_rate, completion_rate, _ = self._rates()
+        return wait, run, create, counts, arrival_rate, completion_rate
+
+    def urgent(self) -> int:
+        """Return how many of the running tasks are of the priority lane."""
+        in_hand = [task for worker in self._crew.workers.copy() if (task := worker.task) is not None]
+        return sum(task._lane.priority for task in in_hand)
+
+    def histograms(self) -> Iterator[tuple[bool, Outcome, Histogram, Histogram]]:
+        """Yield (priority lane?, outcome, wait, run) over the executor's whole life, whatever was reset."""
+        return self._recorder.histograms()
+
+    def create_histogram(self) -> Histogram:
+        """Return the durations of ``on_create`` over the executor's whole life."""
+        return self._recorder.create_histogram()
+
+    # -- for tests
+
+    def check(self) -> None:
+        """Assert the invariants that can be asked at any moment."""
+        stats = self.stats()
+        for name, value in vars(stats).items():
+            assert isinstance(value, str) or value >= 0, f"{name} is {value}"
+        final = stats.completed + stats.failed + stats.cancelled
+        assert stats.submitted == final + stats.queued_tasks + stats.priority_tasks + stats.running_tasks, stats
+        crew = self._crew
+        with self._life.lock:
+            assert crew.leaving <= crew.workers
+            assert len({worker.index for worker in crew.workers}) == len(crew.workers), "two workers have one name"
+            assert crew.min_workers <= crew.max_workers
+            for worker in crew.workers:
+                assert worker.thread.is_alive() or not worker.birth.locked() or worker.over, f"{worker} has no thread"
+            if self._source is not None:
+                created, destroyed = self._source.counts()
+                assert created >= destroyed, "destroyed more resources than were made"
+            if stats.state == "closed":  # of the same moment as the numbers
+                assert not crew.workers, "closed, with workers"
+                assert stats.queued_tasks == stats.priority_tasks == stats.running_tasks == 0, stats

@@ -1,0 +1,54 @@
+"""Is a call nested in another one of ours, on the same thread?
+
+A signal handler, or a destructor that the garbage collector runs, may come at any point of our code, and call us again. If the
+interrupted call holds a lock that workers need, the nested call must not wait for a worker: its thread cannot go on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any
+
+from .sidecar import holds_task_lock
+from .threads import start_thread
+
+__all__ = ["Nesting"]
+
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+
+
+class Nesting:
+    """Looks at the stack of the calling thread, for one executor."""
+
+    def __init__(self, locks: Callable[[], Iterable[Any]]) -> None:
+        """`locks` returns the locks that workers need, those of tasks left out. They are RLocks."""
+        self._locks = locks
+
+    def holds_a_lock(self) -> bool:
+        """Return whether this thread holds one of the locks. `_is_owned` is private, but Condition relies on it."""
+        return any(lock._is_owned() for lock in self._locks())
+
+    def must_not_join(self) -> bool:
+        """Return whether a signal handler has interrupted its thread while that held a lock which workers need to end."""
+        return self.holds_a_lock() or holds_task_lock(sys._getframe(1))
+
+    def of_submission(self) -> bool | None:
+        """Return how a submission is nested: None if it is not, True if its thread may block, False if it must not.
+
+        It must not block while its thread holds a lock, or is in the middle of starting another thread.
+        """
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):  # the submission itself
+            frame = frame.f_back
+        outside, nested = frame, False
+        while frame is not None:
+            if frame.f_code is start_thread.__code__:
+                return False
+            nested = nested or frame.f_code.co_filename.startswith(_PACKAGE)
+            frame = frame.f_back
+        if outside is not None and holds_task_lock(outside):
+            return False
+        return not self.holds_a_lock() if nested else None
