@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 import pytest
 
+from engine import kick
 from tasker_executor import ResourceExecutor, _sync
 from tasker_executor.testing import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, Watched
 
@@ -104,7 +105,7 @@ class Clock:
     def pass_time(self, seconds: float, pool: ResourceExecutor[Any]) -> None:
         """Put the clock forward, and have the supervisor of the pool look at it."""
         self.ahead += seconds
-        pool._core.supervisor.kick()
+        kick(pool)
 
     @contextmanager
     def installed(self) -> Generator[None]:

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from engine import patch_abort_patience
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool
 from tasker_executor import ResourceExecutor, ShutdownTimeout, current_task
 
@@ -175,7 +176,7 @@ def test_on_abort_hook_that_hangs_holds_up_no_other_resource(
     make_pool: MakePool, ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its own resource is left to its owner, who destroys it when the hook has returned."""
-    monkeypatch.setattr("tasker_executor._engine.resources.ABORT_PATIENCE", 0.01)
+    patch_abort_patience(monkeypatch, 0.01)
     ledger.any_thread = True
 
     def abort(resource: FakeResource) -> None:

@@ -16,11 +16,23 @@ from typing import Any
 
 import pytest
 
+from engine import (
+    FINISHED,
+    Admission,
+    Step,
+    TaskFuture,
+    Ticket,
+    admission_of,
+    core_of,
+    engine_lock,
+    is_terminated,
+    patch_door_lock,
+    replace_step,
+    start_thread,
+    step_of,
+)
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import QueueFull, ResourceExecutor
-from tasker_executor._engine.admission import Admission, Ticket
-from tasker_executor._engine.task import FINISHED, TaskFuture
-from tasker_executor._engine.threads import start_thread
 
 
 class Submitter(threading.Thread):
@@ -46,7 +58,7 @@ class Submitter(threading.Thread):
 
 def wait_until_blocked(pool: ResourceExecutor[Any], count: int) -> None:
     """Block until so many submitters wait at the door."""
-    eventually(lambda: len(pool._core.admission.blocked) == count, f"{count} blocked submitters")
+    eventually(lambda: len(admission_of(pool).blocked) == count, f"{count} blocked submitters")
 
 
 def fill(pool: ResourceExecutor[None], gate: Gate, waiting: int) -> Future[None]:
@@ -225,11 +237,11 @@ def test_expired_task_lets_a_blocked_submitter_in(make_pool: MakePool, gate: Gat
         deadlines.append((future, deadline))
 
     with monkeypatch.context() as patch:
-        patch.setattr(pool._core.supervisor, "watch", watch)
+        replace_step(pool, Step.WATCH, watch, patch)
         pool.with_options(start_within=0.0).submit(int)
     submitter = Submitter(pool, int)
     wait_until_blocked(pool, 1)
-    pool._core.supervisor.watch(*deadlines[0])  # only now
+    step_of(pool, Step.WATCH)(*deadlines[0])  # only now
 
     assert join_all([submitter]) == []
     assert not held.done()
@@ -270,8 +282,8 @@ def test_who_is_let_in_is_not_overtaken_on_the_way_to_the_lane(
     ran: list[int] = []
     fill(pool, gate, 0)
     waiting = [pool.submit(int), pool.submit(int)]
-    admission = pool._core.admission
-    enter = admission.enter
+    admission = admission_of(pool)
+    enter: Callable[..., bool] = step_of(pool, Step.ENTER)
 
     with Gate() as corridor:
 
@@ -281,7 +293,7 @@ def test_who_is_let_in_is_not_overtaken_on_the_way_to_the_lane(
             return entered
 
         with monkeypatch.context() as patch:
-            patch.setattr(admission, "enter", enter_slowly)
+            replace_step(pool, Step.ENTER, enter_slowly, patch)
             slow = Submitter(pool, ran.append, 1)
             wait_until_blocked(pool, 1)
         fast = Submitter(pool, ran.append, 2)
@@ -323,7 +335,7 @@ def test_nobody_overtakes_those_at_the_door(make_pool: MakePool, gate: Gate) -> 
     fill(pool, gate, 1)
     submitter = Submitter(pool, int)
     wait_until_blocked(pool, 1)
-    admission = pool._core.admission
+    admission = admission_of(pool)
 
     with admission._lock:  # a place becomes free, and before anybody is let in somebody else comes along
         admission.limit = 2
@@ -428,7 +440,7 @@ def test_blocked_caller_that_is_interrupted_leaves_the_door(
         pool.submit(int)
     presser.join()
 
-    assert len(pool._core.admission.blocked) == 0
+    assert len(admission_of(pool).blocked) == 0
     assert pool.stats().submitted == 2
     submitter = Submitter(pool, int)
     gate.release()
@@ -460,7 +472,7 @@ def test_caller_that_is_interrupted_when_it_was_just_let_in_gives_the_place_to_t
     fill(pool, gate, 0)
     waiting = pool.submit(int)
     with monkeypatch.context() as patch:
-        patch.setattr("tasker_executor._engine.admission.allocate_lock", InterruptedLock)
+        patch_door_lock(patch, InterruptedLock)
         interrupted = Submitter(pool, int)
         wait_until_blocked(pool, 1)
     following = Submitter(pool, int, "7")
@@ -624,7 +636,7 @@ def test_handler_that_interrupted_its_thread_under_a_lock_is_let_in(make_pool: M
     held = fill(pool, gate, 0)
     assert isinstance(held, TaskFuture)
     sidecar: Any = held._observe()
-    locks: dict[str, Any] = {"core": pool._core.lock, "door": pool._core.admission._lock, "future": sidecar}
+    locks: dict[str, Any] = {"core": engine_lock(pool), "door": admission_of(pool)._lock, "future": sidecar}
     nested: list[Future[int]] = []
 
     def notice(_: object) -> None:
@@ -682,15 +694,15 @@ def test_handler_that_interrupted_a_submission_wakes_the_worker_for_it(make_pool
     pool = make_pool(1, max_queued=0)
     pool.submit(int).result(DEADLINE)
     eventually(lambda: pool.stats().idle_workers == 1, "an idle worker")
-    wake = pool._core.wake
+    wake = step_of(pool, Step.WAKE)
     nested: list[Future[int]] = []
 
     def be_interrupted(future: TaskFuture[Any]) -> None:
-        pool._core.wake = wake  # type: ignore[method-assign]  # the point of the test
+        replace_step(pool, Step.WAKE, wake)
         nested.append(pool.submit(int, "7"))
         wake(future)
 
-    pool._core.wake = be_interrupted  # type: ignore[method-assign]  # the point of the test
+    replace_step(pool, Step.WAKE, be_interrupted)
     outer = call_in_thread(lambda: pool.submit(int, "6"))
 
     assert [future.result(DEADLINE) for future in outer + nested] == [6, 7]
@@ -711,14 +723,14 @@ def fail(*_: object) -> None:
 def full(gate: Gate) -> Iterator[list[ResourceExecutor[None]]]:
     """A full pool whose callers work; the only reference to it."""
     pool = ResourceExecutor[None](1, max_queued=0, on_full="caller")
-    core = pool._core
+    core = core_of(pool)
     fill(pool, gate, 0)
     pools = [pool]
     del pool
     yield pools
     gate.release()
     pools.clear()
-    assert core.terminated.wait(DEADLINE)
+    assert is_terminated(core, DEADLINE)
 
 
 @pytest.mark.parametrize("error", [GeneratorExit, asyncio.CancelledError, SystemExit, KeyboardInterrupt])

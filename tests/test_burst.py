@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from engine import outage_of, patch_random, thread_prefix_of
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import BacklogPolicy, LoadSample, RatePolicy, ResourceExecutor, ScalingPolicy
 from tasker_executor._sync import clock
@@ -41,7 +42,7 @@ class Watched:
 
 def threads_of(pool: ResourceExecutor[FakeResource]) -> int:
     names = [thread.name for thread in threading.enumerate()]
-    prefix = f"{pool._core.thread_name_prefix}_"
+    prefix = f"{thread_prefix_of(pool)}_"
     return sum(name.startswith(prefix) and not name.endswith("supervisor") for name in names)
 
 
@@ -101,12 +102,12 @@ def test_an_outage_under_a_burst_is_probed_one_attempt_at_a_time(
         return ledger.create()
 
     def pause(low: float, high: float) -> float:
-        pauses.append((pool._core.outage.failed_at, high))  # the longest: 0.1, 0.2, 0.4 s
+        pauses.append((outage_of(pool).failed_at, high))  # the longest: 0.1, 0.2, 0.4 s
         if len(pauses) == 4:
             ledger.outage = None
         return high
 
-    monkeypatch.setattr("tasker_executor._engine.core.random.uniform", pause)
+    patch_random(monkeypatch, pause)
     policy = Watched(BacklogPolicy(threshold=2, step=8, interval=INTERVAL))
     pool = make_pool(
         16,

@@ -16,12 +16,10 @@ from typing import Any
 
 import pytest
 
+from engine import Supervisor, UnfitResource, Worker, kick, living_holdings, patch_random, supervisor_of, workers_of
 from interruptions import AtPoint, TimeLimit
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, Watched, eventually
 from tasker_executor import LoadSample, Observer, ResourceCreationError, ResourceEvent, ResourceExecutor, ShutdownTimeout
-from tasker_executor._engine.resources import UnfitResource
-from tasker_executor._engine.timer import Supervisor
-from tasker_executor._engine.worker import Worker
 
 
 class Jitter:
@@ -41,7 +39,7 @@ class Jitter:
 def jitter(monkeypatch: pytest.MonkeyPatch) -> Jitter:
     """By default there is no pause between two attempts: a long outage takes no time."""
     jitter = Jitter()
-    monkeypatch.setattr("tasker_executor._engine.core.random.uniform", jitter)
+    patch_random(monkeypatch, jitter)
     return jitter
 
 
@@ -318,7 +316,7 @@ def test_factory_is_tried_again_after_the_last_attempt_of_a_round_has_failed(
     gate.wait_until_held()
     eventually(lambda: pool.stats().create_failures == 1, "the first failure")
     for expected in (len(turns) + 1, len(turns) + 2):  # the first of these turns may have begun before that
-        pool._core.supervisor.kick()
+        kick(pool)
         eventually(partial(has_length, turns, expected), "a turn of the supervisor")
     gate.release()
 
@@ -661,7 +659,7 @@ def test_worker_that_crashes_before_its_first_task_has_no_successor_at_once(
 def test_idle_resource_that_has_not_served_does_not_age_within_a_second(make_pool: MakePool, ledger: Ledger) -> None:
     pool = make_pool(1, min_workers=1, on_create=ledger.create, on_destroy=ledger.destroy, max_age=1e-9)
     pool.wait_ready()
-    [worker] = pool._core.workers
+    [worker] = workers_of(pool)
     holding = worker.holding
     assert holding is not None
     new = (holding.rests_until - holding.born, worker._patience(holding.born, None))
@@ -851,7 +849,7 @@ def test_task_that_waits_while_an_attempt_hangs_and_another_worker_is_busy_gets_
     calls = itertools.count()
     busy = threading.Event()
     pool = make_pool(3, on_create=create, on_destroy=ledger.destroy, create_timeout=0.1)
-    supervisor = pool._core.supervisor
+    supervisor = supervisor_of(pool)
     turn, dues = supervisor._turn, list[float | None]()
 
     def note_due() -> float | None:
@@ -1155,7 +1153,7 @@ def throw_into_life(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], nu
             stats = pool.stats()
             assert len(set(results)) == 2
             assert stats.resources_created == stats.resources_destroyed
-            assert all(holding.gone for holding in pool._core.source._living)  # type: ignore[union-attr]  # it has hooks
+            assert all(holding.gone for holding in living_holdings(pool))
             ledger.check()
         except BaseException as error:
             pool.kill()

@@ -14,12 +14,37 @@ from typing import Any
 
 import pytest
 
+from engine import (
+    CannotStart,
+    End,
+    UnfitResource,
+    Worker,
+    ask_to_leave,
+    dismisses,
+    engine_lock,
+    idle_workers,
+    is_terminated,
+    leaving_workers,
+    may_retire,
+    patch_thread_start,
+    pretend_outage,
+    report_end,
+    report_ready,
+    report_unfit,
+    retry_later,
+    start_thread,
+    stats_of,
+    stranger,
+    supervisor_of,
+    use_waiting_inside,
+    use_workers,
+    waiting_inside,
+    want,
+    worker_limit,
+    workers_of,
+)
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import Observer, ResourceCreationError, ResourceExecutor
-from tasker_executor._engine import core as _core
-from tasker_executor._engine.resources import End, UnfitResource
-from tasker_executor._engine.threads import CannotStart, start_thread
-from tasker_executor._engine.worker import Worker
 from tasker_executor.observers import StateEvent, TaskEvent
 from tasker_executor.testing import Watched
 
@@ -39,10 +64,6 @@ class Ends(Observer):
 
     def state_changed(self, event: StateEvent) -> None:
         self.heard.append(event.state)
-
-
-def idle(pool: ResourceExecutor[Any]) -> list[Worker]:
-    return [worker for worker in pool._core.idle_stack if isinstance(worker, Worker)]
 
 
 # -- a task that is settled, and the end of the executor
@@ -83,7 +104,7 @@ def test_the_executor_does_not_close_before_the_tasks_that_it_fails_are_told_of(
         started.release()
         called.wait_until_held()
         pool.shutdown(wait=False)
-        assert not pool._core.terminated.is_open
+        assert not is_terminated(pool)
         called.release()
         pool.shutdown(timeout=DEADLINE)
         with pytest.raises(BrokenThreadPool):
@@ -104,20 +125,19 @@ def test_a_worker_that_is_late_makes_no_other_one_too_many(make_pool: MakePool, 
             return ledger.create()
 
         pool = make_pool(4, min_workers=2, on_create=create, on_destroy=ledger.destroy, create_timeout=3600.0)
-        core = pool._core
         hung.wait_until_held()
         clock.pass_time(3601.0, pool)
-        eventually(lambda: len(idle(pool)) == 2, "the base, beside the worker that hangs")
+        eventually(lambda: len(idle_workers(pool)) == 2, "the base, beside the worker that hangs")
 
-        core.want(2, "as the policy says at each tick")
-        assert not core.leaving
-        core.leave[:] = [None]
-        assert core.dismisses(idle(pool)[0]) is None
-        assert not core.may_retire(idle(pool)[0])
+        want(pool, 2, "as the policy says at each tick")
+        assert not leaving_workers(pool)
+        ask_to_leave(pool)
+        assert dismisses(pool, idle_workers(pool)[0]) is None
+        assert not may_retire(pool, idle_workers(pool)[0])
 
         hung.release()
-        eventually(lambda: len(core.workers) == 2, "the one too many to go when it is no longer late")
-    assert core.stats().resources_destroyed == 1
+        eventually(lambda: len(workers_of(pool)) == 2, "the one too many to go when it is no longer late")
+    assert stats_of(pool).resources_destroyed == 1
 
 
 # -- threads that the system refuses
@@ -153,7 +173,7 @@ def test_a_submitter_whose_thread_is_refused_leaves_no_other_task_behind(
     # 1. A submitter is about to start the one worker that there may be. 2. Another queues its task and relies on that worker.
     # 3. The system refuses the thread. The first task is withdrawn.
     pool = make_pool(1)
-    monkeypatch.setattr(_core, "start_thread", Refusals(1, gate))
+    patch_thread_start(monkeypatch, Refusals(1, gate))
     refused: list[type[Exception]] = []
     first = threading.Thread(target=submit_in_vain, args=(pool, refused))
     first.start()
@@ -170,7 +190,7 @@ def test_a_task_that_nobody_is_left_to_hear_of_waits_until_the_system_has_thread
 ) -> None:
     # As above, but the second attempt is refused as well, and no submitter is there any more to be told.
     pool = make_pool(1)
-    monkeypatch.setattr(_core, "start_thread", Refusals(2, gate))
+    patch_thread_start(monkeypatch, Refusals(2, gate))
     first = threading.Thread(target=submit_in_vain, args=(pool, []))
     first.start()
     gate.wait_until_held()
@@ -184,11 +204,11 @@ def test_a_wait_inside_gets_its_worker_when_the_system_has_threads_again(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool(2)
-    pool._core.want(1, "one worker is wanted")
+    want(pool, 1, "one worker is wanted")
 
     def outer() -> int:
         inner = pool.submit(int, "7")
-        monkeypatch.setattr(_core, "start_thread", Refusals(1))
+        patch_thread_start(monkeypatch, Refusals(1))
         return inner.result()
 
     assert pool.submit(outer).result(DEADLINE) == 7
@@ -201,7 +221,7 @@ def test_tasks_fail_in_time_while_the_initializer_hangs(make_pool: MakePool, led
         )
         future = pool.submit(id)
         hung.wait_until_held()
-        eventually(lambda: pool._core.supervisor.thread is not None, "the supervisor")
+        eventually(lambda: supervisor_of(pool).thread is not None, "the supervisor")
         clock.pass_time(3601.0, pool)
         with pytest.raises(ResourceCreationError):
             future.result(DEADLINE)
@@ -213,20 +233,20 @@ def test_tasks_fail_in_time_while_the_initializer_hangs(make_pool: MakePool, led
 def test_the_door_may_count_while_another_thread_hires(make_pool: MakePool) -> None:
     # A submitter at the door counts the workers that wait inside, without the lock; another thread starts a worker meanwhile.
     pool = make_pool(3, max_queued=5)
-    core = pool._core
 
     class Hiring(dict[int, Any]):
         def __contains__(self, ident: object) -> bool:
-            core.workers.add(Worker(core, 100 + len(core.workers)))
+            workers_of(pool).add(stranger(pool, 100 + len(workers_of(pool))))
             return False
 
     pool.submit(int).result(DEADLINE)
-    real = core.workers.copy()
-    before, core.waiting_inside = core.waiting_inside, Hiring({0: None})
+    real, before = workers_of(pool).copy(), waiting_inside(pool)
+    use_waiting_inside(pool, Hiring({0: None}))
     try:
-        assert core._limit() == 3
+        assert worker_limit(pool) == 3
     finally:
-        core.waiting_inside, core.workers = before, real
+        use_waiting_inside(pool, before)
+        use_workers(pool, real)
 
 
 # -- destructors
@@ -284,35 +304,33 @@ def test_the_error_of_the_attempt_before_goes_under_no_lock(make_pool: MakePool,
     assert held == [False]
 
 
-def check_failed(core: _core.Core, worker: Worker) -> None:
-    core.check_failed(worker, UnfitResource("a second one"))
+def check_failed(pool: ResourceExecutor[Any], worker: Worker) -> None:
+    report_unfit(pool, worker, UnfitResource("a second one"))
 
 
-def worker_ready(core: _core.Core, worker: Worker) -> None:
-    core.worker_ready(worker, checked=True)
+def worker_ready(pool: ResourceExecutor[Any], worker: Worker) -> None:
+    report_ready(pool, worker)
 
 
-def worker_ended(core: _core.Core, worker: Worker) -> None:
-    core.workers.add(stranger := Worker(core, 8))
-    core.worker_ended(stranger, End.CREATION_FAILED, LookupError("no"))
+def worker_ended(pool: ResourceExecutor[Any], worker: Worker) -> None:
+    workers_of(pool).add(another := stranger(pool, 8))
+    report_end(pool, another, End.CREATION_FAILED, LookupError("no"))
 
 
-def retry_later(core: _core.Core, worker: Worker) -> None:
-    core._retry_later(CannotStart("no"))
+def cannot_start(pool: ResourceExecutor[Any], worker: Worker) -> None:
+    retry_later(pool, CannotStart("no"))
 
 
-@pytest.mark.parametrize("event", [check_failed, worker_ready, worker_ended, retry_later])
+@pytest.mark.parametrize("event", [check_failed, worker_ready, worker_ended, cannot_start])
 def test_the_error_of_a_failing_factory_goes_under_no_lock(
-    event: Callable[[_core.Core, Worker], None], make_pool: MakePool, ledger: Ledger
+    event: Callable[[ResourceExecutor[Any], Worker], None], make_pool: MakePool, ledger: Ledger
 ) -> None:
     held: list[bool] = []
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy)
     pool.submit(FakeResource.use).result(DEADLINE)
-    core = pool._core
-    [worker] = core.workers
-    core.outage.failures = 1
-    core.outage.error = ErrorWithLuggage(Told(core.lock._is_owned, held))  # type: ignore[attr-defined]  # not in typeshed
-    event(core, worker)
+    [worker] = workers_of(pool)
+    pretend_outage(pool, ErrorWithLuggage(Told(engine_lock(pool)._is_owned, held)))
+    event(pool, worker)
     assert held == [False]
 
 

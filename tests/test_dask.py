@@ -31,6 +31,7 @@ from distributed.comm.core import CommClosedError
 from distributed.core import Status
 
 from dask_support import FOREIGN_THREADS, Ref
+from engine import State
 from interruptions import AtPoint, TimeLimit
 from support import DEADLINE, Gate, Ledger, ResourceBroken, eventually, run_python
 from tasker_executor import (
@@ -47,7 +48,6 @@ from tasker_executor import (
     TaskLost,
     current_task,
 )
-from tasker_executor._engine.state import State
 from tasker_executor._options import TaskOptions
 from tasker_executor.dask import (
     DaskResourceExecutor,

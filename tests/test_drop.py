@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from engine import core_of, workers_of
 from support import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, eventually, join_all, needs_gil
 from tasker_executor import Observer, ResourceExecutor, StateEvent
 
@@ -27,8 +28,8 @@ def swallow(_: FakeResource, argument: Thing) -> None:
     """A task with an argument."""
 
 
-def workers_of(pool: ResourceExecutor[Any]) -> list[threading.Thread]:
-    return [worker.thread for worker in pool._core.workers]
+def worker_threads(pool: ResourceExecutor[Any]) -> list[threading.Thread]:
+    return [worker.thread for worker in workers_of(pool)]
 
 
 def collected(reference: weakref.ref[Any]) -> bool:
@@ -47,7 +48,7 @@ def make(ledger: Ledger, workers: int = 1, **options: Any) -> ResourceExecutor[F
 def test_a_dropped_pool_is_collected_and_its_idle_worker_ends(ledger: Ledger) -> None:
     pool = make(ledger)
     pool.submit(FakeResource.use).result(DEADLINE)
-    threads, reference = workers_of(pool), weakref.ref(pool)
+    threads, reference = worker_threads(pool), weakref.ref(pool)
 
     del pool
 
@@ -61,7 +62,7 @@ def test_a_dropped_pool_finishes_its_queue(ledger: Ledger, gate: Gate) -> None:
     pool.submit(gate.hold)
     gate.wait_until_held()
     futures = [pool.submit(FakeResource.use) for _ in range(10)]
-    threads = workers_of(pool)
+    threads = worker_threads(pool)
 
     del pool
     gate.release()
@@ -106,7 +107,7 @@ def test_a_pool_dropped_in_a_cycle_is_ended_by_the_garbage_collector(ledger: Led
     pool: Any = make(ledger)
     holder.pool, pool.holder = pool, holder
     pool.submit(FakeResource.use).result(DEADLINE)
-    threads, reference = workers_of(pool), weakref.ref(pool)
+    threads, reference = worker_threads(pool), weakref.ref(pool)
 
     del holder, pool
 
@@ -121,7 +122,7 @@ def test_a_pool_with_base_workers_and_a_policy_can_be_dropped(ledger: Ledger) ->
     pool = make(ledger, 3, min_workers=2, policy=BacklogPolicy(), idle_timeout=60.0)
     pool.wait_ready()
     pool.submit(FakeResource.use).result(DEADLINE)
-    threads, reference = workers_of(pool), weakref.ref(pool)
+    threads, reference = worker_threads(pool), weakref.ref(pool)
 
     del pool
 
@@ -150,7 +151,7 @@ def test_a_pool_dropped_by_its_last_task_ends(ledger: Ledger, gate: Gate) -> Non
 
     future = pools[0].submit(work)
     gate.wait_until_held()
-    threads = workers_of(pools[0])
+    threads = worker_threads(pools[0])
 
     gate.release()
 
@@ -180,7 +181,7 @@ def test_two_hundred_dropped_pools_leave_no_thread_and_no_resource(ledger: Ledge
         future = pool.submit(FakeResource.use)
         if number % 3:
             future.result(DEADLINE)
-        references += [weakref.ref(pool), weakref.ref(pool._core)]
+        references += [weakref.ref(pool), weakref.ref(core_of(pool))]
         del pool, future
 
     assert join_all(set(threading.enumerate()) - before) == []
@@ -195,7 +196,7 @@ def test_a_kept_future_pins_neither_its_pool_nor_threads(ledger: Ledger) -> None
     failed = pool.submit(FakeResource.break_down)
     future.result(DEADLINE)
     failed.exception(DEADLINE)
-    threads, reference = workers_of(pool), weakref.ref(pool)
+    threads, reference = worker_threads(pool), weakref.ref(pool)
 
     del pool
 
@@ -207,7 +208,7 @@ def test_a_kept_future_pins_neither_its_pool_nor_threads(ledger: Ledger) -> None
 def test_a_shut_down_pool_is_collected_with_all_that_it_shared(ledger: Ledger) -> None:
     pool = make(ledger, 2)
     pool.submit(FakeResource.use).result(DEADLINE)
-    references: list[weakref.ref[Any]] = [weakref.ref(pool), weakref.ref(pool._core)]
+    references: list[weakref.ref[Any]] = [weakref.ref(pool), weakref.ref(core_of(pool))]
     pool.shutdown()
 
     del pool

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
+from engine import LIMIT, Handoff, HandoffLost, give_back, patch_borrow, patch_worker_clock
+from engine import handoff_module as _handoff
 from support import DEADLINE, Gate, MakePool, eventually, run_python, switch_interval
 from tasker_executor import ResourceExecutor
-from tasker_executor._engine import handoff as _handoff
-from tasker_executor._engine import worker as _worker
-from tasker_executor._engine.handoff import LIMIT, Handoff, HandoffLost, give_back
 from tasker_executor._sync import clock
 
 pytestmark = pytest.mark.skipif(not Handoff.supported, reason="needs Linux, and a GIL")
@@ -147,7 +146,7 @@ def test_of_two_who_come_at_once_to_a_watched_task_one_waits_in_another_way(
             second.append(ask(future))
             handoff_in_use(future)
 
-    monkeypatch.setattr("tasker_executor._engine.task.borrow", borrow_late)
+    patch_borrow(monkeypatch, borrow_late)
     ask(future)
     eventually(lambda: permits_of(future) is not None, "the first to wait")
 
@@ -433,7 +432,7 @@ def test_the_next_task_is_not_charged_with_the_time_that_the_interpreter_was_awa
         give()
         away = 1000.0
 
-    monkeypatch.setattr(_worker, "clock", lambda: clock() + away)
+    patch_worker_clock(monkeypatch, lambda: clock() + away)
     monkeypatch.setattr(handoff, "give", give_for_a_while)
     following = busy.submit(int)
     gate.release()

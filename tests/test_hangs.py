@@ -12,6 +12,19 @@ from typing import Any
 
 import pytest
 
+from engine import (
+    RUNNING,
+    TaskFuture,
+    WaitInside,
+    busy_workers,
+    end_a_hopeless_wait,
+    normal_lane,
+    patch_pauses,
+    shorten_pauses,
+    waiting_inside,
+    worker_limit,
+    workers_of,
+)
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import (
     BacklogPolicy,
@@ -25,10 +38,6 @@ from tasker_executor import (
     ScalingPolicy,
     current_task,
 )
-from tasker_executor._engine import core as _core
-from tasker_executor._engine import outage as _outage
-from tasker_executor._engine.core import WaitInside
-from tasker_executor._engine.task import RUNNING, TaskFuture
 
 Pool = ResourceExecutor[None]
 
@@ -41,7 +50,7 @@ def wait_for_a_task_of(pool: Pool) -> int:
 
 
 def until_waiting_inside(pool: ResourceExecutor[Any], n: int = 1) -> None:
-    eventually(lambda: len(pool._core.waiting_inside) == n, f"{n} workers to wait")
+    eventually(lambda: len(waiting_inside(pool)) == n, f"{n} workers to wait")
 
 
 def test_the_only_worker_that_waits_for_a_queued_task_is_told(make_pool: MakePool) -> None:
@@ -157,10 +166,10 @@ def test_nobody_is_told_while_one_of_those_who_wait_has_his_result_and_only_has_
     wait_for([done], DEADLINE)
     a = pool.submit(gate.hold)
     gate.wait_until_held()
-    worker = next(worker for worker in pool._core.workers if worker.item is not None)
+    worker = busy_workers(pool)[0]
     assert worker.thread.ident is not None
     assert isinstance(done, TaskFuture)
-    pool._core.waiting_inside[worker.thread.ident] = WaitInside(done)
+    waiting_inside(pool)[worker.thread.ident] = WaitInside(done)
     b = pool.submit(wait_for_a_task_of, pool)
     until_waiting_inside(pool, 2)
 
@@ -321,7 +330,7 @@ def test_a_timeout_that_has_run_out_is_no_wait(make_pool: MakePool) -> None:
         pool.submit(int).result(0)
 
     assert type(pool.submit(task).exception(DEADLINE)) is TimeoutError
-    assert pool._core._limit() == 1
+    assert worker_limit(pool) == 1
 
 
 def test_it_is_told_when_the_worker_that_was_left_to_run_the_task_leaves(make_pool: MakePool, gate: Gate) -> None:
@@ -363,7 +372,7 @@ def test_after_the_other_worker_has_retired_another_one_starts(make_pool: MakePo
         results: list[int] = []
         for _ in range(3):
             results.append(pool.submit(int, "7").result())
-            eventually(lambda: len(pool._core.workers) == 1, "the other worker to retire")
+            eventually(lambda: len(workers_of(pool)) == 1, "the other worker to retire")
         return results
 
     assert pool.submit(task).result(DEADLINE) == [7, 7, 7]
@@ -404,18 +413,18 @@ def test_a_task_that_runs_in_the_thread_of_its_caller_is_waited_for(make_pool: M
     outer = pool.submit(task)
     known.wait_until_held()
     future: Any = pool.submit(int)
-    pool._core.lanes.normal.remove(future)
+    normal_lane(pool).remove(future)
     future._status = RUNNING
     elsewhere.append(future)
     known.release()
     until_waiting_inside(pool)
-    pool._core._end_a_hopeless_wait()
-    assert not pool._core.waiting_inside[next(iter(pool._core.waiting_inside))].hopeless
+    end_a_hopeless_wait(pool)
+    assert not waiting_inside(pool)[next(iter(waiting_inside(pool)))].hopeless
 
     future.set_result(7)
 
     assert outer.result(DEADLINE) == 7
-    pool._core.lanes.normal.withdrawn += 1  # for the books: nobody has counted it
+    normal_lane(pool).withdrawn += 1  # for the books: nobody has counted it
 
 
 # -- a queue that nobody may enter --
@@ -426,7 +435,7 @@ def test_with_max_queued_0_the_pool_recovers_from_an_outage_too(
 ) -> None:
     # 1. The factory fails, and so there is no worker. 2. The task that wanted one goes away. 3. With no worker there is no
     # place for a task, and without a task nobody tries the factory again; so one must be let in, when it is time to try.
-    monkeypatch.setattr(_outage, "BACKOFF_FIRST", 0.001)
+    shorten_pauses(monkeypatch, 0.001)
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_queued=0, on_full="raise")
     ledger.outage = OSError("outage")
     future = pool.submit(lambda resource: resource.use())
@@ -453,7 +462,7 @@ def test_with_max_queued_0_a_blocked_submit_gets_in_after_an_outage(
     make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_queued=0)
-    monkeypatch.setattr(_core.random, "uniform", lambda _low, high: high)  # type: ignore[attr-defined]  # a module
+    patch_pauses(monkeypatch, 1.0)
     ledger.outage = OSError("outage")
     future = pool.submit(lambda resource: resource.use())
     eventually(lambda: pool.stats().create_failures > 0, "the failure")

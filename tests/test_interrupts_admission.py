@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from engine import admission_of, busy_workers, idle_workers, normal_lane
 from interruptions import ERRORS, Call, Pool, at_every_point, thrower
 from support import DEADLINE, FakeResource, eventually
 from tasker_executor import QueueFull
-from tasker_executor._engine.worker import Worker
 
 
 class Crowd:
@@ -22,7 +22,7 @@ class Crowd:
 
     def fill(self, pool: Pool) -> None:
         self._done.clear()
-        admission = pool._core.admission
+        admission = admission_of(pool)
 
         def hold(_: FakeResource) -> None:
             while not admission.blocked and not self._done.wait(0.0005):
@@ -30,7 +30,7 @@ class Crowd:
 
         for _ in range(2):
             pool.submit(hold)
-        eventually(lambda: sum(worker.item is not None for worker in pool._core.workers.copy()) == 2, "two busy workers")
+        eventually(lambda: len(busy_workers(pool)) == 2, "two busy workers")
         for _ in range(admission.limit or 0):
             pool.submit(FakeResource.use)
 
@@ -41,12 +41,10 @@ class Crowd:
             pass
         finally:
             self._done.set()
-            core = pool._core
 
             def are_free() -> bool:
                 # A submission that ended between its append and its wake-up leaves the wake-up to the next one.
-                idle = sum(isinstance(entry, Worker) for entry in core.idle_stack[:])
-                return (not core.lanes.normal or idle == 2) and all(worker.item is None for worker in core.workers.copy())
+                return (not normal_lane(pool) or len(idle_workers(pool)) == 2) and not busy_workers(pool)
 
             eventually(are_free, "two free workers")
 
@@ -77,7 +75,7 @@ def test_an_error_thrown_in_anywhere_leaves_the_door_in_order(name: str, error: 
     prepare = scenario.prepare
 
     def prepare_and_note(pool: Pool) -> object:
-        doors.append(pool._core.admission)
+        doors.append(admission_of(pool))
         return prepare(pool)
 
     at_every_point(Call(scenario.call, prepare_and_note, scenario.options), thrower(error))

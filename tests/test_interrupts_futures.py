@@ -15,10 +15,10 @@ from typing import Any, cast
 
 import pytest
 
+from engine import TaskFuture, lanes_of
 from interruptions import ERRORS, AtPoint
 from support import DEADLINE, Gate, is_waited_for
 from tasker_executor import ResourceExecutor
-from tasker_executor._engine.task import TaskFuture
 
 Step = Callable[[Future[Any]], object]
 
@@ -98,7 +98,7 @@ class Story:
         stats = self.pool.stats()
         assert stats.submitted == stats.completed + stats.failed + stats.cancelled
         assert stats.cancelled == self.future.cancelled()
-        for lane in self.pool._core.lanes:
+        for lane in lanes_of(self.pool):
             assert lane.tombstones == len(lane) == 0
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 
+from engine import free_resources, reserve_of
 from interruptions import (
     AFTER_SHUTDOWN,
     ERRORS,
@@ -46,8 +47,7 @@ def break_it(pool: Pool) -> object:
 
 
 def age(pool: Pool) -> None:
-    assert pool._core.pool is not None
-    for holding in pool._core.pool._free:
+    for holding in free_resources(pool) or ():
         holding.expires = 0
 
 
@@ -111,8 +111,7 @@ def check_the_pool_is_whole(pool: Pool, ledger: Ledger) -> None:
     check_both_workers_run(pool)
     pool.run_now(FakeResource.use)
     stats = pool.stats()
-    resources = pool._core.pool
-    assert resources is not None
+    resources = reserve_of(pool)
     if not resources._care:
         assert stats.available_resources == resources._size
     assert len(ledger.alive) == stats.available_resources + stats.active_workers

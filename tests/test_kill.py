@@ -10,10 +10,9 @@ from typing import Any, cast
 
 import pytest
 
+from engine import Holding, aborts_under_way, join_aborts, workers_of
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, Watched, eventually
 from tasker_executor import Observer, ResourceExecutor, ShutdownTimeout, TaskCancelled, TaskEvent, current_task
-from tasker_executor._engine import resources as _resources
-from tasker_executor._engine.resources import Holding
 
 ENDLESS = "with recursive counter(n) as (select 1 union all select n + 1 from counter) select count(*) from counter"
 
@@ -346,7 +345,7 @@ def test_ctrl_c_while_an_abort_is_started_leaves_nothing_that_waits_for_it(
     aborting.kill()
     aborting.shutdown(timeout=DEADLINE)
 
-    assert _resources._aborting == set()
+    assert aborts_under_way() == set()
     assert ledger.destroyed == ledger.created
 
 
@@ -381,7 +380,7 @@ def test_an_on_abort_that_raises_is_logged_and_the_others_are_aborted(
         gate.wait_until_held(count)
 
     pool.kill()
-    _resources.join_aborts()
+    join_aborts()
 
     assert len(tried) == 2
     assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["cannot abort"] * 2
@@ -400,7 +399,7 @@ def test_no_lock_is_held_while_on_abort_runs(make_pool: MakePool, ledger: Ledger
     gate.wait_until_held()
 
     pool.kill()
-    _resources.join_aborts()
+    join_aborts()
 
     assert seen == ["killed"]
 
@@ -442,7 +441,7 @@ def test_no_resource_is_aborted_once_it_is_destroyed(
     monkeypatch.setattr(Holding, "abort", abort_late)
 
     pool.kill()
-    _resources.join_aborts()
+    join_aborts()
 
     assert aborts.resources == []
 
@@ -464,7 +463,7 @@ def test_a_resource_is_not_destroyed_while_it_is_being_aborted(make_pool: MakePo
     pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, on_abort=abort)
     future = pool.submit(gate.hold)
     gate.wait_until_held()
-    holding = next(iter(pool._core.workers)).holding
+    holding = next(iter(workers_of(pool))).holding
 
     def resource_held() -> Holding[Any]:
         assert holding is not None

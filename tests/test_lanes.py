@@ -8,9 +8,8 @@ from typing import Any, cast
 
 import pytest
 
+from engine import Lane, TaskFuture
 from support import FakeResource, Gate, Ledger, MakePool
-from tasker_executor._engine.lanes import Lane
-from tasker_executor._engine.task import TaskFuture
 
 
 def test_priority_task_comes_first_in_400_of_400_rounds(make_pool: MakePool) -> None:

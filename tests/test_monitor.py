@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import core_of, pretend_outage
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import ResourceExecutor, WorkerInfo, current_task
 from tasker_executor._sync import Latch
@@ -360,7 +361,7 @@ def test_ctrl_c_ends_the_view_and_not_the_executor(make_pool: MakePool, monkeypa
 
 def test_the_view_keeps_no_executor_alive() -> None:
     pool = ResourceExecutor(1)
-    core, reference = weakref.ref(pool._core), weakref.ref(pool)
+    core, reference = weakref.ref(core_of(pool)), weakref.ref(pool)
 
     with monitor(pool, console=no_terminal(), interval=0.001):
         del pool
@@ -587,9 +588,9 @@ def test_no_code_of_the_user_runs_under_the_lock(make_pool: MakePool, gate: Gate
     pool = make_pool(1)
     pool.submit(Task())
     gate.wait_until_held()
-    pool._core.outage.failures, pool._core.outage.error = 1, Shy()
+    pretend_outage(pool, Shy())
     shown = take_snapshot(pool)
-    pool._core.outage.failures = 0
+    pretend_outage(pool, None)
 
     assert shown.last_failure == "Shy: shy"
     assert sorted(set(asked)) == ["error", "task"]

@@ -8,17 +8,31 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from operator import methodcaller
 from typing import Any
 
 import pytest
 
+from engine import (
+    PENDING,
+    RUNNING,
+    Lane,
+    Lanes,
+    TaskFuture,
+    Worker,
+    admission_of,
+    engine_lock,
+    idle_stack,
+    lanes_of,
+    normal_lane,
+    note_may_retire,
+    show_submitters,
+    use_idle_stack,
+    use_leaving_workers,
+    use_workers,
+    workers_of,
+)
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, join_all
 from tasker_executor import Observer, QueueFull, ResourceExecutor, TaskEvent
-from tasker_executor._engine.core import Core, Room
-from tasker_executor._engine.lanes import Lane, Lanes
-from tasker_executor._engine.task import PENDING, RUNNING, TaskFuture
-from tasker_executor._engine.worker import Worker
 
 
 class LyingStack(list[Any]):
@@ -48,12 +62,8 @@ class LyingStack(list[Any]):
 
 def lie(pool: ResourceExecutor[Any]) -> LyingStack:
     """Let a pool that has no workers yet use a lying stack."""
-    core = pool._core
     stack = LyingStack()
-    room, core._room = core._room, Room(stack)
-    stack.extend(core._room if entry is room else entry for entry in core.idle_stack)
-    core.idle = core.idle_stack = stack
-    core._wakes = map(methodcaller("release"), iter(stack.pop, None))
+    use_idle_stack(pool, stack)
     return stack
 
 
@@ -127,7 +137,7 @@ def test_a_worker_that_is_woken_before_it_sleeps_has_no_permit_left_when_it_work
     futures: list[Future[bool]] = []
 
     def submit() -> None:
-        [worker] = pool._core.workers
+        [worker] = workers_of(pool)
         futures.append(getattr(pool, lane)(worker.park.locked))
 
     pool.submit(setattr, stack, "after", submit)
@@ -165,12 +175,12 @@ def test_a_worker_that_is_woken_while_it_finds_the_task_itself_starts_no_other(
     pool = make_pool(8)
     stack = lie(pool)
     pool.submit(int).result(DEADLINE)
-    workers = len(pool._core.workers)
+    workers = len(workers_of(pool))
     futures: list[Future[int]] = []
     look = Lanes.look
 
     def look_late(lanes: Lanes) -> bool:
-        if lanes is pool._core.lanes and stack.workers and not futures:
+        if lanes is lanes_of(pool) and stack.workers and not futures:
             futures.append(pool.submit(int, "7"))
         return look(lanes)
 
@@ -200,7 +210,7 @@ def test_a_worker_is_not_replaced_whatever_a_task_raises(make_pool: MakePool, er
 
 def test_the_workers_there_are_change_only_under_the_lock(make_pool: MakePool) -> None:
     pool = make_pool(4)
-    workers = pool._core.workers = GuardedSet(pool._core.lock)
+    workers = use_workers(pool, GuardedSet(engine_lock(pool)))
     barrier = threading.Barrier(4)
 
     for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(4)]:
@@ -213,7 +223,7 @@ def test_the_workers_there_are_change_only_under_the_lock(make_pool: MakePool) -
 
 def test_the_workers_that_leave_change_only_under_the_lock(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(4)
-    leaving = pool._core.leaving = GuardedSet(pool._core.lock)
+    leaving = use_leaving_workers(pool, GuardedSet(engine_lock(pool)))
     for _ in range(4):
         pool.submit(gate.hold)
     gate.wait_until_held(4)
@@ -229,17 +239,10 @@ def test_the_workers_that_leave_change_only_under_the_lock(make_pool: MakePool, 
 def test_a_base_worker_is_asked_whether_it_may_retire_and_stays(
     make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_retire = Core.may_retire
-    answers: list[bool] = []
-
-    def noted(core: Core, worker: Worker) -> bool:
-        answers.append(may_retire(core, worker))
-        return answers[-1]
-
-    monkeypatch.setattr(Core, "may_retire", noted)
+    answers = note_may_retire(monkeypatch)
     pool = make_pool(4, on_create=ledger.create, on_destroy=ledger.destroy, min_workers=2, idle_timeout=0.001)
     eventually(lambda: len(answers) == 2, "two workers to be idle for long enough")
-    stack = pool._core.idle_stack  # where they are now for good: a task that comes at no other moment starts no third worker
+    stack = idle_stack(pool)  # where they are now for good: a task that comes at no other moment starts no third worker
     eventually(lambda: sum(isinstance(idle, Worker) for idle in stack[:]) == 2, "them to be asleep")
     for _ in range(2):
         pool.submit(FakeResource.use).result(DEADLINE)
@@ -369,7 +372,7 @@ def test_a_task_that_ends_while_somebody_begins_to_listen_is_heard_of(make_pool:
     # 1. A listener finds no sidecar, and PENDING. 2. The worker starts, ends, finds no sidecar and tells nobody. 3. The
     # listener stores its sidecar, and has to look at the status once more.
     future: Any = Trapped()
-    future._sidecar, future._context, future._lane = None, None, make_pool(1)._core.lanes.normal
+    future._sidecar, future._context, future._lane = None, None, normal_lane(make_pool(1))
     future._status = PENDING
     told: list[Any] = []
 
@@ -385,7 +388,7 @@ def test_a_place_that_comes_free_before_the_caller_at_the_door_can_be_seen_is_ta
     # 1. The queue is full: a caller finds no place. 2. The worker takes the queued task and looks whether anybody waits at the
     # door: nobody. 3. The caller begins to wait there, and has to look for a place once more.
     pool = make_pool(1, max_queued=1)
-    admission = pool._core.admission
+    admission = admission_of(pool)
     waiting = admission._waiting
     with Gate() as first, Gate() as second:
         pool.submit(first.hold)
@@ -428,7 +431,7 @@ def test_a_place_is_taken_from_the_moment_when_somebody_is_let_in(make_pool: Mak
     pool.submit(gate.hold)
     gate.wait_until_held()
     refused: list[bool] = []
-    setattr(pool, "_normal", LateLane(pool._core.lanes.normal))  # noqa: B010  # it is no Lane, by type
+    show_submitters(pool, LateLane(normal_lane(pool)))
 
     pool.submit(int)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from engine import bounds_of, name_of
 from support import DEADLINE, Gate
 from tasker_executor import (
     BacklogPolicy,
@@ -70,7 +71,7 @@ def mapped(**options: Any) -> None:
 def resized(**bounds: Any) -> None:
     with ResourceExecutor(3) as pool:
         pool.resize(**bounds)
-        assert all(type(value) is int for value in (pool._core.min_workers, pool._core.max_workers))
+        assert all(type(value) is int for value in bounds_of(pool))
 
 
 class Want:
@@ -247,6 +248,6 @@ def test_a_policy_may_answer_with_any_whole_number(kind: Callable[[int], Any], c
 def test_a_name_is_a_text_whatever_it_was(tmp_path: Path) -> None:
     for pool in (ResourceExecutor(1, name=tmp_path), ResourceExecutor(1, tmp_path)):  # type: ignore[call-overload]  # bad on purpose
         with pool:
-            assert pool._core.name == str(tmp_path)
+            assert name_of(pool) == str(tmp_path)
     with InlineExecutor(name=tmp_path) as executor:  # type: ignore[call-overload]  # bad on purpose
         assert executor.name == str(tmp_path)

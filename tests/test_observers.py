@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from engine import name_of
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import (
     Observer,
@@ -325,7 +326,7 @@ def test_end_is_the_last_that_is_told(make_pool: MakePool, ledger: Ledger, gate:
     futures = [pool.submit(FakeResource.use) for _ in range(20)]
     gate.release()
     pool.shutdown(cancel_futures=True)
-    eventually(lambda: StateEvent(pool._core.name, "closed") in notebook.events["state_changed"], "the last event")
+    eventually(lambda: StateEvent(name_of(pool), "closed") in notebook.events["state_changed"], "the last event")
 
     assert all(future.done() for future in futures)
     assert notebook.names[-1] == "state_changed"

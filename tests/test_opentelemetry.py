@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engine import Histogram, core_of
 from interruptions import AtPoint, TimeLimit
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import ResourceCreationError, ResourceExecutor, TaskEvent, current_task
-from tasker_executor._engine.recorder import Histogram
 
 pytest.importorskip("opentelemetry.sdk")
 
@@ -249,7 +249,7 @@ def test_instruments_keep_no_executor_alive(make_reader: MakeReader) -> None:
     instrument(pool, meter_provider=provider)
     pool.submit(str).result(DEADLINE)
     Collected(reader)
-    core, reference = weakref.ref(pool._core), weakref.ref(pool)
+    core, reference = weakref.ref(core_of(pool)), weakref.ref(pool)
 
     del pool
     gc.collect()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasker_executor._engine.outage import Outage
+from engine import Outage
 
 ERROR = OSError("connection refused")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from engine import core_of
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import ResourceExecutor, current_task
 
@@ -340,7 +341,7 @@ def test_the_collector_does_not_keep_an_executor_alive(registry: CollectorRegist
     pool = ResourceExecutor(1, name="dropped")
     register(pool, registry=registry)
     pool.submit(str).result(DEADLINE)
-    core, reference = weakref.ref(pool._core), weakref.ref(pool)
+    core, reference = weakref.ref(core_of(pool)), weakref.ref(pool)
     assert scrape(registry).executors == {"dropped"}
 
     del pool

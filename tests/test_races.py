@@ -14,12 +14,47 @@ from typing import Any
 
 import pytest
 
+from engine import (
+    WAKES_AT_ONCE,
+    Lane,
+    Lanes,
+    Step,
+    TaskFuture,
+    Worker,
+    core_of,
+    engine_lock,
+    enough_on_their_way,
+    fail_queue,
+    hold_back_submitters,
+    idle_stack,
+    idle_workers,
+    install_lane,
+    is_killed,
+    lane_arguments,
+    lanes_of,
+    normal_lane,
+    patch_new_task,
+    patch_pauses,
+    replace_step,
+    show_idle_stack,
+    show_submitters,
+    source_of,
+    step_of,
+    stranger,
+    submitters_held_back,
+    submitters_see_idle,
+    thread_prefix_of,
+    unborn_workers,
+    use_kill_latch,
+    use_lane,
+    use_woken,
+    wake,
+    wake_top,
+    woken_workers,
+    workers_of,
+)
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, needs_gil
 from tasker_executor import ResourceExecutor, current_task
-from tasker_executor._engine import core as _core
-from tasker_executor._engine.lanes import Lane, Lanes
-from tasker_executor._engine.task import TaskFuture
-from tasker_executor._engine.worker import Worker
 from tasker_executor._sync import Latch
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
@@ -50,7 +85,7 @@ class Interposed:
 
 
 def interpose(pool: ResourceExecutor[Any], **actions: Callable[[], object]) -> None:
-    setattr(pool, "_normal", Interposed(pool._core.lanes.normal, **actions))  # noqa: B010  # it is no Lane, by type
+    show_submitters(pool, Interposed(normal_lane(pool), **actions))
 
 
 class Once:
@@ -69,12 +104,11 @@ class RacedLane(Lane):
     """A lane that acts when somebody looks whether it is empty, and when somebody is about to pop."""
 
     def __init__(self, pool: ResourceExecutor[Any], name: str) -> None:
-        super().__init__(name, pool._core, pool._core._task_settled)
+        super().__init__(*lane_arguments(pool, name))
         self.on_look: Callable[[], object] | None = None
         self.on_pop: Callable[[], object] | None = None
         self.on_popped: Callable[[], object] | None = None
-        setattr(pool._core.lanes, name, self)
-        setattr(pool, f"_{name}", self)
+        install_lane(pool, name, self)
 
     def __len__(self) -> int:
         if self.on_look is not None:
@@ -112,11 +146,6 @@ class Stale:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stack, name)
-
-
-def idle_workers(pool: ResourceExecutor[Any]) -> list[Worker]:
-    """The workers that are registered as idle."""
-    return [worker for worker in pool._core.idle_stack[:] if isinstance(worker, Worker)]
 
 
 def when_idle(pool: ResourceExecutor[Any], action: Callable[[], object]) -> Callable[[], None]:
@@ -201,14 +230,14 @@ def test_a_task_queued_just_before_kill_is_refused_and_never_runs() -> None:
 def test_a_signal_handler_that_shuts_down_inside_of_submit_does_not_block(make_pool: MakePool) -> None:
     # 1. submit() decides to start a worker, under the lock. 2. A signal handler shuts the pool down, on this very thread.
     pool = make_pool(1)
-    hire = pool._core._hire
+    hire = step_of(pool, Step.HIRE)
 
     def interrupted(hired: list[Worker]) -> None:
         shut_down()
         hire(hired)
 
     shut_down = Once(lambda: pool.shutdown())
-    pool._core._hire = interrupted  # type: ignore[method-assign]  # the point of the test
+    replace_step(pool, Step.HIRE, interrupted)
 
     future = pool.submit(int, "7")
 
@@ -288,14 +317,14 @@ def test_a_task_put_back_before_the_killer_looks_is_cancelled_once(make_pool: Ma
     for future in queued:
         future.add_done_callback(told.append)
     with Gate() as half_way:
-        populate = pool._core._populate_or_retry
+        populate = step_of(pool, Step.POPULATE_OR_RETRY)
 
         def stop_here() -> None:
             if threading.current_thread() is killer:
                 half_way.hold()
             populate()
 
-        pool._core._populate_or_retry = stop_here  # type: ignore[method-assign]  # the first step after the state
+        replace_step(pool, Step.POPULATE_OR_RETRY, stop_here)  # the first step after the state
         killer = threading.Thread(target=pool.kill)
 
         def kill() -> None:
@@ -305,7 +334,7 @@ def test_a_task_put_back_before_the_killer_looks_is_cancelled_once(make_pool: Ma
         lane.on_popped = Once(kill)
         gate.release()
         assert wait_for(queued, DEADLINE).not_done == set()
-        assert not pool._core.killed.is_open
+        assert not is_killed(pool)
     killer.join(DEADLINE)
     pool.shutdown(timeout=DEADLINE)
 
@@ -329,11 +358,12 @@ class LateLatch(Latch):
 def test_no_task_starts_once_the_tokens_are_set(make_pool: MakePool, gate: Gate, count: int, priority: bool) -> None:
     # 1. kill() sets the tokens. 2. The task that runs obeys, and its worker is free. 3. kill() comes to empty the lanes.
     pool = make_pool(1)
-    latch = pool._core.killed = LateLatch()
+    latch = LateLatch()
+    use_kill_latch(pool, latch)
     ran: list[bool] = []
     running = pool.submit(gate.hold)
     gate.wait_until_held()
-    (worker,) = pool._core.workers
+    (worker,) = workers_of(pool)
     view = pool.with_options(priority=priority)
     queued = [view.submit(note, ran) for _ in range(count)]
 
@@ -381,13 +411,13 @@ def test_two_submitters_at_once_start_a_worker_each(make_pool: MakePool) -> None
     # no idle worker either. 3. The tasks wait for each other.
     pool = make_pool(2)
     barrier = threading.Barrier(2)
-    hire = pool._core._hire
+    hire = step_of(pool, Step.HIRE)
     futures: list[Future[int]] = []
     other = threading.Thread(target=lambda: futures.append(pool.submit(barrier.wait, DEADLINE)))
 
     def submit_meanwhile() -> None:
         other.start()
-        eventually(lambda: len(pool._core.lanes.normal) == 2, "the task of the other submitter")
+        eventually(lambda: len(normal_lane(pool)) == 2, "the task of the other submitter")
 
     once = Once(submit_meanwhile)
 
@@ -395,7 +425,7 @@ def test_two_submitters_at_once_start_a_worker_each(make_pool: MakePool) -> None
         once()
         hire(hired)
 
-    pool._core._hire = hire_late  # type: ignore[method-assign]  # the point of the test
+    replace_step(pool, Step.HIRE, hire_late)
     futures.append(pool.submit(barrier.wait, DEADLINE))
     other.join(DEADLINE)
 
@@ -412,7 +442,7 @@ def test_of_several_workers_hired_those_that_cannot_start_are_not_in_the_books(
     eventually(lambda: pool.stats().active_workers == 1, "one worker")
 
     assert "cannot start a worker" in caplog.text
-    assert pool._core._unborn == {}
+    assert unborn_workers(pool) == {}
     permits.extend([None] * 9)
     barrier = threading.Barrier(3)
     futures = [pool.submit(barrier.wait, DEADLINE) for _ in range(3)]
@@ -423,7 +453,7 @@ def test_a_task_that_comes_in_the_pause_after_no_thread_could_be_started_is_run(
     make_pool: MakePool, permits: list[None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 1. No worker can be started, and no supervisor. 2. There are threads again. 3. A task comes before the pause is over.
-    monkeypatch.setattr(_core.random, "uniform", lambda low, high: high)  # type: ignore[attr-defined]  # a module
+    patch_pauses(monkeypatch, 1.0)
     pool = make_pool(1)
     pool.resize(min_workers=1)
     assert pool.stats().active_workers == 0
@@ -437,7 +467,7 @@ def test_a_task_that_comes_in_the_pause_while_no_thread_can_be_started_is_run_wh
 ) -> None:
     # 1. No worker can be started, and no supervisor. 2. A task comes in the pause, and the supervisor still cannot be started.
     # 3. There are threads again, and another task comes.
-    monkeypatch.setattr(_core.random, "uniform", lambda low, high: high)  # type: ignore[attr-defined]  # a module
+    patch_pauses(monkeypatch, 1.0)
     pool = make_pool(1)
     pool.resize(min_workers=1)
     first = pool.submit(int, "7")
@@ -479,7 +509,7 @@ def test_a_destructor_may_use_the_pool_while_the_thread_of_a_worker_starts(
 
     def set_ident_and_collect(thread: threading.Thread) -> None:
         set_ident(thread)
-        if thread.name.startswith(pool._core.thread_name_prefix):
+        if thread.name.startswith(thread_prefix_of(pool)):
             use()
 
     monkeypatch.setattr(threading.Thread, "_set_ident", set_ident_and_collect)
@@ -544,13 +574,13 @@ def test_a_task_that_comes_while_the_last_worker_retires_is_run(make_pool: MakeP
     pool = make_pool(1, idle_timeout=0.001)
     futures: list[Future[int]] = []
     submit = Once(lambda: futures.append(pool.submit(int, "7")))
-    may_retire = pool._core.may_retire
+    may_retire: Callable[[Worker], bool] = step_of(pool, Step.MAY_RETIRE)
 
     def retire(worker: Worker) -> bool:
         submit()
         return may_retire(worker)
 
-    monkeypatch.setattr(pool._core, "may_retire", retire)
+    replace_step(pool, Step.MAY_RETIRE, retire, monkeypatch)
 
     pool.submit(int).result(DEADLINE)
     eventually(lambda: bool(futures), "the worker to retire")
@@ -567,7 +597,7 @@ def test_a_task_that_comes_during_the_exit_of_the_last_worker_is_run(
     pool = make_pool(1, idle_timeout=0.001)
     futures: list[Future[int]] = []
     submit = Once(lambda: futures.append(pool.submit(int, "7")))
-    worker_ended = pool._core.worker_ended
+    worker_ended = step_of(pool, Step.WORKER_ENDED)
 
     def end(*args: Any) -> None:
         if when == "before":
@@ -575,7 +605,7 @@ def test_a_task_that_comes_during_the_exit_of_the_last_worker_is_run(
         worker_ended(*args)
         submit()
 
-    monkeypatch.setattr(pool._core, "worker_ended", end)
+    replace_step(pool, Step.WORKER_ENDED, end, monkeypatch)
 
     pool.submit(int).result(DEADLINE)
     eventually(lambda: bool(futures), "the worker to end")
@@ -591,13 +621,13 @@ def test_a_worker_that_is_told_to_leave_does_not_take_a_wake_up_with_it(make_poo
         future.result(DEADLINE)
     eventually(lambda: len(idle_workers(pool)) == 2, "two idle workers")
     futures: list[Future[int]] = []
-    retire_idle = pool._core._retire_idle
+    retire_idle = step_of(pool, Step.RETIRE_IDLE)
 
     def retire() -> None:
         retire_idle()
         futures.append(pool.submit(int, "7"))
 
-    pool._core._retire_idle = retire  # type: ignore[method-assign]  # the point of the test
+    replace_step(pool, Step.RETIRE_IDLE, retire)
 
     pool.resize(max_workers=1)
 
@@ -636,9 +666,8 @@ def test_workers_woken_for_tasks_while_resize_picks_them_are_left_to_their_tasks
     def take_both() -> None:
         futures.extend(pool.submit(gate.hold) for _ in range(2))
 
-    stack = Stale(pool._core.idle_stack, look, take_both)
-    monkeypatch.setattr(pool._core, "idle_stack", stack)
-    monkeypatch.setattr(pool._core, "idle", stack)
+    stack = Stale(idle_stack(pool), look, take_both)
+    show_idle_stack(monkeypatch, pool, stack)
 
     pool.resize(max_workers=most)  # one that has a wake-up, but no task yet, may be the one to leave
     gate.release()
@@ -654,7 +683,7 @@ def test_a_base_worker_that_is_no_more_wanted_when_its_idle_time_is_up_leaves(
     # 3. The worker goes back to the stack: it must look whether it is still wanted.
     pool = make_pool(2, min_workers=2, idle_timeout=0.001)
     shrink = Once(lambda: pool.resize(min_workers=1, max_workers=1))
-    may_retire = pool._core.may_retire
+    may_retire: Callable[[Worker], bool] = step_of(pool, Step.MAY_RETIRE)
     worked = threading.Event()
 
     def stay(worker: Worker) -> bool:
@@ -663,7 +692,7 @@ def test_a_base_worker_that_is_no_more_wanted_when_its_idle_time_is_up_leaves(
             shrink()
         return may
 
-    monkeypatch.setattr(pool._core, "may_retire", stay)
+    replace_step(pool, Step.MAY_RETIRE, stay, monkeypatch)
     pool.submit(gate.hold)
     gate.wait_until_held()
     pool.submit(worked.set).result(DEADLINE)
@@ -745,12 +774,12 @@ def test_a_worker_picked_to_retire_as_it_publishes_a_result_calls_the_callbacks_
         future = pool.submit(other.hold)
         other.wait_until_held()
         future.add_done_callback(lambda _: called.append(threading.get_ident()))
-        (quick,) = [worker for worker in pool._core.workers if worker.item is future]
+        (quick,) = [worker for worker in workers_of(pool) if worker.item is future]
 
     eventually(lambda: pool.stats().active_workers == 1, "the worker to retire")
 
     assert called == [quick.thread.ident]
-    assert quick not in pool._core.workers
+    assert quick not in workers_of(pool)
 
 
 # -- the idle stack and the permit --
@@ -769,7 +798,7 @@ def test_a_worker_that_is_woken_while_it_finds_the_task_itself_keeps_no_permit(
     look = Lanes.look
 
     def look_late(lanes: Lanes) -> bool:
-        if threading.current_thread() is worker.thread and worker in pool._core.idle_stack:
+        if threading.current_thread() is worker.thread and worker in idle_stack(pool):
             submit()
         return look(lanes)
 
@@ -793,7 +822,7 @@ def test_a_worker_that_is_woken_at_the_moment_of_its_timeout_runs_the_task(
     off_idle_stack = Worker._off_idle_stack
 
     def late(worker: Worker) -> bool:
-        if worker.core is pool._core and not pool._core.lanes.look():
+        if worker.core is core_of(pool) and not lanes_of(pool).look():
             submit()
         return off_idle_stack(worker)
 
@@ -817,7 +846,7 @@ def test_a_worker_that_loses_the_race_for_a_task_takes_the_next(make_pool: MakeP
                 raise IndexError("pop from an empty deque")
             return super().popleft()
 
-    pool._core.lanes.normal = pool._normal = Raced("normal", pool._core, pool._core._task_settled)
+    use_lane(pool, Raced)
 
     assert pool.submit(int, "7").result(DEADLINE) == 7
     assert raced == ["lost"]
@@ -837,7 +866,7 @@ def test_a_cancelled_task_that_a_worker_is_just_popping_is_not_counted_as_waitin
                 self.tombstones -= 1
             return length
 
-    lane = pool._core.lanes.normal = pool._normal = Raced("normal", pool._core, pool._core._task_settled)
+    lane = use_lane(pool, Raced)
     pool.submit(gate.hold)
     gate.wait_until_held()
     pool.submit(int).cancel()
@@ -920,7 +949,7 @@ def test_a_task_that_a_worker_takes_while_the_queue_is_failed_is_run(make_pool: 
 
     lane.on_pop = Once(let_the_worker_take_it)
 
-    pool._core._fail_queue(OSError("outage"))
+    fail_queue(pool, OSError("outage"))
 
     assert queued.result(0) == 7
     assert pool.stats().failed == 0
@@ -960,14 +989,13 @@ def test_a_submit_that_meets_the_shutdown_at_the_door_is_told_of_that(make_pool:
     pool = make_pool(1, max_queued=0, on_full="raise")
     pool.submit(gate.hold)
     gate.wait_until_held()
-    admission = pool._core.admission
-    enter = admission.enter
+    enter: Callable[..., bool] = step_of(pool, Step.ENTER)
 
     def enter_late(*args: Any, **kwargs: Any) -> bool:
         pool.shutdown(wait=False)
         return enter(*args, **kwargs)
 
-    admission.enter = enter_late  # type: ignore[method-assign]  # the point of the test
+    replace_step(pool, Step.ENTER, enter_late)
 
     with pytest.raises(RuntimeError, match=AFTER_SHUTDOWN):
         pool.submit(ran.append, "ran")
@@ -1110,7 +1138,7 @@ def test_who_would_start_a_worker_for_others_and_can_start_no_thread_leaves_the_
     call: str,
 ) -> None:
     # Tasks wait, and there is room for a worker; but who calls has not submitted those tasks, and need not hear of it.
-    monkeypatch.setattr(_core.random, "uniform", lambda low, _high: low)  # type: ignore[attr-defined]  # a module
+    patch_pauses(monkeypatch, 0.0)
     pool = make_pool(2)
     permits.append(None)
     pool.submit(gate.hold)
@@ -1137,7 +1165,7 @@ def test_ctrl_c_just_after_a_worker_began_to_live_keeps_that_worker(
     begun: list[Worker] = []
 
     def start_and_be_interrupted(thread: threading.Thread) -> None:
-        begun.extend(pool._core.workers)
+        begun.extend(workers_of(pool))
         start(thread)
         eventually(begun[0].birth.locked, "the thread to begin")
         raise KeyboardInterrupt
@@ -1148,7 +1176,7 @@ def test_ctrl_c_just_after_a_worker_began_to_live_keeps_that_worker(
     monkeypatch.undo()
 
     assert pool.submit(threading.get_ident).result(DEADLINE) == begun[0].thread.ident
-    assert pool._core.workers == set(begun)
+    assert workers_of(pool) == set(begun)
 
 
 def test_a_thread_that_begins_after_ctrl_c_gave_it_up_does_nothing(
@@ -1219,7 +1247,7 @@ def test_an_exception_thrown_into_a_busy_worker_goes_to_its_task(make_pool: Make
 
     future = pool.submit(work)
     assert started.wait(DEADLINE)
-    (worker,) = pool._core.workers
+    (worker,) = workers_of(pool)
 
     throw_into(worker.thread)
     try:
@@ -1246,7 +1274,7 @@ def test_an_exception_thrown_into_a_worker_that_has_a_task_in_hand_fails_that_ta
     def never() -> None:
         raise AssertionError("it has been called")
 
-    monkeypatch.setattr("tasker_executor._executor.TaskFuture", Doomed)
+    patch_new_task(monkeypatch, Doomed)
     doomed = pool.submit(never)
     monkeypatch.undo()
     queued = pool.submit(int, "7")
@@ -1277,8 +1305,7 @@ def test_an_exception_thrown_into_a_worker_as_it_ends_does_not_cost_its_successo
 ) -> None:
     # 1. A worker's resource broke, and has been destroyed. 2. The exception comes when all that is left is to say so.
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
-    source = pool._core.source
-    assert source is not None
+    source = source_of(pool)
     destroy = source.destroy
     throw = Once(lambda: (_ for _ in ()).throw(Thrown()))
 
@@ -1310,13 +1337,13 @@ def test_a_list_of_those_woken_that_changes_while_it_is_copied_is_no_reason_to_w
     pool = make_pool(1)
     pool.submit(int).result(DEADLINE)
     worker = wait_until_idle(pool)
-    on_its_way = Worker(pool._core, 1)
+    on_its_way = stranger(pool, 1)
     on_its_way.over = True  # it never lives
     on_its_way.park.release()
-    pool._core._woken = LyingDeque([on_its_way] * _core.WAKES_AT_ONCE, maxlen=_core.WAKES_AT_ONCE)
+    use_woken(pool, LyingDeque([on_its_way] * WAKES_AT_ONCE, maxlen=WAKES_AT_ONCE))
 
     assert pool.submit(int, "7").result(DEADLINE) == 7
-    assert pool._core._woken[-1] is worker
+    assert woken_workers(pool)[-1] is worker
 
 
 def test_a_worker_that_is_ready_while_the_tasks_are_counted_is_not_counted_on(
@@ -1328,7 +1355,7 @@ def test_a_worker_that_is_ready_while_the_tasks_are_counted_is_not_counted_on(
     pool.submit(gate.hold)
     gate.wait_until_held()
     counts = iter([2, 1])
-    monkeypatch.setattr(pool._core, "_starting", lambda: next(counts, 0))
+    replace_step(pool, Step.COUNT_STARTING, lambda: next(counts, 0), monkeypatch)
 
     assert pool.submit(int, "7").result(DEADLINE / 2) == 7  # before the gate gives up
 
@@ -1401,9 +1428,9 @@ def test_a_burst_wakes_few_workers_and_those_wake_the_others(make_pool: MakePool
         parks.may_get_up = True
         parks.changed.notify_all()
 
-    assert left >= 20 - 2 * _core.WAKES_AT_ONCE  # those woken before them are remembered, too
+    assert left >= 20 - 2 * WAKES_AT_ONCE  # those woken before them are remembered, too
     assert sorted(future.result(DEADLINE) for future in futures) == list(range(20))
-    assert pool._core.idle is pool._core.idle_stack
+    assert submitters_see_idle(pool)
 
 
 def test_a_worker_that_comes_while_a_submitter_counts_on_it(
@@ -1415,12 +1442,12 @@ def test_a_worker_that_comes_while_a_submitter_counts_on_it(
     held = pool.submit(gate.hold)
     gate.wait_until_held()
     looks = [True, False]
-    monkeypatch.setattr(pool._core, "_enough_on_their_way", lambda: bool(looks) and looks.pop(0))
+    replace_step(pool, Step.ENOUGH_ON_THEIR_WAY, lambda: bool(looks) and looks.pop(0), monkeypatch)
 
-    pool._core.wake(held)  # type: ignore[arg-type]  # a submitter who has seen somebody idle
+    wake(pool, held)  # a submitter who has seen somebody idle
 
     assert not looks
-    assert pool._core.idle is pool._core.idle_stack
+    assert submitters_see_idle(pool)
 
 
 def test_a_worker_that_will_never_come_is_not_counted_on(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1431,11 +1458,11 @@ def test_a_worker_that_will_never_come_is_not_counted_on(make_pool: MakePool, mo
     futures: list[Future[int]] = []
 
     def be_counted_on_and_die() -> None:
-        [worker] = pool._core.workers
+        [worker] = workers_of(pool)
         futures.append(pool.submit(int, "7"))
-        pool._core._woken.extend([worker] * _core.WAKES_AT_ONCE)
+        woken_workers(pool).extend([worker] * WAKES_AT_ONCE)
         futures.append(pool.submit(int, "8"))
-        pool._core.idle = _core._ENOUGH
+        hold_back_submitters(pool)
         raise Thrown
 
     lane.on_look = when_idle(pool, be_counted_on_and_die)
@@ -1443,7 +1470,7 @@ def test_a_worker_that_will_never_come_is_not_counted_on(make_pool: MakePool, mo
     eventually(lambda: len(futures) == 2, "two tasks")
 
     assert [future.result(DEADLINE) for future in futures] == [7, 8]
-    eventually(lambda: pool._core.idle is pool._core.idle_stack, "the worker that died to be counted on no more")
+    eventually(lambda: submitters_see_idle(pool), "the worker that died to be counted on no more")
     assert pool.submit(int, "9").result(DEADLINE) == 9
 
 
@@ -1493,14 +1520,14 @@ def test_one_worker_that_was_woken_often_is_not_many_on_their_way(make_pool: Mak
     workers: list[Worker] = []
 
     def work() -> Lingering:
-        workers.extend(worker for worker in pool._core.workers if worker.thread is threading.current_thread())
+        workers.extend(worker for worker in workers_of(pool) if worker.thread is threading.current_thread())
         assert submitted.wait(DEADLINE)
         return Lingering(gate)
 
     pool.submit(work)
     submitted.set()
     gate.wait_until_held()
-    pool._core._woken.extend(workers * _core.WAKES_AT_ONCE)
+    woken_workers(pool).extend(workers * WAKES_AT_ONCE)
     futures = [pool.submit(int, "7") for _ in range(10)]
 
     assert [future.result(DEADLINE) for future in futures] == [7] * 10
@@ -1513,14 +1540,14 @@ def test_a_signal_handler_that_waits_for_a_task_under_the_lock_does_not_hang(mak
     pool.submit(int).result(DEADLINE)
     wait_until_idle(pool)
 
-    with pool._core.lock:
-        pool._core.idle = _core._ENOUGH
-        pool._core._wake_top()
+    with engine_lock(pool):
+        hold_back_submitters(pool)
+        wake_top(pool)
         future = pool.submit(int, "7")
         result = future.result(DEADLINE)
 
     assert result == 7
-    assert pool._core.idle is pool._core.idle_stack
+    assert submitters_see_idle(pool)
 
 
 def test_ctrl_c_in_a_submitter_that_others_have_relied_on_costs_them_nothing(
@@ -1546,11 +1573,11 @@ def test_ctrl_c_in_a_submitter_that_others_have_relied_on_costs_them_nothing(
     def look() -> bool:
         if next(looks, False):
             return True
-        assert pool._core.idle is _core._ENOUGH
+        assert submitters_held_back(pool)
         others.append(pool.submit(ran.append, "other"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pool._core, "_enough_on_their_way", look)
+    replace_step(pool, Step.ENOUGH_ON_THEIR_WAY, look, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         pool.submit(ran.append, "interrupted")
     monkeypatch.undo()
@@ -1567,6 +1594,6 @@ def test_the_end_may_come_while_a_submitter_looks_who_was_woken(make_pool: MakeP
             return super().__getitem__(index)
 
     pool = make_pool(1)
-    pool._core._woken = Emptied([None] * _core.WAKES_AT_ONCE)
+    use_woken(pool, Emptied([None] * WAKES_AT_ONCE))
 
-    assert not pool._core._enough_on_their_way()
+    assert not enough_on_their_way(pool)

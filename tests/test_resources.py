@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from engine import patch_random
 from support import Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import ResourceCreationError, ResourceExecutor, current_task
 
@@ -438,7 +439,7 @@ def test_max_age_has_a_jitter_of_ten_percent(
         ranges.append((low, high))
         return share
 
-    monkeypatch.setattr("tasker_executor._engine.resources.random.uniform", uniform)
+    patch_random(monkeypatch, uniform)
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_age=100_000)
     pool.submit(FakeResource.use).result()
     clock.ahead += 100_000 * share - 1000

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from engine import patch_reserve_clock, reserve_of
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, Watched, eventually
 from tasker_executor import (
     NoCurrentTask,
@@ -263,8 +264,7 @@ def test_two_calls_that_find_one_vacancy_do_not_both_fill_it(
     pool = make_pool(
         1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, resource_pool_size=1
     )
-    resources = pool._core.pool
-    assert resources is not None
+    resources = reserve_of(pool)
     ledger.outage = OSError("connection refused")
     with pytest.raises(ResourceBroken):
         pool.with_options(max_retries=0).run_now(FakeResource.break_down)
@@ -458,7 +458,7 @@ def test_resource_of_the_pool_that_is_too_old_is_replaced(
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1, max_age=1000)
     for _ in range(uses):
         pool.run_now(FakeResource.use)
-    monkeypatch.setattr("tasker_executor._engine.resources.clock", lambda: time.perf_counter() + 1101)
+    patch_reserve_clock(monkeypatch, lambda: time.perf_counter() + 1101)
 
     assert pool.run_now(FakeResource.use) == 1
     assert ledger.created[0].uses == uses
@@ -670,8 +670,7 @@ def test_resource_that_an_interrupted_call_has_left_is_destroyed_and_not_handed_
         raise KeyboardInterrupt
 
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
-    resources = pool._core.pool
-    assert resources is not None
+    resources = reserve_of(pool)
     monkeypatch.setattr(resources, "_leave", be_interrupted)
     with pytest.raises(KeyboardInterrupt):
         pool.run_now(lambda _: pool.shutdown(wait=False))
@@ -706,8 +705,7 @@ def test_two_calls_that_both_shut_down_do_not_wait_for_each_other(make_pool: Mak
 def test_shutdown_outside_waits_for_a_call_that_waits_in_shutdown(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     """1. A call waits, in shutdown, for another one. 2. Who is in no call waits for both."""
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=2)
-    resources = pool._core.pool
-    assert resources is not None
+    resources = reserve_of(pool)
     with Gate() as later:
 
         def task(resource: FakeResource) -> int:
@@ -739,8 +737,7 @@ def test_shutdown_outside_waits_for_a_call_that_waits_in_shutdown(make_pool: Mak
 def test_thread_that_has_ended_is_not_waited_for(make_pool: MakePool, ledger: Ledger) -> None:
     """A greenlet that is never resumed leaves its call without a step of ours."""
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
-    resources = pool._core.pool
-    assert resources is not None
+    resources = reserve_of(pool)
 
     def vanish() -> None:
         resources._arrive().calls += 1
@@ -761,8 +758,7 @@ def test_two_shutdowns_that_destroy_what_is_left_wait_for_each_others_hooks(
         ledger.destroy(resource)
 
     pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, resource_pool_size=1)
-    resources = pool._core.pool
-    assert resources is not None
+    resources = reserve_of(pool)
     resources._free.clear()  # as if it were lost
     other = Background(lambda: pool.shutdown(timeout=DEADLINE))
     gate.wait_until_held()

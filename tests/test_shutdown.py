@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
+from engine import Lane, Sidecar, TaskFuture, admission_of, name_of, use_lane
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, is_waited_for
 from tasker_executor import ResourceExecutor, ShutdownTimeout, current_task
-from tasker_executor._engine.lanes import Lane
-from tasker_executor._engine.task import Sidecar, TaskFuture
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 
@@ -280,7 +279,7 @@ def test_a_task_whose_retry_begins_as_it_is_about_to_be_given_up_is_run(
             future.result(DEADLINE)
             super().withdraw(future, taken)
 
-    pool._core.lanes.normal = pool._normal = Raced("normal", pool._core, pool._core._task_settled)
+    use_lane(pool, Raced)
 
     def work(resource: FakeResource) -> int:
         if resource.number == 0:
@@ -373,7 +372,7 @@ def test_a_signal_handler_that_shuts_down_while_its_thread_holds_a_future_does_n
             pool.shutdown()
             states.append(pool.stats().state)
 
-    pool._core.lanes.normal = pool._normal = Interrupted("normal", pool._core, pool._core._task_settled)
+    use_lane(pool, Interrupted)
     pool.submit(gate.hold)
     gate.wait_until_held()
 
@@ -435,7 +434,7 @@ def test_a_shutdown_that_takes_too_long_says_what_still_runs(busy: ResourceExecu
     with pytest.raises(ShutdownTimeout, match=r"Gate\.hold on .*_0 for .* s; 1 tasks are queued") as caught:
         busy.shutdown(timeout=0.001)
 
-    assert busy._core.name in str(caught.value)
+    assert name_of(busy) in str(caught.value)
 
 
 def test_the_drain_goes_on_after_the_timeout(busy: ResourceExecutor[None], gate: Gate) -> None:
@@ -566,7 +565,7 @@ def test_a_submit_that_waits_at_a_full_queue_is_refused_by_shutdown(make_pool: M
 
     submitter = threading.Thread(target=submit)
     submitter.start()
-    eventually(lambda: bool(pool._core.admission.blocked), "the submitter to wait at the door")
+    eventually(lambda: bool(admission_of(pool).blocked), "the submitter to wait at the door")
 
     pool.shutdown(wait=False)
     submitter.join(DEADLINE)

@@ -27,10 +27,22 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from engine import (
+    check_books,
+    close,
+    core_of,
+    count_starting,
+    current_holder,
+    free_resources,
+    is_closing,
+    join,
+    lanes_of,
+    outage_of,
+    shorten_pauses,
+    stats_of,
+)
 from support import DEADLINE, FakeResource, Ledger, ResourceBroken, join_all
 from tasker_executor import QueueFull, ResourceCreationError, ResourceExecutor, TaskExpired
-from tasker_executor._engine import outage as _outage
-from tasker_executor._engine.current import current_holder
 
 PATIENCE = 15.0  # seconds for the executor to come to rest
 STEPS = 50
@@ -233,7 +245,7 @@ class Machine(RuleBasedStateMachine):
             create_timeout=1000.0,
             name=self.name,
         )
-        self.core = self.pool._core
+        self.core = core_of(self.pool)
         self.settle()
 
     # -- tasks
@@ -267,7 +279,7 @@ class Machine(RuleBasedStateMachine):
         must_be_full: bool | None = False
         if self.config.max_queued is not None:
             must_be_full = len(model.queued) - max(0, model.limit - len(model.running)) >= self.config.max_queued
-            if self.ledger.outage or self.core.outage.failures:
+            if self.ledger.outage or outage_of(self.core).failures:
                 must_be_full = None  # it depends on how many have a resource
         try:
             job.future = future = submit(job.run)
@@ -318,9 +330,10 @@ class Machine(RuleBasedStateMachine):
 
     @rule(verdict=st.sampled_from(["return", "fail", "break"]))
     def run_now(self, verdict: str) -> None:
-        if self.pool is None or self.core.pool is None:
+        free = free_resources(self.core)
+        if self.pool is None or free is None:
             return
-        fresh = sum(not holding.resource.broken for holding in self.core.pool._free)
+        fresh = sum(not holding.resource.broken for holding in free)
 
         def task(resource: FakeResource) -> int:
             resource.use()
@@ -390,7 +403,7 @@ class Machine(RuleBasedStateMachine):
         """Workers above the base go, if they do not stay for ever."""
         if self.config.idle_timeout is not None and not self.ledger.outage:
             busy = len(self.model.running)
-            self.wait(lambda: self.core.stats().active_workers <= max(self.model.base, busy), "idle workers to go")
+            self.wait(lambda: stats_of(self.core).active_workers <= max(self.model.base, busy), "idle workers to go")
 
     @rule()
     def look(self) -> None:
@@ -406,11 +419,11 @@ class Machine(RuleBasedStateMachine):
         if self.pool is None or chance:
             return
         if how == "drop":
-            if self.core.pool is not None and self.core.pool.available:
+            if self._free_for_run_now():
                 self.ledger.any_thread = True  # its resources are destroyed by a thread made for that
             self.pool = None
             gc.collect()  # pytest.raises() leaves cycles behind, by way of frames
-            self.wait(lambda: bool(self.core.state) and not self._free_for_run_now(), "the dropped executor to notice")
+            self.wait(lambda: is_closing(self.core) and not self._free_for_run_now(), "the dropped executor to notice")
         elif how == "kill":
             self.pool.kill()
             self.model.state = "killed"
@@ -439,7 +452,7 @@ class Machine(RuleBasedStateMachine):
             for job in self.jobs:
                 for _ in range(4):
                     job.release("return")
-            self.core.close(kill=True)
+            close(self.core, kill=True)
 
     def finish(self) -> None:
         """Let everything end, and balance the books."""
@@ -454,12 +467,12 @@ class Machine(RuleBasedStateMachine):
         if pool is not None:
             pool.shutdown(timeout=DEADLINE)
             del pool
-        self.core.join(DEADLINE)
+        join(self.core, DEADLINE)
 
         self.check()
         for job in self.jobs:
             job.check()
-        stats = self.core.stats()
+        stats = stats_of(self.core)
         assert stats.resources_created == stats.resources_destroyed == len(self.ledger.created)
         self.ledger.check()
         assert join_all(thread for thread in threading.enumerate() if thread.name.startswith(f"{self.name}_")) == []
@@ -470,7 +483,7 @@ class Machine(RuleBasedStateMachine):
         deadline = time.monotonic() + PATIENCE
         pause = threading.Event()
         while not predicate():
-            assert time.monotonic() < deadline, f"waited in vain for {claim}: {self.jobs}, {self.core.stats()}"
+            assert time.monotonic() < deadline, f"waited in vain for {claim}: {self.jobs}, {stats_of(self.core)}"
             pause.wait(0.0002)
 
     def settle(self) -> None:
@@ -484,15 +497,15 @@ class Machine(RuleBasedStateMachine):
             model.dispatch(len(self._at_gate()))
         self.wait(lambda: all(job.future is not None and job.future.done() for job in model.ended), "futures to be final")
         self.wait(
-            lambda: self.core.lanes.waiting() == len(model.queued), "tasks that are to be retried to be back in their lanes"
+            lambda: lanes_of(self.core).waiting() == len(model.queued), "tasks that are to be retried to be back in their lanes"
         )
-        self.wait(lambda: self.ledger.outage or not self.core._starting(), "workers to start")
+        self.wait(lambda: self.ledger.outage or not count_starting(self.core), "workers to start")
 
     def _at_gate(self) -> list[Job]:
         return [job for job in self.jobs if job.at_gate]
 
     def _free_for_run_now(self) -> int:
-        return 0 if self.core.pool is None else self.core.pool.available
+        return len(free_resources(self.core) or ())
 
     def _nobody_can_take_more(self) -> bool:
         """During an outage, only those who have a resource can work."""
@@ -504,7 +517,7 @@ class Machine(RuleBasedStateMachine):
     def check(self) -> None:
         if not hasattr(self, "core"):
             return
-        self.core.check()
+        check_books(self.core)
         assert set(self._at_gate()) == set(self.model.running)
         for job in self.jobs:
             assert job.runs == job.expected_runs, job
@@ -514,7 +527,7 @@ class Machine(RuleBasedStateMachine):
         self.wait(lambda: self._counters() == self._expected_counters(), f"the counters to be {self._expected_counters()}")
 
     def _counters(self) -> dict[str, object]:
-        stats = self.core.stats()
+        stats = stats_of(self.core)
         return {name: getattr(stats, name) for name in self._expected_counters()}
 
     def _expected_counters(self) -> dict[str, object]:
@@ -537,8 +550,7 @@ class Machine(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def _impatient_and_quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A factory that failed is tried again at once; thousands of outages make no log."""
-    monkeypatch.setattr(_outage, "BACKOFF_FIRST", 0.001)
-    monkeypatch.setattr(_outage, "BACKOFF_LIMIT", 0.002)
+    shorten_pauses(monkeypatch, 0.001, limit=0.002)
     logger = logging.getLogger("tasker_executor")
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)

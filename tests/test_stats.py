@@ -18,10 +18,9 @@ from typing import Any
 
 import pytest
 
+from engine import Histogram, Lane, Outcome, Recorder, TaskLog, normal_lane, patch_recorder_clock, recorder_of, workers_of
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import DurationSummary, ExecutorStats, ResourceExecutor
-from tasker_executor._engine.lanes import Lane
-from tasker_executor._engine.recorder import Histogram, Outcome, Recorder, TaskLog
 
 COUNTERS = (
     "submitted",
@@ -236,7 +235,7 @@ def test_task_retried_while_stats_are_taken_is_not_counted_twice(
 
     def count_late(lane: Lane) -> int:
         gate.release()
-        eventually(lambda: len(pool._core.lanes.normal) == 1, "the task, seen in hand a moment ago, to be back in its lane")
+        eventually(lambda: len(normal_lane(pool)) == 1, "the task, seen in hand a moment ago, to be back in its lane")
         return waiting(lane)
 
     with monkeypatch.context() as patch:
@@ -334,7 +333,7 @@ def test_worker_says_what_it_is_doing(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1, thread_name_prefix="crawler")
     future = pool.submit(gate.hold)
     gate.wait_until_held()
-    (worker,) = pool._core.workers
+    (worker,) = workers_of(pool)
     busy = repr(worker)
     gate.release()
     future.result()
@@ -472,7 +471,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(1000.0)
-    monkeypatch.setattr("tasker_executor._engine.recorder.clock", clock)
+    patch_recorder_clock(monkeypatch, clock)
     return clock
 
 
@@ -500,7 +499,7 @@ def footprint(root: object) -> int:
 
 def test_metrics_tell_what_was_measured(make_pool: MakePool) -> None:
     pool = make_pool(1)
-    log = open_log(pool._core.recorder)
+    log = open_log(recorder_of(pool))
     for wait, run, outcome in (
         (0.1, 1.0, Outcome.COMPLETED),
         (0.2, 2.0, Outcome.COMPLETED),
@@ -509,7 +508,7 @@ def test_metrics_tell_what_was_measured(make_pool: MakePool) -> None:
         (0.5, 5.0, Outcome.RETRIED),
     ):
         log.note(False, outcome, wait, run)
-    pool._core.recorder.add_creation(0.25)
+    recorder_of(pool).add_creation(0.25)
     metrics = pool.metrics()
 
     assert (metrics.wait.count, metrics.wait.minimum, metrics.wait.maximum) == (5, 0.1, 0.5)
@@ -590,7 +589,7 @@ def test_exporters_see_the_whole_life_whatever_was_reset(make_pool: MakePool) ->
     pool.submit(int).result()
     pool.metrics(reset=True)
     pool.submit_priority(int).result()
-    recorder = pool._core.recorder
+    recorder = recorder_of(pool)
     counts = {(priority, outcome): run.count for priority, outcome, _, run in recorder.histograms() if run.count}
 
     assert counts == {(False, Outcome.COMPLETED): 1, (True, Outcome.COMPLETED): 1}
@@ -601,7 +600,7 @@ def test_exporters_see_the_whole_life_whatever_was_reset(make_pool: MakePool) ->
 
 def test_rate_is_that_of_the_last_seconds(make_pool: MakePool, clock: Clock) -> None:
     pool = make_pool(1)
-    log = open_log(pool._core.recorder)
+    log = open_log(recorder_of(pool))
     clock.now += 4.0
     for _ in range(100):
         log.note(False, Outcome.COMPLETED, 0.0, 0.01)
@@ -613,7 +612,7 @@ def test_rate_is_that_of_the_last_seconds(make_pool: MakePool, clock: Clock) -> 
 
 def test_rates_go_back_to_zero_when_nothing_happens(make_pool: MakePool, clock: Clock) -> None:
     pool = make_pool(1)
-    log = open_log(pool._core.recorder)
+    log = open_log(recorder_of(pool))
     clock.now += 2.0
     for _ in range(1000):
         log.note(False, Outcome.COMPLETED, 0.0, 0.001)
@@ -628,7 +627,7 @@ def test_rates_go_back_to_zero_when_nothing_happens(make_pool: MakePool, clock: 
 
 def test_failures_are_completions(make_pool: MakePool, clock: Clock) -> None:
     pool = make_pool(1)
-    log = open_log(pool._core.recorder)
+    log = open_log(recorder_of(pool))
     clock.now += 4.0
     for _ in range(100):
         log.note(False, Outcome.FAILED, 0.0, 0.01)
@@ -638,7 +637,7 @@ def test_failures_are_completions(make_pool: MakePool, clock: Clock) -> None:
 
 def test_retries_are_neither_arrivals_nor_completions(make_pool: MakePool, clock: Clock) -> None:
     pool = make_pool(1)
-    log = open_log(pool._core.recorder)
+    log = open_log(recorder_of(pool))
     clock.now += 4.0
     for _ in range(100):
         log.note(False, Outcome.RETRIED, 0.0, 0.01)
@@ -720,10 +719,10 @@ def test_snapshot_of_a_million_tasks_is_no_more_work_than_one_of_a_thousand(make
             sys.setprofile(None)
         return next(calls)
 
-    feed(pool._core.recorder, 1000, varied, varied)
+    feed(recorder_of(pool), 1000, varied, varied)
     pool.metrics()
     small = calls_of_a_snapshot()
-    feed(pool._core.recorder, 999_000, varied, varied)
+    feed(recorder_of(pool), 999_000, varied, varied)
     pool.metrics()
     large = calls_of_a_snapshot()
 

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import threading
 import weakref
-from _thread import LockType, allocate_lock
+from _thread import LockType
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
 import pytest
 
+from engine import (
+    End,
+    Herald,
+    Step,
+    Supervisor,
+    Worker,
+    alarm_of,
+    bounds_of,
+    deadlines_of,
+    engine_lock,
+    expire,
+    herald_of,
+    idle_stack,
+    idle_workers,
+    is_lock_held,
+    kick,
+    patch_supervisor_clock,
+    pretend_asleep,
+    pretend_awake,
+    replace_step,
+    step_of,
+    supervisor_of,
+    thread_prefix_of,
+    timer_lock,
+)
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, Watched, eventually, join_all
 from tasker_executor import (
     BacklogPolicy,
@@ -21,9 +46,6 @@ from tasker_executor import (
     ShutdownTimeout,
     TaskExpired,
 )
-from tasker_executor._engine.resources import End
-from tasker_executor._engine.timer import Herald, Supervisor
-from tasker_executor._engine.worker import Worker
 from tasker_executor._sync import clock
 from tasker_executor.observers import ScaleEvent, StateEvent, TaskEvent
 
@@ -155,7 +177,7 @@ def test_supervisor_sleeps_when_nothing_needs_it(
 ) -> None:
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=3600)
     pool.submit(FakeResource.use).result()
-    pool._core.supervisor.kick()  # or it would look in an hour whether somebody waits for a resource
+    kick(pool)  # or it would look in an hour whether somebody waits for a resource
     turns.wait_until_asleep()
     kicks: list[Supervisor] = []
     monkeypatch.setattr(Supervisor, "kick", kicks.append)
@@ -324,7 +346,7 @@ def test_destructor_in_the_first_steps_of_the_supervisor_may_use_the_pool(
 
     collect_in(monkeypatch, "_supervisor", use_it)
     if locked:  # a signal handler submits while its thread is in there
-        with pool._core.lock:
+        with engine_lock(pool):
             future = pool.with_options(start_within=0.01).submit(int)
     else:
         future = pool.with_options(start_within=0.01).submit(int)
@@ -342,7 +364,7 @@ def test_kick_starts_no_thread_under_the_lock_of_the_core(
 
     def look(thread: threading.Thread) -> None:
         if thread.name.endswith("_supervisor"):
-            held.append(pool._core.lock._is_owned())  # type: ignore[attr-defined]  # as Condition does
+            held.append(is_lock_held(pool))
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", look)
@@ -370,7 +392,7 @@ class SleepyClock:
 def test_time_that_runs_out_while_the_supervisor_goes_to_sleep_is_not_for_ever(
     make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasker_executor._engine.timer.clock", SleepyClock())
+    patch_supervisor_clock(monkeypatch, SleepyClock())
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
@@ -403,15 +425,15 @@ def test_supervisor_whose_next_moment_has_passed_before_it_sleeps_does_not_sleep
     # 1. The supervisor finds out when to look again. 2. Its thread does not run for so long that this has passed.
     pool = make_pool(1)
     turns: list[float] = []
-    turn = pool._core.supervisor._turn
+    turn = step_of(pool, Step.TURN)
 
     def turn_late() -> float | None:
         due = turn()
         turns.append(0.0)
         return -3600.0 if len(turns) == 1 else due
 
-    monkeypatch.setattr(pool._core.supervisor, "_turn", turn_late)
-    pool._core.supervisor.kick()
+    replace_step(pool, Step.TURN, turn_late, monkeypatch)
+    kick(pool)
 
     eventually(lambda: len(turns) > 1, "a second look")
 
@@ -421,7 +443,7 @@ def test_kick_that_comes_just_before_the_supervisor_falls_asleep_is_not_lost(mak
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    supervisor = pool._core.supervisor
+    supervisor = supervisor_of(pool)
     supervisor._park = park = Park(supervisor._park)  # type: ignore[assignment]  # has what it takes
     futures: list[Future[int]] = []
 
@@ -445,15 +467,15 @@ def test_later_deadline_wakes_a_supervisor_that_has_overslept(
     pool.submit(gate.hold)
     gate.wait_until_held()
     with monkeypatch.context() as patch:
-        patch.setattr(pool._core.supervisor, "kick", int)
+        replace_step(pool, Step.KICK, int, patch)
         first = pool.with_options(start_within=0.0).submit(int)  # and nobody is told of it
-        pool._core.supervisor._birth = allocate_lock()  # as if it slept
+        pretend_asleep(pool)
     kicks: list[None] = []
     with monkeypatch.context() as patch:
-        patch.setattr(pool._core.supervisor, "kick", partial(kicks.append, None))
+        replace_step(pool, Step.KICK, partial(kicks.append, None), patch)
         pool.with_options(start_within=3600).submit(int)
-    pool._core.supervisor._birth = None
-    pool._core.supervisor.kick()
+    pretend_awake(pool)
+    kick(pool)
 
     assert kicks == [None]
     assert isinstance(first.exception(DEADLINE), TaskExpired)
@@ -468,7 +490,7 @@ def heralds() -> list[str]:
 
 def expire_one(pool: ResourceExecutor[None], *callbacks: Callable[[Future[int]], object]) -> Future[int]:
     """Submit a task that expires, with these callbacks."""
-    with pool._core.supervisor._lock:  # until they are there
+    with timer_lock(pool):  # until they are there
         future = pool.with_options(start_within=0.0).submit(int)
         for callback in callbacks:
             future.add_done_callback(callback)
@@ -528,7 +550,7 @@ def test_a_worker_leaves_the_callbacks_of_an_expired_task_to_the_thread_that_the
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    herald = pool._core.supervisor.herald
+    herald = herald_of(pool)
     tell, callers = herald.tell, list[str]()
     with Gate() as telling:
 
@@ -537,7 +559,7 @@ def test_a_worker_leaves_the_callbacks_of_an_expired_task_to_the_thread_that_the
                 telling.hold()
             tell()
 
-        herald.tell = tell_late  # type: ignore[method-assign]  # the point of the test
+        replace_step(pool, Step.TELL, tell_late)
         expire_one(pool, lambda _: callers.append(threading.current_thread().name))
         telling.wait_until_held()
         gate.release()
@@ -545,7 +567,7 @@ def test_a_worker_leaves_the_callbacks_of_an_expired_task_to_the_thread_that_the
         assert callers == []
 
     eventually(lambda: bool(callers), "the callback")
-    assert callers == [f"{pool._core.thread_name_prefix}_herald"]
+    assert callers == [f"{thread_prefix_of(pool)}_herald"]
 
 
 class Witness(Observer):
@@ -664,9 +686,8 @@ def test_observers_hear_of_the_last_task_before_the_end(make_pool: MakePool) -> 
     # The only task expires while the pool drains and no worker is left: the end comes right behind it.
     witness = Witness()
     pool = make_pool(1, observers=[witness], initializer=int)
-    core = pool._core
-    with core.supervisor._lock:  # the supervisor cannot expire it yet
-        core._may_start = lambda: False  # type: ignore[method-assign]  # nor does a worker take it
+    with timer_lock(pool):  # the supervisor cannot expire it yet
+        replace_step(pool, Step.MAY_START, lambda: False)  # nor does a worker take it
         pool.with_options(start_within=0.0).submit(int)
         pool.shutdown(wait=False)
         assert witness.told == [("draining", "MainThread")]
@@ -697,7 +718,6 @@ def test_deadline_that_a_signal_handler_adds_while_others_are_forgotten_is_kept(
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    supervisor = pool._core.supervisor
     late = [pool.with_options(start_within=3600).submit(int) for _ in range(70)]
     comes: list[bool] = []
     came: list[Future[int]] = []
@@ -713,7 +733,7 @@ def test_deadline_that_a_signal_handler_adds_while_others_are_forgotten_is_kept(
         future.cancel()
     pool.with_options(start_within=3600).submit(int)
 
-    assert len(supervisor._deadlines) < 10
+    assert len(deadlines_of(pool)) < 10
     assert isinstance(came[0].exception(DEADLINE / 2), TaskExpired)  # not when the gate gives up, and the worker finds it
 
 
@@ -754,10 +774,10 @@ def test_tick_resumes_with_the_next_task(make_pool: MakePool, turns: Turns, gate
 def test_task_submitted_while_the_tick_pauses_is_run_at_once(make_pool: MakePool) -> None:
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)
-    alarm = pool._core.supervisor._alarm
+    alarm = alarm_of(pool)
     work_until_the_policy_is_asked(pool, policy)
     for _ in range(3):
-        eventually(lambda: alarm in pool._core.idle_stack, "the tick to pause")
+        eventually(lambda: alarm in idle_stack(pool), "the tick to pause")
 
         assert pool.submit(abs, -1).result(timeout=DEADLINE) == 1
 
@@ -871,7 +891,8 @@ def test_tick_goes_on_for_a_task_that_comes_as_it_pauses(
     # 1. The policy has been asked, and everything is at rest. 2. Tasks are queued, and find no alarm. 3. The tick pauses.
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)
-    at_rest, alarm = pool._core.at_rest, pool._core.supervisor._alarm
+    at_rest: Callable[[], bool] = step_of(pool, Step.AT_REST)
+    alarm = alarm_of(pool)
     came: list[object] = []
 
     def be_late() -> bool:
@@ -883,8 +904,8 @@ def test_tick_goes_on_for_a_task_that_comes_as_it_pauses(
         return rests
 
     work_until_the_policy_is_asked(pool, policy)
-    eventually(lambda: alarm in pool._core.idle_stack, "the tick to pause")
-    pool._core.at_rest = be_late  # type: ignore[method-assign]  # the point of the test
+    eventually(lambda: alarm in idle_stack(pool), "the tick to pause")
+    replace_step(pool, Step.AT_REST, be_late)
     pool.submit(int).result()  # so the tick goes on, and comes to rest again
     eventually(lambda: len(came) == 2, "the tick to find everything at rest")
     policy.wait_until_asked(2)
@@ -897,10 +918,10 @@ def test_tick_resumes_though_ctrl_c_came_between_the_alarm_and_its_ring(make_poo
     # reason: it looks for itself whether there is work.
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)
-    supervisor = pool._core.supervisor
+    supervisor = supervisor_of(pool)
     work_until_the_policy_is_asked(pool, policy)
     turns.wait_until_asleep()
-    pool._core.idle_stack.remove(supervisor._alarm)
+    idle_stack(pool).remove(alarm_of(pool))
     pool.submit(gate.hold)
     gate.wait_until_held()
     supervisor.kick()
@@ -913,7 +934,7 @@ def test_tick_that_resumed_by_itself_sets_no_second_alarm(make_pool: MakePool, t
     # As after a Ctrl-C, when nobody knows whether the alarm has been taken off the stack.
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)
-    supervisor = pool._core.supervisor
+    supervisor = supervisor_of(pool)
     work_until_the_policy_is_asked(pool, policy)
     turns.wait_until_asleep()
     asked, before = policy.asked, len(turns.dues)
@@ -921,7 +942,7 @@ def test_tick_that_resumed_by_itself_sets_no_second_alarm(make_pool: MakePool, t
     eventually(lambda: len(turns.dues) > before and turns.dues[-1] is None, "the tick to go on, and to pause again")
 
     assert policy.asked > asked
-    assert pool._core.idle_stack.count(supervisor._alarm) == 1
+    assert idle_stack(pool).count(alarm_of(pool)) == 1
 
 
 # -- deadlines --
@@ -983,20 +1004,19 @@ def test_deadlines_of_tasks_that_are_done_are_forgotten(make_pool: MakePool) -> 
     for _ in range(1000):
         view.submit(int).result()
 
-    assert len(pool._core.supervisor._deadlines) < 200
+    assert len(deadlines_of(pool)) < 200
 
 
 def test_deadline_of_a_future_that_nobody_holds_any_more_is_dropped(make_pool: MakePool) -> None:
     pool = make_pool(1)
-    supervisor = pool._core.supervisor
     future = pool.with_options(start_within=3600).submit(int)
     reference = weakref.ref(future)
     future.result()
     del future
     eventually(lambda: reference() is None, "the worker to forget the future")
 
-    assert supervisor._expire(clock() + 3601) is None
-    assert supervisor._deadlines == []
+    assert expire(pool, clock() + 3601) is None
+    assert deadlines_of(pool) == []
 
 
 # -- idle workers --
@@ -1122,7 +1142,7 @@ def test_worker_that_became_idle_last_is_the_first_to_be_woken(make_pool: MakePo
         idle_2()
         idle_0()
         idle_1()
-    from_the_bottom = [worker.resource for worker in pool._core.idle_stack if isinstance(worker, Worker)]
+    from_the_bottom = [worker.resource for worker in idle_workers(pool)]
 
     assert [resource.number for resource in from_the_bottom] == [2, 0, 1]
 
@@ -1231,14 +1251,14 @@ def test_resize_refuses_bounds_that_make_no_sense_and_changes_nothing(
     with pytest.raises(ValueError, match=message):
         pool.resize(**bounds)
 
-    assert (pool._core.min_workers, pool._core.max_workers) == (1, 4)
+    assert bounds_of(pool) == (1, 4)
 
 
 def test_tasks_that_come_one_at_a_time_resume_the_tick_though_a_worker_lies_above_the_alarm(make_pool: MakePool) -> None:
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)
     pool.wait_ready()
-    eventually(lambda: len(pool._core.idle_stack) == 2, "the base worker on top of the alarm")
+    eventually(lambda: len(idle_stack(pool)) == 2, "the base worker on top of the alarm")
 
     pool.submit(int).result(DEADLINE)
 

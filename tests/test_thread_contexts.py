@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 import tasker_executor
+from engine import make_thread, patch_daemons, patch_thread_making, threads_are_daemons
 from support import DEADLINE, run_python
-from tasker_executor._engine import threads as _threads
-from tasker_executor._engine.threads import make_thread
 
 PACKAGE = Path(tasker_executor.__file__).parent
 
@@ -62,8 +61,8 @@ def test_a_thread_of_ours_has_an_empty_context() -> None:
 
 
 def test_a_thread_of_ours_is_a_daemon_where_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert make_thread(int, "ours").daemon == _threads.DAEMON
-    monkeypatch.setattr(_threads, "DAEMON", False)
+    assert make_thread(int, "ours").daemon == threads_are_daemons()
+    patch_daemons(monkeypatch, False)
     assert not make_thread(int, "ours").daemon
 
 
@@ -88,7 +87,7 @@ def test_a_dropped_pool_ends_on_a_thread_of_ours(monkeypatch: pytest.MonkeyPatch
         made.append(thread)
         return thread
 
-    monkeypatch.setattr("tasker_executor._engine.core.make_thread", note)
+    patch_thread_making(monkeypatch, note)
     pool = tasker_executor.ResourceExecutor(1, on_create=list[int], resource_pool_size=1, name="dropped")
     del pool
 

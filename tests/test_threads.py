@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
+from engine import CannotStart, make_thread, start_thread
 from support import DEADLINE, join_all
-from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
 
 #: What `Thread.start` calls to make a thread.
 STARTER = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"

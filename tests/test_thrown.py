@@ -21,11 +21,22 @@ from typing import Any
 
 import pytest
 
+from engine import (
+    Step,
+    Worker,
+    WorkerLife,
+    idle_workers,
+    leaving_workers,
+    recorder_of,
+    replace_step,
+    shorten_pauses,
+    unborn_workers,
+    waiting_inside,
+    workers_of,
+)
 from interruptions import AtPoint
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, is_waited_for, join_all
 from tasker_executor import Observer, ResourceCreationError, ResourceExecutor, TaskEvent, TaskExpired
-from tasker_executor._engine import outage as _outage
-from tasker_executor._engine.worker import Worker, _Life
 
 pytestmark = [
     pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="without the GIL a worker's life goes late"),
@@ -70,7 +81,7 @@ class InWorker(AtPoint):
             self._thread = me
         if self._thread != me:
             return None
-        if frame.f_code is _Life.__del__.__code__ and frame.f_locals["self"].func.__self__.over:
+        if frame.f_code is WorkerLife.__del__.__code__ and frame.f_locals["self"].func.__self__.over:
             return None  # it has ended, and an error would meet nobody
         return super()._enter_function(frame, event, _)
 
@@ -146,7 +157,7 @@ def is_cancelled(pool: Pool, books: Books) -> None:
 
 
 def expires(pool: Pool, books: Books) -> None:
-    pool._core.supervisor.watch = lambda *_: None  # type: ignore[method-assign]  # it is left to the worker
+    replace_step(pool, Step.WATCH, lambda *_: None)  # it is left to the worker
 
     def prepare() -> None:
         books.submit(pool.with_options(start_within=0), "expired")
@@ -315,7 +326,6 @@ def check_tasks(books: Books, kind: type[BaseException], expected: type[BaseExce
 
 
 def check_end(pool: Pool, books: Books, ledger: Ledger) -> None:
-    core = pool._core
     pool._check()
     stats = pool.stats()
     futures = books.futures.values()
@@ -325,15 +335,15 @@ def check_end(pool: Pool, books: Books, ledger: Ledger) -> None:
     assert stats.completed == stats.submitted - failed - cancelled
     assert stats.resources_created == stats.resources_destroyed == len(ledger.created)
     ledger.check()
-    assert (core.workers, core.leaving, core._unborn, core.waiting_inside) == (set(), set(), {}, {})
-    assert [worker for worker in core.idle_stack if isinstance(worker, Worker)] == []
-    assert core.recorder._logs == set()
+    assert (workers_of(pool), leaving_workers(pool), unborn_workers(pool), waiting_inside(pool)) == (set(), set(), {}, {})
+    assert idle_workers(pool) == []
+    assert recorder_of(pool)._logs == set()
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that dies before its first task makes a pause: a short one here."""
-    monkeypatch.setattr(_outage, "BACKOFF_FIRST", 0.0001)
+    shorten_pauses(monkeypatch, 0.0001)
 
 
 @pytest.mark.parametrize("life", list(LIVES.values()), ids=list(LIVES))
@@ -357,7 +367,7 @@ def test_a_worker_whose_thread_died_before_it_began_to_live_is_missed_at_the_end
     pool = make_pool(1)
     monkeypatch.setattr(threading.Thread, "run", do_nothing)
     future = pool.submit(int, "7")
-    eventually(lambda: not any(worker.thread.is_alive() for worker in pool._core.workers), "the thread to end")
+    eventually(lambda: not any(worker.thread.is_alive() for worker in workers_of(pool)), "the thread to end")
     monkeypatch.undo()
 
     pool.shutdown(timeout=DEADLINE)
@@ -372,7 +382,7 @@ def test_a_worker_that_was_hit_again_and_again_on_its_way_out_is_ended_by_the_th
     monkeypatch.setattr(Worker, "end", do_nothing)
     assert pool.submit(int, "7").result(DEADLINE) == 7
     pool.shutdown(wait=False)
-    eventually(lambda: not any(worker.thread.is_alive() for worker in pool._core.workers), "the thread to end")
+    eventually(lambda: not any(worker.thread.is_alive() for worker in workers_of(pool)), "the thread to end")
     monkeypatch.undo()
 
     pool.shutdown(timeout=DEADLINE)

@@ -17,10 +17,10 @@ from typing import Any, cast
 
 import pytest
 
+from engine import WITHDRAWN, Lane, Sidecar, TaskFuture, patch_permit_of_wait
+from engine import first_of as _first
 from support import DEADLINE, Gate, MakePool, eventually
 from tasker_executor import ResourceExecutor
-from tasker_executor._engine.lanes import Lane
-from tasker_executor._engine.task import WITHDRAWN, Sidecar, TaskFuture, _first
 
 Listen = Callable[[Future[Any]], Any]
 
@@ -150,7 +150,7 @@ def test_a_result_that_comes_at_the_moment_of_the_timeout_is_returned(monkeypatc
         def release(self) -> None:
             pass
 
-    monkeypatch.setattr("tasker_executor._engine.task.allocate_lock", Permit)
+    patch_permit_of_wait(monkeypatch, Permit)
 
     assert future.result(0) == "in time"
 

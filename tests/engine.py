@@ -1,0 +1,735 @@
+"""The doors through which tests reach into the engine: the one test module that knows how the engine is laid out.
+
+Tests import the classes of the engine from here, read its parts by the functions below, and put their own parts in by the
+functions `use_...`, `patch_...` and `replace_step`. When the engine moves a class or an attribute, only this file changes.
+
+Each function takes an executor. It also takes the core, for a test that has dropped the executor.
+"""
+
+from __future__ import annotations
+
+import random
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable, Iterable
+from enum import Enum
+from operator import methodcaller
+from threading import Thread
+from typing import Any, TypeAlias, TypeVar
+
+import pytest
+
+from tasker_executor import ResourceExecutor
+from tasker_executor._base import _ChunkRunner as ChunkRunner
+from tasker_executor._engine import core as _core
+from tasker_executor._engine import handoff as handoff_module
+from tasker_executor._engine import outage as _outage
+from tasker_executor._engine import resources as _resources
+from tasker_executor._engine import threads as _threads
+from tasker_executor._engine.admission import Admission, Ticket
+from tasker_executor._engine.core import WAKES_AT_ONCE, Core, Room, WaitInside
+from tasker_executor._engine.current import current_holder
+from tasker_executor._engine.handoff import LIMIT, Handoff, HandoffLost, give_back
+from tasker_executor._engine.lanes import Lane, Lanes
+from tasker_executor._engine.outage import Outage
+from tasker_executor._engine.recorder import Histogram, Outcome, Recorder, TaskLog
+from tasker_executor._engine.resources import End, Holding, ResourcePool, ResourceSource, UnfitResource, join_aborts
+from tasker_executor._engine.state import State
+from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, WITHDRAWN, Sidecar, TaskFuture
+from tasker_executor._engine.task import _first as first_of
+from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
+from tasker_executor._engine.timer import Alarm, Herald, Supervisor
+from tasker_executor._engine.worker import Worker
+from tasker_executor._engine.worker import _Life as WorkerLife
+from tasker_executor.stats import ExecutorStats
+
+__all__ = [
+    "FINISHED",
+    "LIMIT",
+    "PENDING",
+    "RUNNING",
+    "WAKES_AT_ONCE",
+    "WITHDRAWN",
+    "Admission",
+    "CannotStart",
+    "ChunkRunner",
+    "Core",
+    "End",
+    "Handoff",
+    "HandoffLost",
+    "Herald",
+    "Histogram",
+    "Holding",
+    "Lane",
+    "Lanes",
+    "Outage",
+    "Outcome",
+    "Recorder",
+    "Sidecar",
+    "State",
+    "Step",
+    "Supervisor",
+    "TaskFuture",
+    "TaskLog",
+    "Ticket",
+    "UnfitResource",
+    "WaitInside",
+    "Worker",
+    "WorkerLife",
+    "aborts_under_way",
+    "admission_of",
+    "alarm_of",
+    "ask_to_leave",
+    "bounds_of",
+    "busy_workers",
+    "check_books",
+    "close",
+    "core_of",
+    "count_starting",
+    "current_holder",
+    "deadlines_of",
+    "dismisses",
+    "end_a_hopeless_wait",
+    "engine_lock",
+    "enough_on_their_way",
+    "expire",
+    "fail_queue",
+    "first_of",
+    "free_resources",
+    "give_back",
+    "handoff_module",
+    "herald_of",
+    "hold_back_submitters",
+    "idle_stack",
+    "idle_workers",
+    "install_lane",
+    "is_closing",
+    "is_killed",
+    "is_lock_held",
+    "is_terminated",
+    "join",
+    "join_aborts",
+    "kick",
+    "lane_arguments",
+    "lanes_of",
+    "leaving_workers",
+    "living_holdings",
+    "make_thread",
+    "may_retire",
+    "name_of",
+    "normal_lane",
+    "note_may_retire",
+    "outage_of",
+    "patch_abort_patience",
+    "patch_borrow",
+    "patch_daemons",
+    "patch_door_lock",
+    "patch_exiting",
+    "patch_map_clock",
+    "patch_new_task",
+    "patch_pauses",
+    "patch_permit_of_wait",
+    "patch_random",
+    "patch_recorder_clock",
+    "patch_reserve_clock",
+    "patch_supervisor_clock",
+    "patch_thread_making",
+    "patch_thread_start",
+    "patch_worker_clock",
+    "pretend_asleep",
+    "pretend_awake",
+    "pretend_outage",
+    "recorder_of",
+    "replace_step",
+    "report_end",
+    "report_ready",
+    "report_unfit",
+    "reserve_of",
+    "retry_later",
+    "shorten_pauses",
+    "show_idle_stack",
+    "show_submitters",
+    "source_of",
+    "start_thread",
+    "stats_of",
+    "step_of",
+    "stranger",
+    "submitters_held_back",
+    "submitters_see_idle",
+    "supervisor_of",
+    "thread_prefix_of",
+    "threads_are_daemons",
+    "timer_lock",
+    "unborn_workers",
+    "use_idle_stack",
+    "use_kill_latch",
+    "use_lane",
+    "use_leaving_workers",
+    "use_waiting_inside",
+    "use_woken",
+    "use_workers",
+    "waiting_inside",
+    "wake",
+    "wake_top",
+    "want",
+    "woken_workers",
+    "worker_limit",
+    "workers_of",
+]
+
+Engine: TypeAlias = "ResourceExecutor[Any] | Core"
+
+L = TypeVar("L", bound=Lane)
+S = TypeVar("S", bound=set[Any])
+
+
+def core_of(pool: Engine) -> Core:
+    """Return the core: for a weak reference, and for a test that drops the executor. For all else there is a door below."""
+    return pool if isinstance(pool, Core) else pool._core
+
+
+# -- names and numbers --
+
+
+def name_of(pool: Engine) -> str:
+    """Return the name that log records and events show."""
+    return core_of(pool).name
+
+
+def thread_prefix_of(pool: Engine) -> str:
+    """Return what the names of all threads of the executor begin with."""
+    return core_of(pool).thread_name_prefix
+
+
+def bounds_of(pool: Engine) -> tuple[int, int]:
+    """Return the least and the largest number of workers."""
+    core = core_of(pool)
+    return core.min_workers, core.max_workers
+
+
+def stats_of(pool: Engine) -> ExecutorStats:
+    """Return the stats, of a dropped executor too."""
+    return core_of(pool).stats()
+
+
+def check_books(pool: Engine) -> None:
+    """Check that the books of the engine agree, of a dropped executor too."""
+    core_of(pool).check()
+
+
+# -- the parts --
+
+
+def supervisor_of(pool: Engine) -> Supervisor:
+    """Return the supervisor: the thread that wakes up by time."""
+    return core_of(pool).supervisor
+
+
+def admission_of(pool: Engine) -> Admission:
+    """Return the door, at which submitters wait for a place in the queue."""
+    return core_of(pool).admission
+
+
+def outage_of(pool: Engine) -> Outage:
+    """Return what is known of a factory that fails."""
+    return core_of(pool).outage
+
+
+def recorder_of(pool: Engine) -> Recorder:
+    """Return what counts tasks and measures times."""
+    return core_of(pool).recorder
+
+
+def reserve_of(pool: Engine) -> ResourcePool[Any]:
+    """Return the resources of `run_now`; the executor must have resources."""
+    reserve = core_of(pool).pool
+    assert reserve is not None
+    return reserve
+
+
+def free_resources(pool: Engine) -> deque[Holding[Any]] | None:
+    """Return the holdings that `run_now` may take at once; None if the executor has no resources."""
+    reserve = core_of(pool).pool
+    return None if reserve is None else reserve._free
+
+
+def source_of(pool: Engine) -> ResourceSource[Any]:
+    """Return what makes and destroys the resources; the executor must have resources."""
+    source = core_of(pool).source
+    assert source is not None
+    return source
+
+
+def living_holdings(pool: Engine) -> Iterable[Holding[Any]]:
+    """Return the holdings of the resources that exist."""
+    return source_of(pool)._living
+
+
+def aborts_under_way() -> set[Any]:
+    """Return the threads that call `on_abort` now, of any executor."""
+    return set(_resources._aborting)
+
+
+def engine_lock(pool: Engine) -> Any:
+    """Return the lock that guards the state and the population."""
+    return core_of(pool).lock
+
+
+def is_lock_held(pool: Engine) -> bool:
+    """Return whether this thread holds the lock of the engine."""
+    return bool(engine_lock(pool)._is_owned())
+
+
+# -- the lanes --
+
+
+def lanes_of(pool: Engine) -> Lanes:
+    """Return both lanes, as workers see them."""
+    return core_of(pool).lanes
+
+
+def normal_lane(pool: Engine) -> Lane:
+    """Return the lane of the tasks that are not urgent."""
+    return lanes_of(pool).normal
+
+
+def lane_arguments(pool: Engine, name: str) -> tuple[Any, ...]:
+    """Return the arguments that the engine makes its lane of that name with."""
+    core = core_of(pool)
+    return name, core, core._task_settled
+
+
+def install_lane(pool: ResourceExecutor[Any], name: str, lane: Lane) -> None:
+    """Put `lane` in the place of the normal or the priority lane, for workers and submitters."""
+    setattr(lanes_of(pool), name, lane)
+    setattr(pool, f"_{name}", lane)
+
+
+def use_lane(pool: ResourceExecutor[Any], kind: type[L]) -> L:
+    """Make a normal lane of that class, and put it in the place of the present one."""
+    lane = kind(*lane_arguments(pool, "normal"))
+    install_lane(pool, "normal", lane)
+    return lane
+
+
+def show_submitters(pool: ResourceExecutor[Any], lane: object) -> None:
+    """Let submitters append to `lane`, which may be no Lane. Workers see the true one."""
+    setattr(pool, "_normal", lane)  # noqa: B010  # it may be no Lane, by type
+
+
+def fail_queue(pool: Engine, error: BaseException) -> None:
+    """Fail all tasks that wait, as an outage does."""
+    core_of(pool)._fail_queue(error)
+
+
+# -- the workers --
+
+
+def workers_of(pool: Engine) -> set[Worker]:
+    """Return the set itself, not a copy, of the workers that there are."""
+    return core_of(pool).workers
+
+
+def busy_workers(pool: Engine) -> list[Worker]:
+    """Return the workers that have a task in hand."""
+    return [worker for worker in workers_of(pool).copy() if worker.item is not None]
+
+
+def idle_workers(pool: Engine) -> list[Worker]:
+    """Return the workers that are registered as idle: from the bottom of the idle stack to its top."""
+    return [entry for entry in idle_stack(pool)[:] if isinstance(entry, Worker)]
+
+
+def leaving_workers(pool: Engine) -> set[Worker]:
+    """Return the set itself of the workers that have been told to retire."""
+    return core_of(pool).leaving
+
+
+def unborn_workers(pool: Engine) -> dict[Worker, int]:
+    """Return the workers whose thread is yet to be started, and by which thread."""
+    return core_of(pool)._unborn
+
+
+def stranger(pool: Engine, index: int) -> Worker:
+    """Return a worker that never lives, and that the engine does not know."""
+    return Worker(core_of(pool), index)
+
+
+def use_workers(pool: Engine, workers: S) -> S:
+    """Let the engine keep its workers in that set, and return it."""
+    core_of(pool).workers = workers
+    return workers
+
+
+def use_leaving_workers(pool: Engine, leaving: S) -> S:
+    """Let the engine keep the workers that it has told to retire in that set, and return it."""
+    core_of(pool).leaving = leaving
+    return leaving
+
+
+def worker_limit(pool: Engine) -> int:
+    """Return how many workers there may be now: as many as are wanted, and one for each that waits inside or is late."""
+    return core_of(pool)._limit()
+
+
+def count_starting(pool: Engine) -> int:
+    """Return how many workers have yet to look at the lanes for the first time."""
+    return core_of(pool)._starting()
+
+
+def want(pool: Engine, workers: int, reason: str) -> None:
+    """Say how many workers are wanted, as a policy does."""
+    core_of(pool).want(workers, reason)
+
+
+def ask_to_leave(pool: Engine) -> None:
+    """Have each worker with its next task in hand ask whether it is dismissed, as if there were too many."""
+    core_of(pool).leave[:] = [None]
+
+
+def dismisses(pool: Engine, worker: Worker) -> End | None:
+    """Return why the worker, which is about to start a task, has to end; None if it has not."""
+    return core_of(pool).dismisses(worker)
+
+
+def may_retire(pool: Engine, worker: Worker) -> bool:
+    """Return whether the worker, which has been idle for long enough, may end."""
+    return core_of(pool).may_retire(worker)
+
+
+def note_may_retire(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Return a list that gets each answer that a worker gets when it asks whether it may retire."""
+    original = Core.may_retire
+    answers: list[bool] = []
+
+    def noted(core: Core, worker: Worker) -> bool:
+        answers.append(original(core, worker))
+        return answers[-1]
+
+    monkeypatch.setattr(Core, "may_retire", noted)
+    return answers
+
+
+def report_unfit(pool: Engine, worker: Worker, fault: UnfitResource) -> None:
+    """Tell the engine that the worker's new resource has failed its check."""
+    core_of(pool).check_failed(worker, fault)
+
+
+def report_ready(pool: Engine, worker: Worker) -> None:
+    """Tell the engine that the worker has a resource, which it has checked."""
+    core_of(pool).worker_ready(worker, checked=True)
+
+
+def report_end(pool: Engine, worker: Worker, end: End, error: BaseException | None) -> None:
+    """Tell the engine that the worker has ended."""
+    core_of(pool).worker_ended(worker, end, error)
+
+
+def retry_later(pool: Engine, error: CannotStart) -> None:
+    """Tell the engine that no thread could be started."""
+    core_of(pool)._retry_later(error)
+
+
+def pretend_outage(pool: Engine, error: BaseException | None) -> None:
+    """Note one failure of the factory, with that error; with None, no failure."""
+    outage_now = outage_of(pool)
+    outage_now.failures, outage_now.error = (0 if error is None else 1), error
+
+
+# -- who is idle, and who is woken --
+
+
+def idle_stack(pool: Engine) -> list[Any]:
+    """Return the idle stack itself: room for workers at the bottom, idle workers and the alarm of the tick above."""
+    return core_of(pool).idle_stack
+
+
+def show_idle_stack(monkeypatch: pytest.MonkeyPatch, pool: Engine, stack: object) -> None:
+    """Let all who look at the idle stack see `stack`. To wake a worker pops from the true one."""
+    monkeypatch.setattr(core_of(pool), "idle_stack", stack)
+    monkeypatch.setattr(core_of(pool), "idle", stack)
+
+
+def use_idle_stack(pool: Engine, stack: list[Any]) -> None:
+    """Let the engine, which has no workers yet, use `stack`, which is empty."""
+    core = core_of(pool)
+    room, core._room = core._room, Room(stack)
+    stack.extend(core._room if entry is room else entry for entry in core.idle_stack)
+    core.idle = core.idle_stack = stack
+    core._wakes = map(methodcaller("release"), iter(stack.pop, None))
+
+
+def submitters_see_idle(pool: Engine) -> bool:
+    """Return whether submitters look at the idle stack: the engine is open and does not hold them back."""
+    return core_of(pool).idle is core_of(pool).idle_stack
+
+
+def submitters_held_back(pool: Engine) -> bool:
+    """Return whether submitters see nobody idle, since enough workers have been woken."""
+    return core_of(pool).idle is _core._ENOUGH
+
+
+def hold_back_submitters(pool: Engine) -> None:
+    """Let submitters see nobody idle, as if enough workers had been woken."""
+    core_of(pool).idle = _core._ENOUGH
+
+
+def woken_workers(pool: Engine) -> deque[Worker]:
+    """Return the workers that were woken last, the latest at the end."""
+    return core_of(pool)._woken
+
+
+def use_woken(pool: Engine, woken: deque[Any]) -> None:
+    """Let the engine note in `woken` which workers it wakes."""
+    core_of(pool)._woken = woken
+
+
+def enough_on_their_way(pool: Engine) -> bool:
+    """Return whether so many workers have been woken that a submitter need not wake more."""
+    return core_of(pool)._enough_on_their_way()
+
+
+def wake(pool: Engine, future: Any) -> None:
+    """Do the slow half of a submission: `future` is queued, and the submitter has seen somebody idle."""
+    core_of(pool).wake(future)
+
+
+def wake_top(pool: Engine) -> None:
+    """Wake the worker on top of the idle stack; start one if there is none."""
+    core_of(pool)._wake_top()
+
+
+# -- waiting inside --
+
+
+def waiting_inside(pool: Engine) -> dict[int, WaitInside]:
+    """Return, by thread, the waits of the executor's threads for the executor's own tasks."""
+    return core_of(pool).waiting_inside
+
+
+def use_waiting_inside(pool: Engine, waits: dict[int, Any]) -> None:
+    """Let the engine note in `waits` which of its threads wait for its own tasks."""
+    core_of(pool).waiting_inside = waits
+
+
+def end_a_hopeless_wait(pool: Engine) -> None:
+    """Look whether a wait is hopeless, and end it then."""
+    core_of(pool)._end_a_hopeless_wait()
+
+
+# -- the supervisor --
+
+
+def kick(pool: Engine) -> None:
+    """Have the supervisor look now at what is due."""
+    supervisor_of(pool).kick()
+
+
+def alarm_of(pool: Engine) -> Alarm:
+    """Return what lies on the idle stack while the tick of the policy pauses."""
+    return supervisor_of(pool)._alarm
+
+
+def herald_of(pool: Engine) -> Herald:
+    """Return the thread that calls callbacks and observers for the supervisor."""
+    return supervisor_of(pool).herald
+
+
+def deadlines_of(pool: Engine) -> list[Any]:
+    """Return the deadlines that the supervisor watches."""
+    return supervisor_of(pool)._deadlines
+
+
+def timer_lock(pool: Engine) -> Any:
+    """Return the lock without which the supervisor expires no task."""
+    return supervisor_of(pool)._lock
+
+
+def expire(pool: Engine, now: float) -> float | None:
+    """Expire the tasks whose deadline is past at `now`. Return the next deadline; None if there is none."""
+    return supervisor_of(pool)._expire(now)
+
+
+def pretend_asleep(pool: Engine) -> None:
+    """Let the supervisor, which has no thread, seem to sleep."""
+    supervisor_of(pool)._birth = allocate_lock()
+
+
+def pretend_awake(pool: Engine) -> None:
+    """Undo `pretend_asleep`."""
+    supervisor_of(pool)._birth = None
+
+
+# -- the end --
+
+
+def is_closing(pool: Engine) -> bool:
+    """Return whether the executor accepts nothing any more."""
+    return core_of(pool).state >= State.DRAINING
+
+
+def is_killed(pool: Engine) -> bool:
+    """Return whether the tokens of the tasks have been set."""
+    return core_of(pool).killed.is_open
+
+
+def is_terminated(pool: Engine, timeout: float = 0.0) -> bool:
+    """Return whether the executor has come to its end, or does within `timeout` seconds."""
+    return core_of(pool).terminated.wait(timeout)
+
+
+def use_kill_latch(pool: Engine, latch: Any) -> None:
+    """Let `kill` set the tokens by opening that latch."""
+    core_of(pool).killed = latch
+
+
+def close(pool: Engine, *, kill: bool = False) -> None:
+    """Close a dropped executor, or any other."""
+    core_of(pool).close(kill=kill)
+
+
+def join(pool: Engine, timeout: float) -> None:
+    """Wait for the end of a dropped executor, or any other."""
+    core_of(pool).join(timeout)
+
+
+# -- steps that a test acts before or after --
+
+
+class Step(Enum):
+    """A step of the engine that a test may replace: where it is, from the core on."""
+
+    AT_REST = "at_rest"  # the tick finds out whether it may pause
+    COUNT_STARTING = "_starting"  # the engine counts the workers that are starting
+    ENOUGH_ON_THEIR_WAY = "_enough_on_their_way"  # a submitter finds out whether it need wake nobody
+    HIRE = "_hire"  # under the lock: it is decided which workers are started
+    MAY_RETIRE = "may_retire"  # a worker that was idle for long enough asks whether it may end
+    MAY_START = "_may_start"  # may another worker be started?
+    POPULATE_OR_RETRY = "_populate_or_retry"  # workers are started; the first step of kill() after the state
+    RETIRE_IDLE = "_retire_idle"  # resize() tells those idle workers to retire that are too many
+    WAKE = "wake"  # the slow half of a submission
+    WATCH = "supervisor.watch"  # a submitter tells the supervisor of a deadline
+    KICK = "supervisor.kick"  # a thread wakes the supervisor
+    TURN = "supervisor._turn"  # the supervisor does what is due
+    TELL = "supervisor.herald.tell"  # the supervisor's news are told
+    ENTER = "admission.enter"  # a submitter comes to the door
+    WORKER_ENDED = "worker_ended"  # a worker says that it has ended
+
+
+def _find(pool: Engine, which: Step) -> tuple[Any, str]:
+    *path, name = which.value.split(".")
+    owner: Any = core_of(pool)
+    for part in path:
+        owner = getattr(owner, part)
+    return owner, name
+
+
+def step_of(pool: Engine, which: Step) -> Callable[..., Any]:
+    """Return the step as this executor does it now."""
+    owner, name = _find(pool, which)
+    found: Callable[..., Any] = getattr(owner, name)
+    return found
+
+
+def replace_step(pool: Engine, which: Step, action: Callable[..., Any], monkeypatch: pytest.MonkeyPatch | None = None) -> None:
+    """Let this executor do `action` instead of the step; if a monkeypatch is given, until that is undone."""
+    owner, name = _find(pool, which)
+    if monkeypatch is None:
+        setattr(owner, name, action)
+    else:
+        monkeypatch.setattr(owner, name, action)
+
+
+# -- what all engines share --
+
+
+def patch_random(monkeypatch: pytest.MonkeyPatch, uniform: Callable[[float, float], float]) -> None:
+    """Let `uniform` draw what the engine leaves to chance: pauses after failures, and the ages of resources."""
+    monkeypatch.setattr(random, "uniform", uniform)
+
+
+def patch_pauses(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Let each pause after a failure be that share of the way from its least to its greatest length."""
+    patch_random(monkeypatch, lambda low, high: low + share * (high - low))
+
+
+def shorten_pauses(monkeypatch: pytest.MonkeyPatch, first: float, limit: float | None = None) -> None:
+    """Let the first pause after a failure last that many seconds, and none more than `limit`."""
+    monkeypatch.setattr(_outage, "BACKOFF_FIRST", first)
+    if limit is not None:
+        monkeypatch.setattr(_outage, "BACKOFF_LIMIT", limit)
+
+
+def patch_supervisor_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
+    """Let the supervisor read that clock."""
+    monkeypatch.setattr("tasker_executor._engine.timer.clock", clock)
+
+
+def patch_reserve_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
+    """Let the age of resources be read from that clock."""
+    monkeypatch.setattr("tasker_executor._engine.resources.clock", clock)
+
+
+def patch_recorder_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
+    """Let the recorder read that clock."""
+    monkeypatch.setattr("tasker_executor._engine.recorder.clock", clock)
+
+
+def patch_worker_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
+    """Let workers read that clock."""
+    monkeypatch.setattr("tasker_executor._engine.worker.clock", clock)
+
+
+def patch_map_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
+    """Let `map` read that clock."""
+    monkeypatch.setattr("tasker_executor._base.clock", clock)
+
+
+def patch_thread_start(monkeypatch: pytest.MonkeyPatch, start: Callable[[Thread], object]) -> None:
+    """Let `start` start the threads of workers."""
+    monkeypatch.setattr("tasker_executor._engine.core.start_thread", start)
+
+
+def patch_thread_making(monkeypatch: pytest.MonkeyPatch, make: Callable[..., Thread]) -> None:
+    """Let `make` make the thread that ends a dropped executor."""
+    monkeypatch.setattr("tasker_executor._engine.core.make_thread", make)
+
+
+def threads_are_daemons() -> bool:
+    """Return whether the engine makes its threads daemons, which depends on the interpreter."""
+    return _threads.DAEMON
+
+
+def patch_daemons(monkeypatch: pytest.MonkeyPatch, daemons: bool) -> None:
+    """Let the engine make its threads daemons, or not."""
+    monkeypatch.setattr(_threads, "DAEMON", daemons)
+
+
+def patch_exiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engine believe that the interpreter exits."""
+    monkeypatch.setattr("tasker_executor._engine.core._exiting", True)
+
+
+def patch_abort_patience(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let `abandon` wait that long for each `on_abort`."""
+    monkeypatch.setattr("tasker_executor._engine.resources.ABORT_PATIENCE", seconds)
+
+
+def patch_new_task(monkeypatch: pytest.MonkeyPatch, kind: type[TaskFuture[Any]]) -> None:
+    """Let `submit` make tasks of that class."""
+    monkeypatch.setattr("tasker_executor._executor.TaskFuture", kind)
+
+
+def patch_permit_of_wait(monkeypatch: pytest.MonkeyPatch, permit: Callable[[], object]) -> None:
+    """Let a thread that waits for a task wait for such a permit."""
+    monkeypatch.setattr("tasker_executor._engine.task.allocate_lock", permit)
+
+
+def patch_door_lock(monkeypatch: pytest.MonkeyPatch, permit: Callable[[], object]) -> None:
+    """Let a submitter at the door wait for such a permit."""
+    monkeypatch.setattr("tasker_executor._engine.admission.allocate_lock", permit)
+
+
+def patch_borrow(monkeypatch: pytest.MonkeyPatch, borrow: Callable[..., object]) -> None:
+    """Let a thread that waits for a task borrow its handoff by that function."""
+    monkeypatch.setattr("tasker_executor._engine.task.borrow", borrow)
