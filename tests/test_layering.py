@@ -18,9 +18,9 @@ LAYERS = [
     {"policies", "observers", "_options", "_engine.current"},
     {"_engine.task", "_engine.lanes", "_engine.resources", "_engine.recorder", "_engine.admission", "_engine.outage"},
     {"_engine.worker", "_engine.timer"},
-    {"_engine.core", "_base"},
-    {"_executor", "_telemetry"},
-    {"testing", "simulation", "tracing", "prometheus", "opentelemetry", "monitor", "plot", "dask"},
+    {"_engine.core", "_base", "recording"},
+    {"_executor", "_telemetry", "simulation"},
+    {"testing", "prometheus", "opentelemetry", "monitor", "plot", "dask"},
     {"__init__"},
 ]
 EXTRAS = {"prometheus", "opentelemetry", "monitor", "plot", "dask"}
