@@ -30,7 +30,7 @@ from tasker_executor import Observer, ResourceExecutor
 from tasker_executor.monitor import monitor
 from tasker_executor.opentelemetry import TaskSpans, instrument
 from tasker_executor.prometheus import register
-from tasker_executor.tracing import TraceRecorder
+from tasker_executor.recording import LoadRecorder
 
 Pool = ResourceExecutor[Any]
 Watch = Callable[[Pool], AbstractContextManager[object]]
@@ -100,7 +100,7 @@ WAYS: dict[str, tuple[Watch, Callable[[], list[Observer]]]] = {
     "prometheus, 4 scrapes a second": (prometheus, list),
     "opentelemetry metrics": (opentelemetry, list),
     "monitor, 4 frames a second": (panel, list),
-    "trace recorder": (unwatched, lambda: [TraceRecorder(io.StringIO())]),
+    "load recorder": (unwatched, lambda: [LoadRecorder(io.StringIO())]),
     "spans, none sampled": (unwatched, lambda: [TaskSpans()]),
     "spans, all recorded": (unwatched, lambda: [TaskSpans(TracerProvider(shutdown_on_exit=False))]),
 }

@@ -4,32 +4,23 @@
     python examples/burst_timeline.py                       # writes burst_timeline.svg
     python examples/burst_timeline.py --policy rate out.svg
 
-An executor with two base workers and at most sixteen gets a load that comes in a burst. What came is recorded; then the same
-load is simulated with the same policy. Both are drawn side by side: the backlog, the workers and the waits.
+An executor with two base workers and at most sixteen gets a load that comes in a burst. An observer records that load; then
+the same policy is simulated on it. The picture shows both side by side: the backlog, the workers and the waits.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import random
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tasker_executor import (
-    BacklogPolicy,
-    Hysteresis,
-    QueueWaitPolicy,
-    RatePolicy,
-    ResourceExecutor,
-    ScalingPolicy,
-    Simulation,
-    simulate,
-)
+from tasker_executor import BacklogPolicy, Hysteresis, QueueWaitPolicy, RatePolicy, ResourceExecutor, ScalingPolicy
 from tasker_executor.plot import Run, Waits, draw, record
-from tasker_executor.tracing import TraceRecorder
+from tasker_executor.recording import LoadRecorder, read_recording
+from tasker_executor.simulation import Simulation, simulate
 
 MIN_WORKERS, MAX_WORKERS = 2, 16
 SECONDS = 4.0
@@ -42,7 +33,7 @@ POLICIES: dict[str, Callable[[], ScalingPolicy]] = {
 
 
 def arrivals() -> list[float]:
-    """20 tasks a second, and 150 during one second in between."""
+    """Return when the tasks arrive: 20 a second, and 150 a second from 0.8 s to 1.8 s."""
     chance = random.Random(3)
     moments: list[float] = []
     moment = 0.0
@@ -56,27 +47,26 @@ def query() -> None:
     time.sleep(0.05)  # a server that takes its time
 
 
-def run_for_real(policy: ScalingPolicy, trace: Path) -> tuple[Run, int]:
+def run_for_real(policy: ScalingPolicy, load: Path) -> tuple[Run, int]:
     waits = Waits()
     with (
-        TraceRecorder(trace) as recorder,
+        LoadRecorder(load) as recorder,
         ResourceExecutor(
             MAX_WORKERS, min_workers=MIN_WORKERS, policy=policy, idle_timeout=None, observers=[recorder, waits]
         ) as pool,
-        record(pool) as recording,
+        record(pool) as timeline,
     ):
         begun = time.perf_counter()
         for moment in arrivals():
             time.sleep(max(0.0, begun + moment - time.perf_counter()))
             pool.submit(query)
         time.sleep(max(0.0, begun + SECONDS - time.perf_counter()))
-    return Run.recorded("real", recording, base=MIN_WORKERS, waits=waits), len(waits.heard)
+    return Run.recorded("real", timeline, base=MIN_WORKERS, waits=waits), len(waits.heard)
 
 
-def simulate_it(policy: ScalingPolicy, trace: Path, end: float) -> tuple[Run, Simulation]:
-    with trace.open(newline="") as file:
-        moments = [float(row["arrival"]) for row in csv.DictReader(file)]
-    result = simulate(policy, trace, min_workers=MIN_WORKERS, max_workers=MAX_WORKERS, until=end)
+def simulate_it(policy: ScalingPolicy, load: Path, end: float) -> tuple[Run, Simulation]:
+    moments = read_recording(load).arrivals
+    result = simulate(policy, load, min_workers=MIN_WORKERS, max_workers=MAX_WORKERS, until=end)
     return Run.simulated("simulated", result, base=MIN_WORKERS, arrivals=moments), result
 
 
@@ -88,9 +78,9 @@ def main() -> None:
     make_policy = POLICIES[options.policy]
 
     with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.csv"
-        real, tasks = run_for_real(make_policy(), trace)
-        simulated, result = simulate_it(make_policy(), trace, real.points[-1].time)
+        load = Path(folder) / "load.csv"
+        real, tasks = run_for_real(make_policy(), load)
+        simulated, result = simulate_it(make_policy(), load, real.points[-1].time)
 
     draw([real, simulated], options.file, title=repr(make_policy()))
     for run in (real, simulated):

@@ -25,11 +25,9 @@ from .exceptions import (
     TaskCancelled,
     TaskerError,
     TaskExpired,
-    TaskLost,
 )
 from .observers import Observer, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
-from .policies import BacklogPolicy, Hysteresis, Maximum, Minimum, QueueWaitPolicy, RatePolicy, ScalingPolicy
-from .simulation import Simulation, simulate
+from .policies import BacklogPolicy, Hysteresis, QueueWaitPolicy, RatePolicy, ScalingPolicy
 from .stats import DurationSummary, ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
 
 __version__ = "0.1.0"
@@ -42,8 +40,6 @@ __all__ = [
     "ExecutorView",
     "Hysteresis",
     "LoadSample",
-    "Maximum",
-    "Minimum",
     "NoCurrentTask",
     "Observer",
     "PoolDeadlockError",
@@ -56,16 +52,13 @@ __all__ = [
     "ScaleEvent",
     "ScalingPolicy",
     "ShutdownTimeout",
-    "Simulation",
     "StateEvent",
     "TaskCancelled",
     "TaskContext",
     "TaskEvent",
     "TaskExpired",
-    "TaskLost",
     "TaskerError",
     "WorkerEvent",
     "WorkerInfo",
     "current_task",
-    "simulate",
 ]

@@ -18,6 +18,7 @@ __all__ = [
     "check_bounds",
     "check_callable",
     "check_count",
+    "check_finite",
     "check_max_workers",
     "check_number",
     "check_seconds",
@@ -82,6 +83,14 @@ def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> float:
     number = check_number(name, value, "a number of seconds")
     if not (number > 0 if above_zero else number >= 0):
         raise ValueError(f"{name} must {'be above 0' if above_zero else 'not be negative'}, not {value!r}")
+    return number
+
+
+def check_finite(name: str, value: Any) -> float:
+    """Return `value` if it is a finite number and not negative, or raise, naming the argument."""
+    number = check_number(name, value)
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"{name} must be a finite number, at least 0.0, not {value!r}")
     return number
 
 

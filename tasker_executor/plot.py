@@ -1,12 +1,13 @@
 """Draw what an executor did, or would do: ``pip install tasker-executor[plot]``.
 
-    with record(pool) as recording:
+    with record(pool) as timeline:
         do_the_work(pool)
-    result = simulate(policy, "trace.csv", min_workers=2, max_workers=16)
-    draw([Run.recorded("real", recording, base=2), Run.simulated("simulated", result, base=2)], "burst.svg")
+    result = simulate(policy, "load.csv", min_workers=2, max_workers=16)
+    draw([Run.recorded("real", timeline, base=2), Run.simulated("simulated", result, base=2)], "burst.svg")
 
-The picture has a column for each run, and below each other the backlog, the workers (those of the base, and the burst above
-them) and the waits of the tasks. Nothing global is touched: no pyplot, no backend; so it works in any thread and on a server.
+The picture has a column for each run. A column shows, from top to bottom, the backlog, the workers (the base, and the burst
+above it) and the waits of the tasks. The module uses neither pyplot nor a backend, and no other global state. So it works in
+any thread and on a server.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from .simulation import Simulation
 
-__all__ = ["Point", "Recording", "Run", "Waits", "draw", "record"]
+__all__ = ["Point", "Run", "Timeline", "Waits", "draw", "record"]
 
 _BASE, _BURST, _BACKLOG, _WAIT = "#4477aa", "#66ccee", "#ccbb44", "#aa3377"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a timeline: at that time, so many workers lived and so many tasks waited."""
+    """A point of a timeline: how many workers lived and how many tasks waited at that time."""
 
     time: float
     workers: int
@@ -66,26 +67,26 @@ class Run:
 
     @property
     def worker_seconds(self) -> float:
-        """What it cost: the time that workers lived, summed up over them."""
+        """The sum of the times that the workers lived: what the run cost."""
         pairs = zip(self.points, self.points[1:], strict=False)
         return sum(point.workers * (following.time - point.time) for point, following in pairs)
 
     @classmethod
     def simulated(cls, title: str, result: Simulation, *, base: int, arrivals: Sequence[float] = ()) -> Self:
-        """What `simulate` found. Its waits are drawn if the `arrivals` of the tasks are given, in any order."""
+        """Return the run that `simulate` found. It has waits if the `arrivals` of the tasks are given, in any order."""
         points = tuple(Point(moment.time, moment.workers, moment.queued) for moment in result.timeline)
         return cls(title, base, points, tuple(zip(sorted(arrivals), result.waits, strict=bool(arrivals))))
 
     @classmethod
-    def recorded(cls, title: str, recording: Recording, *, base: int, waits: Waits | None = None) -> Self:
-        """What `record` recorded, with the waits that an observer heard of, if there was one."""
-        since = recording.begun
+    def recorded(cls, title: str, timeline: Timeline, *, base: int, waits: Waits | None = None) -> Self:
+        """Return the run that `record` saw, with the waits that an observer noted, if there was one."""
+        since = timeline.begun
         heard = () if waits is None else tuple((arrival - since, wait) for arrival, wait in waits.heard)
-        return cls(title, base, tuple(recording.points), heard)
+        return cls(title, base, tuple(timeline.points), heard)
 
 
 class Waits(Observer):
-    """An observer that notes when tasks arrive and how long they wait. It keeps them all: for runs that end."""
+    """An observer that notes when tasks arrive and how long they wait. It keeps every note, so use it for runs that end."""
 
     def __init__(self) -> None:
         #: When each task arrived, and how long it waited, in order of their starts.
@@ -97,15 +98,15 @@ class Waits(Observer):
             self.heard.append((clock() - event.wait, event.wait))
 
 
-class Recording:
-    """Looks at an executor at short intervals. Obtained from `record`."""
+class Timeline:
+    """Looks at an executor at short intervals and keeps what it saw. Obtained from `record`."""
 
     def __init__(self, pool: ResourceExecutor[Any], interval: float) -> None:
         self._pool = pool
         self._interval = check_seconds("interval", interval, above_zero=True)
         self._stop = threading.Event()
-        self._thread = make_thread(self._run, "tasker_recording")
-        #: When it began, on the clock of `points`' own zero.
+        self._thread = make_thread(self._run, "tasker_timeline")
+        #: When the timeline began, on the library's clock. The times of `points` count from there.
         self.begun = 0.0
         self.points: list[Point] = []
 
@@ -130,28 +131,28 @@ class Recording:
         self.points.append(Point(clock() - self.begun, stats.active_workers, queued))
 
 
-def record(pool: ResourceExecutor[Any], *, interval: float = 0.01) -> Recording:
-    """Record what an executor does while a ``with`` block runs.
+def record(pool: ResourceExecutor[Any], *, interval: float = 0.01) -> Timeline:
+    """Return a `Timeline` that looks at an executor while a ``with`` block runs.
 
     Args:
         pool: The executor.
         interval: Seconds between two looks at it.
     """
-    return Recording(pool, interval)
+    return Timeline(pool, interval)
 
 
 def draw(runs: Sequence[Run], file: str | os.PathLike[str], *, title: str = "") -> None:
-    """Write a picture of some runs, side by side and to the same scale.
+    """Draw some runs side by side, to the same scale, and write the picture to a file.
 
     Args:
         runs: One or more.
-        file: Where to; its suffix says what it is: ``.svg``, ``.png``, ``.pdf``. The same runs give the same SVG, byte for
-            byte.
-        title: Stands above all.
+        file: Path of the picture. Its suffix names the format: ``.svg``, ``.png``, ``.pdf``. The same runs give the same
+            SVG, byte for byte.
+        title: Stands above all columns.
     """
     if not runs:
         raise ValueError("there must be at least one run to draw")
-    # The salt makes the names inside of an SVG the same each time; a date would change them.
+    # The salt makes the names inside an SVG the same each time. A date would differ each time, so there is none.
     with matplotlib.rc_context({"svg.hashsalt": "tasker_executor", "svg.fonttype": "none"}):
         figure = Figure(figsize=(1.0 + 4.5 * len(runs), 6.5), layout="constrained")
         axes = figure.subplots(3, len(runs), sharex=True, sharey="row", squeeze=False)

@@ -20,7 +20,6 @@ the processor: simulated tasks never slow each other down, as real ones do that 
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections import deque
@@ -33,8 +32,9 @@ from typing import NamedTuple, TypeAlias
 
 from typing_extensions import override
 
-from ._checks import check_bounds, check_max_workers, check_number, check_seconds
+from ._checks import check_bounds, check_finite, check_max_workers, check_seconds
 from .policies import ScalingPolicy, ask, check_policy, interval_of
+from .recording import Recording, read_recording
 from .stats import LoadSample
 
 __all__ = ["Arrivals", "Moment", "ServiceTime", "Simulation", "simulate"]
@@ -178,11 +178,13 @@ def simulate(
     base = check_bounds(min_workers, limit)
     load = _load(arrivals, service_time, priority_share, seed)
     first = load.arrivals[0] if load.arrivals else 0.0
-    begin = first if start is None else _number("start", start)
+    begin = first if start is None else check_finite("start", start)
     if load.arrivals and first < begin:
         raise ValueError(f"start must not be later than the first arrival at {first!r}, not {start!r}")
-    run = _Run(policy, load, base, limit, _number("create_time", create_time), begin, check_seconds("flap_window", flap_window))
-    return run.result(None if until is None else _number("until", until))
+    run = _Run(
+        policy, load, base, limit, check_finite("create_time", create_time), begin, check_seconds("flap_window", flap_window)
+    )
+    return run.result(None if until is None else check_finite("until", until))
 
 
 class _Load(NamedTuple):
@@ -430,100 +432,44 @@ class _Run:
 # -- reading the load -------------------------------------------------------------------------------------------------------
 
 
-class _Trace(NamedTuple):
-    """What a file holds, or what the caller gave."""
-
-    arrivals: list[float]
-    durations: list[float] | None = None
-    priority: list[bool] | None = None
-
-
 def _load(arrivals: Arrivals, service_time: ServiceTime, priority_share: float, seed: int) -> _Load:
     """Read and draw the tasks, and sort them by arrival."""
     if isinstance(arrivals, (str, os.PathLike)):
-        trace = _read(os.fspath(arrivals), use_durations=service_time is None)
+        recording = read_recording(arrivals, use_durations=service_time is None)
     elif isinstance(arrivals, Iterable):
-        trace = _Trace([_number(f"arrivals[{n}]", arrival) for n, arrival in enumerate(arrivals)])
+        recording = Recording([check_finite(f"arrivals[{n}]", arrival) for n, arrival in enumerate(arrivals)])
     else:
         raise TypeError(f"arrivals must be numbers or the path of a file, not {arrivals!r}")
-    number = len(trace.arrivals)
+    number = len(recording.arrivals)
 
     # Each with a generator of its own, so that another share of priority tasks leaves the service times as they are; and not
     # the one that the caller gets from the same seed: arrivals drawn from that would keep step with the service times.
     if service_time is not None:
         durations = _draw(service_time, number, Random(f"service times {seed}"))
-    elif trace.durations is not None:
-        durations = trace.durations
+    elif recording.durations is not None:
+        durations = recording.durations
     else:
         raise TypeError("service_time is needed unless arrivals is the path of a file with a column 'duration'")
-    if not _number("priority_share", priority_share) <= 1.0:
+    if not check_finite("priority_share", priority_share) <= 1.0:
         raise ValueError(f"priority_share must be at most 1.0, not {priority_share!r}")
-    if priority_share or trace.priority is None:
+    if priority_share or recording.priority is None:
         lottery = Random(f"lanes {seed}")
         priority = [lottery.random() < priority_share for _ in range(number)]
     else:
-        priority = trace.priority
+        priority = recording.priority
 
     # A recorder writes a task when it is done, so a file need not be sorted by arrival.
-    order = sorted(range(number), key=trace.arrivals.__getitem__)
-    return _Load([trace.arrivals[n] for n in order], [durations[n] for n in order], [priority[n] for n in order])
+    order = sorted(range(number), key=recording.arrivals.__getitem__)
+    return _Load([recording.arrivals[n] for n in order], [durations[n] for n in order], [priority[n] for n in order])
 
 
 def _draw(service_time: float | Iterable[float] | Callable[[Random], float], number: int, random: Random) -> list[float]:
     """Return the service times of so many tasks."""
     if callable(service_time):
-        return [_number("service_time(random)", service_time(random)) for _ in range(number)]
+        return [check_finite("service_time(random)", service_time(random)) for _ in range(number)]
     if isinstance(service_time, Iterable) and not isinstance(service_time, (str, bytes)):
-        durations = [_number(f"service_time[{n}]", duration) for n, duration in enumerate(islice(service_time, number))]
+        durations = [check_finite(f"service_time[{n}]", duration) for n, duration in enumerate(islice(service_time, number))]
         if len(durations) < number:
             raise ValueError(f"service_time must have a number for each of the {number} arrivals, not {len(durations)}")
         return durations
-    return [_number("service_time", service_time)] * number
-
-
-def _read(path: str, *, use_durations: bool) -> _Trace:
-    """Read a file of arrivals. If their durations are used, tasks without one are left out."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        rows = [(f"{path}, line {reader.line_num}", row) for row in reader if "".join(row).strip() and row[0][0:1] != "#"]
-    if not rows:
-        return _Trace([], [])
-    first_line, first_row = rows[0]
-    header = [name.strip().lower() for name in first_row]
-    if "arrival" not in header:
-        if len(header) > 1:
-            raise ValueError(f"{first_line}: a header with a column 'arrival' is needed, not {','.join(first_row)!r}")
-        header = ["arrival"]
-    else:
-        del rows[0]
-
-    use_durations = use_durations and "duration" in header
-    trace = _Trace([], [] if use_durations else None, [] if "lane" in header else None)
-    for line, row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"{line}: {len(header)} columns are needed, not {','.join(row)!r}")
-        cells = dict(zip(header, row, strict=True))
-        if trace.durations is not None:
-            if not cells["duration"].strip():
-                continue
-            trace.durations.append(_parse(line, "duration", cells["duration"]))
-        trace.arrivals.append(_parse(line, "arrival", cells["arrival"]))
-        if trace.priority is not None:
-            trace.priority.append(cells["lane"].strip().lower() == "priority")
-    return trace
-
-
-def _parse(line: str, column: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{line}: {column} must be a number, not {text!r}") from None
-    return _number(f"{line}: {column}", value)
-
-
-def _number(name: str, value: object) -> float:
-    """Return the value of an argument that must be a finite number, and not negative."""
-    number = check_number(name, value)
-    if not 0.0 <= number < math.inf:
-        raise ValueError(f"{name} must be a finite number, at least 0.0, not {value!r}")
-    return number
+    return [check_finite("service_time", service_time)] * number

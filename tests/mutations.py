@@ -1313,17 +1313,17 @@ MUTATIONS = [
     ),
     Mutation(
         "an interrupted write keeps nobody from closing",
-        "tracing.py",
+        "recording.py",
         "self._writing = threading.RLock()",
         "self._writing = threading.Lock()",
-        "tracing",
+        "recording",
     ),
     Mutation(
         "a row that was left is not another task's",
-        "tracing.py",
+        "recording.py",
         "if before is not None and event.attempt != 1:",
         "if before is not None:",
-        "tracing",
+        "recording",
     ),
     # -- Dask
     Mutation("an error that refuses attributes travels", "dask.py", "[_with_traceback, _Bare]", "[_with_traceback]", "dask"),

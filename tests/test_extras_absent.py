@@ -44,7 +44,7 @@ print(sorted(name for name in sys.modules if name in {[f"tasker_executor.{extra}
 def test_the_package_works_without_any_extra() -> None:
     program = f"""{WITHOUT_EXTRAS}
 from tasker_executor import ResourceExecutor
-import tasker_executor.tracing
+import tasker_executor.recording
 with ResourceExecutor(2, on_create=dict) as pool:
     print(pool.submit(len).result(), pool.stats().completed, len(pool.workers()))
 """

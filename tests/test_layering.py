@@ -19,9 +19,9 @@ LAYERS = [
     {"_engine.settings"},
     {"_engine.task", "_engine.lanes", "_engine.resources", "_engine.recorder", "_engine.admission", "_engine.outage"},
     {"_engine.worker", "_engine.timer"},
-    {"_engine.core", "_base"},
-    {"_executor", "_telemetry"},
-    {"testing", "simulation", "tracing", "prometheus", "opentelemetry", "monitor", "plot", "dask"},
+    {"_engine.core", "_base", "recording"},
+    {"_executor", "_telemetry", "simulation"},
+    {"testing", "prometheus", "opentelemetry", "monitor", "plot", "dask"},
     {"__init__"},
 ]
 EXTRAS = {"prometheus", "opentelemetry", "monitor", "plot", "dask"}

@@ -15,16 +15,8 @@ import pytest
 
 from engine import bounds_of, name_of
 from support import DEADLINE, Gate
-from tasker_executor import (
-    BacklogPolicy,
-    Hysteresis,
-    LoadSample,
-    QueueWaitPolicy,
-    RatePolicy,
-    ResourceExecutor,
-    current_task,
-    simulate,
-)
+from tasker_executor import BacklogPolicy, Hysteresis, LoadSample, QueueWaitPolicy, RatePolicy, ResourceExecutor, current_task
+from tasker_executor.simulation import simulate
 from tasker_executor.testing import InlineExecutor, assert_no_leaks
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
-from tasker_executor import BacklogPolicy, current_task, simulate
+from tasker_executor import BacklogPolicy, current_task
+from tasker_executor.simulation import simulate
 
 pytest.importorskip("matplotlib")
 
@@ -90,26 +91,26 @@ def test_worker_seconds_are_the_area_below_the_curve() -> None:
     assert RUN.worker_seconds == 2.0 * 1.0 + 6.0 * 2.0 + 2.0 * 1.0
 
 
-# -- recording --
+# -- timelines --
 
 
-def test_a_recording_shows_workers_and_backlog(make_pool: MakePool, gate: Gate) -> None:
+def test_a_timeline_shows_workers_and_backlog(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(2)
 
-    with record(pool, interval=0.001) as recording:
+    with record(pool, interval=0.001) as timeline:
         for _ in range(2):
             pool.submit(gate.hold)
         gate.wait_until_held(2)  # both workers have taken a task, so no look finds those two in the queue as well
         for _ in range(3):
             pool.submit(gate.hold)
-        eventually(lambda: recording.points[-1].queued == 3, "a look at the backlog")
+        eventually(lambda: timeline.points[-1].queued == 3, "a look at the backlog")
         gate.release()
         pool.shutdown()
 
-    assert (recording.points[0].workers, recording.points[0].queued) == (0, 0)
-    assert max((point.workers, point.queued) for point in recording.points) == (2, 3)
-    assert (recording.points[-1].workers, recording.points[-1].queued) == (0, 0)
-    times = [point.time for point in recording.points]
+    assert (timeline.points[0].workers, timeline.points[0].queued) == (0, 0)
+    assert max((point.workers, point.queued) for point in timeline.points) == (2, 3)
+    assert (timeline.points[-1].workers, timeline.points[-1].queued) == (0, 0)
+    times = [point.time for point in timeline.points]
     assert times == sorted(times)
 
 
@@ -127,13 +128,13 @@ def test_waits_are_those_of_the_first_attempts(make_pool: MakePool, ledger: Ledg
     assert len(waits.heard) == 2
 
 
-def test_a_recorded_run_is_on_the_clock_of_its_recording(make_pool: MakePool) -> None:
+def test_a_recorded_run_is_on_the_clock_of_its_timeline(make_pool: MakePool) -> None:
     waits = Waits()
     pool = make_pool(1, observers=[waits])
 
-    with record(pool) as recording:
+    with record(pool) as timeline:
         pool.submit(str).result(DEADLINE)
-    run = Run.recorded("real", recording, base=0, waits=waits)
+    run = Run.recorded("real", timeline, base=0, waits=waits)
 
     ((arrival, wait),) = run.waits
     assert 0.0 <= arrival <= arrival + wait <= run.points[-1].time

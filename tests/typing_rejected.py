@@ -10,7 +10,8 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from tasker_executor import ExecutorView, LoadSample, Observer, RatePolicy, ResourceExecutor, current_task, simulate
+from tasker_executor import ExecutorView, LoadSample, Observer, RatePolicy, ResourceExecutor, current_task
+from tasker_executor.simulation import simulate
 from typing_accepted import Connection, Database, fetch, word_count
 
 

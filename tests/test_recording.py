@@ -1,4 +1,4 @@
-"""The trace recorder: a row for each task, and `simulate` reads it."""
+"""The load recorder: a row for each task, which `read_recording` and `simulate` read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from unittest.mock import MagicMock
 import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool
-from tasker_executor import BacklogPolicy, ResourceCreationError, TaskEvent, TaskExpired, current_task, simulate, tracing
-from tasker_executor.tracing import TraceRecorder
+from tasker_executor import BacklogPolicy, ResourceCreationError, TaskEvent, TaskExpired, current_task, recording
+from tasker_executor.recording import LoadRecorder, Recording, read_recording
+from tasker_executor.simulation import simulate
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "trace.csv"
+    return tmp_path / "load.csv"
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -40,7 +41,7 @@ def break_once(resource: FakeResource) -> None:
 
 
 def test_each_task_has_a_row(make_pool: MakePool, path: Path) -> None:
-    with TraceRecorder(path) as recorder:
+    with LoadRecorder(path) as recorder:
         pool = make_pool(1, observers=[recorder])
         pool.submit(str).result(DEADLINE)
         pool.submit_priority(str).result(DEADLINE)
@@ -55,7 +56,7 @@ def test_each_task_has_a_row(make_pool: MakePool, path: Path) -> None:
 
 
 def test_times_are_those_that_the_pool_measured(make_pool: MakePool, path: Path) -> None:
-    with TraceRecorder(path) as recorder:
+    with LoadRecorder(path) as recorder:
         pool = make_pool(1, observers=[recorder])
         list(pool.map(str, range(100)))
         pool.shutdown()
@@ -66,7 +67,7 @@ def test_times_are_those_that_the_pool_measured(make_pool: MakePool, path: Path)
 
 
 def test_arrivals_are_on_one_clock_in_order_of_submission(make_pool: MakePool, path: Path) -> None:
-    with TraceRecorder(path) as recorder:
+    with LoadRecorder(path) as recorder:
         pool = make_pool(1, observers=[recorder])
         for _ in range(10):
             pool.submit(current_task).result(DEADLINE)
@@ -78,7 +79,7 @@ def test_arrivals_are_on_one_clock_in_order_of_submission(make_pool: MakePool, p
 
 
 def test_a_task_that_never_ran_has_a_blank_duration(make_pool: MakePool, gate: Gate, path: Path) -> None:
-    with TraceRecorder(path) as recorder:
+    with LoadRecorder(path) as recorder:
         pool = make_pool(1, observers=[recorder])
         pool.submit(gate.hold)
         gate.wait_until_held()
@@ -94,7 +95,7 @@ def test_a_task_that_never_ran_has_a_blank_duration(make_pool: MakePool, gate: G
 
 
 def test_a_retried_task_is_one_row_with_all_its_attempts(make_pool: MakePool, ledger: Ledger, path: Path) -> None:
-    with TraceRecorder(path) as recorder:
+    with LoadRecorder(path) as recorder:
         pool = make_pool(
             1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, observers=[recorder]
         )
@@ -112,7 +113,7 @@ def test_a_task_that_starved_after_its_first_attempt_has_run(make_pool: MakePool
         ledger.outage = ConnectionError("down")
         resource.break_down()
 
-    with TraceRecorder(path) as recorder:
+    with LoadRecorder(path) as recorder:
         pool = make_pool(
             1,
             on_create=ledger.create,
@@ -135,7 +136,7 @@ def test_a_task_that_starved_after_its_first_attempt_has_run(make_pool: MakePool
 
 def test_tasks_cancelled_by_a_shutdown_are_recorded_before_it_is_over(make_pool: MakePool, gate: Gate) -> None:
     file = io.StringIO()
-    pool = make_pool(1, observers=[TraceRecorder(file)])
+    pool = make_pool(1, observers=[LoadRecorder(file)])
     pool.submit(gate.hold)
     gate.wait_until_held()
     for _ in range(5):
@@ -150,7 +151,7 @@ def test_tasks_cancelled_by_a_shutdown_are_recorded_before_it_is_over(make_pool:
 
 def test_a_task_may_be_any_callable(make_pool: MakePool, path: Path) -> None:
     """A mock has every attribute that one looks for in it; so an observed mock, looked through for a name, was a hang."""
-    with TraceRecorder(path) as recorder:
+    with LoadRecorder(path) as recorder:
         pool = make_pool(1, observers=[recorder])
         pool.submit(MagicMock(return_value=7)).result(DEADLINE)
         pool.shutdown()
@@ -162,7 +163,7 @@ def test_a_task_may_be_any_callable(make_pool: MakePool, path: Path) -> None:
 
 
 def test_simulate_reads_what_was_recorded(make_pool: MakePool, gate: Gate, path: Path) -> None:
-    with TraceRecorder(path) as recorder:
+    with LoadRecorder(path) as recorder:
         pool = make_pool(2, observers=[recorder])
         pool.submit(gate.hold)
         gate.wait_until_held()
@@ -181,7 +182,7 @@ def test_simulate_reads_what_was_recorded(make_pool: MakePool, gate: Gate, path:
 def test_an_open_file_is_written_and_left_open(make_pool: MakePool) -> None:
     file = io.StringIO()
 
-    with TraceRecorder(file) as recorder:
+    with LoadRecorder(file) as recorder:
         pool = make_pool(1, observers=[recorder])
         pool.submit(str).result(DEADLINE)
         pool.shutdown()
@@ -190,7 +191,7 @@ def test_an_open_file_is_written_and_left_open(make_pool: MakePool) -> None:
 
 
 def test_rows_are_in_the_file_when_the_executor_has_closed(make_pool: MakePool, path: Path) -> None:
-    recorder = TraceRecorder(path)
+    recorder = LoadRecorder(path)
     pool = make_pool(1, observers=[recorder])
     pool.submit(str).result(DEADLINE)
     pool.shutdown()
@@ -202,7 +203,7 @@ def test_rows_are_in_the_file_when_the_executor_has_closed(make_pool: MakePool, 
 
 
 def test_close_writes_what_is_left_though_the_executor_goes_on(make_pool: MakePool, path: Path) -> None:
-    recorder = TraceRecorder(path)
+    recorder = LoadRecorder(path)
     pool = make_pool(1, observers=[recorder])
     pool.submit(str).result(DEADLINE)
 
@@ -212,8 +213,8 @@ def test_close_writes_what_is_left_though_the_executor_goes_on(make_pool: MakePo
 
 
 def test_a_long_run_is_written_bit_by_bit(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    monkeypatch.setattr(tracing, "_BATCH", 10)
-    with TraceRecorder(path) as recorder:
+    monkeypatch.setattr(recording, "_BATCH", 10)
+    with LoadRecorder(path) as recorder:
         pool = make_pool(1, observers=[recorder])
         list(pool.map(str, range(25)))
 
@@ -224,9 +225,9 @@ def test_a_long_run_is_written_bit_by_bit(make_pool: MakePool, monkeypatch: pyte
 
 
 def test_many_workers_lose_no_row(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, fast_switching: None) -> None:
-    monkeypatch.setattr(tracing, "_BATCH", 3)
+    monkeypatch.setattr(recording, "_BATCH", 3)
     file = io.StringIO()
-    with TraceRecorder(file) as recorder:
+    with LoadRecorder(file) as recorder:
         pool = make_pool(4, observers=[recorder])
         list(pool.map(str, range(2000)))
         pool.shutdown()
@@ -246,7 +247,7 @@ def test_who_finds_a_write_under_way_leaves_its_row_to_the_writer() -> None:
 
     events: list[TaskEvent] = []
     file = Interrupted()
-    recorder = TraceRecorder(file)
+    recorder = LoadRecorder(file)
     events.append(TaskEvent("pool", 2, "f", "priority", 1, outcome="completed"))
     recorder.task_finished(TaskEvent("pool", 1, "f", "normal", 1, outcome="completed"))
 
@@ -256,7 +257,7 @@ def test_who_finds_a_write_under_way_leaves_its_row_to_the_writer() -> None:
 
 
 def test_a_closed_recorder_records_nothing_and_hurts_nobody(make_pool: MakePool, path: Path) -> None:
-    recorder = TraceRecorder(path)
+    recorder = LoadRecorder(path)
     pool = make_pool(1, observers=[recorder])
     recorder.close()
     recorder.close()
@@ -269,11 +270,11 @@ def test_a_closed_recorder_records_nothing_and_hurts_nobody(make_pool: MakePool,
 
 def test_a_file_that_cannot_be_opened_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        TraceRecorder(tmp_path / "missing" / "trace.csv")
+        LoadRecorder(tmp_path / "missing" / "load.csv")
 
 
 def test_what_an_interrupted_end_has_left_is_not_taken_for_the_next_task(path: Path) -> None:
-    with TraceRecorder(path) as recorder:
+    with LoadRecorder(path) as recorder:
         recorder.task_retried(TaskEvent("pool", 7, "f", "normal", 1, wait=5.0, run=9.0))  # its `task_finished` never came
         recorder.task_finished(TaskEvent("pool", 7, "g", "normal", 1, wait=1.0, run=2.0, outcome="completed"))
 
@@ -282,9 +283,36 @@ def test_what_an_interrupted_end_has_left_is_not_taken_for_the_next_task(path: P
 
 
 def test_a_write_that_was_interrupted_keeps_nobody_from_closing(path: Path) -> None:
-    recorder = TraceRecorder(path)
+    recorder = LoadRecorder(path)
     recorder.task_finished(TaskEvent("pool", 1, "f", "normal", 1, outcome="completed"))
     recorder._writing.acquire()  # and Ctrl-C came before the `try`
     recorder.close()
 
     assert len(rows_of(path.read_text())) == 1
+
+
+# -- reading --
+
+
+def test_what_was_written_is_read(path: Path) -> None:
+    with LoadRecorder(path) as recorder:
+        recorder.task_finished(TaskEvent("pool", 1, "f", "priority", 1, run=0.5, outcome="completed"))
+        recorder.task_finished(TaskEvent("pool", 2, "f", "normal", outcome="cancelled"))
+        recorder.task_finished(TaskEvent("pool", 3, "f", "normal", 1, run=0.25, outcome="failed"))
+
+    ran, arrived = read_recording(path), read_recording(path, use_durations=False)
+
+    assert (ran.durations, ran.priority, len(ran.arrivals)) == ([0.5, 0.25], [True, False], 2)
+    assert (arrived.durations, arrived.priority, len(arrived.arrivals)) == (None, [True, False, False], 3)
+
+
+def test_a_file_of_numbers_is_a_recording_without_durations_and_lanes(path: Path) -> None:
+    path.write_text("# by hand\n2.5\n\n1\n")
+
+    assert read_recording(path) == Recording([2.5, 1.0])
+
+
+def test_an_empty_file_is_a_recording_without_tasks(path: Path) -> None:
+    path.write_text("")
+
+    assert read_recording(path) == Recording([], [])
