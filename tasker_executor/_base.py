@@ -13,9 +13,9 @@ from concurrent.futures import wait as wait_for
 from copy import copy
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Concatenate, Generic, Literal, TypeVar, overload
+from typing import Any, Concatenate, Generic, Literal, overload
 
-from typing_extensions import ParamSpec, override
+from typing_extensions import ParamSpec, TypeVar, override
 
 from ._checks import check_count, check_number, check_seconds, whole
 from ._options import DEFAULT_OPTIONS, UNSET, TaskOptions, Unset
@@ -25,7 +25,7 @@ from .exceptions import ShutdownTimeout
 
 __all__ = ["BaseExecutor", "ExecutorView"]
 
-R = TypeVar("R")
+R = TypeVar("R", default=None)
 T = TypeVar("T")
 P = ParamSpec("P")
 

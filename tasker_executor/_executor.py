@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal
 
-from typing_extensions import override
+from typing_extensions import TypeVar, override
 
 from ._base import BaseExecutor
 from ._checks import check_bounds, check_max_workers, check_seconds
@@ -45,7 +45,7 @@ from .stats import ExecutorMetrics, ExecutorStats, WorkerInfo
 
 __all__ = ["ResourceExecutor"]
 
-R = TypeVar("R")
+R = TypeVar("R", default=None)
 T = TypeVar("T")
 
 #: Where the frames between `submit` and a task that runs in the caller come from.
@@ -118,53 +118,6 @@ class ResourceExecutor(BaseExecutor[R]):
         [1, 2]
     """
 
-    @overload
-    def __init__(
-        self: ResourceExecutor[None],
-        max_workers: int | None = None,
-        thread_name_prefix: str = "",
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-        *,
-        on_create: None = None,
-        max_retries: int = 3,
-        max_queued: int | None = None,
-        on_full: Literal["block", "raise", "caller"] = "block",
-        propagate_context: bool = True,
-        min_workers: int = 0,
-        policy: ScalingPolicy | None = None,
-        idle_timeout: float | None = None,
-        observers: Iterable[Observer] = (),
-        name: str | None = None,
-    ) -> None: ...
-    @overload
-    def __init__(
-        self,
-        max_workers: int | None = None,
-        thread_name_prefix: str = "",
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-        *,
-        on_create: CreateHook[R],
-        on_destroy: DestroyHook[R] | None = None,
-        check_health: HealthHook | None = None,
-        check_resource: ResourceHook[R] | None = None,
-        check_after_idle: float = 0.5,
-        max_age: float | None = None,
-        max_uses: int | None = None,
-        create_timeout: float = 30.0,
-        on_abort: AbortHook[R] | None = None,
-        max_retries: int = 3,
-        max_queued: int | None = None,
-        on_full: Literal["block", "raise", "caller"] = "block",
-        propagate_context: bool = True,
-        min_workers: int = 0,
-        policy: ScalingPolicy | None = None,
-        idle_timeout: float | None = None,
-        resource_pool_size: int = 0,
-        observers: Iterable[Observer] = (),
-        name: str | None = None,
-    ) -> None: ...
     def __init__(
         self,
         max_workers: int | None = None,

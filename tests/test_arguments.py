@@ -46,7 +46,7 @@ def test_max_workers_that_is_no_whole_number_is_refused(max_workers: Any) -> Non
 
 def test_initializer_that_is_not_callable_is_refused_in_the_words_of_the_standard_library() -> None:
     with pytest.raises(TypeError, match=r"^initializer must be a callable$"):
-        ResourceExecutor(1, initializer=42)  # type: ignore[call-overload]  # bad on purpose
+        ResourceExecutor(1, initializer=42)  # type: ignore[arg-type]  # bad on purpose
 
 
 def test_more_base_workers_than_workers_are_refused() -> None:
@@ -115,6 +115,23 @@ def test_what_concerns_resources_is_refused_without_on_create(name: str) -> None
 
     assert raised.type is ValueError
     assert str(raised.value) == f"{name}={value!r} is of no use without on_create"
+
+
+def test_hook_without_a_resource_is_refused_although_on_create_is_mentioned(ledger: Ledger) -> None:
+    raised = make_badly(on_create=None, on_destroy=ledger.destroy)
+
+    assert raised.type is ValueError
+    assert str(raised.value) == f"on_destroy={ledger.destroy!r} is of no use without on_create"
+
+
+def test_task_that_wants_a_resource_fails_where_the_pool_has_none() -> None:
+    # No type checker rejects this: without `on_create`, nothing contradicts the annotation.
+    pool: ResourceExecutor[FakeResource] = ResourceExecutor(1)
+    with pool:
+        error = pool.submit(FakeResource.use).exception(DEADLINE)
+
+    assert isinstance(error, TypeError)
+    assert "missing 1 required positional argument" in str(error)
 
 
 @pytest.mark.parametrize("name", ["check_after_idle", "create_timeout"])

@@ -211,9 +211,9 @@ def test_what_refuses_to_be_shown_is_refused_all_the_same() -> None:
             raise LookupError
 
     with pytest.raises(TypeError, match=r"max_workers must be an int, not <.*Shy"):
-        ResourceExecutor(Shy())  # type: ignore[call-overload]  # bad on purpose
+        ResourceExecutor(Shy())  # type: ignore[arg-type]  # bad on purpose
     with pytest.raises(TypeError, match=r"idle_timeout must be a number of seconds, not <.*Shy"):
-        ResourceExecutor(idle_timeout=Shy())  # type: ignore[call-overload]  # bad on purpose
+        ResourceExecutor(idle_timeout=Shy())  # type: ignore[arg-type]  # bad on purpose
 
 
 def test_sizes_beyond_the_machine_are_sizes() -> None:
@@ -238,7 +238,7 @@ def test_a_policy_may_answer_with_any_whole_number(kind: Callable[[int], Any], c
 
 
 def test_a_name_is_a_text_whatever_it_was(tmp_path: Path) -> None:
-    for pool in (ResourceExecutor(1, name=tmp_path), ResourceExecutor(1, tmp_path)):  # type: ignore[call-overload]  # bad on purpose
+    for pool in (ResourceExecutor(1, name=tmp_path), ResourceExecutor(1, tmp_path)):  # type: ignore[arg-type]  # bad on purpose
         with pool:
             assert name_of(pool) == str(tmp_path)
     with InlineExecutor(name=tmp_path) as executor:  # type: ignore[call-overload]  # bad on purpose

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +12,6 @@ from types import FunctionType
 from typing import Any
 
 import pytest
-from typing_extensions import get_overloads
 
 import tasker_executor
 import typing_accepted
@@ -55,17 +53,6 @@ def test_submit_is_the_one_method_that_does_not_fit_an_executor() -> None:
     methods = [after.strip() for line, after in pairwise(lines) if re.search(r"type: ignore\[.*override", line)]
 
     assert [method.partition("(")[0] for method in methods] == ["def submit"]
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 does not keep overloads")
-def test_the_overloads_of_the_constructor_have_its_parameters_and_defaults() -> None:
-    init = vars(tasker_executor.ResourceExecutor)["__init__"]
-    constructor = parameters(init)
-    without, with_resource = map(parameters, get_overloads(init))
-
-    assert list(with_resource) == list(constructor)
-    assert [name for name in constructor if name != "on_create" and with_resource[name] != constructor[name]] == []
-    assert [name for name in without if without[name] != constructor[name]] == []
 
 
 @pytest.mark.parametrize("method", ["submit", "submit_priority", "run_now"])

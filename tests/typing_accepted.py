@@ -69,6 +69,16 @@ def a_pool_without_on_create_is_one_of_none() -> None:
     pool.shutdown(wait=False, cancel_futures=True)
 
 
+def a_pool_without_brackets_is_one_of_none() -> None:
+    def count(pool: ResourceExecutor, view: ExecutorView, text: str) -> int:
+        assert_type(pool, ResourceExecutor[None])
+        assert_type(view, ExecutorView[None])
+        return pool.submit(word_count, text).result() + view.submit(word_count, text).result()
+
+    with ResourceExecutor(1) as pool:
+        assert count(pool, pool.with_options(priority=True), "to be") == 4
+
+
 def on_create_may_be_none_for_code_that_hands_arguments_on() -> None:
     with ResourceExecutor(2, on_create=None) as pool:
         assert_type(pool, ResourceExecutor[None])

@@ -34,7 +34,7 @@ def close_socket(socket: Socket) -> None:
 
 
 def hooks_of_the_wrong_type() -> None:
-    ResourceExecutor(2, on_create=Connection())  # type: ignore[call-overload]  # a resource where its maker belongs
+    ResourceExecutor(2, on_create=Connection())  # type: ignore[arg-type]  # a resource where its maker belongs
     ResourceExecutor(2, on_create=fetch)  # type: ignore[arg-type]  # a maker gets no arguments
     ResourceExecutor(2, on_create=Connection, on_destroy=close_socket)  # type: ignore[misc]  # not its resource
     ResourceExecutor(2, on_create=Connection, on_abort=close_socket)  # type: ignore[misc]  # nor here
@@ -42,28 +42,19 @@ def hooks_of_the_wrong_type() -> None:
     ResourceExecutor(2, on_create=Connection, check_health=Connection.ping)  # type: ignore[arg-type]  # asked of an error
 
 
-def hooks_without_a_resource() -> None:
-    ResourceExecutor(2, on_destroy=Connection.close)  # type: ignore[call-overload]  # nothing to destroy
-    ResourceExecutor(2, check_health=lambda error: True)  # type: ignore[call-overload]  # nothing that could be ill
-    ResourceExecutor(2, max_age=60.0)  # type: ignore[call-overload]  # nothing that ages
-    ResourceExecutor(2, resource_pool_size=1)  # type: ignore[call-overload]  # nothing to keep for run_now
-    ResourceExecutor(2, on_create=None, on_destroy=Connection.close)  # type: ignore[call-overload]  # the same, said aloud
-
-
 def arguments_of_the_wrong_type() -> None:
-    ResourceExecutor("2")  # type: ignore[call-overload]  # a number of workers is a number
-    ResourceExecutor(2, on_full="drop")  # type: ignore[call-overload]  # "block", "raise" or "caller"
-    ResourceExecutor(2, "name", None, (), 1)  # type: ignore[call-overload]  # what is new is keyword-only
-    ResourceExecutor(2, max_retry=1)  # type: ignore[call-overload]  # max_retries
-    ResourceExecutor(2, idle_timeout="1 s")  # type: ignore[call-overload]  # seconds
+    ResourceExecutor("2")  # type: ignore[arg-type]  # a number of workers is a number
+    ResourceExecutor(2, on_full="drop")  # type: ignore[arg-type]  # "block", "raise" or "caller"
+    ResourceExecutor(2, "name", None, (), 1)  # type: ignore[call-arg, arg-type]  # what is new is keyword-only
+    ResourceExecutor(2, max_retry=1)  # type: ignore[call-arg]  # max_retries
+    ResourceExecutor(2, idle_timeout="1 s")  # type: ignore[arg-type]  # seconds
 
 
 def a_pool_of_another_resource() -> None:
     pool: ResourceExecutor[None] = ResourceExecutor(2, on_create=Connection)  # type: ignore[arg-type]  # has a resource
-    other: ResourceExecutor[Connection] = ResourceExecutor(2)  # type: ignore[assignment]  # has none
-    # Invariant, for this: a task of the former gets its object, and the latter has none to hand out.
+    # Invariant, for this: a task of such a pool gets an object, and this pool has none to hand out.
     any_resource: ResourceExecutor[object] = ResourceExecutor[None](2)  # type: ignore[assignment]  # no object there
-    keep(pool, other, any_resource)
+    keep(pool, any_resource)
 
 
 # -- tasks
@@ -159,12 +150,12 @@ class Deaf(Observer):
 
 
 def policies_and_observers() -> None:
-    ResourceExecutor(2, policy=NoInterval())  # type: ignore[call-overload]  # no interval
-    ResourceExecutor(2, policy=Slow())  # type: ignore[call-overload]  # seconds, as a number
-    ResourceExecutor(2, policy=Guess())  # type: ignore[call-overload]  # target() gets a sample
-    ResourceExecutor(2, policy=RatePolicy)  # type: ignore[call-overload]  # the class, not one of it
+    ResourceExecutor(2, policy=NoInterval())  # type: ignore[arg-type]  # no interval
+    ResourceExecutor(2, policy=Slow())  # type: ignore[arg-type]  # seconds, as a number
+    ResourceExecutor(2, policy=Guess())  # type: ignore[arg-type]  # target() gets a sample
+    ResourceExecutor(2, policy=RatePolicy)  # type: ignore[arg-type]  # the class, not one of it
     ResourceExecutor(2, observers=[Listener()])  # type: ignore[list-item]  # no Observer
-    ResourceExecutor(2, observers=Observer())  # type: ignore[call-overload]  # several, even if it is one
+    ResourceExecutor(2, observers=Observer())  # type: ignore[arg-type]  # several, even if it is one
     simulate(NoInterval(), [0.0], 1.0, max_workers=2)  # type: ignore[arg-type]  # no interval here either
     RatePolicy().interval = 2.0  # type: ignore[misc]  # policies are frozen
     current_task().cancelled = True  # type: ignore[misc]  # kill() does that

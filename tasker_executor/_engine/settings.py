@@ -139,7 +139,7 @@ class Settings:
                 max_uses=max_uses,
                 on_abort=on_abort,
             )
-        settings = {
+        settings: dict[str, Any] = {
             "min_workers": min_workers,
             "max_workers": max_workers,
             "initializer": initializer,
@@ -169,11 +169,11 @@ def _check_policy(policy: Any) -> ScalingPolicy | None:
     return policy
 
 
-def _check_observers(observers: Any) -> tuple[Observer, ...]:
+def _check_observers(observers: Iterable[Any]) -> tuple[Observer, ...]:
     """Return the observers of any iterable, or raise unless each is one."""
     if not isinstance(observers, Iterable):
         raise TypeError(f"observers must be an iterable of Observer instances, not {observers!r}")
-    members: tuple[Any, ...] = tuple(observers)
+    members = tuple(observers)
     for member in members:
         if not isinstance(member, Observer):
             raise TypeError(f"observers must be Observer instances, not {member!r}")
