@@ -44,11 +44,12 @@ import math
 import sys
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from typing_extensions import override
 
-from ._checks import check_count, check_number, check_seconds
+from ._checks import check_count, check_number, check_seconds, whole
+from ._report import safe_repr
 from .stats import LoadSample
 
 __all__ = [
@@ -261,7 +262,7 @@ class Hysteresis(Combinable):
     """
 
     def __init__(self, policy: ScalingPolicy, shrink_after: int = 3) -> None:
-        self._policy = _require_policy("policy", policy)
+        self._policy = check_policy("policy", policy)
         self._answers: deque[int] = deque(maxlen=min(check_count("shrink_after", shrink_after, 1), sys.maxsize))
 
     @property
@@ -300,7 +301,7 @@ class _Combination(Combinable):
             if isinstance(policy, type(self)):  # (a | b) | c is Maximum(a, b, c)
                 members += policy.policies
             else:
-                members.append(_require_policy("policies", policy))
+                members.append(check_policy("policies", policy))
         self._policies = tuple(members)
 
     @property
@@ -370,8 +371,29 @@ def _set(policy: object, **numbers: float) -> None:
         object.__setattr__(policy, name, number)
 
 
-def _require_policy(name: str, value: object) -> ScalingPolicy:
-    """Return an argument that must be a policy."""
+def check_policy(name: str, value: Any) -> ScalingPolicy:
+    """Return `value` if it is a policy, or raise TypeError, naming the argument."""
     if isinstance(value, type) or not isinstance(value, ScalingPolicy):
-        raise TypeError(f"{name} must be a ScalingPolicy (with interval and target), not {value!r}")
+        raise TypeError(f"{name} must have an interval and a target(load); {safe_repr(value)} has not")
     return value
+
+
+def interval_of(policy: ScalingPolicy) -> float:
+    """Return the seconds between two questions to `policy`, or raise unless they are a number above 0."""
+    return check_seconds("policy.interval", policy.interval, above_zero=True)
+
+
+def ask(policy: ScalingPolicy, load: LoadSample) -> int:
+    """Ask `policy` about `load` and return its answer as an int, clamped to the bounds of `load`.
+
+    All that ask a policy ask here: the executor, the simulation and Dask's adaptive clusters.
+
+    Raises:
+        TypeError: The answer is not a whole number. An integer of NumPy is one, a bool or a float is not.
+        Exception: Whatever the policy raises.
+    """
+    answer = policy.target(load)
+    wanted = whole(answer)
+    if wanted is None:
+        raise TypeError(f"{safe_repr(policy)} answered {safe_repr(answer)}, which is no number of workers")
+    return min(max(load.min_workers, wanted), load.max_workers)

@@ -33,8 +33,8 @@ from typing import NamedTuple, TypeAlias
 
 from typing_extensions import override
 
-from ._checks import check_bounds, check_max_workers, check_number, check_seconds, whole
-from .policies import ScalingPolicy
+from ._checks import check_bounds, check_max_workers, check_number, check_seconds
+from .policies import ScalingPolicy, ask, check_policy, interval_of
 from .stats import LoadSample
 
 __all__ = ["Arrivals", "Moment", "ServiceTime", "Simulation", "simulate"]
@@ -172,8 +172,8 @@ def simulate(
         TypeError: An argument that is of no use as what it should be.
         OSError: A file that cannot be read.
     """
-    if policy is not None and (isinstance(policy, type) or not isinstance(policy, ScalingPolicy)):
-        raise TypeError(f"policy must be a ScalingPolicy or None, not {policy!r}")
+    if policy is not None:
+        check_policy("policy", policy)
     limit = check_max_workers(max_workers)
     base = check_bounds(min_workers, limit)
     load = _load(arrivals, service_time, priority_share, seed)
@@ -318,7 +318,7 @@ class _Run:
     def _interval(self) -> float:
         if self._policy is None:
             return _RESOLUTION
-        return check_seconds("policy.interval", self._policy.interval, above_zero=True)  # or time would stand still
+        return interval_of(self._policy)  # above 0, or time would stand still
 
     def _at_rest(self) -> bool:
         if self._running or self._queued():
@@ -376,10 +376,7 @@ class _Run:
 
     def _ask(self, policy: ScalingPolicy, now: float) -> None:
         """Do what the executor does with a policy: ask, clamp, retire, start."""
-        wanted = whole(answer := policy.target(self._sample(now)))
-        if wanted is None:
-            raise TypeError(f"{policy!r} answered {answer!r}, which is no number of workers")
-        target = min(max(self._min_workers, wanted), self._max_workers)
+        target = ask(policy, self._sample(now))
         if target != self._target:
             grows = target > self._target
             if grows != self._grew and now - self._changed_at < self._flap_window:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, replace
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -20,6 +23,9 @@ from tasker_executor.policies import (
     QueueWaitPolicy,
     RatePolicy,
     ScalingPolicy,
+    ask,
+    check_policy,
+    interval_of,
 )
 from tasker_executor.stats import LoadSample
 
@@ -64,12 +70,25 @@ def clamped(answer: int, load: LoadSample) -> int:
     return min(max(load.min_workers, answer), load.max_workers)
 
 
+NO_POLICY = "must have an interval and a target(load);"
+
+
+class Index:
+    """A whole number that is no int, as NumPy has them."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __index__(self) -> int:
+        return self._value
+
+
 class Script:
     """Gives prepared answers, one after the other."""
 
-    def __init__(self, *answers: int, interval: float = 0.1) -> None:
-        self._answers = iter(answers)
-        self._interval = interval
+    def __init__(self, *answers: Any, interval: Any = 0.1) -> None:
+        self._answers: Iterator[int] = iter(answers)
+        self._interval: float = interval
 
     @property
     def interval(self) -> float:
@@ -269,10 +288,79 @@ def test_a_combination_has_the_smallest_interval() -> None:
     assert (BacklogPolicy(interval=2.0) | Script(interval=0.5)).interval == 0.5
 
 
+# -- asking a policy --
+
+
+@pytest.mark.parametrize(
+    "answer, asked", [(4, 4), (1, 2), (-(10**30), 2), (16, 16), (17, 16), (10**30, 16), (Index(7), 7), (Index(1), 2)]
+)
+def test_an_answer_is_an_int_within_the_bounds(answer: Any, asked: int) -> None:
+    wanted = ask(Script(answer), AT_REST)
+
+    assert (wanted, type(wanted)) == (asked, int)
+
+
+@pytest.mark.parametrize("answer", [True, False, None, 2.0, "2", math.inf, Decimal(2)])
+def test_an_answer_that_is_no_whole_number_is_refused(answer: Any) -> None:
+    policy = Script(answer)
+
+    with pytest.raises(TypeError) as caught:
+        ask(policy, AT_REST)
+
+    assert str(caught.value) == f"{policy!r} answered {answer!r}, which is no number of workers"
+
+
+def test_a_policy_that_refuses_to_be_shown_is_named_by_its_type() -> None:
+    class Shy(Script):
+        def __repr__(self) -> str:
+            raise LookupError
+
+    policy = Shy(None)
+
+    with pytest.raises(TypeError, match=r"^<.*Shy.*> answered None, which is no number of workers$"):
+        ask(policy, AT_REST)
+
+
+def test_what_a_policy_raises_is_left_as_it_is() -> None:
+    with pytest.raises(StopIteration):
+        ask(Script(), AT_REST)
+
+
+@pytest.mark.parametrize("interval", [0.25, Decimal("0.25"), Fraction(1, 4)])
+def test_an_interval_is_any_real_number(interval: Any) -> None:
+    found = interval_of(Script(interval=interval))
+
+    assert (found, type(found)) == (0.25, float)
+
+
+@pytest.mark.parametrize(
+    "interval, error, message",
+    [
+        (0.0, ValueError, "policy.interval must be above 0, not 0.0"),
+        (-1, ValueError, "policy.interval must be above 0, not -1"),
+        (math.nan, ValueError, "policy.interval must be a number of seconds, not nan"),
+        (True, TypeError, "policy.interval must be a number of seconds, not True"),
+        (None, TypeError, "policy.interval must be a number of seconds, not None"),
+    ],
+)
+def test_a_bad_interval_is_refused(interval: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        interval_of(Script(interval=interval))
+
+    assert str(caught.value) == message
+
+
+def test_a_policy_is_known_by_what_it_has() -> None:
+    policy = Script()
+
+    assert check_policy("policy", policy) is policy
+    for value in (5, None, Script, object()):
+        with pytest.raises(TypeError) as caught:
+            check_policy("policy", value)
+        assert str(caught.value) == f"policy {NO_POLICY} {value!r} has not"
+
+
 # -- arguments, repr --
-
-
-NO_POLICY = "must be a ScalingPolicy (with interval and target), not"
 
 
 @pytest.mark.parametrize(
@@ -297,12 +385,12 @@ NO_POLICY = "must be a ScalingPolicy (with interval and target), not"
         (QueueWaitPolicy, {"interval": "1"}, TypeError, "interval must be a number of seconds, not '1'"),
         (Hysteresis, {"policy": Script(), "shrink_after": 0}, ValueError, "shrink_after must be at least 1, not 0"),
         (Hysteresis, {"policy": Script(), "shrink_after": 1.5}, TypeError, "shrink_after must be an int, not 1.5"),
-        (Hysteresis, {"policy": 5}, TypeError, f"policy {NO_POLICY} 5"),
+        (Hysteresis, {"policy": 5}, TypeError, f"policy {NO_POLICY} 5 has not"),
         (
             Hysteresis,
             {"policy": BacklogPolicy},
             TypeError,
-            f"policy {NO_POLICY} <class 'tasker_executor.policies.BacklogPolicy'>",
+            f"policy {NO_POLICY} <class 'tasker_executor.policies.BacklogPolicy'> has not",
         ),
     ],
 )

@@ -549,11 +549,11 @@ def minus_one(random: Random) -> float:
 @pytest.mark.parametrize(
     "changes, error, message",
     [
-        ({"policy": 5}, TypeError, "policy must be a ScalingPolicy or None, not 5"),
+        ({"policy": 5}, TypeError, "policy must have an interval and a target(load); 5 has not"),
         (
             {"policy": RatePolicy},
             TypeError,
-            "policy must be a ScalingPolicy or None, not <class 'tasker_executor.policies.RatePolicy'>",
+            "policy must have an interval and a target(load); <class 'tasker_executor.policies.RatePolicy'> has not",
         ),
         ({"arrivals": 5}, TypeError, "arrivals must be numbers or the path of a file, not 5"),
         ({"arrivals": [1.0, "2"]}, TypeError, "arrivals[1] must be a number, not '2'"),
