@@ -225,11 +225,11 @@ def test_expired_task_lets_a_blocked_submitter_in(make_pool: MakePool, gate: Gat
         deadlines.append((future, deadline))
 
     with monkeypatch.context() as patch:
-        patch.setattr(pool._core.supervisor, "watch", watch)
+        patch.setattr(pool._core.deadlines, "watch", watch)
         pool.with_options(start_within=0.0).submit(int)
     submitter = Submitter(pool, int)
     wait_until_blocked(pool, 1)
-    pool._core.supervisor.watch(*deadlines[0])  # only now
+    pool._core.deadlines.watch(*deadlines[0])  # only now
 
     assert join_all([submitter]) == []
     assert not held.done()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from support import DEADLINE, MakePool
-from tasker_executor._engine import core as _core
+from tasker_executor._engine import process
 from tasker_executor._sync import Bell, Latch
 
 
@@ -81,7 +81,7 @@ def test_a_bell_rung_twice_at_once_tells_everybody() -> None:
 def test_an_executor_made_while_the_interpreter_exits_refuses_tasks_and_starts_no_worker(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_core, "_exiting", True)
+    monkeypatch.setattr(process, "_exiting", True)
     pool = make_pool(2, min_workers=2)
 
     with pytest.raises(RuntimeError, match="cannot schedule new futures after interpreter shutdown"):

@@ -20,7 +20,7 @@ from interruptions import AtPoint, TimeLimit
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, Watched, eventually
 from tasker_executor import LoadSample, Observer, ResourceCreationError, ResourceEvent, ResourceExecutor, ShutdownTimeout
 from tasker_executor._engine.resources import UnfitResource
-from tasker_executor._engine.timer import Supervisor
+from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.worker import Worker
 
 
@@ -178,7 +178,7 @@ def test_thread_that_cannot_be_started_for_a_successor_is_tried_again(
     refusals = [RuntimeError("can't start new thread")] * 3
 
     def start_or_refuse(thread: threading.Thread) -> None:
-        if refusals and "supervisor" not in thread.name:
+        if refusals and "timer" not in thread.name:
             raise refusals.pop()
         start(thread)
 
@@ -295,10 +295,10 @@ def test_factory_is_tried_again_after_the_last_attempt_of_a_round_has_failed(
 ) -> None:
     """1. Two attempts begin. 2. One fails. 3. The supervisor sees that another is under way. 4. That one fails as well."""
     turns: list[float | None] = []
-    turn = Supervisor._turn
+    turn = Timer._turn
 
-    def count_turn(supervisor: Supervisor) -> float | None:
-        due = turn(supervisor)
+    def count_turn(timer: Timer) -> float | None:
+        due = turn(timer)
         turns.append(due)
         return due
 
@@ -310,7 +310,7 @@ def test_factory_is_tried_again_after_the_last_attempt_of_a_round_has_failed(
             raise OSError("connection refused")
         return ledger.create()
 
-    monkeypatch.setattr(Supervisor, "_turn", count_turn)
+    monkeypatch.setattr(Timer, "_turn", count_turn)
     jitter.share = 5.0  # half a second, so that the pause is not over when the other attempt fails
     calls = itertools.count()
     pool = make_pool(2, on_create=create, on_destroy=ledger.destroy)
@@ -318,7 +318,7 @@ def test_factory_is_tried_again_after_the_last_attempt_of_a_round_has_failed(
     gate.wait_until_held()
     eventually(lambda: pool.stats().create_failures == 1, "the first failure")
     for expected in (len(turns) + 1, len(turns) + 2):  # the first of these turns may have begun before that
-        pool._core.supervisor.kick()
+        pool._core.timer.kick()
         eventually(partial(has_length, turns, expected), "a turn of the supervisor")
     gate.release()
 
@@ -851,7 +851,7 @@ def test_task_that_waits_while_an_attempt_hangs_and_another_worker_is_busy_gets_
     calls = itertools.count()
     busy = threading.Event()
     pool = make_pool(3, on_create=create, on_destroy=ledger.destroy, create_timeout=0.1)
-    supervisor = pool._core.supervisor
+    supervisor = pool._core.timer
     turn, dues = supervisor._turn, list[float | None]()
 
     def note_due() -> float | None:

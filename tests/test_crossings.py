@@ -201,7 +201,7 @@ def test_tasks_fail_in_time_while_the_initializer_hangs(make_pool: MakePool, led
         )
         future = pool.submit(id)
         hung.wait_until_held()
-        eventually(lambda: pool._core.supervisor.thread is not None, "the supervisor")
+        eventually(lambda: pool._core.timer.thread is not None, "the timer")
         clock.pass_time(3601.0, pool)
         with pytest.raises(ResourceCreationError):
             future.result(DEADLINE)

@@ -12,12 +12,14 @@ PACKAGE = "tasker_executor"
 FOLDER = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
-    {"exceptions", "_types", "_sync", "_engine.__init__", "_engine.state", "_engine.handoff"},
+    {"exceptions", "_types", "_sync", "_engine.__init__", "_engine.state"},
     {"_report", "_engine.threads"},
-    {"stats", "_checks"},
-    {"policies", "observers", "_options", "_engine.current"},
+    {"stats", "_checks", "_engine.process"},
+    {"policies", "observers", "_options", "_engine.current", "_engine.handoff"},
     {"_engine.task", "_engine.lanes", "_engine.resources", "_engine.recorder", "_engine.admission", "_engine.outage"},
+    {"_engine.herald"},
     {"_engine.worker", "_engine.timer"},
+    {"_engine.deadlines", "_engine.scaler"},
     {"_engine.core", "_base"},
     {"_executor", "_telemetry"},
     {"testing", "simulation", "tracing", "prometheus", "opentelemetry", "monitor", "plot", "dask"},

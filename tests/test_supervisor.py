@@ -21,8 +21,9 @@ from tasker_executor import (
     ShutdownTimeout,
     TaskExpired,
 )
+from tasker_executor._engine.herald import Herald
 from tasker_executor._engine.resources import End
-from tasker_executor._engine.timer import Herald, Supervisor
+from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.worker import Worker
 from tasker_executor._sync import clock
 from tasker_executor.observers import ScaleEvent, StateEvent, TaskEvent
@@ -31,11 +32,11 @@ from tasker_executor.observers import ScaleEvent, StateEvent, TaskEvent
 def threads_of(prefix: str) -> list[str]:
     """Names of the threads of a pool that was made with this `thread_name_prefix`; the supervisor's is not among them."""
     names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith(prefix) and not name.endswith("_supervisor")]
+    return [name for name in names if name.startswith(prefix) and not name.endswith("_timer")]
 
 
 def supervisors() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.endswith("_supervisor")]
+    return [thread.name for thread in threading.enumerate() if thread.name.endswith("_timer")]
 
 
 class Script(Watched):
@@ -86,12 +87,12 @@ class Turns(Watched):
 @pytest.fixture
 def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
     turns = Turns()
-    original = Supervisor._turn
+    original = Timer._turn
 
-    def turn(supervisor: Supervisor) -> float | None:
-        return turns.book(original(supervisor))
+    def turn(timer: Timer) -> float | None:
+        return turns.book(original(timer))
 
-    monkeypatch.setattr(Supervisor, "_turn", turn)
+    monkeypatch.setattr(Timer, "_turn", turn)
     return turns
 
 
@@ -129,7 +130,7 @@ def test_pool_has_one_supervisor(make_pool: MakePool, ledger: Ledger) -> None:
     for view in views:
         view.submit(FakeResource.use).result()
 
-    assert supervisors() == ["crawler_supervisor"]
+    assert supervisors() == ["crawler_timer"]
 
 
 def test_supervisor_ends_with_the_executor(make_pool: MakePool, ledger: Ledger) -> None:
@@ -155,10 +156,10 @@ def test_supervisor_sleeps_when_nothing_needs_it(
 ) -> None:
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=3600)
     pool.submit(FakeResource.use).result()
-    pool._core.supervisor.kick()  # or it would look in an hour whether somebody waits for a resource
+    pool._core.timer.kick()  # or it would look in an hour whether somebody waits for a resource
     turns.wait_until_asleep()
-    kicks: list[Supervisor] = []
-    monkeypatch.setattr(Supervisor, "kick", kicks.append)
+    kicks: list[Timer] = []
+    monkeypatch.setattr(Timer, "kick", kicks.append)
     for _ in range(50):
         pool.submit(FakeResource.use).result()
 
@@ -170,14 +171,14 @@ def test_supervisor_that_stumbles_goes_on(
     make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     failures = [LookupError("a bug of ours")]
-    original = Supervisor._turn
+    original = Timer._turn
 
-    def turn(supervisor: Supervisor) -> float | None:
+    def turn(timer: Timer) -> float | None:
         if failures:
             raise failures.pop()
-        return original(supervisor)
+        return original(timer)
 
-    monkeypatch.setattr(Supervisor, "_turn", turn)
+    monkeypatch.setattr(Timer, "_turn", turn)
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
@@ -237,10 +238,10 @@ def test_supervisor_that_cannot_start_is_tried_again_with_the_next_deadline(
     pool.submit(gate.hold)
     gate.wait_until_held()
     with monkeypatch.context() as patch:
-        refused = refusing_start(patch, "_supervisor")
+        refused = refusing_start(patch, "_timer")
         first = pool.with_options(start_within=0.01).submit(int)
     assert len(refused) == 1
-    assert "cannot start the supervisor thread" in caplog.text
+    assert "cannot start the timer thread" in caplog.text
     later = pool.with_options(start_within=3600).submit(int)
 
     assert isinstance(first.exception(DEADLINE), TaskExpired)
@@ -322,7 +323,7 @@ def test_destructor_in_the_first_steps_of_the_supervisor_may_use_the_pool(
         pool.stats()
         nested.append(pool.with_options(start_within=0.01).submit(int))
 
-    collect_in(monkeypatch, "_supervisor", use_it)
+    collect_in(monkeypatch, "_timer", use_it)
     if locked:  # a signal handler submits while its thread is in there
         with pool._core.lock:
             future = pool.with_options(start_within=0.01).submit(int)
@@ -341,7 +342,7 @@ def test_kick_starts_no_thread_under_the_lock_of_the_core(
     start = threading.Thread.start
 
     def look(thread: threading.Thread) -> None:
-        if thread.name.endswith("_supervisor"):
+        if thread.name.endswith("_timer"):
             held.append(pool._core.lock._is_owned())  # type: ignore[attr-defined]  # as Condition does
         start(thread)
 
@@ -403,15 +404,15 @@ def test_supervisor_whose_next_moment_has_passed_before_it_sleeps_does_not_sleep
     # 1. The supervisor finds out when to look again. 2. Its thread does not run for so long that this has passed.
     pool = make_pool(1)
     turns: list[float] = []
-    turn = pool._core.supervisor._turn
+    turn = pool._core.timer._turn
 
     def turn_late() -> float | None:
         due = turn()
         turns.append(0.0)
         return -3600.0 if len(turns) == 1 else due
 
-    monkeypatch.setattr(pool._core.supervisor, "_turn", turn_late)
-    pool._core.supervisor.kick()
+    monkeypatch.setattr(pool._core.timer, "_turn", turn_late)
+    pool._core.timer.kick()
 
     eventually(lambda: len(turns) > 1, "a second look")
 
@@ -421,7 +422,7 @@ def test_kick_that_comes_just_before_the_supervisor_falls_asleep_is_not_lost(mak
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    supervisor = pool._core.supervisor
+    supervisor = pool._core.timer
     supervisor._park = park = Park(supervisor._park)  # type: ignore[assignment]  # has what it takes
     futures: list[Future[int]] = []
 
@@ -445,15 +446,15 @@ def test_later_deadline_wakes_a_supervisor_that_has_overslept(
     pool.submit(gate.hold)
     gate.wait_until_held()
     with monkeypatch.context() as patch:
-        patch.setattr(pool._core.supervisor, "kick", int)
+        patch.setattr(pool._core.timer, "kick", int)
         first = pool.with_options(start_within=0.0).submit(int)  # and nobody is told of it
-        pool._core.supervisor._birth = allocate_lock()  # as if it slept
+        pool._core.timer.birth = allocate_lock()  # as if it slept
     kicks: list[None] = []
     with monkeypatch.context() as patch:
-        patch.setattr(pool._core.supervisor, "kick", partial(kicks.append, None))
+        patch.setattr(pool._core.timer, "kick", partial(kicks.append, None))
         pool.with_options(start_within=3600).submit(int)
-    pool._core.supervisor._birth = None
-    pool._core.supervisor.kick()
+    pool._core.timer.birth = None
+    pool._core.timer.kick()
 
     assert kicks == [None]
     assert isinstance(first.exception(DEADLINE), TaskExpired)
@@ -468,7 +469,7 @@ def heralds() -> list[str]:
 
 def expire_one(pool: ResourceExecutor[None], *callbacks: Callable[[Future[int]], object]) -> Future[int]:
     """Submit a task that expires, with these callbacks."""
-    with pool._core.supervisor._lock:  # until they are there
+    with pool._core.deadlines._lock:  # until they are there
         future = pool.with_options(start_within=0.0).submit(int)
         for callback in callbacks:
             future.add_done_callback(callback)
@@ -528,7 +529,7 @@ def test_a_worker_leaves_the_callbacks_of_an_expired_task_to_the_thread_that_the
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    herald = pool._core.supervisor.herald
+    herald = pool._core.timer.herald
     tell, callers = herald.tell, list[str]()
     with Gate() as telling:
 
@@ -584,7 +585,7 @@ def test_observers_and_log_handlers_hear_nothing_on_the_thread_that_keeps_time(
 
     assert {thread for _, thread in witness.told} == {"herald"}
     assert "LookupError: no such load" in caplog.text
-    assert [record.threadName for record in caplog.records if (record.threadName or "").endswith("_supervisor")] == []
+    assert [record.threadName for record in caplog.records if (record.threadName or "").endswith("_timer")] == []
     gate.release()
 
 
@@ -665,7 +666,7 @@ def test_observers_hear_of_the_last_task_before_the_end(make_pool: MakePool) -> 
     witness = Witness()
     pool = make_pool(1, observers=[witness], initializer=int)
     core = pool._core
-    with core.supervisor._lock:  # the supervisor cannot expire it yet
+    with core.deadlines._lock:  # the supervisor cannot expire it yet
         core._may_start = lambda: False  # type: ignore[method-assign]  # nor does a worker take it
         pool.with_options(start_within=0.0).submit(int)
         pool.shutdown(wait=False)
@@ -690,14 +691,14 @@ def test_callbacks_are_called_though_no_thread_can_be_started_for_them(
     eventually(lambda: len(names) == 2, "the next callback")
 
     assert len(refused) == 2
-    assert [name.rpartition("_")[2] for name in names] == ["supervisor"] * 2
+    assert [name.rpartition("_")[2] for name in names] == ["timer"] * 2
 
 
 def test_deadline_that_a_signal_handler_adds_while_others_are_forgotten_is_kept(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    supervisor = pool._core.supervisor
+    deadlines = pool._core.deadlines
     late = [pool.with_options(start_within=3600).submit(int) for _ in range(70)]
     comes: list[bool] = []
     came: list[Future[int]] = []
@@ -713,7 +714,7 @@ def test_deadline_that_a_signal_handler_adds_while_others_are_forgotten_is_kept(
         future.cancel()
     pool.with_options(start_within=3600).submit(int)
 
-    assert len(supervisor._deadlines) < 10
+    assert len(deadlines._heap) < 10
     assert isinstance(came[0].exception(DEADLINE / 2), TaskExpired)  # not when the gate gives up, and the worker finds it
 
 
@@ -754,7 +755,7 @@ def test_tick_resumes_with_the_next_task(make_pool: MakePool, turns: Turns, gate
 def test_task_submitted_while_the_tick_pauses_is_run_at_once(make_pool: MakePool) -> None:
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)
-    alarm = pool._core.supervisor._alarm
+    alarm = pool._core.scaler._alarm
     work_until_the_policy_is_asked(pool, policy)
     for _ in range(3):
         eventually(lambda: alarm in pool._core.idle_stack, "the tick to pause")
@@ -871,7 +872,7 @@ def test_tick_goes_on_for_a_task_that_comes_as_it_pauses(
     # 1. The policy has been asked, and everything is at rest. 2. Tasks are queued, and find no alarm. 3. The tick pauses.
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)
-    at_rest, alarm = pool._core.at_rest, pool._core.supervisor._alarm
+    at_rest, alarm = pool._core.at_rest, pool._core.scaler._alarm
     came: list[object] = []
 
     def be_late() -> bool:
@@ -897,13 +898,13 @@ def test_tick_resumes_though_ctrl_c_came_between_the_alarm_and_its_ring(make_poo
     # reason: it looks for itself whether there is work.
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)
-    supervisor = pool._core.supervisor
+    scaler = pool._core.scaler
     work_until_the_policy_is_asked(pool, policy)
     turns.wait_until_asleep()
-    pool._core.idle_stack.remove(supervisor._alarm)
+    pool._core.idle_stack.remove(scaler._alarm)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    supervisor.kick()
+    pool._core.timer.kick()
     policy.wait_until_asked(2)
 
     assert policy.loads[-1].busy == 1
@@ -913,15 +914,15 @@ def test_tick_that_resumed_by_itself_sets_no_second_alarm(make_pool: MakePool, t
     # As after a Ctrl-C, when nobody knows whether the alarm has been taken off the stack.
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)
-    supervisor = pool._core.supervisor
+    scaler = pool._core.scaler
     work_until_the_policy_is_asked(pool, policy)
     turns.wait_until_asleep()
     asked, before = policy.asked, len(turns.dues)
-    supervisor.resume()
+    scaler.resume()
     eventually(lambda: len(turns.dues) > before and turns.dues[-1] is None, "the tick to go on, and to pause again")
 
     assert policy.asked > asked
-    assert pool._core.idle_stack.count(supervisor._alarm) == 1
+    assert pool._core.idle_stack.count(scaler._alarm) == 1
 
 
 # -- deadlines --
@@ -983,20 +984,20 @@ def test_deadlines_of_tasks_that_are_done_are_forgotten(make_pool: MakePool) -> 
     for _ in range(1000):
         view.submit(int).result()
 
-    assert len(pool._core.supervisor._deadlines) < 200
+    assert len(pool._core.deadlines._heap) < 200
 
 
 def test_deadline_of_a_future_that_nobody_holds_any_more_is_dropped(make_pool: MakePool) -> None:
     pool = make_pool(1)
-    supervisor = pool._core.supervisor
+    deadlines = pool._core.deadlines
     future = pool.with_options(start_within=3600).submit(int)
     reference = weakref.ref(future)
     future.result()
     del future
     eventually(lambda: reference() is None, "the worker to forget the future")
 
-    assert supervisor._expire(clock() + 3601) is None
-    assert supervisor._deadlines == []
+    assert deadlines.expire(clock() + 3601) is None
+    assert deadlines._heap == []
 
 
 # -- idle workers --

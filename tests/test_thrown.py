@@ -146,7 +146,7 @@ def is_cancelled(pool: Pool, books: Books) -> None:
 
 
 def expires(pool: Pool, books: Books) -> None:
-    pool._core.supervisor.watch = lambda *_: None  # type: ignore[method-assign]  # it is left to the worker
+    pool._core.deadlines.watch = lambda *_: None  # type: ignore[method-assign]  # it is left to the worker
 
     def prepare() -> None:
         books.submit(pool.with_options(start_within=0), "expired")

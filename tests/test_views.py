@@ -184,7 +184,7 @@ def test_expired_task_can_be_found_by_a_worker_before_the_supervisor_comes(
     def sleep(*_: object) -> None:
         pass
 
-    monkeypatch.setattr("tasker_executor._engine.timer.Supervisor.watch", sleep)
+    monkeypatch.setattr("tasker_executor._engine.deadlines.Deadlines.watch", sleep)
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()

@@ -45,8 +45,11 @@ from ..exceptions import PoolDeadlockError, ResourceCreationError, ShutdownTimeo
 from ..observers import ObserverHub, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
 from ..policies import ScalingPolicy
 from ..stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
+from . import process
 from .admission import Admission
 from .current import current
+from .deadlines import Deadlines
+from .herald import Herald
 from .lanes import Lane, Lanes
 from .outage import BACKOFF_FIRST, Outage
 from .recorder import Outcome, Recorder
@@ -60,12 +63,12 @@ from .resources import (
     ResourceSource,
     UnfitResource,
     is_in_use,
-    join_aborts,
 )
+from .scaler import Scaler
 from .state import State
 from .task import WITHDRAWN, Sidecar, TaskFuture
 from .threads import CannotStart, Endings, make_thread, start_thread
-from .timer import Supervisor
+from .timer import Timer
 from .worker import Worker
 
 __all__ = ["Core"]
@@ -85,13 +88,6 @@ _GLANCE = 1.0
 _CLOSED: list[Any] = ["closed"]
 #: What they see while enough workers have been woken: nobody.
 _ENOUGH: list[Any] = []
-
-#: Every core that may still have threads or resources. Strong references, until it is closed: the exit hook needs them.
-_cores: dict[int, Core] = {}
-#: Threads that have done all for their core and may still take a moment to end. The exit hook joins them: a daemon thread that
-#: the interpreter stops in mid-air may hold a lock.
-_ending = Endings()
-_exiting = False
 
 
 class Room:
@@ -227,18 +223,27 @@ class Core:
         #: The workers woken last.
         self._woken: deque[Worker] = deque(maxlen=WAKES_AT_ONCE)
         self.admission = Admission(max_queued, self._waiting_beyond_free_workers, self._may_wait_at_the_door)
-        self.supervisor = Supervisor(self, policy)
+        herald = Herald(self, self._is_ending, self._check_terminated)
+        self.timer = Timer(self, herald)
+        self.deadlines = Deadlines(self.timer, self.lanes)
+        self.scaler = Scaler(self, self.timer, policy)
+        self.timer.duties = (
+            herald.settling(self.deadlines.expire),
+            herald.settling(self.fail_starved),
+            self.tend_creation,
+            self.scaler.tick,
+        )
         self._handle: weakref.ref[Any] | None = None
 
     # -- birth
 
     def start(self, handle: object) -> None:
         """Make the resource pool and start the base workers. Raises what prevents that, with nothing left behind."""
-        _cores[id(self)] = self
+        process.enter(self)
         self._handle = weakref.ref(handle, self._handle_gone)
         try:
-            if _exiting:
-                self._refuse_at_exit()
+            if process.exiting():
+                self.refuse_at_exit()
                 self.close()
                 return
             if self.pool is not None:
@@ -282,7 +287,7 @@ class Core:
             try:
                 future._settle(WITHDRAWN)
             finally:
-                self.supervisor.resume()  # its alarm may have been popped, and not have rung
+                self.scaler.resume()  # its alarm may have been popped, and not have rung
                 self.wake_if_waiting()  # others may have seen our sign, or our worker, and relied on it
             raise
 
@@ -316,8 +321,8 @@ class Core:
             self._populate()
         elif isinstance(top, Worker):
             self._woken.append(top)
-            if self.supervisor.paused:  # its alarm lies further down
-                self.supervisor.resume()
+            if self.scaler.paused:  # its alarm lies further down
+                self.scaler.resume()
 
     def _take_back(self, future: TaskFuture[Any]) -> None:
         """Nothing is accepted any more. Raises, unless a worker was quicker and has the task."""
@@ -369,7 +374,7 @@ class Core:
                 return False
             # The call that was interrupted may have queued a task, or taken Room off the stack, and have stopped there.
             self._populate_or_retry()
-            self.supervisor.start_if_wanted()
+            self.timer.start_if_wanted()
             self.wake_if_waiting()
         return True
 
@@ -444,9 +449,9 @@ class Core:
             with self.lock:
                 self._hire(hired)
             if hired and self.source is not None:
-                self.supervisor.kick(start=False)  # for create_timeout; the worker starts it
+                self.timer.kick(start=False)  # for create_timeout; the worker starts it
             elif not hired:
-                self.supervisor.start_if_wanted()  # for the pause that may be the reason: nobody else might
+                self.timer.start_if_wanted()  # for the pause that may be the reason: nobody else might
             while hired:
                 if not hired[-1].over:  # disowned by a signal handler that has interrupted us
                     start_thread(hired[-1].thread)
@@ -531,7 +536,7 @@ class Core:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
             self._creation_failed(error, clock())
         del held
-        self.supervisor.start_if_wanted()
+        self.timer.start_if_wanted()
         logger.error("executor %r: cannot start a worker", self.name, exc_info=error, executor=self.name)
 
     def _offer_room(self) -> None:
@@ -540,7 +545,7 @@ class Core:
         It stays while the supervisor, whose thread could not be started, is missing: nobody else sees the end of a pause.
         """
         room, stack = self._room, self.idle_stack
-        offered = self.state is State.RUNNING and (self._may_start() or self.supervisor.wanted)
+        offered = self.state is State.RUNNING and (self._may_start() or self.timer.wanted)
         if stack[:1] == [room] and offered:
             return
         while room in stack:
@@ -589,7 +594,7 @@ class Core:
                     if self._surplus() > 0:
                         self.leave[:] = [None]  # another has taken its place
         self.changed.ring()
-        self.supervisor.start_if_wanted()
+        self.timer.start_if_wanted()
         if self.admission.blocked:
             self.admission.refill()
         logger.debug("executor %r: worker %s is ready", self.name, worker.name, executor=self.name, worker=worker.name)
@@ -610,13 +615,13 @@ class Core:
             if worker in self.workers:
                 self.broken = self.broken or end is End.INITIALIZER_FAILED
                 self.ended.add(worker.thread)
-                _ending.add(worker.thread)
+                process.ending.add(worker.thread)
                 failed = self._judge_end(worker, end, error)
                 self._forget(worker, replaced=end in REPLACED)
         del held
         self._populate_or_retry()
         self.changed.ring()
-        self.supervisor.start_if_wanted()
+        self.timer.start_if_wanted()
         level = logging.WARNING if end in {End.BROKEN, End.CRASHED} else logging.DEBUG
         ids = {"executor": self.name, "worker": worker.name, "reason": end.value}
         logger.log(level, "executor %r: worker %s ends: %s", self.name, worker.name, end.value, **ids)
@@ -726,7 +731,7 @@ class Core:
 
     def _creation_failed(self, error: BaseException, begun: float) -> bool:
         """A resource could not be made, in an attempt begun then. Lock held. Tell whether it counts."""
-        self.supervisor.kick(start=False)  # in any case: it waits for the last attempt of a round to end
+        self.timer.kick(start=False)  # in any case: it waits for the last attempt of a round to end
         self._note_served()
         return self.outage.failed(error, begun, clock(), random.uniform)
 
@@ -762,7 +767,7 @@ class Core:
             self._note_bare()
             bare = self.outage.bare_since is not None
         if bare:
-            self.supervisor.kick()  # for create_timeout, of the tasks that come meanwhile
+            self.timer.kick()  # for create_timeout, of the tasks that come meanwhile
 
     def _note_served(self) -> None:
         """Tell the outage which resources have served a task. Lock held."""
@@ -930,7 +935,7 @@ class Core:
 
     def _tell_wanted(self, before: int, after: int, reason: str) -> None:
         self._populate_or_retry()
-        self.supervisor.start_if_wanted()
+        self.timer.start_if_wanted()
         self.wake_if_waiting()
         self._end_a_hopeless_wait()
         if self.admission.blocked:
@@ -954,7 +959,7 @@ class Core:
         """Change the bounds. Those too many leave: idle ones at once, busy ones after their task."""
         with self.lock:
             self.min_workers, self.max_workers = min_workers, max_workers
-            before = self._set_wanted(max_workers if self.supervisor.policy is None else self.wanted)
+            before = self._set_wanted(max_workers if self.scaler.policy is None else self.wanted)
             after = self.wanted
             if self._surplus() > 0:
                 self.leave[:] = [None]
@@ -1027,9 +1032,9 @@ class Core:
             self._abort_running()
         if self.pool is not None:
             self.pool.close()
-        if self.supervisor.thread is not None:
-            self.supervisor.kick()
-        self.supervisor.start_if_wanted()
+        if self.timer.thread is not None:
+            self.timer.kick()
+        self.timer.start_if_wanted()
         self._check_terminated()
         if escaped is not None:
             raise escaped
@@ -1086,6 +1091,11 @@ class Core:
         self._fail_each(lambda _: BrokenThreadPool(message))
         self._check_terminated()
 
+    def _is_ending(self) -> bool:
+        """Return whether the executor drains, no worker lives, and the end has yet to come."""
+        with self.lock:
+            return self.state >= State.DRAINING and not self.workers and not self.terminated.is_open
+
     def _check_terminated(self) -> None:
         """Draining, nothing waits, nobody lives: that was it."""
         with self.lock:
@@ -1094,15 +1104,15 @@ class Core:
                 return
             if self.lanes.look() and self.lanes.waiting():  # tombstones may stay
                 return
-            if self._failing or self.supervisor.herald.busy:  # looked at last: it is before tasks are popped or settled
+            if self._failing or self.timer.herald.busy:  # looked at last: it is before tasks are popped or settled
                 return
             first = self.state is not State.CLOSED
             self.state = State.CLOSED
-        for thread in self.supervisor.threads():
-            _ending.add(thread)
-        if self.supervisor.thread is not None:
-            self.supervisor.kick()
-        _cores.pop(id(self), None)
+        for thread in self.timer.threads():
+            process.ending.add(thread)
+        if self.timer.thread is not None:
+            self.timer.kick()
+        process.leave(self)
         self._woken.clear()  # a worker refers to its thread: see `Endings`
         self.terminated.open()
         self.lanes.detach()
@@ -1128,7 +1138,7 @@ class Core:
         while done:
             with self.lock:
                 threads = self.ended.alive()
-                threads += self.supervisor.threads()
+                threads += self.timer.threads()
             if not threads:
                 break
             remaining = None if deadline is None else max(0.0, deadline - clock())
@@ -1138,6 +1148,11 @@ class Core:
             done = self.pool.wait_until_returned(deadline, daemons=daemons)
         if not done:
             raise ShutdownTimeout(self._what_still_runs(timeout))
+
+    def join_at_exit(self) -> None:
+        """Block until the end, unless the executor was killed."""
+        if self.state is not State.KILLED:
+            self.join(None, daemons=False)
 
     def _interrupted(self) -> bool:
         """Is this a signal handler that has interrupted its thread while that held a lock which workers need to end?
@@ -1156,7 +1171,8 @@ class Core:
 
     def _holds_a_lock(self) -> bool:
         """Does this thread hold one of the locks that workers need?"""
-        locks: list[Any] = [self.lock, self._idle_lock, self.recorder.lock, self.admission._lock, self.supervisor._lock]
+        locks: list[Any] = [self.lock, self._idle_lock, self.recorder.lock, self.admission._lock, self.timer._lock]
+        locks.append(self.deadlines._lock)
         locks += [lane._lock for lane in self.lanes]
         if self.source is not None:
             locks.append(self.source._lock)
@@ -1183,7 +1199,7 @@ class Core:
 
     def _dropped(self) -> None:
         """The user's last reference to the executor is gone. May be called by the garbage collector, anywhere."""
-        if _exiting or self.state is State.CLOSED:  # all is done, and the lock may be held by a thread that is no more
+        if process.exiting() or self.state is State.CLOSED:  # all is done, and the lock may be held by a thread that is no more
             return
         if (self.pool is not None and self.pool.available) or self.hub.hears("state_changed"):
             # Hooks and observers have no business inside of the garbage collector: they get a thread of their own.
@@ -1199,8 +1215,10 @@ class Core:
     def _refuse_after_shutdown(self) -> Exception:
         return RuntimeError("cannot schedule new futures after shutdown")
 
-    def _refuse_at_exit(self) -> None:
-        self.refusal = lambda: RuntimeError("cannot schedule new futures after interpreter shutdown")
+    def refuse_at_exit(self) -> None:
+        """Refuse new tasks because the interpreter exits. Do nothing if the executor refuses them already."""
+        if self.state is State.RUNNING:
+            self.refusal = lambda: RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     def reinit_after_fork(self) -> None:
         """In the child of a fork: the threads are gone, whatever they held is held for ever, and so are the tasks."""
@@ -1236,7 +1254,8 @@ class Core:
         self.leaving.clear()
         self.ended.clear()
         self.waiting_inside.clear()
-        self.supervisor.reinit_after_fork()
+        self.timer.reinit_after_fork()
+        self.deadlines.reinit_after_fork()
         self.terminated.open()
         self.lanes.detach()
 
@@ -1367,33 +1386,3 @@ class Core:
             if stats.state == "closed":  # of the same moment as the numbers
                 assert not self.workers, "closed, with workers"
                 assert stats.queued_tasks == stats.priority_tasks == stats.running_tasks == 0, stats
-
-
-def _at_exit() -> None:
-    """Before the interpreter joins its threads: refuse new tasks, finish those queued. As the standard library does."""
-    global _exiting  # read by executors made later
-    _exiting = True
-    cores = list(_cores.values())
-    for core in cores:
-        if core.state is State.RUNNING:
-            core._refuse_at_exit()
-        core.close()
-    for core in cores:
-        if core.state is not State.KILLED:
-            core.join(None, daemons=False)
-    for thread in _ending.alive():
-        thread.join()
-    join_aborts()
-
-
-def _after_fork_in_child() -> None:
-    for core in list(_cores.values()):
-        core.reinit_after_fork()
-    _cores.clear()
-    _ending.clear()
-
-
-# Before threads are joined, and so before any `atexit` callback. Private, and what concurrent.futures itself uses.
-threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # not in typeshed
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

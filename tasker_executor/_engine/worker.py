@@ -180,7 +180,7 @@ class Worker:
         if core.state >= State.KILLED:
             return End.DRAINED, None
         if core.source is not None:
-            core.supervisor.start_if_wanted()  # before the initializer: if that hangs, tasks fail after create_timeout
+            core.timer.start_if_wanted()  # before the initializer: if that hangs, tasks fail after create_timeout
         try:
             if core.initializer is not None:
                 core.initializer(*core.initargs)
