@@ -10,7 +10,7 @@
 3. It notes three moments in its log (``recorder.py``) and stores the result into the future, which wakes whoever waits for it.
 4. Or ``fetch`` raised: is the resource broken? No: the error is the result. Yes: the task goes back to the front of its lane,
    the worker destroys the resource and ends, and the exit path (`Core.worker_ended`) starts a successor.
-5. When there is time to deal with (a factory that fails, a deadline, a policy's tick), the supervisor does (``timer.py``).
+5. When there is time to deal with (a factory that fails, a deadline, a policy's tick), the timer does (``timer.py``).
 """
 
 from __future__ import annotations
@@ -323,7 +323,7 @@ class ResourceExecutor(BaseExecutor[R]):
         if core.idle:
             core.wake(future)
         if deadline is not None:
-            core.supervisor.watch(future, deadline)
+            core.deadlines.watch(future, deadline)
         if core.hub.hears("task_submitted"):
             core.hub.tell("task_submitted", TaskEvent(core.name, id(future), function_name(fn), lane.name))
         return future

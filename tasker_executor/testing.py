@@ -28,7 +28,7 @@ from typing_extensions import Self, override
 
 from ._base import BaseExecutor
 from ._checks import check_callable, check_count, check_seconds, wait_seconds
-from ._engine import core as _core
+from ._engine import process
 from ._engine.current import Caller, current, current_holder
 from ._engine.recorder import Recorder
 from ._engine.resources import Holding, NoResource, ResourceSource, note_giving_up
@@ -855,12 +855,12 @@ def assert_no_leaks(timeout: float = 5.0, *, ignore_threads: Iterable[str] = ())
     timeout = check_seconds("timeout", timeout)
     ignored = tuple(ignore_threads)
     threads_before = set(threading.enumerate())
-    cores_before, inline_before = weakref.WeakSet(_core._cores.copy().values()), _open_inline.copy()
+    cores_before, inline_before = weakref.WeakSet(process.executors()), _open_inline.copy()
     yield
     deadline = clock() + timeout
     collected = False
     while True:
-        cores = [core for core in _core._cores.copy().values() if core not in cores_before]
+        cores: list[Any] = [core for core in process.executors() if core not in cores_before]
         threads = [
             thread
             for thread in threading.enumerate()

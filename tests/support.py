@@ -93,7 +93,7 @@ class Clock:
     """The clock of the whole package, which a test can put forward: hours pass for the code, and no time for the test.
 
     So a limit can be an hour, which no busy machine reaches, and run out when the test says so. What sleeps does not notice:
-    `pass_time` wakes the supervisor of a pool.
+    `pass_time` wakes the timer of a pool.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class Clock:
         return _sync.clock() + self.ahead
 
     def pass_time(self, seconds: float, pool: ResourceExecutor[Any]) -> None:
-        """Put the clock forward, and have the supervisor of the pool look at it."""
+        """Put the clock forward, and have the timer of the pool look at it."""
         self.ahead += seconds
         kick(pool)
 

@@ -43,7 +43,7 @@ class Watched:
 def threads_of(pool: ResourceExecutor[FakeResource]) -> int:
     names = [thread.name for thread in threading.enumerate()]
     prefix = f"{thread_prefix_of(pool)}_"
-    return sum(name.startswith(prefix) and not name.endswith("supervisor") for name in names)
+    return sum(name.startswith(prefix) and not name.endswith("timer") for name in names)
 
 
 def test_a_burst_of_200_tasks_gets_every_worker_within_three_ticks_and_leaves_the_base(

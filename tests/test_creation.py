@@ -176,7 +176,7 @@ def test_thread_that_cannot_be_started_for_a_successor_is_tried_again(
     refusals = [RuntimeError("can't start new thread")] * 3
 
     def start_or_refuse(thread: threading.Thread) -> None:
-        if refusals and "supervisor" not in thread.name:
+        if refusals and "timer" not in thread.name:
             raise refusals.pop()
         start(thread)
 
@@ -293,10 +293,10 @@ def test_factory_is_tried_again_after_the_last_attempt_of_a_round_has_failed(
 ) -> None:
     """1. Two attempts begin. 2. One fails. 3. The supervisor sees that another is under way. 4. That one fails as well."""
     turns: list[float | None] = []
-    turn = Supervisor._turn
+    turn = Timer._turn
 
-    def count_turn(supervisor: Supervisor) -> float | None:
-        due = turn(supervisor)
+    def count_turn(timer: Timer) -> float | None:
+        due = turn(timer)
         turns.append(due)
         return due
 
@@ -308,7 +308,7 @@ def test_factory_is_tried_again_after_the_last_attempt_of_a_round_has_failed(
             raise OSError("connection refused")
         return ledger.create()
 
-    monkeypatch.setattr(Supervisor, "_turn", count_turn)
+    monkeypatch.setattr(Timer, "_turn", count_turn)
     jitter.share = 5.0  # half a second, so that the pause is not over when the other attempt fails
     calls = itertools.count()
     pool = make_pool(2, on_create=create, on_destroy=ledger.destroy)

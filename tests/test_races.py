@@ -1153,7 +1153,7 @@ def test_who_would_start_a_worker_for_others_and_can_start_no_thread_leaves_the_
 
     assert queued.result(DEADLINE) == 7
     assert "cannot start a worker" in caplog.text
-    assert "cannot start the supervisor thread" in caplog.text
+    assert "cannot start the timer thread" in caplog.text
 
 
 def test_ctrl_c_just_after_a_worker_began_to_live_keeps_that_worker(

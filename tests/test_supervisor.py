@@ -53,11 +53,11 @@ from tasker_executor.observers import ScaleEvent, StateEvent, TaskEvent
 def threads_of(prefix: str) -> list[str]:
     """Names of the threads of a pool that was made with this `thread_name_prefix`; the supervisor's is not among them."""
     names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith(prefix) and not name.endswith("_supervisor")]
+    return [name for name in names if name.startswith(prefix) and not name.endswith("_timer")]
 
 
 def supervisors() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.endswith("_supervisor")]
+    return [thread.name for thread in threading.enumerate() if thread.name.endswith("_timer")]
 
 
 class Script(Watched):
@@ -108,12 +108,12 @@ class Turns(Watched):
 @pytest.fixture
 def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
     turns = Turns()
-    original = Supervisor._turn
+    original = Timer._turn
 
-    def turn(supervisor: Supervisor) -> float | None:
-        return turns.book(original(supervisor))
+    def turn(timer: Timer) -> float | None:
+        return turns.book(original(timer))
 
-    monkeypatch.setattr(Supervisor, "_turn", turn)
+    monkeypatch.setattr(Timer, "_turn", turn)
     return turns
 
 
@@ -151,7 +151,7 @@ def test_pool_has_one_supervisor(make_pool: MakePool, ledger: Ledger) -> None:
     for view in views:
         view.submit(FakeResource.use).result()
 
-    assert supervisors() == ["crawler_supervisor"]
+    assert supervisors() == ["crawler_timer"]
 
 
 def test_supervisor_ends_with_the_executor(make_pool: MakePool, ledger: Ledger) -> None:
@@ -179,8 +179,8 @@ def test_supervisor_sleeps_when_nothing_needs_it(
     pool.submit(FakeResource.use).result()
     kick(pool)  # or it would look in an hour whether somebody waits for a resource
     turns.wait_until_asleep()
-    kicks: list[Supervisor] = []
-    monkeypatch.setattr(Supervisor, "kick", kicks.append)
+    kicks: list[Timer] = []
+    monkeypatch.setattr(Timer, "kick", kicks.append)
     for _ in range(50):
         pool.submit(FakeResource.use).result()
 
@@ -192,14 +192,14 @@ def test_supervisor_that_stumbles_goes_on(
     make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     failures = [LookupError("a bug of ours")]
-    original = Supervisor._turn
+    original = Timer._turn
 
-    def turn(supervisor: Supervisor) -> float | None:
+    def turn(timer: Timer) -> float | None:
         if failures:
             raise failures.pop()
-        return original(supervisor)
+        return original(timer)
 
-    monkeypatch.setattr(Supervisor, "_turn", turn)
+    monkeypatch.setattr(Timer, "_turn", turn)
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
@@ -259,10 +259,10 @@ def test_supervisor_that_cannot_start_is_tried_again_with_the_next_deadline(
     pool.submit(gate.hold)
     gate.wait_until_held()
     with monkeypatch.context() as patch:
-        refused = refusing_start(patch, "_supervisor")
+        refused = refusing_start(patch, "_timer")
         first = pool.with_options(start_within=0.01).submit(int)
     assert len(refused) == 1
-    assert "cannot start the supervisor thread" in caplog.text
+    assert "cannot start the timer thread" in caplog.text
     later = pool.with_options(start_within=3600).submit(int)
 
     assert isinstance(first.exception(DEADLINE), TaskExpired)
@@ -344,7 +344,7 @@ def test_destructor_in_the_first_steps_of_the_supervisor_may_use_the_pool(
         pool.stats()
         nested.append(pool.with_options(start_within=0.01).submit(int))
 
-    collect_in(monkeypatch, "_supervisor", use_it)
+    collect_in(monkeypatch, "_timer", use_it)
     if locked:  # a signal handler submits while its thread is in there
         with engine_lock(pool):
             future = pool.with_options(start_within=0.01).submit(int)
@@ -363,7 +363,7 @@ def test_kick_starts_no_thread_under_the_lock_of_the_core(
     start = threading.Thread.start
 
     def look(thread: threading.Thread) -> None:
-        if thread.name.endswith("_supervisor"):
+        if thread.name.endswith("_timer"):
             held.append(is_lock_held(pool))
         start(thread)
 
@@ -606,7 +606,7 @@ def test_observers_and_log_handlers_hear_nothing_on_the_thread_that_keeps_time(
 
     assert {thread for _, thread in witness.told} == {"herald"}
     assert "LookupError: no such load" in caplog.text
-    assert [record.threadName for record in caplog.records if (record.threadName or "").endswith("_supervisor")] == []
+    assert [record.threadName for record in caplog.records if (record.threadName or "").endswith("_timer")] == []
     gate.release()
 
 
@@ -711,7 +711,7 @@ def test_callbacks_are_called_though_no_thread_can_be_started_for_them(
     eventually(lambda: len(names) == 2, "the next callback")
 
     assert len(refused) == 2
-    assert [name.rpartition("_")[2] for name in names] == ["supervisor"] * 2
+    assert [name.rpartition("_")[2] for name in names] == ["timer"] * 2
 
 
 def test_deadline_that_a_signal_handler_adds_while_others_are_forgotten_is_kept(make_pool: MakePool, gate: Gate) -> None:
@@ -924,7 +924,7 @@ def test_tick_resumes_though_ctrl_c_came_between_the_alarm_and_its_ring(make_poo
     idle_stack(pool).remove(alarm_of(pool))
     pool.submit(gate.hold)
     gate.wait_until_held()
-    supervisor.kick()
+    pool._core.timer.kick()
     policy.wait_until_asked(2)
 
     assert policy.loads[-1].busy == 1
@@ -938,7 +938,7 @@ def test_tick_that_resumed_by_itself_sets_no_second_alarm(make_pool: MakePool, t
     work_until_the_policy_is_asked(pool, policy)
     turns.wait_until_asleep()
     asked, before = policy.asked, len(turns.dues)
-    supervisor.resume()
+    scaler.resume()
     eventually(lambda: len(turns.dues) > before and turns.dues[-1] is None, "the tick to go on, and to pause again")
 
     assert policy.asked > asked

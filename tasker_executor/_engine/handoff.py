@@ -43,6 +43,8 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
+from .process import after_fork_in_child
+
 if sys.platform == "linux":
     import fcntl
     import resource
@@ -233,5 +235,4 @@ def _after_fork_in_child() -> None:
     _made.clear()
 
 
-if sys.platform == "linux":
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+after_fork_in_child(_after_fork_in_child)

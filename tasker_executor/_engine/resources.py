@@ -34,6 +34,7 @@ from ..exceptions import ResourceCreationError
 from ..observers import ObserverHub, ResourceEvent
 from .current import current
 from .settings import ResourceHooks
+from .process import at_exit
 from .threads import CannotStart, make_thread, start_thread
 
 if TYPE_CHECKING:
@@ -264,6 +265,9 @@ def join_aborts(threads: list[threading.Thread] | None = None) -> None:
     for thread in list(_aborting.copy()) if threads is None else threads:
         if thread.ident is not None and thread is not threading.current_thread():
             thread.join(lock_timeout(max(0.0, deadline - clock())))
+
+
+at_exit(join_aborts, last=True)  # or the interpreter stops them in the middle of a hook
 
 
 class ResourceSource(Generic[R]):

@@ -1,11 +1,13 @@
-"""Threads of our own: how they are made, and how they are started.
+"""The executor's own threads: how they are made, and how they are started.
 
-**A refusal and a thrown error are two things.** `Thread.start` runs Python code, so a signal handler can raise in the middle
-of it. That error may be a RuntimeError, too, and belongs to the user. Only the system's own refusal becomes `CannotStart`; all
-other errors pass unchanged. The thread may or may not run then, so each caller needs a lock that decides it (`Worker.birth`).
+**A refusal is not a thrown error.** `Thread.start` runs Python code, so a signal handler can raise in the
+middle of it. Its error may be a RuntimeError, too, and belongs to the user. Only a refusal of the system
+becomes `CannotStart`; every other error passes unchanged. After such an error the thread may run or not. So
+each caller needs a lock that decides whether it does (`Worker.birth`).
 
-**No lock of ours is held while a thread starts.** `Thread.start` waits for the first steps of the new thread. A garbage
-collection there may run a destructor that uses the pool; if the starter held a lock of ours, each would wait for the other.
+**No lock of ours is held while a thread starts.** `Thread.start` waits for the first steps of the new thread.
+There, the garbage collector may run a destructor that uses the executor. If the starter held a lock of ours,
+the starter and the new thread would wait for each other.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from .._sync import DAEMON
 
 __all__ = ["DAEMON", "CannotStart", "Endings", "make_thread", "start_thread"]
 
-_REFUSED = "can't start new thread"  # CPython's words, from 3.10 to 3.15; gevent's and eventlet's threads never refuse
-#: What a refusal may be. Exactly these classes: RecursionError is a RuntimeError, and TimeoutError is an OSError.
+#: The words of CPython 3.11 to 3.15. The threads of gevent and eventlet never refuse.
+_REFUSED = "can't start new thread"
+#: The exact classes of a refusal, without subclasses: RecursionError is a RuntimeError, and never a refusal.
 _REFUSALS = {RuntimeError, MemoryError, OSError, getattr(builtins, "PythonFinalizationError", RuntimeError)}
 
 
@@ -34,8 +37,8 @@ class CannotStart(RuntimeError):
 def make_thread(target: Callable[[], object], name: str) -> threading.Thread:
     """Return a thread that will call `target` in an empty context.
 
-    Our threads start inside some caller's `submit`, and must not carry its contextvars for life. A thread begins with an empty
-    context, unless it inherits that of its starter; since Python 3.14 it may.
+    A thread of ours may start inside a caller's `submit`, and must not keep that caller's contextvars for its
+    whole life. Since Python 3.14 a new thread may inherit the context of its starter, so it is given one.
     """
     own: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
     return threading.Thread(target=target, name=name, daemon=DAEMON, **own)
@@ -49,13 +52,14 @@ def start_thread(thread: threading.Thread) -> None:
         if _is_refusal(error):
             raise CannotStart(str(error) or _REFUSED) from error
         if type(error) is RuntimeError and error.__context__ is not None:
-            # Thrown into the Condition inside of `Thread.start`, which cannot cope, and says that its lock is not locked.
+            # An error was thrown into the Condition inside of `Thread.start`. The Condition cannot cope with
+            # that, and raises a RuntimeError of its own: its lock is not locked.
             raise error.__context__ from None
         raise
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Return whether the system raised `error`, and not a signal handler that ran while the thread started."""
+    """Return whether the system raised `error`, rather than a signal handler that ran in `Thread.start`."""
     if type(error) not in _REFUSALS:
         return False
     if str(error) == _REFUSED:
@@ -63,7 +67,7 @@ def _is_refusal(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    # The system's error comes out of a function in C, called by `Thread.start`; a handler has a frame of its own.
+    # A function in C, called by `Thread.start`, raises the system's error. A handler has a frame of its own.
     return trace is not None and trace.tb_frame.f_code is _START
 
 
@@ -71,17 +75,18 @@ _START = threading.Thread.start.__code__
 
 
 class Endings:
-    """Threads that have done all that they had to do, and may still take a moment to end.
+    """Threads that have done all their work, and may still take a moment to end.
 
-    Refers to them weakly. The last reference to a thread calls back into `threading`; if that were ours, it would do so in the
-    middle of some caller's `submit`, and an error thrown into the callback is lost.
+    The references are weak. To drop the last reference to a thread calls back into `threading`. If that
+    reference were here, the call would come in the middle of a caller's `submit`, and an error thrown into it
+    would be lost.
     """
 
     def __init__(self) -> None:
         self._threads: set[weakref.ref[threading.Thread]] = set()
 
     def add(self, thread: threading.Thread) -> None:
-        """Note down that `thread` is about to end."""
+        """Note that `thread` is about to end."""
         for reference in self._threads.copy():
             other = reference()
             if other is None or not other.is_alive():
@@ -89,10 +94,10 @@ class Endings:
         self._threads.add(weakref.ref(thread))
 
     def alive(self) -> list[threading.Thread]:
-        """Return those that have not ended yet."""
+        """Return the threads that have not ended yet."""
         threads = [reference() for reference in self._threads.copy()]
         return [thread for thread in threads if thread is not None and thread.is_alive()]
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all threads."""
         self._threads.clear()
