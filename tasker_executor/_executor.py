@@ -175,7 +175,7 @@ class ResourceExecutor(BaseExecutor[R]):
         self._on_full = settings.on_full
         self._core = core = Core(settings)
         self._normal, self._priority = core.lanes.normal, core.lanes.priority
-        self._open_pool = core.pool  # until the end begins
+        self._open_reserve = core.reserve  # until the end begins
         # What the path in line of `submit` does not do.
         self._needs_care = settings.max_queued is not None or core.hub.hears("task_submitted")
         core.start(self)
@@ -207,7 +207,7 @@ class ResourceExecutor(BaseExecutor[R]):
             future._lane = lane = self._normal
             future._submitted = clock()
             lane.append(future)
-            if core.idle:
+            if core.idle.line:
                 core.wake(future)
             return future
 
@@ -236,7 +236,7 @@ class ResourceExecutor(BaseExecutor[R]):
             future._lane = lane = self._priority
             future._submitted = clock()
             lane.append(future)
-            if core.idle:
+            if core.idle.line:
                 core.wake(future)
             return future
 
@@ -262,7 +262,7 @@ class ResourceExecutor(BaseExecutor[R]):
             # In this order: after Ctrl-C between the two, `futures` are cancelled, and one that is in no lane has no tombstone.
             enqueue(future)
             note(future)
-            if core.idle:
+            if core.idle.line:
                 core.wake(future)
 
     @staticmethod
@@ -282,8 +282,8 @@ class ResourceExecutor(BaseExecutor[R]):
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
     ) -> Future[Any]:
         core = self._core
-        if core.state:
-            raise core.refusal()
+        if core.life.state:
+            raise core.refuse()
         call = bind(fn, kwargs) if kwargs else fn
         if not options.pass_resource and core.source is not None:
             call = WithoutResource(call)
@@ -320,7 +320,7 @@ class ResourceExecutor(BaseExecutor[R]):
                 run = [partial(self._run_in_caller, future, fn, args, kwargs, options)]
                 del self, future, fn, call, args, kwargs  # what it raises leads to this frame
                 return run.pop()()
-        if core.idle:
+        if core.idle.line:
             core.wake(future)
         if deadline is not None:
             core.deadlines.watch(future, deadline)
@@ -366,7 +366,7 @@ class ResourceExecutor(BaseExecutor[R]):
     if not TYPE_CHECKING:
 
         def run_now(self, fn, /, *args, **kwargs):
-            pool = self._open_pool
+            pool = self._open_reserve
             if pool is None:
                 return self._run_now(fn, args, kwargs, self._options)
             return pool.run(fn, args, kwargs, None)
@@ -375,11 +375,11 @@ class ResourceExecutor(BaseExecutor[R]):
 
     @override
     def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
-        core, pool = self._core, self._core.pool
-        if core.state is not State.RUNNING:
-            raise core.refusal()
+        core, pool = self._core, self._core.reserve
+        if core.life.state is not State.RUNNING:
+            raise core.refuse()
         if pool is None:
-            before, current.here.holder = current.here.holder, Caller(core, core.killed, fn)
+            before, current.here.holder = current.here.holder, Caller(core, core.life.killed, fn)
             try:
                 return fn(*args, **kwargs)
             finally:
@@ -407,7 +407,7 @@ class ResourceExecutor(BaseExecutor[R]):
 
     @property
     def _max_workers(self) -> int:
-        return self._core.max_workers
+        return self._core.crew.max_workers
 
     def resize(self, *, min_workers: int | Unset = UNSET, max_workers: int | Unset = UNSET) -> None:
         """Change the bounds on the number of workers. What is not given stays.
@@ -419,8 +419,8 @@ class ResourceExecutor(BaseExecutor[R]):
             ValueError, TypeError: A bound is no good, or they contradict each other.
         """
         core = self._core
-        least = core.min_workers if isinstance(min_workers, Unset) else min_workers
-        most = core.max_workers if isinstance(max_workers, Unset) else max_workers
+        least = core.crew.min_workers if isinstance(min_workers, Unset) else min_workers
+        most = core.crew.max_workers if isinstance(max_workers, Unset) else max_workers
         most = check_max_workers(most)
         core.resize(check_bounds(least, most), most)
 
@@ -435,7 +435,7 @@ class ResourceExecutor(BaseExecutor[R]):
             RuntimeError: The executor has been shut down.
         """
         core = self._core
-        limit = core.create_timeout if timeout is None else check_seconds("timeout", timeout)
+        limit = core.settings.create_timeout if timeout is None else check_seconds("timeout", timeout)
         error = core.wait_ready(limit)
         if error is not None:
             raise error
@@ -459,9 +459,9 @@ class ResourceExecutor(BaseExecutor[R]):
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
-        self._core.close(cancel=cancel_futures)
+        self._core.ending.close(cancel=cancel_futures)
         if wait:
-            self._core.join(timeout)
+            self._core.ending.join(timeout)
 
     def kill(self) -> None:
         """End as soon as possible: cancel what waits, ask what runs to stop, and return at once.
@@ -472,7 +472,7 @@ class ResourceExecutor(BaseExecutor[R]):
 
         May be called any number of times, from anywhere, also after `shutdown`, which it cuts short.
         """
-        self._core.close(kill=True)
+        self._core.ending.close(kill=True)
 
     def abandon(self) -> None:
         """Kill, and destroy at once, from this thread, the resources that are in use: the process is about to be killed.
@@ -482,21 +482,22 @@ class ResourceExecutor(BaseExecutor[R]):
         destroyed exactly once, here or by its owner. Tasks that still run find theirs destroyed under them; in a process that
         lives on, call `shutdown` or `kill` instead.
         """
-        self._core.abandon()
+        self._core.ending.close(kill=True)
+        self._core.ending.destroy_resources()
 
     @override
     def __exit__(self, *exc_info: object) -> None:
-        self.shutdown(wait=not self._core.killed.is_open)
+        self.shutdown(wait=not self._core.life.killed.is_open)
 
     # -- what it tells of itself
 
     def stats(self) -> ExecutorStats:
         """Return gauges and counters, all of one moment."""
-        return self._core.stats()
+        return self._core.gauges.stats()
 
     def workers(self) -> tuple[WorkerInfo, ...]:
         """Return what each worker is doing now, in the order of their names."""
-        return self._core.worker_infos()
+        return self._core.gauges.worker_infos()
 
     def metrics(self, *, reset: bool = False) -> ExecutorMetrics:
         """Return durations and rates. They take constant memory, however many tasks have run.
@@ -504,7 +505,7 @@ class ResourceExecutor(BaseExecutor[R]):
         Args:
             reset: Start a new period: the next call tells of what comes after this one. (`stats` counts on.)
         """
-        return self._core.metrics(reset=reset)
+        return self._core.gauges.metrics(reset=reset)
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -516,7 +517,7 @@ class ResourceExecutor(BaseExecutor[R]):
 
     def _check(self) -> None:
         """Assert the invariants that can be asked at any moment."""
-        self._core.check()
+        self._core.gauges.check()
 
 
 def bind(fn: Callable[..., T], kwargs: dict[str, Any]) -> Callable[..., T]:

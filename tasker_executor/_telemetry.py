@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._engine.core import Core
-from ._engine.recorder import Histogram, Outcome
+from ._engine.gauges import Gauges, Reading
+from ._engine.histogram import Histogram
 from ._engine.state import State
-from ._sync import clock
-from .stats import ExecutorStats
 
 if TYPE_CHECKING:
     from ._executor import ResourceExecutor
@@ -40,45 +38,6 @@ BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 
 #: The values of a measure's labels.
 Labels = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The numbers of one executor at one moment."""
-
-    stats: ExecutorStats
-    min_workers: int
-    max_workers: int
-    wanted_workers: int
-    oldest_wait: float
-    failures_in_a_row: int
-    #: By lane and outcome.
-    tasks: Mapping[Labels, int]
-    #: By lane.
-    retries: Mapping[Labels, int]
-
-    @classmethod
-    def of(cls, core: Core) -> Reading:
-        """Read the numbers."""
-        oldest = core.lanes.oldest()
-        oldest_wait = 0.0 if oldest is None else max(0.0, clock() - oldest)
-        with core.lock:  # so that all are of the same moment; reentrant
-            counts = core.recorder.counts()
-            tasks: dict[Labels, int] = {}
-            for lane in core.lanes:
-                tasks[lane.name, "completed"] = counts[lane.priority, Outcome.COMPLETED]
-                tasks[lane.name, "failed"] = counts[lane.priority, Outcome.FAILED] + lane.settled_failed
-                tasks[lane.name, "cancelled"] = lane.cancelled
-            return cls(
-                stats=core.stats(),
-                min_workers=core.min_workers,
-                max_workers=core.max_workers,
-                wanted_workers=core.wanted,
-                oldest_wait=oldest_wait,
-                failures_in_a_row=core.outage.failures,
-                tasks=tasks,
-                retries={(lane.name,): counts[lane.priority, Outcome.RETRIED] for lane in core.lanes},
-            )
 
 
 @dataclass(frozen=True)
@@ -301,18 +260,18 @@ _CREATE = Distribution(
 DISTRIBUTIONS = (_WAIT, _RUN, _CREATE)
 
 
-def histograms(cores: Iterable[Core]) -> dict[Distribution, dict[Labels, Histogram]]:
+def histograms(executors: Iterable[Gauges]) -> dict[Distribution, dict[Labels, Histogram]]:
     """The histograms of executors that share a name, over their whole lives, added up."""
     added: dict[Distribution, dict[Labels, Histogram]] = {
         _WAIT: {("normal",): Histogram(), ("priority",): Histogram()},
         _RUN: {("completed",): Histogram(), ("failed",): Histogram(), ("retried",): Histogram()},
         _CREATE: {(): Histogram()},
     }
-    for core in cores:
-        for priority, outcome, wait, run in core.recorder.histograms():
+    for gauges in executors:
+        for priority, outcome, wait, run in gauges.histograms():
             added[_WAIT]["priority" if priority else "normal",].merge(wait)
             added[_RUN][outcome.name.lower(),].merge(run)
-        added[_CREATE][()].merge(core.recorder.create_histogram())
+        added[_CREATE][()].merge(gauges.create_histogram())
     return added
 
 
@@ -331,38 +290,38 @@ class Watched:
     def __init__(self) -> None:
         # Guards the exchange of the tuple below. Who reads takes the tuple as it is.
         self._lock = threading.RLock()
-        self._cores: tuple[weakref.ref[Core], ...] = ()
+        self._watched: tuple[weakref.ref[Gauges], ...] = ()
 
     def add(self, executors: Iterable[ResourceExecutor[Any]]) -> None:
         """Watch these, too."""
-        cores = [self._core_of(executor) for executor in executors]
+        members = [self._gauges_of(executor) for executor in executors]
         with self._lock:
-            watched = {id(core): weakref.ref(core) for core in [*self, *cores]}
-            self._cores = tuple(watched.values())
+            watched = {id(gauges): weakref.ref(gauges) for gauges in [*self, *members]}
+            self._watched = tuple(watched.values())
 
     def discard(self, executors: Iterable[ResourceExecutor[Any]]) -> None:
         """Watch these no longer."""
-        gone = [self._core_of(executor) for executor in executors]
+        gone = [self._gauges_of(executor) for executor in executors]
         with self._lock:
-            self._cores = tuple(weakref.ref(core) for core in self if core not in gone)
+            self._watched = tuple(weakref.ref(gauges) for gauges in self if gauges not in gone)
 
-    def __iter__(self) -> Iterator[Core]:
-        for reference in self._cores:
-            core = reference()
-            if core is not None:
-                yield core
+    def __iter__(self) -> Iterator[Gauges]:
+        for reference in self._watched:
+            gauges = reference()
+            if gauges is not None:
+                yield gauges
 
-    def by_name(self, *, closed: bool) -> dict[str, list[Core]]:
+    def by_name(self, *, closed: bool) -> dict[str, list[Gauges]]:
         """Those that are left, the closed ones among them or not, by name."""
-        named: dict[str, list[Core]] = {}
-        for core in self:
-            if closed or core.state is not State.CLOSED:
-                named.setdefault(as_label(core.name), []).append(core)
+        named: dict[str, list[Gauges]] = {}
+        for gauges in self:
+            if closed or gauges.state is not State.CLOSED:
+                named.setdefault(as_label(gauges.name), []).append(gauges)
         return named
 
     @staticmethod
-    def _core_of(executor: ResourceExecutor[Any]) -> Core:
-        core = getattr(executor, "_core", None)
-        if not isinstance(core, Core):
+    def _gauges_of(executor: ResourceExecutor[Any]) -> Gauges:
+        gauges = getattr(getattr(executor, "_core", None), "gauges", None)
+        if not isinstance(gauges, Gauges):
             raise TypeError(f"only a ResourceExecutor can be watched, and this is none: {executor!r}")
-        return core
+        return gauges

@@ -429,12 +429,9 @@ class _Plugin(WorkerPlugin):
 
     def report(self, *, reset: bool = False) -> _Report:
         """Tell how things stand."""
-        core = self.pool._core
-        wait, run, create, counts = core.recorder.durations(reset=reset)
-        arrival_rate, completion_rate, _ = core._rates()
-        in_hand = [item for worker in core.workers.copy() if (item := worker.item) is not None]
-        urgent = sum(item._lane.priority for item in in_hand)
-        return _Report(core.stats(), urgent, wait, run, create, counts, arrival_rate, completion_rate)
+        gauges = self.pool._core.gauges
+        period = gauges.period(reset=reset)
+        return _Report(gauges.stats(), gauges.urgent(), *period)
 
     # -- the end
     # ----------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ._checks import check_seconds
-from ._engine.core import Core
+from ._engine.gauges import Gauges
 from ._engine.state import State
 from ._engine.threads import make_thread
 from ._executor import ResourceExecutor
@@ -125,32 +125,28 @@ def take_snapshot(pool: ResourceExecutor[Any], history: Iterable[Point] = ()) ->
         pool: The executor.
         history: Earlier points, for the sparklines.
     """
-    return _snapshot_of(pool._core, history)
+    return _snapshot_of(pool._core.gauges, history)
 
 
-def _snapshot_of(core: Core, history: Iterable[Point]) -> Snapshot:
-    metrics, oldest = core.metrics(reset=False), core.lanes.oldest()
-    # Outside of the lock, although they are of another moment then: the names of functions and the text of an error come from
-    # the user's code.
-    workers = core.worker_infos()
-    failure = core.outage.error
-    last_failure = None if failure is None else f"{type(failure).__name__}: {safe_str(failure)}"
-    with core.lock:  # so that all else is of the same moment; reentrant
-        now = clock()
-        stats = core.stats()
-        return Snapshot(
-            name=core.name,
-            stats=stats,
-            metrics=metrics,
-            workers=workers,
-            max_workers=core.max_workers,
-            wanted_workers=core.wanted,
-            oldest_wait=0.0 if oldest is None else max(0.0, now - oldest),
-            failures=core.outage.failures,
-            last_failure=last_failure if core.outage.failures else None,
-            retry_in=max(0.0, core.outage.retry_at - now) if core.outage.failures else 0.0,
-            history=(*history, Point(stats.active_workers, stats.queued_tasks + stats.priority_tasks)),
-        )
+def _snapshot_of(gauges: Gauges, history: Iterable[Point]) -> Snapshot:
+    metrics = gauges.metrics(reset=False)
+    # Not of the same moment as the rest, since they run the user's code: they name functions, and show an error's text.
+    workers = gauges.worker_infos()
+    reading = gauges.read()
+    stats, failure = reading.stats, reading.last_failure
+    return Snapshot(
+        name=reading.name,
+        stats=stats,
+        metrics=metrics,
+        workers=workers,
+        max_workers=reading.max_workers,
+        wanted_workers=reading.wanted_workers,
+        oldest_wait=reading.oldest_wait,
+        failures=reading.failures_in_a_row,
+        last_failure=None if failure is None else f"{type(failure).__name__}: {safe_str(failure)}",
+        retry_in=reading.retry_in,
+        history=(*history, Point(stats.active_workers, stats.queued_tasks + stats.priority_tasks)),
+    )
 
 
 # -- how it looks
@@ -312,7 +308,7 @@ class Monitor:
     """A live view of one executor: see `monitor`. The view ends with the block, or when the executor is dropped."""
 
     def __init__(self, pool: ResourceExecutor[Any], console: Console | None, interval: float | None) -> None:
-        self._core = weakref.ref(pool._core)
+        self._gauges = weakref.ref(pool._core.gauges)
         self._console = Console() if console is None else console
         self._name = pool._core.name
         self._working = True  # the console is
@@ -372,16 +368,16 @@ class Monitor:
 
     def _show(self) -> bool:
         """Show the executor as it is; tell whether it will change."""
-        core = self._core()
-        if core is None:
+        gauges = self._gauges()
+        if gauges is None:
             return False
-        snapshot = _snapshot_of(core, self._history)
+        snapshot = _snapshot_of(gauges, self._history)
         self._history.append(snapshot.history[-1])
         if self._live is not None:
             self._live.update(panel(snapshot), refresh=True)
         else:
             self._console.print(line(snapshot), soft_wrap=True, highlight=False, markup=False)
-        return core.state is not State.CLOSED
+        return gauges.state is not State.CLOSED
 
 
 def monitor(pool: ResourceExecutor[Any], *, console: Console | None = None, interval: float | None = None) -> Monitor:
@@ -405,7 +401,7 @@ def watch(pool: ResourceExecutor[Any], *, console: Console | None = None, interv
     """
     with Monitor(pool, console, interval):
         try:
-            pool._core.terminated.wait()
+            pool._core.gauges.wait_until_closed()
         except KeyboardInterrupt:
             pass
 

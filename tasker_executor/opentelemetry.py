@@ -39,10 +39,10 @@ from typing import Any
 
 from typing_extensions import override
 
-from ._engine.core import Core
+from ._engine.gauges import Gauges
 from ._executor import ResourceExecutor
 from ._report import safe_str
-from ._telemetry import BOUNDS, DISTRIBUTIONS, MEASURES, Distribution, Labels, Measure, Reading, Watched, as_label, histograms
+from ._telemetry import BOUNDS, DISTRIBUTIONS, MEASURES, Distribution, Labels, Measure, Watched, as_label, histograms
 from .observers import Observer, TaskEvent
 
 try:
@@ -86,7 +86,7 @@ class _Exporter:
         # Guards what follows. Not held while something is recorded. Reentrant, for signal handlers.
         self._lock = threading.RLock()
         #: What has been recorded, by core: counts by bucket.
-        self._recorded: weakref.WeakKeyDictionary[Core, dict[tuple[Distribution, Labels], dict[int, int]]]
+        self._recorded: weakref.WeakKeyDictionary[Gauges, dict[tuple[Distribution, Labels], dict[int, int]]]
         self._recorded = weakref.WeakKeyDictionary()
 
         meter = provider.get_meter(_SCOPE)
@@ -116,7 +116,7 @@ class _Exporter:
                 self._record()
             observations: list[metrics.Observation] = []
             for name, cores in self.watched.by_name(closed=True).items():
-                for labels, value in measure.combined(map(Reading.of, cores)).items():
+                for labels, value in measure.combined([gauges.read() for gauges in cores]).items():
                     observations.append(metrics.Observation(value, _attributes(name, measure.labels, labels)))
             return observations
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from ._engine.core import Core
+from ._engine.gauges import Gauges
 from ._engine.recorder import Histogram
 from ._executor import ResourceExecutor
 from ._telemetry import BOUNDS, DISTRIBUTIONS, MEASURES, Distribution, Measure, Reading, Watched, histograms
@@ -75,11 +75,11 @@ class ExecutorCollector(Collector):
         return self._families({})
 
     @staticmethod
-    def _families(cores: dict[str, list[Core]]) -> Iterator[Metric]:
-        readings = {name: [Reading.of(core) for core in group] for name, group in cores.items()}
+    def _families(executors: dict[str, list[Gauges]]) -> Iterator[Metric]:
+        readings = {name: [gauges.read() for gauges in group] for name, group in executors.items()}
         for measure in MEASURES:
             yield _numbers(measure, readings)
-        by_name = {name: histograms(group) for name, group in cores.items()}
+        by_name = {name: histograms(group) for name, group in executors.items()}
         for distribution in DISTRIBUTIONS:
             family = _family_of(distribution)
             for name, of_name in by_name.items():

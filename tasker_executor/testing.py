@@ -22,9 +22,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from ._base import BaseExecutor
 from ._checks import check_callable, check_count, check_seconds, wait_seconds

@@ -13,7 +13,6 @@ from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable
 from enum import Enum
-from operator import methodcaller
 from threading import Thread
 from typing import Any, TypeAlias, TypeVar
 
@@ -21,26 +20,31 @@ import pytest
 
 from tasker_executor import ResourceExecutor
 from tasker_executor._base import _ChunkRunner as ChunkRunner
-from tasker_executor._engine import core as _core
 from tasker_executor._engine import handoff as handoff_module
 from tasker_executor._engine import outage as _outage
 from tasker_executor._engine import resources as _resources
 from tasker_executor._engine import threads as _threads
 from tasker_executor._engine.admission import Admission, Ticket
-from tasker_executor._engine.core import WAKES_AT_ONCE, Core, Room, WaitInside
+from tasker_executor._engine.core import Core
+from tasker_executor._engine.crew import Crew
 from tasker_executor._engine.current import current_holder
+from tasker_executor._engine.deadlock import WaitInside
 from tasker_executor._engine.handoff import LIMIT, Handoff, HandoffLost, give_back
+from tasker_executor._engine.herald import Herald
+from tasker_executor._engine.idle import ENOUGH, WAKES_AT_ONCE, Room, Seat
 from tasker_executor._engine.lanes import Lane, Lanes
 from tasker_executor._engine.outage import Outage
 from tasker_executor._engine.recorder import Histogram, Outcome, Recorder, TaskLog
 from tasker_executor._engine.resources import End, Holding, ResourcePool, ResourceSource, UnfitResource, join_aborts
+from tasker_executor._engine.scaler import Alarm
 from tasker_executor._engine.state import State
 from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, WITHDRAWN, Sidecar, TaskFuture
 from tasker_executor._engine.task import _first as first_of
 from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
-from tasker_executor._engine.timer import Alarm, Herald, Supervisor
+from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.worker import Worker
 from tasker_executor._engine.worker import _Life as WorkerLife
+from tasker_executor._sync import releases
 from tasker_executor.stats import ExecutorStats
 
 __all__ = [
@@ -65,13 +69,14 @@ __all__ = [
     "Outage",
     "Outcome",
     "Recorder",
+    "Seat",
     "Sidecar",
     "State",
     "Step",
-    "Supervisor",
     "TaskFuture",
     "TaskLog",
     "Ticket",
+    "Timer",
     "UnfitResource",
     "WaitInside",
     "Worker",
@@ -132,9 +137,9 @@ __all__ = [
     "patch_random",
     "patch_recorder_clock",
     "patch_reserve_clock",
-    "patch_supervisor_clock",
     "patch_thread_making",
     "patch_thread_start",
+    "patch_timer_clock",
     "patch_worker_clock",
     "pretend_asleep",
     "pretend_awake",
@@ -156,10 +161,10 @@ __all__ = [
     "stranger",
     "submitters_held_back",
     "submitters_see_idle",
-    "supervisor_of",
     "thread_prefix_of",
     "threads_are_daemons",
     "timer_lock",
+    "timer_of",
     "unborn_workers",
     "use_idle_stack",
     "use_kill_latch",
@@ -204,25 +209,25 @@ def thread_prefix_of(pool: Engine) -> str:
 def bounds_of(pool: Engine) -> tuple[int, int]:
     """Return the least and the largest number of workers."""
     core = core_of(pool)
-    return core.min_workers, core.max_workers
+    return core.crew.min_workers, core.crew.max_workers
 
 
 def stats_of(pool: Engine) -> ExecutorStats:
     """Return the stats, of a dropped executor too."""
-    return core_of(pool).stats()
+    return core_of(pool).gauges.stats()
 
 
 def check_books(pool: Engine) -> None:
     """Check that the books of the engine agree, of a dropped executor too."""
-    core_of(pool).check()
+    core_of(pool).gauges.check()
 
 
 # -- the parts --
 
 
-def supervisor_of(pool: Engine) -> Supervisor:
-    """Return the supervisor: the thread that wakes up by time."""
-    return core_of(pool).supervisor
+def timer_of(pool: Engine) -> Timer:
+    """Return the timer: the thread that wakes up by time."""
+    return core_of(pool).timer
 
 
 def admission_of(pool: Engine) -> Admission:
@@ -232,7 +237,7 @@ def admission_of(pool: Engine) -> Admission:
 
 def outage_of(pool: Engine) -> Outage:
     """Return what is known of a factory that fails."""
-    return core_of(pool).outage
+    return core_of(pool).crew.outage
 
 
 def recorder_of(pool: Engine) -> Recorder:
@@ -242,14 +247,14 @@ def recorder_of(pool: Engine) -> Recorder:
 
 def reserve_of(pool: Engine) -> ResourcePool[Any]:
     """Return the resources of `run_now`; the executor must have resources."""
-    reserve = core_of(pool).pool
+    reserve = core_of(pool).reserve
     assert reserve is not None
     return reserve
 
 
 def free_resources(pool: Engine) -> deque[Holding[Any]] | None:
     """Return the holdings that `run_now` may take at once; None if the executor has no resources."""
-    reserve = core_of(pool).pool
+    reserve = core_of(pool).reserve
     return None if reserve is None else reserve._free
 
 
@@ -272,7 +277,7 @@ def aborts_under_way() -> set[Any]:
 
 def engine_lock(pool: Engine) -> Any:
     """Return the lock that guards the state and the population."""
-    return core_of(pool).lock
+    return core_of(pool).life.lock
 
 
 def is_lock_held(pool: Engine) -> bool:
@@ -319,7 +324,7 @@ def show_submitters(pool: ResourceExecutor[Any], lane: object) -> None:
 
 def fail_queue(pool: Engine, error: BaseException) -> None:
     """Fail all tasks that wait, as an outage does."""
-    core_of(pool)._fail_queue(error)
+    core_of(pool).recovery.fail_queue(error)
 
 
 # -- the workers --
@@ -327,54 +332,55 @@ def fail_queue(pool: Engine, error: BaseException) -> None:
 
 def workers_of(pool: Engine) -> set[Worker]:
     """Return the set itself, not a copy, of the workers that there are."""
-    return core_of(pool).workers
+    return core_of(pool).crew.workers
 
 
 def busy_workers(pool: Engine) -> list[Worker]:
     """Return the workers that have a task in hand."""
-    return [worker for worker in workers_of(pool).copy() if worker.item is not None]
+    return [worker for worker in workers_of(pool).copy() if worker.task is not None]
 
 
 def idle_workers(pool: Engine) -> list[Worker]:
     """Return the workers that are registered as idle: from the bottom of the idle stack to its top."""
-    return [entry for entry in idle_stack(pool)[:] if isinstance(entry, Worker)]
+    seats = {worker.seat: worker for worker in workers_of(pool).copy()}
+    return [seats[entry] for entry in idle_stack(pool)[:] if entry in seats]
 
 
 def leaving_workers(pool: Engine) -> set[Worker]:
     """Return the set itself of the workers that have been told to retire."""
-    return core_of(pool).leaving
+    return core_of(pool).crew.leaving
 
 
 def unborn_workers(pool: Engine) -> dict[Worker, int]:
     """Return the workers whose thread is yet to be started, and by which thread."""
-    return core_of(pool)._unborn
+    return core_of(pool).crew._unborn
 
 
 def stranger(pool: Engine, index: int) -> Worker:
     """Return a worker that never lives, and that the engine does not know."""
-    return Worker(core_of(pool), index)
+    return core_of(pool).crew._make_worker(index)
 
 
 def use_workers(pool: Engine, workers: S) -> S:
     """Let the engine keep its workers in that set, and return it."""
-    core_of(pool).workers = workers
+    core_of(pool).crew.workers = workers
     return workers
 
 
 def use_leaving_workers(pool: Engine, leaving: S) -> S:
     """Let the engine keep the workers that it has told to retire in that set, and return it."""
-    core_of(pool).leaving = leaving
+    core_of(pool).crew.leaving = leaving
     return leaving
 
 
 def worker_limit(pool: Engine) -> int:
     """Return how many workers there may be now: as many as are wanted, and one for each that waits inside or is late."""
-    return core_of(pool)._limit()
+    return core_of(pool).crew.limit()
 
 
 def count_starting(pool: Engine) -> int:
     """Return how many workers have yet to look at the lanes for the first time."""
-    return core_of(pool)._starting()
+    return core_of(pool).crew.starting()
 
 
 def want(pool: Engine, workers: int, reason: str) -> None:
@@ -384,35 +390,35 @@ def want(pool: Engine, workers: int, reason: str) -> None:
 
 def ask_to_leave(pool: Engine) -> None:
     """Have each worker with its next task in hand ask whether it is dismissed, as if there were too many."""
-    core_of(pool).leave[:] = [None]
+    core_of(pool).crew.leave[:] = [None]
 
 
 def dismisses(pool: Engine, worker: Worker) -> End | None:
     """Return why the worker, which is about to start a task, has to end; None if it has not."""
-    return core_of(pool).dismisses(worker)
+    return core_of(pool).crew.dismisses(worker)
 
 
 def may_retire(pool: Engine, worker: Worker) -> bool:
     """Return whether the worker, which has been idle for long enough, may end."""
-    return core_of(pool).may_retire(worker)
+    return core_of(pool).crew.may_retire(worker)
 
 
 def note_may_retire(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Return a list that gets each answer that a worker gets when it asks whether it may retire."""
-    original = Core.may_retire
+    original = Crew.may_retire
     answers: list[bool] = []
 
-    def noted(core: Core, worker: Worker) -> bool:
-        answers.append(original(core, worker))
+    def noted(crew: Crew, worker: Worker) -> bool:
+        answers.append(original(crew, worker))
         return answers[-1]
 
-    monkeypatch.setattr(Core, "may_retire", noted)
+    monkeypatch.setattr(Crew, "may_retire", noted)
     return answers
 
 
 def report_unfit(pool: Engine, worker: Worker, fault: UnfitResource) -> None:
     """Tell the engine that the worker's new resource has failed its check."""
-    core_of(pool).check_failed(worker, fault)
+    core_of(pool).resource_unfit(worker, fault)
 
 
 def report_ready(pool: Engine, worker: Worker) -> None:
@@ -427,7 +433,7 @@ def report_end(pool: Engine, worker: Worker, end: End, error: BaseException | No
 
 def retry_later(pool: Engine, error: CannotStart) -> None:
     """Tell the engine that no thread could be started."""
-    core_of(pool)._retry_later(error)
+    core_of(pool).crew.retry_later(error)
 
 
 def pretend_outage(pool: Engine, error: BaseException | None) -> None:
@@ -441,52 +447,52 @@ def pretend_outage(pool: Engine, error: BaseException | None) -> None:
 
 def idle_stack(pool: Engine) -> list[Any]:
     """Return the idle stack itself: room for workers at the bottom, idle workers and the alarm of the tick above."""
-    return core_of(pool).idle_stack
+    return core_of(pool).idle.stack
 
 
 def show_idle_stack(monkeypatch: pytest.MonkeyPatch, pool: Engine, stack: object) -> None:
     """Let all who look at the idle stack see `stack`. To wake a worker pops from the true one."""
-    monkeypatch.setattr(core_of(pool), "idle_stack", stack)
-    monkeypatch.setattr(core_of(pool), "idle", stack)
+    monkeypatch.setattr(core_of(pool).idle, "stack", stack)
+    monkeypatch.setattr(core_of(pool).idle, "line", stack)
 
 
 def use_idle_stack(pool: Engine, stack: list[Any]) -> None:
     """Let the engine, which has no workers yet, use `stack`, which is empty."""
-    core = core_of(pool)
-    room, core._room = core._room, Room(stack)
-    stack.extend(core._room if entry is room else entry for entry in core.idle_stack)
-    core.idle = core.idle_stack = stack
-    core._wakes = map(methodcaller("release"), iter(stack.pop, None))
+    idle = core_of(pool).idle
+    room, idle._room = idle._room, Room(stack)
+    stack.extend(idle._room if entry is room else entry for entry in idle.stack)
+    idle.line = idle.stack = stack
+    idle._wakes = releases(stack.pop)
 
 
 def submitters_see_idle(pool: Engine) -> bool:
     """Return whether submitters look at the idle stack: the engine is open and does not hold them back."""
-    return core_of(pool).idle is core_of(pool).idle_stack
+    return core_of(pool).idle.line is core_of(pool).idle.stack
 
 
 def submitters_held_back(pool: Engine) -> bool:
     """Return whether submitters see nobody idle, since enough workers have been woken."""
-    return core_of(pool).idle is _core._ENOUGH
+    return core_of(pool).idle.line is ENOUGH
 
 
 def hold_back_submitters(pool: Engine) -> None:
     """Let submitters see nobody idle, as if enough workers had been woken."""
-    core_of(pool).idle = _core._ENOUGH
+    core_of(pool).idle.line = ENOUGH
 
 
-def woken_workers(pool: Engine) -> deque[Worker]:
-    """Return the workers that were woken last, the latest at the end."""
-    return core_of(pool)._woken
+def woken_workers(pool: Engine) -> deque[Seat]:
+    """Return the seats of the workers that were woken last, the latest at the end."""
+    return core_of(pool).idle._woken
 
 
 def use_woken(pool: Engine, woken: deque[Any]) -> None:
     """Let the engine note in `woken` which workers it wakes."""
-    core_of(pool)._woken = woken
+    core_of(pool).idle._woken = woken
 
 
 def enough_on_their_way(pool: Engine) -> bool:
     """Return whether so many workers have been woken that a submitter need not wake more."""
-    return core_of(pool)._enough_on_their_way()
+    return core_of(pool).idle.hold_back()
 
 
 def wake(pool: Engine, future: Any) -> None:
@@ -504,60 +510,60 @@ def wake_top(pool: Engine) -> None:
 
 def waiting_inside(pool: Engine) -> dict[int, WaitInside]:
     """Return, by thread, the waits of the executor's threads for the executor's own tasks."""
-    return core_of(pool).waiting_inside
+    return core_of(pool).deadlock._waits
 
 
 def use_waiting_inside(pool: Engine, waits: dict[int, Any]) -> None:
     """Let the engine note in `waits` which of its threads wait for its own tasks."""
-    core_of(pool).waiting_inside = waits
+    core_of(pool).deadlock._waits = core_of(pool).crew._waiting_inside = waits
 
 
 def end_a_hopeless_wait(pool: Engine) -> None:
     """Look whether a wait is hopeless, and end it then."""
-    core_of(pool)._end_a_hopeless_wait()
+    core_of(pool).deadlock.end_a_hopeless_wait()
 
 
-# -- the supervisor --
+# -- the timer --
 
 
 def kick(pool: Engine) -> None:
-    """Have the supervisor look now at what is due."""
-    supervisor_of(pool).kick()
+    """Have the timer look now at what is due."""
+    timer_of(pool).kick()
 
 
 def alarm_of(pool: Engine) -> Alarm:
     """Return what lies on the idle stack while the tick of the policy pauses."""
-    return supervisor_of(pool)._alarm
+    return core_of(pool).scaler._alarm
 
 
 def herald_of(pool: Engine) -> Herald:
-    """Return the thread that calls callbacks and observers for the supervisor."""
-    return supervisor_of(pool).herald
+    """Return the thread that calls callbacks and observers for the timer."""
+    return timer_of(pool).herald
 
 
 def deadlines_of(pool: Engine) -> list[Any]:
-    """Return the deadlines that the supervisor watches."""
-    return supervisor_of(pool)._deadlines
+    """Return the deadlines that the timer watches."""
+    return core_of(pool).deadlines._heap
 
 
 def timer_lock(pool: Engine) -> Any:
-    """Return the lock without which the supervisor expires no task."""
-    return supervisor_of(pool)._lock
+    """Return the lock without which the timer expires no task."""
+    return core_of(pool).deadlines._lock
 
 
 def expire(pool: Engine, now: float) -> float | None:
     """Expire the tasks whose deadline is past at `now`. Return the next deadline; None if there is none."""
-    return supervisor_of(pool)._expire(now)
+    return core_of(pool).deadlines.expire(now)
 
 
 def pretend_asleep(pool: Engine) -> None:
-    """Let the supervisor, which has no thread, seem to sleep."""
-    supervisor_of(pool)._birth = allocate_lock()
+    """Let the timer, which has no thread, seem to sleep."""
+    timer_of(pool).birth = allocate_lock()
 
 
 def pretend_awake(pool: Engine) -> None:
     """Undo `pretend_asleep`."""
-    supervisor_of(pool)._birth = None
+    timer_of(pool).birth = None
 
 
 # -- the end --
@@ -565,32 +571,32 @@ def pretend_awake(pool: Engine) -> None:
 
 def is_closing(pool: Engine) -> bool:
     """Return whether the executor accepts nothing any more."""
-    return core_of(pool).state >= State.DRAINING
+    return core_of(pool).life.state >= State.DRAINING
 
 
 def is_killed(pool: Engine) -> bool:
     """Return whether the tokens of the tasks have been set."""
-    return core_of(pool).killed.is_open
+    return core_of(pool).life.killed.is_open
 
 
 def is_terminated(pool: Engine, timeout: float = 0.0) -> bool:
     """Return whether the executor has come to its end, or does within `timeout` seconds."""
-    return core_of(pool).terminated.wait(timeout)
+    return core_of(pool).life.terminated.wait(timeout)
 
 
 def use_kill_latch(pool: Engine, latch: Any) -> None:
     """Let `kill` set the tokens by opening that latch."""
-    core_of(pool).killed = latch
+    core_of(pool).life.killed = latch
 
 
 def close(pool: Engine, *, kill: bool = False) -> None:
     """Close a dropped executor, or any other."""
-    core_of(pool).close(kill=kill)
+    core_of(pool).ending.close(kill=kill)
 
 
 def join(pool: Engine, timeout: float) -> None:
     """Wait for the end of a dropped executor, or any other."""
-    core_of(pool).join(timeout)
+    core_of(pool).ending.join(timeout)
 
 
 # -- steps that a test acts before or after --
@@ -599,19 +605,19 @@ def join(pool: Engine, timeout: float) -> None:
 class Step(Enum):
     """A step of the engine that a test may replace: where it is, from the core on."""
 
-    AT_REST = "at_rest"  # the tick finds out whether it may pause
-    COUNT_STARTING = "_starting"  # the engine counts the workers that are starting
-    ENOUGH_ON_THEIR_WAY = "_enough_on_their_way"  # a submitter finds out whether it need wake nobody
-    HIRE = "_hire"  # under the lock: it is decided which workers are started
-    MAY_RETIRE = "may_retire"  # a worker that was idle for long enough asks whether it may end
-    MAY_START = "_may_start"  # may another worker be started?
-    POPULATE_OR_RETRY = "_populate_or_retry"  # workers are started; the first step of kill() after the state
-    RETIRE_IDLE = "_retire_idle"  # resize() tells those idle workers to retire that are too many
+    AT_REST = "gauges.at_rest"  # the tick finds out whether it may pause
+    COUNT_STARTING = "crew.starting"  # the engine counts the workers that are starting
+    ENOUGH_ON_THEIR_WAY = "idle.hold_back"  # a submitter finds out whether it need wake nobody
+    HIRE = "crew._hire"  # under the lock: it is decided which workers are started
+    MAY_RETIRE = "crew.may_retire"  # a worker that was idle for long enough asks whether it may end
+    MAY_START = "crew._may_start"  # may another worker be started?
+    POPULATE_OR_RETRY = "crew.populate_or_retry"  # workers are started; the first step of kill() after the state
+    RETIRE_IDLE = "crew._retire_idle"  # resize() tells those idle workers to retire that are too many
     WAKE = "wake"  # the slow half of a submission
-    WATCH = "supervisor.watch"  # a submitter tells the supervisor of a deadline
-    KICK = "supervisor.kick"  # a thread wakes the supervisor
-    TURN = "supervisor._turn"  # the supervisor does what is due
-    TELL = "supervisor.herald.tell"  # the supervisor's news are told
+    WATCH = "deadlines.watch"  # a submitter tells the timer of a deadline
+    KICK = "timer.kick"  # a thread wakes the timer
+    TURN = "timer._turn"  # the timer does what is due
+    TELL = "timer.herald.tell"  # the timer's news are told
     ENTER = "admission.enter"  # a submitter comes to the door
     WORKER_ENDED = "worker_ended"  # a worker says that it has ended
 
@@ -660,8 +666,8 @@ def shorten_pauses(monkeypatch: pytest.MonkeyPatch, first: float, limit: float |
         monkeypatch.setattr(_outage, "BACKOFF_LIMIT", limit)
 
 
-def patch_supervisor_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
-    """Let the supervisor read that clock."""
+def patch_timer_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
+    """Let the timer read that clock."""
     monkeypatch.setattr("tasker_executor._engine.timer.clock", clock)
 
 
@@ -687,12 +693,12 @@ def patch_map_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float])
 
 def patch_thread_start(monkeypatch: pytest.MonkeyPatch, start: Callable[[Thread], object]) -> None:
     """Let `start` start the threads of workers."""
-    monkeypatch.setattr("tasker_executor._engine.core.start_thread", start)
+    monkeypatch.setattr("tasker_executor._engine.crew.start_thread", start)
 
 
 def patch_thread_making(monkeypatch: pytest.MonkeyPatch, make: Callable[..., Thread]) -> None:
     """Let `make` make the thread that ends a dropped executor."""
-    monkeypatch.setattr("tasker_executor._engine.core.make_thread", make)
+    monkeypatch.setattr("tasker_executor._engine.ending.make_thread", make)
 
 
 def threads_are_daemons() -> bool:
@@ -707,7 +713,7 @@ def patch_daemons(monkeypatch: pytest.MonkeyPatch, daemons: bool) -> None:
 
 def patch_exiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the engine believe that the interpreter exits."""
-    monkeypatch.setattr("tasker_executor._engine.core._exiting", True)
+    monkeypatch.setattr("tasker_executor._engine.process._exiting", True)
 
 
 def patch_abort_patience(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from engine import Supervisor, UnfitResource, Worker, kick, living_holdings, patch_random, supervisor_of, workers_of
+from engine import Timer, UnfitResource, Worker, kick, living_holdings, patch_random, timer_of, workers_of
 from interruptions import AtPoint, TimeLimit
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, Watched, eventually
 from tasker_executor import LoadSample, Observer, ResourceCreationError, ResourceEvent, ResourceExecutor, ShutdownTimeout
@@ -662,7 +662,7 @@ def test_idle_resource_that_has_not_served_does_not_age_within_a_second(make_poo
     [worker] = workers_of(pool)
     holding = worker.holding
     assert holding is not None
-    new = (holding.rests_until - holding.born, worker._patience(holding.born, None))
+    new = (holding.rests_until - holding.born, worker._patience(None))
     pool.submit(FakeResource.use).result(DEADLINE)
 
     assert new[0] == 1.0
@@ -849,7 +849,7 @@ def test_task_that_waits_while_an_attempt_hangs_and_another_worker_is_busy_gets_
     calls = itertools.count()
     busy = threading.Event()
     pool = make_pool(3, on_create=create, on_destroy=ledger.destroy, create_timeout=0.1)
-    supervisor = supervisor_of(pool)
+    supervisor = timer_of(pool)
     turn, dues = supervisor._turn, list[float | None]()
 
     def note_due() -> float | None:

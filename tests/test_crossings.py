@@ -35,7 +35,7 @@ from engine import (
     start_thread,
     stats_of,
     stranger,
-    supervisor_of,
+    timer_of,
     use_waiting_inside,
     use_workers,
     waiting_inside,
@@ -221,7 +221,7 @@ def test_tasks_fail_in_time_while_the_initializer_hangs(make_pool: MakePool, led
         )
         future = pool.submit(id)
         hung.wait_until_held()
-        eventually(lambda: supervisor_of(pool).thread is not None, "the supervisor")
+        eventually(lambda: timer_of(pool).thread is not None, "the supervisor")
         clock.pass_time(3601.0, pool)
         with pytest.raises(ResourceCreationError):
             future.result(DEADLINE)

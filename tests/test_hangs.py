@@ -169,7 +169,7 @@ def test_nobody_is_told_while_one_of_those_who_wait_has_his_result_and_only_has_
     worker = busy_workers(pool)[0]
     assert worker.thread.ident is not None
     assert isinstance(done, TaskFuture)
-    waiting_inside(pool)[worker.thread.ident] = WaitInside(done)
+    waiting_inside(pool)[worker.thread.ident] = WaitInside(done, timed=False)
     b = pool.submit(wait_for_a_task_of, pool)
     until_waiting_inside(pool, 2)
 

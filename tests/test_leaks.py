@@ -32,6 +32,7 @@ import gc, json, logging, os, sys, threading, time
 from concurrent.futures import wait
 
 from tasker_executor import ResourceExecutor
+from tasker_executor._engine import handoff as _handoff
 
 TASKS, MIXTURE, POOLS = {tasks}, {mixture}, {pools}
 

@@ -138,7 +138,7 @@ def test_a_worker_that_is_woken_before_it_sleeps_has_no_permit_left_when_it_work
 
     def submit() -> None:
         [worker] = workers_of(pool)
-        futures.append(getattr(pool, lane)(worker.park.locked))
+        futures.append(getattr(pool, lane)(worker.seat.park.locked))
 
     pool.submit(setattr, stack, "after", submit)
 

@@ -18,10 +18,10 @@ from engine import (
     WAKES_AT_ONCE,
     Lane,
     Lanes,
+    Seat,
     Step,
     TaskFuture,
     Worker,
-    core_of,
     engine_lock,
     enough_on_their_way,
     fail_queue,
@@ -774,7 +774,7 @@ def test_a_worker_picked_to_retire_as_it_publishes_a_result_calls_the_callbacks_
         future = pool.submit(other.hold)
         other.wait_until_held()
         future.add_done_callback(lambda _: called.append(threading.get_ident()))
-        (quick,) = [worker for worker in workers_of(pool) if worker.item is future]
+        (quick,) = [worker for worker in workers_of(pool) if worker.task is future]
 
     eventually(lambda: pool.stats().active_workers == 1, "the worker to retire")
 
@@ -798,7 +798,7 @@ def test_a_worker_that_is_woken_while_it_finds_the_task_itself_keeps_no_permit(
     look = Lanes.look
 
     def look_late(lanes: Lanes) -> bool:
-        if threading.current_thread() is worker.thread and worker in idle_stack(pool):
+        if threading.current_thread() is worker.thread and worker.seat in idle_stack(pool):
             submit()
         return look(lanes)
 
@@ -808,7 +808,7 @@ def test_a_worker_that_is_woken_while_it_finds_the_task_itself_keeps_no_permit(
     eventually(lambda: bool(futures), "the second task")
     assert futures[0].result(DEADLINE) == 2
     assert wait_until_idle(pool) is worker
-    assert worker.park.locked()
+    assert worker.seat.park.locked()
 
 
 def test_a_worker_that_is_woken_at_the_moment_of_its_timeout_runs_the_task(
@@ -819,14 +819,14 @@ def test_a_worker_that_is_woken_at_the_moment_of_its_timeout_runs_the_task(
     pool = make_pool(1, idle_timeout=0.001)
     futures: list[Future[int]] = []
     submit = Once(lambda: futures.append(pool.submit(threading.get_ident)))
-    off_idle_stack = Worker._off_idle_stack
+    rise = Seat.rise
 
-    def late(worker: Worker) -> bool:
-        if worker.core is core_of(pool) and not lanes_of(pool).look():
+    def late(seat: Seat) -> bool:
+        if not lanes_of(pool).look():
             submit()
-        return off_idle_stack(worker)
+        return rise(seat)
 
-    monkeypatch.setattr(Worker, "_off_idle_stack", late)
+    monkeypatch.setattr(Seat, "rise", late)
 
     first = pool.submit(threading.get_ident).result(DEADLINE)
     eventually(lambda: bool(futures), "the timeout")
@@ -886,8 +886,8 @@ def test_a_wake_up_that_finds_no_task_is_passed_on(make_pool: MakePool, gate: Ga
     way = Gate()
     rest = Worker._rest
 
-    def rest_and_take_long_to_come(worker: Worker, since: float) -> Any:
-        end = rest(worker, since)
+    def rest_and_take_long_to_come(worker: Worker) -> Any:
+        end = rest(worker)
         way.hold()
         return end
 
@@ -930,7 +930,7 @@ def test_an_idle_worker_that_loses_the_race_for_an_urgent_task_goes_back_to_slee
     eventually(lambda: len(idle_workers(pool)) == 2, "two idle workers")
 
     assert futures[0].result(0) == first.result(0)
-    assert all(worker.park.locked() for worker in idle_workers(pool))
+    assert all(worker.seat.park.locked() for worker in idle_workers(pool))
     barrier = threading.Barrier(2)
     assert sorted(future.result(DEADLINE) for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(2)]) == [0, 1]
 
@@ -1339,11 +1339,11 @@ def test_a_list_of_those_woken_that_changes_while_it_is_copied_is_no_reason_to_w
     worker = wait_until_idle(pool)
     on_its_way = stranger(pool, 1)
     on_its_way.over = True  # it never lives
-    on_its_way.park.release()
-    use_woken(pool, LyingDeque([on_its_way] * WAKES_AT_ONCE, maxlen=WAKES_AT_ONCE))
+    on_its_way.seat.park.release()
+    use_woken(pool, LyingDeque([on_its_way.seat] * WAKES_AT_ONCE, maxlen=WAKES_AT_ONCE))
 
     assert pool.submit(int, "7").result(DEADLINE) == 7
-    assert woken_workers(pool)[-1] is worker
+    assert woken_workers(pool)[-1] is worker.seat
 
 
 def test_a_worker_that_is_ready_while_the_tasks_are_counted_is_not_counted_on(
@@ -1372,8 +1372,8 @@ class Park:
 
     def __init__(self, worker: Worker) -> None:
         self._free = False
-        worker.park = self  # type: ignore[assignment]  # the part of a lock that is used
-        worker.release = self.release
+        worker.seat.park = self  # type: ignore[assignment]  # the part of a lock that is used
+        worker.seat.release = self.release
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         with Park.changed:
@@ -1460,7 +1460,7 @@ def test_a_worker_that_will_never_come_is_not_counted_on(make_pool: MakePool, mo
     def be_counted_on_and_die() -> None:
         [worker] = workers_of(pool)
         futures.append(pool.submit(int, "7"))
-        woken_workers(pool).extend([worker] * WAKES_AT_ONCE)
+        woken_workers(pool).extend([worker.seat] * WAKES_AT_ONCE)
         futures.append(pool.submit(int, "8"))
         hold_back_submitters(pool)
         raise Thrown
@@ -1527,7 +1527,7 @@ def test_one_worker_that_was_woken_often_is_not_many_on_their_way(make_pool: Mak
     pool.submit(work)
     submitted.set()
     gate.wait_until_held()
-    woken_workers(pool).extend(workers * WAKES_AT_ONCE)
+    woken_workers(pool).extend([worker.seat for worker in workers] * WAKES_AT_ONCE)
     futures = [pool.submit(int, "7") for _ in range(10)]
 
     assert [future.result(DEADLINE) for future in futures] == [7] * 10
@@ -1558,9 +1558,9 @@ def test_ctrl_c_in_a_submitter_that_others_have_relied_on_costs_them_nothing(
     asleep = threading.Event()
     patience = Worker._patience
 
-    def last_step_before_sleep(worker: Worker, since: float, limit: float | None) -> float:
+    def last_step_before_sleep(worker: Worker, limit: float | None) -> float:
         asleep.set()  # it looks at no lane any more
-        return patience(worker, since, limit)
+        return patience(worker, limit)
 
     monkeypatch.setattr(Worker, "_patience", last_step_before_sleep)
     pool = make_pool(1, idle_timeout=3600)

@@ -15,10 +15,11 @@ from engine import (
     End,
     Herald,
     Step,
-    Supervisor,
+    Timer,
     Worker,
     alarm_of,
     bounds_of,
+    core_of,
     deadlines_of,
     engine_lock,
     expire,
@@ -27,14 +28,14 @@ from engine import (
     idle_workers,
     is_lock_held,
     kick,
-    patch_supervisor_clock,
+    patch_timer_clock,
     pretend_asleep,
     pretend_awake,
     replace_step,
     step_of,
-    supervisor_of,
     thread_prefix_of,
     timer_lock,
+    timer_of,
 )
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, Watched, eventually, join_all
 from tasker_executor import (
@@ -392,7 +393,7 @@ class SleepyClock:
 def test_time_that_runs_out_while_the_supervisor_goes_to_sleep_is_not_for_ever(
     make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patch_supervisor_clock(monkeypatch, SleepyClock())
+    patch_timer_clock(monkeypatch, SleepyClock())
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
@@ -443,7 +444,7 @@ def test_kick_that_comes_just_before_the_supervisor_falls_asleep_is_not_lost(mak
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    supervisor = supervisor_of(pool)
+    supervisor = timer_of(pool)
     supervisor._park = park = Park(supervisor._park)  # type: ignore[assignment]  # has what it takes
     futures: list[Future[int]] = []
 
@@ -918,7 +919,6 @@ def test_tick_resumes_though_ctrl_c_came_between_the_alarm_and_its_ring(make_poo
     # reason: it looks for itself whether there is work.
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)
-    supervisor = supervisor_of(pool)
     work_until_the_policy_is_asked(pool, policy)
     turns.wait_until_asleep()
     idle_stack(pool).remove(alarm_of(pool))
@@ -934,11 +934,10 @@ def test_tick_that_resumed_by_itself_sets_no_second_alarm(make_pool: MakePool, t
     # As after a Ctrl-C, when nobody knows whether the alarm has been taken off the stack.
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)
-    supervisor = supervisor_of(pool)
     work_until_the_policy_is_asked(pool, policy)
     turns.wait_until_asleep()
     asked, before = policy.asked, len(turns.dues)
-    scaler.resume()
+    core_of(pool).scaler.resume()
     eventually(lambda: len(turns.dues) > before and turns.dues[-1] is None, "the tick to go on, and to pause again")
 
     assert policy.asked > asked
@@ -1080,9 +1079,10 @@ def test_time_in_a_done_callback_is_not_idle_time(make_pool: MakePool, gate: Gat
     called: list[float] = []
     rest = Worker._rest
 
-    def observed(worker: Worker, since: float) -> End | None:
-        idle_since.append(since)
-        return rest(worker, since)
+    def observed(worker: Worker) -> End | None:
+        assert worker.log.until is not None
+        idle_since.append(worker.log.until)
+        return rest(worker)
 
     monkeypatch.setattr(Worker, "_rest", observed)
     pool = make_pool(1, idle_timeout=3600)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, assert_type
 
-from typing_extensions import assert_type, override
+from typing_extensions import override
 
 from tasker_executor import (
     BacklogPolicy,

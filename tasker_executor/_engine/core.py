@@ -30,7 +30,6 @@ from typing import Any
 
 from .._report import Logger
 from .._sync import Latch, clock
-from ..exceptions import ResourceCreationError
 from ..observers import ObserverHub, ScaleEvent, TaskEvent, WorkerEvent
 from . import process
 from .admission import Admission
@@ -80,14 +79,12 @@ class Core:
                 self.source, settings.resource_pool_size, self, life.killed, settings.max_retries, self.refuse
             )
         self.idle = Idle(self.wake_if_waiting)
-        herald = Herald(self, lambda: self.ending.is_near(), lambda: self.ending.check_terminated())
-        self.timer = Timer(self, herald)
+        herald = Herald(settings, self.hub, self, lambda: self.ending.is_near(), lambda: self.ending.check_terminated())
+        self.timer = Timer(settings, life, herald, self)
         waits: dict[int, WaitInside] = {}
         leave: list[None] = []
         self.admission = Admission(settings.max_queued, lambda: self.crew.overflow(), self._may_wait_at_the_door)
-        place = Workplace(
-            settings, life, self.idle, self.lanes, self.admission, self.source, self.recorder, self.hub, leave
-        )
+        place = Workplace(settings, life, self.idle, self.lanes, self.admission, self.source, self.recorder, self.hub, leave)
         self.crew = Crew(place, self.timer, waits, lambda index: Worker(place, self, index))
         self.nesting = Nesting(self._locks)
         self.ending = Ending(place, self.crew, self.reserve, self.timer, self.nesting, self)
@@ -95,7 +92,7 @@ class Core:
         self.recovery = Recovery(place, self.crew, self.ending.fail_queue)
         self.gauges = Gauges(self.name, life, self.crew, self.lanes, self.recorder, self.source, self.reserve)
         self.deadlines = Deadlines(self.timer, self.lanes)
-        self.scaler = Scaler(self, self.timer, settings.policy)
+        self.scaler = Scaler(place, self.gauges, self.timer, self.want)
         self.timer.duties = (
             herald.settling(self.deadlines.expire),
             herald.settling(self.recovery.fail_starved),

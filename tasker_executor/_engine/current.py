@@ -21,7 +21,7 @@ class Holder(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def item(self) -> Any: ...
+    def busy(self) -> bool: ...
     @property
     def resource(self) -> Any: ...
     @property
@@ -40,6 +40,10 @@ class Caller:
         self.killed = killed
         self.item = item
         self.resource = None
+
+    @property
+    def busy(self) -> bool:
+        return self.item is not None
 
     @property
     def name(self) -> str:
@@ -72,7 +76,7 @@ current = _Current()
 def current_holder() -> Holder:
     """Return who runs the task at hand. Raises NoCurrentTask outside of a task."""
     holder: Holder | None = current.here.holder
-    if holder is None or holder.item is None:
+    if holder is None or not holder.busy:
         raise NoCurrentTask("there is no current task: this was not called from inside a task")
     return holder
 
@@ -87,7 +91,7 @@ class TaskContext:
 
     def __init__(self, holder: Holder) -> None:
         self._killed = holder.killed
-        self._item: TaskFuture[Any] | None = holder.item if hasattr(holder.item, "_sidecar") else None
+        self._item: TaskFuture[Any] | None = None
         self._attempt: int = getattr(holder, "attempt", 1)  # of ``run_now``, which has no item of its own
         #: Name of the worker that runs the task; of the calling thread in ``run_now``.
         self.worker_name = holder.name

@@ -77,6 +77,10 @@ class Gauges:
         """The state of the executor."""
         return self._life.state
 
+    def wait_until_closed(self) -> None:
+        """Block until the executor has closed."""
+        self._life.terminated.wait()
+
     def stats(self) -> ExecutorStats:
         """Return the gauges and counters of one consistent moment.
 

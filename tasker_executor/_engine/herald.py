@@ -16,11 +16,11 @@ from _thread import LockType, allocate_lock
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 from .._report import Logger, aside
 from ..observers import ObserverHub
 from .current import current
+from .settings import Settings
 from .threads import CannotStart, make_thread, start_thread
 
 __all__ = ["Duty", "Herald"]
@@ -31,21 +31,21 @@ logger = Logger("tasker_executor")
 Duty = Callable[[float], float | None]
 
 
-class Owner(Protocol):
-    """What the herald asks of its executor."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def thread_name_prefix(self) -> str: ...
-    @property
-    def hub(self) -> ObserverHub: ...
-
-
 class Herald:
     """Makes the calls that the timer posts, on a thread that lives as long as there are any."""
 
-    def __init__(self, owner: Owner, is_ending: Callable[[], bool], check_terminated: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        hub: ObserverHub,
+        owner: object,
+        is_ending: Callable[[], bool],
+        check_terminated: Callable[[], object],
+    ) -> None:
+        """`owner` is the engine, as its threads know it."""
+        self._name = settings.name
+        self._thread_name = f"{settings.thread_name_prefix}_herald"
+        self._hub = hub
         self._owner = owner
         self._is_ending = is_ending  # does no worker live, and is a drain under way?
         self._check_terminated = check_terminated  # closes the executor, if this is its end
@@ -84,7 +84,7 @@ class Herald:
         # This takes the core's lock. A thread that checked for the end before it either found `_held` set, or
         # saw these facts.
         last = self._is_ending()
-        if last and not self.busy and not self._owner.hub.hears("state_changed"):
+        if last and not self.busy and not self._hub.hears("state_changed"):
             self._check_terminated()
         elif last:
             self._news.append(int)  # does nothing; but after the news, the herald closes the executor
@@ -98,7 +98,7 @@ class Herald:
             self._serving = True
         birth = allocate_lock()
         try:
-            thread = make_thread(partial(self._main, birth), f"{self._owner.thread_name_prefix}_herald")
+            thread = make_thread(partial(self._main, birth), self._thread_name)
             start_thread(thread)
             self.thread = thread  # perhaps before the thread itself does: `threads` must know it from now on
         except CannotStart:
@@ -126,7 +126,7 @@ class Herald:
                 try:
                     news()
                 except BaseException:  # thrown in
-                    name = self._owner.name
+                    name = self._name
                     logger.exception("executor %r: an error was thrown into the thread that calls back", name, executor=name)
                 del news  # under no lock: it may be the last reference to a future
             self._check_terminated()

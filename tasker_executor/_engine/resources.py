@@ -33,8 +33,8 @@ from .._types import AbortHook, DestroyHook
 from ..exceptions import ResourceCreationError
 from ..observers import ObserverHub, ResourceEvent
 from .current import current
-from .settings import ResourceHooks
 from .process import at_exit
+from .settings import ResourceHooks
 from .threads import CannotStart, make_thread, start_thread
 
 if TYPE_CHECKING:
@@ -150,6 +150,10 @@ class Holding(Generic[R]):
     def name(self) -> str:
         """The thread that uses it."""
         return threading.current_thread().name
+
+    @property
+    def busy(self) -> bool:
+        return self.item is not None
 
     @property
     def inherited(self) -> bool:
@@ -873,7 +877,7 @@ class ResourcePool(Generic[R]):
 
 def is_in_use(holder: Any, item: object) -> bool:
     """Does a worker, or a call of ``run_now``, still run that task?"""
-    return holder.item is item
+    return (holder.item if isinstance(holder, Holding) else holder.task) is item
 
 
 def _do_nothing(resource: object) -> None:

@@ -7,97 +7,77 @@ the alarm looks at `paused` itself.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
 
 from .._report import Logger, safe_repr
 from .._sync import clock
-from ..policies import ScalingPolicy, ask, interval_of
-from ..stats import LoadSample
-from .lanes import Lanes
+from ..policies import ask, interval_of
+from .gauges import Gauges
+from .idle import Idle
 from .state import State
 from .timer import Timer
+from .worker import Workplace
 
 __all__ = ["Alarm", "Scaler"]
 
 logger = Logger("tasker_executor")
 
 
-class Scaled(Protocol):
-    """What the scaler asks of its executor."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def state(self) -> State: ...
-    @property
-    def lanes(self) -> Lanes: ...
-    @property
-    def idle_stack(self) -> list[Any]: ...
-
-    def at_rest(self) -> bool:
-        """Return whether no task waits or runs, and only the base workers are there."""
-        ...
-
-    def sample(self) -> LoadSample:
-        """Return what the policy is shown."""
-        ...
-
-    def want(self, wanted: int, reason: str) -> object:
-        """Have this number of workers from now on, within the bounds."""
-
-    def wake_if_waiting(self) -> object:
-        """Wake a worker if a task waits."""
-
-
 class Alarm:
     """Lies on the idle stack while the scaler pauses. The next submitter pops it, which ends the pause."""
 
-    def __init__(self, scaler: Scaler, scaled: Scaled) -> None:
+    def __init__(self, scaler: Scaler, idle: Idle) -> None:
         self._scaler = scaler
-        self._scaled = scaled
+        self._idle = idle
 
     def release(self) -> None:
         """End the scaler's pause, and wake the worker that the submitter meant to wake."""
         self._scaler.resume()
-        self._scaled.wake_if_waiting()
+        self._idle.pass_on()
 
 
 class Scaler:
     """Asks the policy, if there is one, and has the executor follow its answer."""
 
-    def __init__(self, scaled: Scaled, timer: Timer, policy: ScalingPolicy | None) -> None:
-        self.policy = policy
-        self._scaled = scaled
+    def __init__(self, place: Workplace, gauges: Gauges, timer: Timer, want: Callable[[int, str], object]) -> None:
+        """Call ``want(workers, reason)`` with each answer of the policy."""
+        self.policy = policy = place.settings.policy
+        self._name = place.settings.name
+        self._life = place.life
+        self._idle = place.idle
+        self._lanes = place.lanes
+        self._gauges = gauges
         self._timer = timer
+        self._want = want
         self._next: float | None = None  # when the policy is asked next; None while the scaler pauses
         self.paused = False  # for a submitter that wakes a worker above the alarm: it resumes the scaler, too
         self._policy_failed = False
-        self._alarm = Alarm(self, scaled)
+        self._alarm = Alarm(self, place.idle)
         if policy is not None:
             self._interval = interval_of(policy)
             self._pause()
 
     def resume(self) -> None:
         """End the pause, if there is one. From any thread."""
-        if self._next is None and self.policy is not None and self._scaled.state is State.RUNNING:
+        if self._next is None and self.policy is not None and self._life.state is State.RUNNING:
             self._next = clock() + self._interval
             self.paused = False
             self._timer.kick()
 
     def tick(self, now: float) -> float | None:
         """Ask the policy, if it is time. A duty."""
-        policy, scaled = self.policy, self._scaled
-        if policy is None or scaled.state >= State.KILLED:
+        policy, gauges = self.policy, self._gauges
+        if policy is None or self._life.state >= State.KILLED:
             return None
         if self._next is None:
-            if scaled.at_rest():
+            if gauges.at_rest():
                 return None
             # 1. A submitter popped the alarm. 2. An error was thrown into it before the alarm resumed.
             self._next = now + self._interval
             self.paused = False
         if now < self._next:
             return self._next
-        load = scaled.sample()
+        load = gauges.sample()
         self._next = now + self._interval
         try:
             self._interval = interval_of(policy)
@@ -108,15 +88,15 @@ class Scaler:
             if not self._policy_failed:
                 logger.exception(
                     "executor %r: policy %s raised; the last target stands",
-                    scaled.name,
+                    self._name,
                     type(policy).__name__,
-                    executor=scaled.name,
+                    executor=self._name,
                     policy=type(policy).__name__,
                 )
             self._policy_failed = True
         else:
-            scaled.want(wanted, reason)
-        if load.busy == 0 and load.queued == 0 and scaled.at_rest():
+            self._want(wanted, reason)
+        if load.busy == 0 and load.queued == 0 and gauges.at_rest():
             self._pause()
             return None
         return self._next
@@ -125,8 +105,8 @@ class Scaler:
         """Ask no more until the next submission."""
         self._next = None
         self.paused = True
-        stack = self._scaled.idle_stack
+        stack = self._idle.stack
         if self._alarm not in stack:
             stack.append(self._alarm)
-        if self._scaled.lanes.look():  # a task came before the alarm was on the stack
+        if self._lanes.look():  # a task came before the alarm was on the stack
             self.resume()

@@ -27,13 +27,14 @@ import threading
 from _thread import LockType, allocate_lock
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from .._report import Logger, aside
 from .._sync import clock, lock_timeout
 from .current import current
 from .herald import Duty, Herald
-from .state import State
+from .settings import Settings
+from .state import Lifecycle, State
 from .threads import CannotStart, make_thread, start_thread
 
 __all__ = ["Timer"]
@@ -44,24 +45,14 @@ logger = Logger("tasker_executor")
 AFTER_A_STUMBLE = 1.0
 
 
-class Owner(Protocol):
-    """What the timer asks of its executor."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def thread_name_prefix(self) -> str: ...
-    @property
-    def state(self) -> State: ...
-    @property
-    def lock(self) -> Any:
-        """The RLock under which no thread is started."""
-
-
 class Timer:
     """Runs the duties of an executor, on one thread."""
 
-    def __init__(self, owner: Owner, herald: Herald) -> None:
+    def __init__(self, settings: Settings, life: Lifecycle, herald: Herald, owner: object) -> None:
+        """`owner` is the engine, as its threads know it."""
+        self._name = settings.name
+        self._thread_name = f"{settings.thread_name_prefix}_timer"
+        self._life = life
         self._owner = owner
         self.herald = herald
         self.duties: Sequence[Duty] = ()  # set once, before the first kick
@@ -87,10 +78,10 @@ class Timer:
             self._park.release()
         except RuntimeError:  # it was kicked before, and has yet to look
             pass
-        if self.birth is not None or self._owner.state >= State.CLOSED:
+        if self.birth is not None or self._life.state >= State.CLOSED:
             return
         self.wanted = True
-        lock = self._owner.lock
+        lock: Any = self._life.lock
         if start and lock._is_owned():  # private, but Condition relies on it
             # A signal handler or a destructor has interrupted the core. The kick does not wait for a bare thread.
             try:
@@ -111,10 +102,10 @@ class Timer:
         birth = allocate_lock()
         try:
             with self._lock:
-                if self.birth is not None or self._owner.state >= State.CLOSED:
+                if self.birth is not None or self._life.state >= State.CLOSED:
                     return
                 self.birth = birth
-            start_thread(make_thread(partial(self._main, birth), f"{self._owner.thread_name_prefix}_timer"))
+            start_thread(make_thread(partial(self._main, birth), self._thread_name))
             self.wanted = False
         except BaseException as error:
             if birth.acquire(False) and self.birth is birth:  # the thread has not begun to live, nor will it
@@ -123,7 +114,7 @@ class Timer:
             if not isinstance(error, CannotStart):
                 raise
             if not quiet:
-                name = self._owner.name
+                name = self._name
                 logger.exception("executor %r: cannot start the timer thread", name, executor=name)
 
     def threads(self) -> list[threading.Thread]:
@@ -139,12 +130,12 @@ class Timer:
         self.thread = threading.current_thread()
         current.owner = self._owner
         aside.post = self.herald.post
-        while self._owner.state < State.CLOSED:
+        while self._life.state < State.CLOSED:
             try:
                 due = self._turn()
                 self._park.acquire(True, lock_timeout(None if due is None else due - clock()))
             except BaseException:
-                name = self._owner.name
+                name = self._name
                 logger.exception("executor %r: the timer stumbled and goes on", name, executor=name)
                 self.herald.tell()
                 self._park.acquire(True, AFTER_A_STUMBLE)

@@ -1,0 +1,3 @@
+from .recorder import Histogram
+
+__all__ = ["Histogram"]

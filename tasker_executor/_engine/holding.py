@@ -1,0 +1,3 @@
+from .resources import Holding, is_in_use
+
+__all__ = ["Holding", "is_in_use"]

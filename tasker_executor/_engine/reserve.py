@@ -1,0 +1,3 @@
+from .resources import ResourcePool as Reserve
+
+__all__ = ["Reserve"]
