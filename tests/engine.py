@@ -492,7 +492,7 @@ def use_woken(pool: Engine, woken: deque[Any]) -> None:
 
 def enough_on_their_way(pool: Engine) -> bool:
     """Return whether so many workers have been woken that a submitter need not wake more."""
-    return core_of(pool).idle.hold_back()
+    return core_of(pool).idle.enough_on_their_way()
 
 
 def wake(pool: Engine, future: Any) -> None:
@@ -607,7 +607,7 @@ class Step(Enum):
 
     AT_REST = "gauges.at_rest"  # the tick finds out whether it may pause
     COUNT_STARTING = "crew.starting"  # the engine counts the workers that are starting
-    ENOUGH_ON_THEIR_WAY = "idle.hold_back"  # a submitter finds out whether it need wake nobody
+    ENOUGH_ON_THEIR_WAY = "idle.enough_on_their_way"  # a submitter finds out whether it need wake nobody
     HIRE = "crew._hire"  # under the lock: it is decided which workers are started
     MAY_RETIRE = "crew.may_retire"  # a worker that was idle for long enough asks whether it may end
     MAY_START = "crew._may_start"  # may another worker be started?

@@ -17,8 +17,8 @@ from engine import (
     RUNNING,
     Lane,
     Lanes,
+    Seat,
     TaskFuture,
-    Worker,
     admission_of,
     engine_lock,
     idle_stack,
@@ -44,7 +44,7 @@ class LyingStack(list[Any]):
         self.after: Callable[[], object] | None = None
 
     def append(self, someone: Any, /) -> None:
-        if not isinstance(someone, Worker):
+        if not isinstance(someone, Seat):
             super().append(someone)
             return
         before, self.before = self.before, None
@@ -57,7 +57,7 @@ class LyingStack(list[Any]):
 
     @property
     def workers(self) -> int:
-        return sum(isinstance(someone, Worker) for someone in self[:])
+        return sum(isinstance(someone, Seat) for someone in self[:])
 
 
 def lie(pool: ResourceExecutor[Any]) -> LyingStack:
@@ -243,7 +243,7 @@ def test_a_base_worker_is_asked_whether_it_may_retire_and_stays(
     pool = make_pool(4, on_create=ledger.create, on_destroy=ledger.destroy, min_workers=2, idle_timeout=0.001)
     eventually(lambda: len(answers) == 2, "two workers to be idle for long enough")
     stack = idle_stack(pool)  # where they are now for good: a task that comes at no other moment starts no third worker
-    eventually(lambda: sum(isinstance(idle, Worker) for idle in stack[:]) == 2, "them to be asleep")
+    eventually(lambda: sum(isinstance(idle, Seat) for idle in stack[:]) == 2, "them to be asleep")
     for _ in range(2):
         pool.submit(FakeResource.use).result(DEADLINE)
 

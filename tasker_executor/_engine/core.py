@@ -132,7 +132,7 @@ class Core:
             self._take_back(task)
             return
         try:
-            if not idle.hold_back():
+            if not (idle.enough_on_their_way() and idle.hold_back()):
                 self._wake_top()
         except CannotStart:
             # If there are other workers, one of them runs the task.

@@ -147,31 +147,27 @@ class Idle:
             self._woken.append(top)
         return bool(room)
 
-    def hold_back(self) -> bool:
-        """Show submitters no worker if enough are on their way; return whether that is so. See "Few at a time"."""
-        woken = self._woken
+    def enough_on_their_way(self) -> bool:
+        """Return whether `WAKES_AT_ONCE` workers are woken and have yet to take their permit."""
+        if len(self._woken) < WAKES_AT_ONCE:
+            return False
         try:
-            if len(woken) < WAKES_AT_ONCE or woken[0].park.locked():
+            if self._woken[0].park.locked():
                 return False
-        except IndexError:  # the end of the executor has emptied it
+            woken = set(self._woken.copy())
+        except (IndexError, RuntimeError):  # the end has emptied it; without the GIL, another submitter appends to it
             return False
-        if not self._enough_on_their_way():
-            return False
+        return len(woken) == WAKES_AT_ONCE and not any(seat.park.locked() or not seat.occupied for seat in woken)
+
+    def hold_back(self) -> bool:
+        """Show submitters no worker while enough are on their way; return whether that is so. See "Few at a time"."""
         with self._lock:
             if self.line is self.stack:
                 self.line = ENOUGH
-        if self._enough_on_their_way():
+        if self.enough_on_their_way():
             return True
         self.note_arrival()  # one has come, and may have missed the sign
         return False
-
-    def _enough_on_their_way(self) -> bool:
-        """Return whether `WAKES_AT_ONCE` workers are woken and have yet to take their permit."""
-        try:
-            woken = set(self._woken.copy())
-        except RuntimeError:  # without the GIL, another submitter appends to it
-            return False
-        return len(woken) == WAKES_AT_ONCE and not any(seat.park.locked() or not seat.occupied for seat in woken)
 
     def note_arrival(self) -> None:
         """Show submitters the stack again: a woken worker has taken its permit and looks at the lanes next."""

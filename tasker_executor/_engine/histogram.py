@@ -1,3 +1,0 @@
-from .recorder import Histogram
-
-__all__ = ["Histogram"]

@@ -1,3 +1,0 @@
-from .resources import ResourcePool as Reserve
-
-__all__ = ["Reserve"]
