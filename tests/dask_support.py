@@ -62,7 +62,7 @@ class Ref:
 if find_spec("distributed") is not None:
     from distributed import Client, LocalCluster
 
-    from tasker_executor._base import _ChunkRunner
+    from tasker_executor._map import ChunkRunner as _ChunkRunner
     from tasker_executor.dask import DaskResourceExecutor
 
     class OnItsOwnCluster(DaskResourceExecutor[None]):

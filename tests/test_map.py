@@ -149,7 +149,7 @@ def test_time_is_up_for_a_result_that_is_not_there(make_pool: MakePool, gate: Ga
 
 def test_time_counts_from_the_call_of_map(make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("tasker_executor._base.clock", lambda: now)
+    monkeypatch.setattr("tasker_executor._map.clock", lambda: now)
     results = make_pool(1).map(gate.hold, [1], timeout=60.0)
     now += 61.0
 
@@ -159,7 +159,7 @@ def test_time_counts_from_the_call_of_map(make_pool: MakePool, gate: Gate, monke
 
 def test_result_that_is_there_is_handed_out_though_time_is_up(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("tasker_executor._base.clock", lambda: now)
+    monkeypatch.setattr("tasker_executor._map.clock", lambda: now)
     pool = make_pool(1)
     results = pool.map(str, [1, 2], timeout=60.0)
     pool.shutdown()
