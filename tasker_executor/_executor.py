@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypeVar, override
 
@@ -36,7 +36,7 @@ from ._engine.calls import bind, new_task
 from ._engine.core import Core
 from ._engine.current import current, current_holder
 from ._engine.handoff import refuse_late_patching
-from ._engine.settings import Settings
+from ._engine.settings import OnFull, Settings
 from ._engine.submission import enqueue, run_now
 from ._engine.task import PENDING, TaskFuture
 from ._options import UNSET, TaskOptions, Unset
@@ -146,7 +146,7 @@ class ResourceExecutor(BaseExecutor[R]):
         on_abort: AbortHook[R] | None = None,
         max_retries: int = 3,
         max_queued: int | None = None,
-        on_full: Literal["block", "raise", "caller"] = "block",
+        on_full: OnFull = "block",
         propagate_context: bool = True,
         min_workers: int = 0,
         policy: ScalingPolicy | None = None,
@@ -247,7 +247,7 @@ class ResourceExecutor(BaseExecutor[R]):
             return
         core, lane = self._core, self._normal
         propagate = core.propagate_context
-        enqueue, note = lane.append, futures.append
+        append, note = lane.append, futures.append
         for args in calls:  # `new_task`, in line: a call of it costs 11 % of this loop
             future: TaskFuture[T] = TaskFuture()
             future._status = PENDING
@@ -259,7 +259,7 @@ class ResourceExecutor(BaseExecutor[R]):
             future._submitted = clock()
             # In this order. After Ctrl-C between the two lines the caller cancels `futures`, and a task that
             # is cancelled but in no lane would be counted as a tombstone there.
-            enqueue(future)
+            append(future)
             note(future)
             if core.idle:
                 core.wake(future)
@@ -374,10 +374,9 @@ class ResourceExecutor(BaseExecutor[R]):
     def kill(self) -> None:
         """End as soon as possible: cancel what waits, ask what runs to stop, and return at once.
 
-        The cancel token of every running task is set (`current_task`), and `on_abort` is called for every
-        resource in use. A task that takes no notice of either runs on, since threads cannot be killed in
-        Python; but it does not keep the interpreter from exiting, and leaving a ``with`` block after `kill`
-        does not wait for it. `shutdown` does.
+        The cancel token of every running task is set (`current_task`), and `on_abort` is called for every resource in use. A
+        task that takes no notice of either runs on, since threads cannot be killed in Python; but it does not keep the
+        interpreter from exiting, and leaving a ``with`` block after `kill` does not wait for it. `shutdown` does.
 
         May be called any number of times, from anywhere, also after `shutdown`, which it cuts short.
         """
@@ -386,10 +385,10 @@ class ResourceExecutor(BaseExecutor[R]):
     def abandon(self) -> None:
         """Kill, and destroy at once, from this thread, the resources that are in use: the process is about to be killed.
 
-        A server that takes the lock of a connection back only when that is closed, a browser that outlives
-        its driver: what a process leaves behind when somebody ends it by force, `abandon` gives up while
-        there is time. Each resource is destroyed exactly once, here or by its owner. Tasks that still run
-        find theirs destroyed under them; in a process that lives on, call `shutdown` or `kill` instead.
+        A server that takes the lock of a connection back only when that is closed, a browser that outlives its driver: what a
+        process leaves behind when somebody ends it by force, `abandon` gives up while there is time. Each resource is
+        destroyed exactly once, here or by its owner. Tasks that still run find theirs destroyed under them; in a process that
+        lives on, call `shutdown` or `kill` instead.
         """
         self._core.abandon()
 
