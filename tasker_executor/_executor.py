@@ -1,16 +1,23 @@
-"""`ResourceExecutor`.
+"""`ResourceExecutor`: the constructor, `submit` in line, and the doors to the engine.
 
-**Life of a task.** What happens to ``pool.submit(fetch, "select 1")``, and where to read it (all in ``_engine/``):
+**Life of a task.** What happens to ``pool.submit(fetch, "select 1")``, and which file of ``_engine/`` tells
+more. The constructor has checked its arguments (``settings.py``) and wired the engine (``core.py``).
 
-1. `ResourceExecutor.submit` (here) makes a `TaskFuture`, future and work item in one (``task.py``), appends it to a lane
-   (``lanes.py``) and, if anybody is on the idle stack, wakes the top: an idle worker, or `Room`, which starts one
-   (``core.py``).
-2. A worker (``worker.py``), which made its resource when it started (``resources.py``), takes the task, priority lane first,
-   and calls ``fetch(resource, "select 1")`` in the submitter's context.
-3. It notes three moments in its log (``recorder.py``) and stores the result into the future, which wakes whoever waits for it.
-4. Or ``fetch`` raised: is the resource broken? No: the error is the result. Yes: the task goes back to the front of its lane,
-   the worker destroys the resource and ends, and the exit path (`Core.worker_ended`) starts a successor.
-5. When there is time to deal with (a factory that fails, a deadline, a policy's tick), the timer does (``timer.py``).
+1. *Submit.* `ResourceExecutor.submit` (here) makes a `TaskFuture`, which carries its call (``task.py``). All
+   other doors make it in ``calls.py``.
+2. *Lane.* The submitter appends the task to a lane (``lanes.py``). Then it wakes the top of the idle stack,
+   if there is one (``idle.py``): an idle worker, or `Room`. Room means that another worker may be started,
+   and the crew starts it (``crew.py``).
+3. *Worker.* A worker takes the task, from the priority lane first (``worker.py``).
+4. *Resource.* The worker calls ``fetch(resource, "select 1")`` in the submitter's context. It made the
+   resource when it started (``resources.py``).
+5. *Future.* ``fetch`` returned: the worker notes three moments in its log (``recorder.py``) and publishes the
+   result (``task.py``), which wakes the threads that wait for it.
+6. *Or a retry.* ``fetch`` raised: is the resource broken (``resources.py``)? If not, the error is the result.
+   If it is, the worker puts the task back to the front of its lane, destroys the resource and ends.
+   `Core.worker_ended` (``core.py``) decides on a successor.
+7. *Or time is up.* One thread runs what is due (``timer.py``): the tasks that have not started in time fail
+   (``deadlines.py``), and the policy says how many workers are wanted (``scaler.py``).
 """
 
 from __future__ import annotations
@@ -19,27 +26,24 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypeVar, override
 
 from ._base import BaseExecutor
 from ._checks import check_bounds, check_max_workers, check_seconds
-from ._engine.admission import Ticket
+from ._engine.calls import bind, new_task
 from ._engine.core import Core
-from ._engine.current import Caller, current, current_holder
+from ._engine.current import current, current_holder
 from ._engine.handoff import refuse_late_patching
-from ._engine.lanes import Lane
-from ._engine.resources import ResourcePool
-from ._engine.settings import Settings
-from ._engine.state import State
-from ._engine.task import PENDING, RUNNING, TaskFuture
+from ._engine.settings import OnFull, Settings
+from ._engine.submission import enqueue, run_now
+from ._engine.task import PENDING, TaskFuture
 from ._options import UNSET, TaskOptions, Unset
-from ._report import drop_frame, function_name, must_escape, traceback_of
 from ._sync import clock
 from ._types import AbortHook, CreateHook, DestroyHook, HealthHook, ResourceHook
-from .exceptions import NoCurrentTask, QueueFull, TaskCancelled
-from .observers import Observer, TaskEvent
+from .exceptions import NoCurrentTask
+from .observers import Observer
 from .policies import ScalingPolicy
 from .stats import ExecutorMetrics, ExecutorStats, WorkerInfo
 
@@ -48,62 +52,68 @@ __all__ = ["ResourceExecutor"]
 R = TypeVar("R", default=None)
 T = TypeVar("T")
 
-#: Where the frames between `submit` and a task that runs in the caller come from.
-_OUR_FILES = {__file__, ResourcePool.run.__code__.co_filename}
-
 
 class ResourceExecutor(BaseExecutor[R]):
     """A `concurrent.futures.Executor` in which each worker thread owns one resource.
 
-    Without `on_create` it is a `ThreadPoolExecutor` in all that callers can see. With it, tasks are called
+    Without `on_create` callers see a `ThreadPoolExecutor`. With it, tasks are called
     ``fn(resource, *args, **kwargs)``, and:
 
-    - a resource is made, used and destroyed on one thread, its worker's, and destroyed exactly once;
-    - a broken one is replaced, and the task that met it is run again on another;
+    - each resource is made, used and destroyed on one thread, its worker's, and is destroyed exactly once;
+    - a resource that broke is replaced, and its task is run again on another one;
     - every future reaches a final state, however the executor ends.
 
-    The ideas are those of the Go library *tasker* (asaidimu/tasker), brought to Python's conventions.
+    The ideas are those of the Go library *tasker* (asaidimu/tasker), in the conventions of Python. All
+    durations are seconds.
 
     Args:
-        max_workers: The most workers there may be. None: ``min(32, CPUs + 4)``, as in the standard library.
-        thread_name_prefix: Workers are named ``<prefix>_0``, ``<prefix>_1``, ... By default the executor's name.
-        initializer: Called on each worker's thread before its resource is made. If it raises, the pool is broken for good, as
-        in
-            the standard library; `on_create` is the hook that may fail.
+        max_workers: At most this number of workers. None: ``min(32, CPUs + 4)``, as in the standard library.
+        thread_name_prefix: Workers are named ``<prefix>_0``, ``<prefix>_1``, ... By default it is the
+            executor's name.
+        initializer: Called on each worker's thread before its resource is made. If it raises, the executor is
+            broken for good, as in the standard library. `on_create` is the hook that may fail.
         initargs: Arguments for `initializer`.
-        on_create: Makes a resource. Called on the thread that will own it. If it raises it is tried again, after a pause that
-            doubles from 0.1 s to 30 s, or a quarter of `create_timeout` (with full jitter), while tasks wait.
-        on_destroy: Gives a resource up. If it raises, that is logged and costs nothing else.
-        check_health: A task raised this error: is the resource still good? False, or an exception: it is replaced, and the task
-            is run again. Errors that are no `Exception` (SystemExit, KeyboardInterrupt) are the task's own, and not asked
-            about.
-        check_resource: Is this resource still good? Asked when a task raised; and before a task, if the resource was idle for
-            longer than `check_after_idle` or another one was found broken since this one was last known good.
-        check_after_idle: Seconds.
-        max_age: Seconds after which a resource is replaced between tasks, give or take 10 %, so that workers do not recycle in
-        step.
-        max_uses: Tasks after which a resource is replaced.
-        create_timeout: Seconds. A task that has waited so long with no worker owning a resource fails with
-            `ResourceCreationError`. The pool itself lives on: when the factory works again, so does the pool.
-        on_abort: Unblocks a call that hangs inside a resource. Called by `kill`, from its thread, for each resource in use:
-            `sqlite3.Connection.interrupt`, ``psycopg.Connection.cancel``, ``socket.shutdown``.
-        max_retries: How often a task is run again after its resource broke. 0: at most once.
-        max_queued: How many tasks may wait, those not counted that a free worker is about to take. None: no limit. A task
-            submitted by a worker of this executor is always let in: waiting for itself, it would wait for ever.
-        on_full: What `submit` does at that limit: ``"block"`` until there is room, ``"raise"`` `QueueFull`, or run the task in
-        the
-            ``"caller"``, as `run_now` does.
-        propagate_context: Run each task in a copy of its submitter's `contextvars` context, as `asyncio.to_thread` does.
-        min_workers: The base: so many workers are started by the constructor and kept.
-        policy: Says how many workers are wanted, between `min_workers` and `max_workers`. None: `max_workers` are.
+        on_create: Makes a resource. Called on the thread that will own the resource. If it raises, it is
+            tried again while tasks wait. The pause doubles from 0.1 s to 30 s, or to a quarter of
+            `create_timeout`, with full jitter.
+        on_destroy: Gives a resource up. If it raises, the error is logged and has no other effect.
+        check_health: Asked after a task raised, with the error: is the resource still good? If it returns
+            False or raises, the resource is replaced and the task is run again. It is not asked about errors
+            that are no `Exception` (SystemExit, KeyboardInterrupt): they are the task's own.
+        check_resource: Asked with a resource: is it still good? It is asked after a task raised. It is also
+            asked before a task, if the resource was idle for longer than `check_after_idle`, or if another
+            resource was found broken since this one was last known to be good.
+        check_after_idle: Seconds that a resource may be idle without a check.
+        max_age: Seconds after which a resource is replaced between two tasks, plus or minus 10 %, so that
+            workers do not replace theirs in step. None: no limit.
+        max_uses: Number of tasks after which a resource is replaced. None: no limit.
+        create_timeout: Seconds. A task that has waited for this time while no worker owns a resource fails
+            with `ResourceCreationError`. The executor lives on: it works again when `on_create` does.
+        on_abort: Unblocks a call that hangs inside a resource. `kill` calls it for each resource in
+            use, from its own thread. Examples: `sqlite3.Connection.interrupt`,
+            ``psycopg.Connection.cancel``, ``socket.shutdown``.
+        max_retries: At most this number of times a task is run again after its resource broke. 0: each task
+            runs at most once.
+        max_queued: At most this number of tasks wait, beyond those that a free worker is about to take. None:
+            no limit. A task that a worker of this executor submits is always accepted: a worker that waited
+            for a place would wait for itself.
+        on_full: What `submit` does at that limit. ``"block"``: it waits for a place. ``"raise"``: it raises
+            `QueueFull`. ``"caller"``: it runs the task in the calling thread, as `run_now` does.
+        propagate_context: Run each task in a copy of its submitter's `contextvars` context, as
+            `asyncio.to_thread` does.
+        min_workers: The base. This number of workers is started by the constructor and kept.
+        policy: Says how many workers are wanted, between `min_workers` and `max_workers`. None: `max_workers`
+            are wanted.
         idle_timeout: Seconds after which an idle worker above the base ends. None: never.
-        resource_pool_size: How many resources to keep for `run_now`. They are made here, and if one fails, so does this call.
-        observers: Told of events; see `tasker_executor.Observer`.
-        name: What the executor is called in logs, thread names and events.
+        resource_pool_size: Number of resources in the reserve, for `run_now`. The constructor makes them, and
+            raises if one cannot be made.
+        observers: Are told of events; see `tasker_executor.Observer`.
+        name: The name of the executor in logs, thread names and events.
 
     Raises:
         ValueError, TypeError: An argument is no good; the message names it and its value.
-        ResourceCreationError: The resources for `run_now` could not be made. Those already made have been destroyed.
+        ResourceCreationError: A resource of the reserve could not be made. Those made before it have
+            been destroyed.
 
     Example:
         >>> import sqlite3
@@ -136,7 +146,7 @@ class ResourceExecutor(BaseExecutor[R]):
         on_abort: AbortHook[R] | None = None,
         max_retries: int = 3,
         max_queued: int | None = None,
-        on_full: Literal["block", "raise", "caller"] = "block",
+        on_full: OnFull = "block",
         propagate_context: bool = True,
         min_workers: int = 0,
         policy: ScalingPolicy | None = None,
@@ -176,22 +186,23 @@ class ResourceExecutor(BaseExecutor[R]):
         self._core = core = Core(settings)
         self._normal, self._priority = core.lanes.normal, core.lanes.priority
         self._open_reserve = core.reserve  # until the end begins
-        # What the path in line of `submit` does not do.
+        #: Tasks take the path of `_enqueue`: the queue has a bound, an observer listens, or the executor
+        #: accepts no more tasks.
         self._needs_care = settings.max_queued is not None or core.hub.hears("task_submitted")
         core.start(self)
 
     # -- tasks
 
     if not TYPE_CHECKING:
-        # The hot path: `BaseExecutor.submit`, where the types and the promises are, with `_enqueue` written out in line.
+        # The hot path. The types and the promises are in `BaseExecutor`. `new_task` is written out in line,
+        # because a call of it costs 7 to 14 % of a submission.
 
         def submit(self, fn, /, *args, **kwargs):
             if self._needs_care:
-                if self._on_full != "caller":
+                try:
                     return self._enqueue(fn, args, kwargs, self._options)
-                enqueue = [partial(self._enqueue, fn, args, kwargs, self._options)]
-                del self, fn, args, kwargs  # an error of the task leads to this frame: see `_drop_our_frames`
-                return enqueue.pop()()
+                finally:  # if the task has run in this call, its error leads to this frame
+                    del self, fn, args, kwargs
             core = self._core
             if kwargs:
                 try:  # `bind`, in line
@@ -216,25 +227,12 @@ class ResourceExecutor(BaseExecutor[R]):
 
         def submit_priority(self, fn, /, *args, **kwargs):
             if self._needs_care:
-                if self._on_full != "caller":
+                try:
                     return self._enqueue(fn, args, kwargs, self._options.derive(priority=True))
-                enqueue = [partial(self._enqueue, fn, args, kwargs, self._options.derive(priority=True))]
-                del self, fn, args, kwargs
-                return enqueue.pop()()
-            core = self._core
-            if kwargs:
-                try:  # `bind`, in line
-                    fn = partial(fn, **kwargs)
-                except TypeError:
-                    fn = bind(fn, kwargs)
-            future = TaskFuture()
-            future._status = PENDING
-            future._sidecar = None
-            future._result = fn
-            future._exception = args
-            future._context = copy_context() if core.propagate_context else None
-            future._lane = lane = self._priority
-            future._submitted = clock()
+                finally:
+                    del self, fn, args, kwargs  # as in `submit`
+            core, lane = self._core, self._priority
+            future = new_task(bind(fn, kwargs) if kwargs else fn, args, lane, core.propagate_context)
             lane.append(future)
             if core.idle.line:
                 core.wake(future)
@@ -249,8 +247,8 @@ class ResourceExecutor(BaseExecutor[R]):
             return
         core, lane = self._core, self._normal
         propagate = core.propagate_context
-        enqueue, note = lane.append, futures.append
-        for args in calls:
+        append, note = lane.append, futures.append
+        for args in calls:  # `new_task`, in line: a call of it costs 11 % of this loop
             future: TaskFuture[T] = TaskFuture()
             future._status = PENDING
             future._sidecar = None
@@ -259,109 +257,21 @@ class ResourceExecutor(BaseExecutor[R]):
             future._context = copy_context() if propagate else None
             future._lane = lane
             future._submitted = clock()
-            # In this order: after Ctrl-C between the two, `futures` are cancelled, and one that is in no lane has no tombstone.
-            enqueue(future)
+            # In this order. After Ctrl-C between the two lines the caller cancels `futures`, and a task that
+            # is cancelled but in no lane would be counted as a tombstone there.
+            append(future)
             note(future)
             if core.idle.line:
                 core.wake(future)
-
-    @staticmethod
-    def _make(fn: Callable[..., T], args: tuple[Any, ...], lane: Lane, context: Any) -> TaskFuture[T]:
-        future: TaskFuture[T] = TaskFuture()
-        future._status = PENDING
-        future._sidecar = None
-        future._result = fn
-        future._exception = args
-        future._context = context
-        future._lane = lane
-        future._submitted = clock()
-        return future
 
     @override
     def _enqueue(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
     ) -> Future[Any]:
-        core = self._core
-        if core.life.state:
-            raise core.refuse()
-        call = bind(fn, kwargs) if kwargs else fn
-        if not options.pass_resource and core.source is not None:
-            call = WithoutResource(call)
-        lane = self._priority if options.priority else self._normal
-        future = self._make(call, args, lane, copy_context() if core.propagate_context else None)
-        deadline = None
-        if options.max_retries is not None or options.start_within is not None:
-            sidecar = future._observe()
-            assert sidecar is not None
-            sidecar.max_retries = options.max_retries
-            if options.start_within is not None:
-                sidecar.deadline = deadline = future._submitted + options.start_within
-
-        admission = core.admission
-        if admission.limit is None or current.owner is core:  # one of our own must not wait for itself
-            lane.append(future)
-        else:
-            ticket = Ticket()
-            try:
-                let_in = admission.enter(ticket, block=self._on_full == "block")
-                if let_in:
-                    lane.append(future)
-            finally:
-                try:
-                    admission.leave(ticket)
-                except BaseException:  # thrown in by a signal handler: a place that stays reserved would close the door
-                    admission.leave(ticket)
-                    raise
-            if not let_in:
-                if self._on_full == "raise":
-                    raise QueueFull(
-                        f"executor {core.name!r}: {admission.limit} tasks wait already, and that is the limit (max_queued)"
-                    )
-                run = [partial(self._run_in_caller, future, fn, args, kwargs, options)]
-                del self, future, fn, call, args, kwargs  # what it raises leads to this frame
-                return run.pop()()
-        if core.idle.line:
-            core.wake(future)
-        if deadline is not None:
-            core.deadlines.watch(future, deadline)
-        if core.hub.hears("task_submitted"):
-            core.hub.tell("task_submitted", TaskEvent(core.name, id(future), function_name(fn), lane.name))
-        return future
-
-    def _run_in_caller(
-        self,
-        future: TaskFuture[T],
-        fn: Callable[..., T],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        options: TaskOptions,
-    ) -> Future[T]:
-        """The queue is full: run the task here.
-
-        What it raises is its result, as on a worker. But Ctrl-C and SystemExit on the main thread are the program's, and may
-        come from a signal handler: they end the task, and leave `submit`.
-        """
-        core = self._core
-        future._status = RUNNING
-        value: T | None = None
-        error: BaseException | None = None
         try:
-            value = self._run_now(fn, args, kwargs, options)
-        except BaseException as raised:
-            error = _drop_our_frames(raised)
-        finally:  # frames that the error's traceback leads to: see `_drop_our_frames`
-            name = function_name(fn)
-            del self, fn, args, kwargs
-        try:
-            if error is not None and not isinstance(error, TaskCancelled):
-                future._arm(core.name, name, error)
-            future._finish(value, error)
-            if isinstance(error, (KeyboardInterrupt, SystemExit)) and must_escape(error):
-                future._note_retrieved()
-                raise error
-            return future
+            return enqueue(self._core, self._on_full, fn, args, kwargs, options)
         finally:
-            del future, value, error
+            del self, fn, args, kwargs  # as in `submit`
 
     if not TYPE_CHECKING:
 
@@ -375,21 +285,12 @@ class ResourceExecutor(BaseExecutor[R]):
 
     @override
     def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
-        core, pool = self._core, self._core.reserve
-        if core.life.state is not State.RUNNING:
-            raise core.refuse()
-        if pool is None:
-            before, current.here.holder = current.here.holder, Caller(core, core.life.killed, fn)
-            try:
-                return fn(*args, **kwargs)
-            finally:
-                current.here.holder = before
-        if not options.pass_resource:
-            fn = WithoutResource(fn)
-        return pool.run(fn, args, kwargs, options.max_retries)
+        return run_now(self._core, fn, args, kwargs, options)
 
     def current_resource(self) -> R:
-        """Return the resource of the task that this is called from, for code too deep inside to be handed it.
+        """Return the resource of the task that this is called from.
+
+        Of use for code that no caller hands the resource to. None if the executor has no resources.
 
         Raises:
             NoCurrentTask: Called outside of a task of this executor.
@@ -410,13 +311,17 @@ class ResourceExecutor(BaseExecutor[R]):
         return self._core.crew.max_workers
 
     def resize(self, *, min_workers: int | Unset = UNSET, max_workers: int | Unset = UNSET) -> None:
-        """Change the bounds on the number of workers. What is not given stays.
+        """Change the bounds of the number of workers. A bound that is not given stays.
 
-        New base workers start at once, others with the tasks that need them. Workers above the new maximum leave: idle ones at
-        once, busy ones after their task. This does not wait for them.
+        New base workers start at once, others with the tasks that need them. Workers above the new maximum
+        retire: idle ones at once, busy ones after their task. This call does not wait for them.
+
+        Args:
+            min_workers: The new base.
+            max_workers: At most this number of workers.
 
         Raises:
-            ValueError, TypeError: A bound is no good, or they contradict each other.
+            ValueError, TypeError: A bound is no good, or `min_workers` is more than `max_workers`.
         """
         core = self._core
         least = core.crew.min_workers if isinstance(min_workers, Unset) else min_workers
@@ -425,13 +330,14 @@ class ResourceExecutor(BaseExecutor[R]):
         core.resize(check_bounds(least, most), most)
 
     def wait_ready(self, timeout: float | None = None) -> None:
-        """Block until the base workers have their resources.
+        """Block until all base workers have their resources.
 
         Args:
-            timeout: Seconds. None: as long as `create_timeout`.
+            timeout: Seconds to wait at most. None: `create_timeout`.
 
         Raises:
-            ResourceCreationError: They have not, in that time; ``__cause__`` is the last error of `on_create`.
+            ResourceCreationError: They did not have them in time; ``__cause__`` is the last error
+                of `on_create`.
             RuntimeError: The executor has been shut down.
         """
         core = self._core
@@ -444,18 +350,20 @@ class ResourceExecutor(BaseExecutor[R]):
 
     @override
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
-        """Accept no more tasks, run those accepted, retries included, destroy every resource, and end the threads.
+        """Accept no more tasks, run those accepted, destroy every resource, and end the threads.
 
-        May be called any number of times, from any thread, from a task, a done-callback and a signal handler. On a thread of
-        the executor itself it does not wait. A drain never sets a cancel token: see `kill`.
+        Tasks may be retried until then. This may be called any number of times: from any thread, a task, a
+        done-callback and a signal handler. On a thread of the executor itself it does not wait. It never sets
+        a cancel token: see `kill`.
 
         Args:
             wait: Block until all that is done.
-            cancel_futures: Cancel the tasks that have not started. Those who wait for them are told.
+            cancel_futures: Cancel the tasks that have not started. The threads that wait for them are told.
             timeout: Seconds to wait at most. None: no limit.
 
         Raises:
-            ShutdownTimeout: It was not done in time; the message names what still runs. The drain goes on.
+            ShutdownTimeout: It was not done in time; the message names what still runs. The executor goes on
+                to drain.
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
@@ -492,7 +400,7 @@ class ResourceExecutor(BaseExecutor[R]):
     # -- what it tells of itself
 
     def stats(self) -> ExecutorStats:
-        """Return gauges and counters, all of one moment."""
+        """Return gauges and counters, all of the same moment."""
         return self._core.gauges.stats()
 
     def workers(self) -> tuple[WorkerInfo, ...]:
@@ -500,10 +408,10 @@ class ResourceExecutor(BaseExecutor[R]):
         return self._core.gauges.worker_infos()
 
     def metrics(self, *, reset: bool = False) -> ExecutorMetrics:
-        """Return durations and rates. They take constant memory, however many tasks have run.
+        """Return durations and rates. They take constant memory, whatever the number of tasks.
 
         Args:
-            reset: Start a new period: the next call tells of what comes after this one. (`stats` counts on.)
+            reset: Start a new period: the next call covers the time after this one. (`stats` is never reset.)
         """
         return self._core.gauges.metrics(reset=reset)
 
@@ -518,40 +426,3 @@ class ResourceExecutor(BaseExecutor[R]):
     def _check(self) -> None:
         """Assert the invariants that can be asked at any moment."""
         self._core.gauges.check()
-
-
-def bind(fn: Callable[..., T], kwargs: dict[str, Any]) -> Callable[..., T]:
-    """Return a call of `fn` with keywords, even if `fn` cannot be called: that error belongs into the future, see `submit`."""
-    try:
-        return partial(fn, **kwargs)
-    except TypeError:
-        return lambda *args: fn(*args, **kwargs)
-
-
-def _drop_our_frames(error: BaseException) -> BaseException:
-    """Drop our own frames from the outside of an error's traceback, and what they hold; return the error.
-
-    A frame of the task's leads to its callers also without a traceback (`f_back`). So each frame of ours in between lets go of
-    the executor, the arguments and the future, or an error that somebody keeps would keep them all.
-    """
-    while (trace := traceback_of(error)) is not None and trace.tb_frame.f_code.co_filename in _OUR_FILES:
-        frame = trace.tb_frame
-        drop_frame(error)
-        del trace
-        try:
-            frame.clear()
-        except RuntimeError:  # our caller, which is running
-            pass
-    return error
-
-
-class WithoutResource:
-    """Calls a function without the resource that the worker hands out."""
-
-    __slots__ = ("__wrapped__",)
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self.__wrapped__ = fn
-
-    def __call__(self, _resource: object, /, *args: Any, **kwargs: Any) -> Any:
-        return self.__wrapped__(*args, **kwargs)

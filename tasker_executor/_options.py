@@ -1,4 +1,4 @@
-"""The options of a task: frozen, derived, never mutated."""
+"""The options of a task: frozen. Other options are derived from them, and no options are ever changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["DEFAULT_OPTIONS", "UNSET", "TaskOptions", "Unset"]
 
 
 class Unset:
-    """The type of `UNSET`: an option that the caller did not mention."""
+    """The type of `UNSET`, which stands for an option that the caller did not give."""
 
     def __repr__(self) -> str:
         return "UNSET"
@@ -20,15 +20,17 @@ UNSET = Unset()
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """How the tasks of a view are treated; `None` leaves it to the executor."""
+    """What `with_options` may set for the tasks of a view."""
 
     priority: bool = False
+    #: None: the executor's number.
     max_retries: int | None = None
     pass_resource: bool = True
+    #: Seconds from the submission on. None: no limit.
     start_within: float | None = None
 
     def derive(self, **changes: Any) -> TaskOptions:
-        """Return these options with `changes`; those that are UNSET keep their value."""
+        """Return these options with `changes`. A change that is UNSET keeps the value."""
         return replace(self, **{name: value for name, value in changes.items() if value is not UNSET})
 
 

@@ -1,4 +1,4 @@
-"""The hooks that users write, as documented aliases."""
+"""The types of the hooks that users write. `ResourceExecutor` says when each is called."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ __all__ = ["AbortHook", "CreateHook", "DestroyHook", "HealthHook", "ResourceHook
 
 R = TypeVar("R")
 
-#: Makes a resource, on the thread that will own it.
+#: Make a resource, on the thread that will own it.
 CreateHook = Callable[[], R]
-#: Gives a resource up, on the thread that owns it. What it returns is ignored.
+#: Give a resource up, on the thread that owns it. The value it returns is ignored.
 DestroyHook = Callable[[R], Any]
-#: Is the resource still good, after a task raised this error?
+#: Return whether the resource is still good after a task raised this error.
 HealthHook = Callable[[BaseException], bool]
-#: Is the resource still good?
+#: Return whether the resource is still good.
 ResourceHook = Callable[[R], bool]
-#: Unblocks a call that hangs inside the resource. Called from another thread than the owner's.
+#: Unblock a call that hangs inside the resource. It is called from another thread than the owner's. The value
+#: it returns is ignored.
 AbortHook = Callable[[R], Any]

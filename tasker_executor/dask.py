@@ -49,12 +49,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from typing_extensions import override
 
-from ._base import BaseExecutor, _ChunkRunner
+from ._base import BaseExecutor
 from ._checks import check_bounds, check_callable, check_count, check_max_workers, check_seconds, wait_seconds, whole
 from ._engine.recorder import Histogram, Outcome
 from ._engine.state import State
 from ._engine.threads import make_thread
 from ._executor import ResourceExecutor
+from ._map import ChunkRunner as _ChunkRunner
 from ._options import TaskOptions
 from ._report import Logger, function_name, must_escape, safe_repr, safe_str
 from ._sync import clock, lock_timeout

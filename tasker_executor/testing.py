@@ -29,12 +29,12 @@ from typing_extensions import override
 from ._base import BaseExecutor
 from ._checks import check_callable, check_count, check_seconds, wait_seconds
 from ._engine import process
+from ._engine.calls import WithoutResource
 from ._engine.current import Caller, current, current_holder
 from ._engine.recorder import Recorder
 from ._engine.resources import Holding, NoResource, ResourceSource, note_giving_up
 from ._engine.settings import ResourceHooks
 from ._engine.state import State
-from ._executor import WithoutResource
 from ._options import TaskOptions
 from ._report import must_escape, safe_repr
 from ._sync import Latch, clock, lock_timeout

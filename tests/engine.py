@@ -19,7 +19,7 @@ from typing import Any, TypeAlias, TypeVar
 import pytest
 
 from tasker_executor import ResourceExecutor
-from tasker_executor._base import _ChunkRunner as ChunkRunner
+from tasker_executor._map import ChunkRunner as ChunkRunner
 from tasker_executor._engine import handoff as handoff_module
 from tasker_executor._engine import outage as _outage
 from tasker_executor._engine import resources as _resources
@@ -688,7 +688,7 @@ def patch_worker_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], floa
 
 def patch_map_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
     """Let `map` read that clock."""
-    monkeypatch.setattr("tasker_executor._base.clock", clock)
+    monkeypatch.setattr("tasker_executor._map.clock", clock)
 
 
 def patch_thread_start(monkeypatch: pytest.MonkeyPatch, start: Callable[[Thread], object]) -> None:

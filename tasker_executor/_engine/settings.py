@@ -1,7 +1,8 @@
 """What the user asked for: every argument of the constructor, checked once, in the caller's thread.
 
-`Settings.checked` takes the arguments as the user gave them. It returns plain, frozen values, so no other module checks them
-again. An error names the argument and its value. Where the standard library refuses the same argument, the error has its words.
+`Settings.checked` takes the arguments as the user gave them. It returns plain, frozen values, so no other
+module checks them again. An error names the argument and its value. Where the standard library refuses the
+same argument, the error has its words.
 """
 
 from __future__ import annotations

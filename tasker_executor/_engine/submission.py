@@ -1,0 +1,139 @@
+"""The long way of a submission, and the way of `run_now` without a reserve.
+
+`ResourceExecutor.submit` queues a plain task in line. All that it leaves out is here: options, the bound of
+the queue, observers, a task that runs in its submitter's thread, and refusals.
+
+**Errors lead to frames.** A task that runs in the thread of its submitter has our frames below it. Its error
+refers to them for as long as the user keeps it: by the traceback, and by `f_back`. So each of our frames
+deletes the executor, the arguments and the future before it ends, or `drop_frames` clears it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from .._options import TaskOptions
+from .._report import function_name, must_escape
+from ..exceptions import QueueFull, TaskCancelled
+from ..observers import TaskEvent
+from .admission import Ticket
+from .calls import WithoutResource, bind, drop_frames, new_task
+from .core import Core
+from .current import Caller, current
+from .resources import ResourcePool
+from .settings import OnFull
+from .state import State
+from .task import RUNNING, TaskFuture
+
+__all__ = ["enqueue", "run_now"]
+
+T = TypeVar("T")
+
+#: The files of the frames between `enqueue` and a task that runs in its submitter's thread.
+_OUR_FILES = {__file__, bind.__code__.co_filename, ResourcePool.run.__code__.co_filename}
+
+
+def enqueue(
+    core: Core, on_full: OnFull, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
+) -> Future[T]:
+    """Queue a task with these options and return its future. Raises RuntimeError and QueueFull, as `submit`."""
+    if core.life.state:
+        raise core.refuse()
+    call = bind(fn, kwargs) if kwargs else fn
+    if not options.pass_resource and core.source is not None:
+        call = WithoutResource(call)
+    lane = core.lanes.priority if options.priority else core.lanes.normal
+    future = new_task(call, args, lane, core.propagate_context)
+    deadline = None
+    if options.max_retries is not None or options.start_within is not None:
+        sidecar = future._observe()
+        assert sidecar is not None
+        sidecar.max_retries = options.max_retries
+        if options.start_within is not None:
+            sidecar.deadline = deadline = future._submitted + options.start_within
+
+    admission = core.admission
+    if admission.limit is None or current.owner is core:  # a worker must not wait for itself
+        lane.append(future)
+    else:
+        ticket = Ticket()
+        try:
+            let_in = admission.enter(ticket, block=on_full == "block")
+            if let_in:
+                lane.append(future)
+        finally:
+            try:
+                admission.leave(ticket)
+            except BaseException:  # a signal handler raised: a place that stays reserved would close the door
+                admission.leave(ticket)
+                raise
+        if not let_in:
+            if on_full == "raise":
+                raise QueueFull(
+                    f"executor {core.name!r}: {admission.limit} tasks wait already, and that is the limit (max_queued)"
+                )
+            try:
+                return _run_in_caller(core, future, fn, args, kwargs, options)
+            finally:
+                del core, future, fn, call, args, kwargs  # see "Errors lead to frames"
+    if core.idle.line:
+        core.wake(future)
+    if deadline is not None:
+        core.deadlines.watch(future, deadline)
+    if core.hub.hears("task_submitted"):
+        core.hub.tell("task_submitted", TaskEvent(core.name, id(future), function_name(fn), lane.name))
+    return future
+
+
+def _run_in_caller(
+    core: Core,
+    future: TaskFuture[T],
+    fn: Callable[..., T],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: TaskOptions,
+) -> Future[T]:
+    """Run the task in this thread, because the queue is full, and return its future.
+
+    What the task raises is its result, as on a worker. But on the main thread Ctrl-C and SystemExit are the
+    program's, and may come from a signal handler. So they end the task and are raised here, too.
+    """
+    executor = core.name
+    future._status = RUNNING
+    value: T | None = None
+    error: BaseException | None = None
+    try:
+        value = run_now(core, fn, args, kwargs, options)
+    except BaseException as raised:
+        error = drop_frames(raised, _OUR_FILES)
+    finally:  # see "Errors lead to frames"
+        name = function_name(fn)
+        del core, fn, args, kwargs
+    try:
+        if error is not None and not isinstance(error, TaskCancelled):
+            future._arm(executor, name, error)
+        future._finish(value, error)
+        if isinstance(error, (KeyboardInterrupt, SystemExit)) and must_escape(error):
+            future._note_retrieved()
+            raise error
+        return future
+    finally:
+        del future, value, error
+
+
+def run_now(core: Core, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> T:
+    """Run a task in this thread, with a resource of the reserve if there is one, and return its result."""
+    pool = core.reserve
+    if core.life.state is not State.RUNNING:
+        raise core.refuse()
+    if pool is None:
+        before, current.here.holder = current.here.holder, Caller(core, core.life.killed, fn)
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            current.here.holder = before
+    if not options.pass_resource:
+        fn = WithoutResource(fn)
+    return pool.run(fn, args, kwargs, options.max_retries)
