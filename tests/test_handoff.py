@@ -18,6 +18,7 @@ from tasker_executor import ResourceExecutor
 from tasker_executor._engine import handoff as _handoff
 from tasker_executor._engine import worker as _worker
 from tasker_executor._engine.handoff import LIMIT, Handoff, HandoffLost, give_back
+from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._sync import clock
 
 pytestmark = pytest.mark.skipif(not Handoff.supported, reason="needs Linux, and a GIL")
@@ -147,7 +148,7 @@ def test_of_two_who_come_at_once_to_a_watched_task_one_waits_in_another_way(
             second.append(ask(future))
             handoff_in_use(future)
 
-    monkeypatch.setattr("tasker_executor._engine.task.borrow", borrow_late)
+    monkeypatch.setattr("tasker_executor._engine.waiting.borrow", borrow_late)
     ask(future)
     eventually(lambda: permits_of(future) is not None, "the first to wait")
 
@@ -511,7 +512,7 @@ def test_a_clock_that_stands_still_ends_a_timeout_all_the_same(busy: ResourceExe
     _handoff.borrow(loan)
     try:
         with pytest.raises(FutureTimeoutError):
-            future._observe().await_handoff(loan[0], 0.01, lambda: 0.0)
+            await_handoff(future._observe(), loan[0], 0.01, lambda: 0.0)
     finally:
         give_back(loan)
 

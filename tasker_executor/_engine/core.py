@@ -62,8 +62,9 @@ from .resources import (
     is_in_use,
     join_aborts,
 )
+from .sidecar import holds_task_lock, must_go_on
 from .state import State
-from .task import WITHDRAWN, Sidecar, TaskFuture
+from .task import WITHDRAWN, TaskFuture
 from .threads import CannotStart, Endings, make_thread, start_thread
 from .timer import Supervisor
 from .worker import Worker
@@ -353,16 +354,14 @@ class Core:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):  # the submission itself
             frame = frame.f_back
+        if holds_task_lock(frame):
+            return False
         nested = False
         while frame is not None:
             code = frame.f_code
             if code is start_thread.__code__:
                 return False
-            if code.co_filename.startswith(_PACKAGE):
-                nested = True
-                sidecars: list[Any] = [value for value in frame.f_locals.values() if isinstance(value, Sidecar)]
-                if any(sidecar._is_owned() for sidecar in sidecars):
-                    return False
+            nested = nested or code.co_filename.startswith(_PACKAGE)
             frame = frame.f_back
         if nested:
             if self._holds_a_lock():
@@ -1140,19 +1139,12 @@ class Core:
             raise ShutdownTimeout(self._what_still_runs(timeout))
 
     def _interrupted(self) -> bool:
-        """Is this a signal handler that has interrupted its thread while that held a lock which workers need to end?
+        """Return whether this is a signal handler whose thread must go on before the workers can end.
 
-        `_is_owned` is private, but Condition relies on it. Of the locks of futures nobody keeps a list; but what holds one is a
-        function of their module.
+        The thread holds one of the locks that they need, or has yet to tell the threads that wait for a task.
         """
-        if self._holds_a_lock():
-            return True
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            if frame.f_code.co_filename == TaskFuture.result.__code__.co_filename:
-                return frame.f_code.co_name not in ("_call", "_call_each")  # they call done-callbacks, with no lock held
-            frame = frame.f_back
-        return False
+        frame = sys._getframe(1)
+        return self._holds_a_lock() or holds_task_lock(frame) or must_go_on(frame)
 
     def _holds_a_lock(self) -> bool:
         """Does this thread hold one of the locks that workers need?"""

@@ -53,6 +53,7 @@ from ..stats import WorkerInfo
 from .current import current
 from .recorder import LULL, Outcome, TaskLog
 from .resources import End, Holding, UnfitResource, note_giving_up
+from .sidecar import locks_task
 from .state import State
 from .task import FINISHED, RUNNING, TaskFuture
 from .threads import make_thread
@@ -549,6 +550,7 @@ class Worker:
             future._context,
         )
 
+    @locks_task
     def _judge(
         self, future: TaskFuture[Any], lane: Lane, error: BaseException, start: float, end: float
     ) -> tuple[End | None, bool]:

@@ -20,7 +20,8 @@ import pytest
 from support import DEADLINE, Gate, MakePool, eventually
 from tasker_executor import ResourceExecutor
 from tasker_executor._engine.lanes import Lane
-from tasker_executor._engine.task import WITHDRAWN, Sidecar, TaskFuture, _first
+from tasker_executor._engine.sidecar import firsts
+from tasker_executor._engine.task import WITHDRAWN, Sidecar, TaskFuture
 
 Listen = Callable[[Future[Any]], Any]
 
@@ -150,7 +151,7 @@ def test_a_result_that_comes_at_the_moment_of_the_timeout_is_returned(monkeypatc
         def release(self) -> None:
             pass
 
-    monkeypatch.setattr("tasker_executor._engine.task.allocate_lock", Permit)
+    monkeypatch.setattr("tasker_executor._engine.waiting.allocate_lock", Permit)
 
     assert future.result(0) == "in time"
 
@@ -1001,7 +1002,7 @@ def test_an_observer_that_a_garbage_collection_lets_in_shares_the_sidecar(make_p
 
         assert future._sidecar is first
         assert others in ([], [None, first])
-        assert future not in _first
+        assert future not in firsts
     assert len(hoard) == 8 * 200
 
 
