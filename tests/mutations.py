@@ -422,6 +422,35 @@ MUTATIONS = [
     ),
     # -- the herald
     Mutation(
+        "a handler that interrupted its thread under the lock of a task does not wait at the door",
+        "_engine/sidecar.py",
+        "if isinstance(value, Sidecar) and value._is_owned():",
+        "if False:",
+        "admission task",
+    ),
+    Mutation(
+        "a handler does not wait for a thread that its own is about to tell",
+        "_engine/sidecar.py",
+        "        if frame.f_code in _locking:\n            return True",
+        "        if False:\n            return True",
+        "interrupts_futures shutdown",
+    ),
+    Mutation(
+        "a done-callback may shut down and wait",
+        "_engine/sidecar.py",
+        "        if frame.f_code in _calling:\n            return False",
+        "        if False:\n            return False",
+        "shutdown task",
+    ),
+    Mutation("a pop and a store are one step", "_sync.py", "next(map(store, iter(pop, None)))", "store(pop())", "sync"),
+    Mutation(
+        "a call and the store of its result are one step",
+        "_sync.py",
+        "results.extend(starmap(function, (args,)))",
+        "results.append(function(*args))",
+        "sync",
+    ),
+    Mutation(
         "a worker leaves the callbacks of a settled task to the thread that settled it",
         "_engine/task.py",
         "sidecar.concluding = mine = True  # callbacks run",

@@ -12,10 +12,10 @@ PACKAGE = "tasker_executor"
 FOLDER = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
-    {"exceptions", "_types", "_sync", "_engine.__init__", "_engine.state", "_engine.handoff"},
-    {"_report", "_engine.threads", "_engine.sidecar"},
-    {"stats", "_checks", "_engine.lanes", "_engine.callbacks", "_engine.unretrieved"},
-    {"policies", "observers", "_options", "_engine.current"},
+    {"exceptions", "_types", "_sync", "_engine.__init__", "_engine.state"},
+    {"_report", "_engine.threads", "_engine.handoff"},
+    {"stats", "_checks", "_engine.sidecar", "_engine.unretrieved"},
+    {"policies", "observers", "_options", "_engine.current", "_engine.lanes", "_engine.callbacks"},
     {"_engine.waiting", "_engine.resources", "_engine.recorder", "_engine.admission", "_engine.outage"},
     {"_engine.task"},
     {"_engine.worker", "_engine.timer"},
