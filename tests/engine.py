@@ -38,8 +38,10 @@ from tasker_executor._engine.recorder import Histogram, Outcome, Recorder, TaskL
 from tasker_executor._engine.resources import End, Holding, ResourcePool, ResourceSource, UnfitResource, join_aborts
 from tasker_executor._engine.scaler import Alarm
 from tasker_executor._engine.state import State
+from tasker_executor._engine.sidecar import firsts as first_of
+from tasker_executor._engine.sidecar import holds_task_lock, must_go_on
 from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, WITHDRAWN, Sidecar, TaskFuture
-from tasker_executor._engine.task import _first as first_of
+from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
 from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.worker import Worker
@@ -85,6 +87,7 @@ __all__ = [
     "admission_of",
     "alarm_of",
     "ask_to_leave",
+    "await_handoff",
     "bounds_of",
     "busy_workers",
     "check_books",
@@ -105,6 +108,7 @@ __all__ = [
     "handoff_module",
     "herald_of",
     "hold_back_submitters",
+    "holds_task_lock",
     "idle_stack",
     "idle_workers",
     "install_lane",
@@ -121,6 +125,7 @@ __all__ = [
     "living_holdings",
     "make_thread",
     "may_retire",
+    "must_go_on",
     "name_of",
     "normal_lane",
     "note_may_retire",
@@ -728,7 +733,7 @@ def patch_new_task(monkeypatch: pytest.MonkeyPatch, kind: type[TaskFuture[Any]])
 
 def patch_permit_of_wait(monkeypatch: pytest.MonkeyPatch, permit: Callable[[], object]) -> None:
     """Let a thread that waits for a task wait for such a permit."""
-    monkeypatch.setattr("tasker_executor._engine.task.allocate_lock", permit)
+    monkeypatch.setattr("tasker_executor._engine.waiting.allocate_lock", permit)
 
 
 def patch_door_lock(monkeypatch: pytest.MonkeyPatch, permit: Callable[[], object]) -> None:
@@ -738,4 +743,4 @@ def patch_door_lock(monkeypatch: pytest.MonkeyPatch, permit: Callable[[], object
 
 def patch_borrow(monkeypatch: pytest.MonkeyPatch, borrow: Callable[..., object]) -> None:
     """Let a thread that waits for a task borrow its handoff by that function."""
-    monkeypatch.setattr("tasker_executor._engine.task.borrow", borrow)
+    monkeypatch.setattr("tasker_executor._engine.waiting.borrow", borrow)

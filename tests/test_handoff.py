@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from engine import LIMIT, Handoff, HandoffLost, give_back, patch_borrow, patch_worker_clock
+from engine import LIMIT, Handoff, HandoffLost, await_handoff, give_back, patch_borrow, patch_worker_clock
 from engine import handoff_module as _handoff
 from support import DEADLINE, Gate, MakePool, eventually, run_python, switch_interval
 from tasker_executor import ResourceExecutor
@@ -510,7 +510,7 @@ def test_a_clock_that_stands_still_ends_a_timeout_all_the_same(busy: ResourceExe
     _handoff.borrow(loan)
     try:
         with pytest.raises(FutureTimeoutError):
-            future._observe().await_handoff(loan[0], 0.01, lambda: 0.0)
+            await_handoff(future._observe(), loan[0], 0.01, lambda: 0.0)
     finally:
         give_back(loan)
 

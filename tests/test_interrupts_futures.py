@@ -1,4 +1,4 @@
-"""An error thrown in at every point of what is done with a future: the task, and all who wait for it, come to their end.
+"""An error thrown in at every point of a call of a future: the task, and all threads that wait for it, come to their end.
 
 `concurrent.futures.wait` and `as_completed` hold the conditions of all their futures for a moment. An error that is thrown in
 while they acquire or release those leaves some of them acquired, with any executor's futures. So these two are asked here for
@@ -238,3 +238,58 @@ def test_a_worker_leaves_the_callbacks_of_a_settled_task_to_the_thread_that_sett
 
     assert threads == [threading.get_ident()]
     story.check()
+
+
+# -- a signal handler that shuts down and waits
+
+
+@pytest.mark.parametrize("name, state", [(name, state) for name, state in CASES if state != "cancelled"])
+def test_a_signal_handler_in_a_call_of_a_future_may_shut_down_and_wait(name: str, state: str) -> None:
+    def act(story: Story) -> None:
+        story.gate.release()  # or the task that holds it would be waited for, and rightly
+        story.pool.shutdown(timeout=DEADLINE)
+
+    number = 1
+    where: str | None = ""
+    while where is not None:
+        story = Story(state)
+        point = AtPoint(number, partial(act, story))
+        with point:
+            try:
+                CALLS[name](story.future)
+            except EXPECTED:
+                pass
+        where = point.where
+        story.check()
+        number += 1
+    assert number > 2
+
+
+def test_a_signal_handler_does_not_wait_for_a_thread_that_its_own_is_about_to_tell() -> None:
+    # 1. A task of one executor waits for a task of another. 2. That one is cancelled; the canceller has stored its verdict, and
+    # has yet to tell. 3. A signal handler, on the canceller's thread, shuts the first executor down.
+    number, settled = 1, 0
+    where: str | None = ""
+    while where is not None:
+        story = Story("waiting")
+        other: ResourceExecutor[None] = ResourceExecutor(1)
+        asker = other.submit(story.ask)
+        while not is_waited_for(story.future):
+            threading.Event().wait(0.0001)
+        task: Any = story.future
+        too_early: list[bool] = []
+
+        def act(other: ResourceExecutor[None] = other, task: Any = task, too_early: list[bool] = too_early) -> None:
+            too_early.append(task._sidecar.verdict is None)  # then it would wait for what its own thread has yet to do
+            other.shutdown(not too_early[0], timeout=DEADLINE)
+
+        point = AtPoint(number, act)
+        with point:
+            story.future.cancel()
+        settled += too_early == [False]
+        where = point.where
+        other.shutdown(timeout=DEADLINE)
+        assert asker.done()
+        story.check()
+        number += 1
+    assert settled > 10

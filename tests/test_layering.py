@@ -12,17 +12,16 @@ PACKAGE = "tasker_executor"
 FOLDER = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
-    {"exceptions", "_types", "_sync", "_engine.__init__", "_engine.state", "_engine.handoff"},
-    {"_report", "_engine.threads"},
-    {"stats", "_checks"},
-    {"policies", "observers", "_options", "_map", "_engine.current"},
-    {"_engine.settings"},
-    {"_engine.task", "_engine.lanes", "_engine.resources", "_engine.recorder", "_engine.admission", "_engine.outage"},
-    {"_engine.calls"},
+    {"exceptions", "_types", "_sync", "_engine.__init__", "_engine.state"},
+    {"_report", "_engine.threads", "_engine.handoff"},
+    {"stats", "_checks", "_engine.sidecar", "_engine.unretrieved"},
+    {"policies", "observers", "_options", "_engine.current", "_engine.lanes", "_engine.callbacks"},
+    {"_engine.waiting", "_engine.resources", "_engine.recorder", "_engine.admission", "_engine.outage"},
+    {"_engine.task"},
     {"_engine.worker", "_engine.timer"},
-    {"_engine.core", "_base", "recording"},
-    {"_executor", "_telemetry", "simulation"},
-    {"testing", "prometheus", "opentelemetry", "monitor", "plot", "dask"},
+    {"_engine.core", "_base"},
+    {"_executor", "_telemetry"},
+    {"testing", "simulation", "tracing", "prometheus", "opentelemetry", "monitor", "plot", "dask"},
     {"__init__"},
 ]
 EXTRAS = {"prometheus", "opentelemetry", "monitor", "plot", "dask"}

@@ -118,7 +118,7 @@ class RacedLane(Lane):
     def popleft(self) -> TaskFuture[Any]:
         if self.on_pop is not None:
             self.on_pop()
-        future = super().popleft()
+        future: TaskFuture[Any] = super().popleft()
         if self.on_popped is not None:
             self.on_popped()
         return future
@@ -844,7 +844,7 @@ def test_a_worker_that_loses_the_race_for_a_task_takes_the_next(make_pool: MakeP
             if not raced:
                 raced.append("lost")
                 raise IndexError("pop from an empty deque")
-            return super().popleft()
+            return super().popleft()  # type: ignore[no-any-return]  # a task
 
     use_lane(pool, Raced)
 

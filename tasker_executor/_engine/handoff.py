@@ -1,33 +1,38 @@
 """Handoff: wake a thread, and let it have the interpreter in the same step.
 
-Who releases a lock keeps the GIL. A thread that slept on that lock begins to run, finds the GIL taken, and goes back to sleep
-until the waker blocks: for a caller that waits for one task, and the worker that runs it, that makes six switches of threads.
-A write to an eventfd is made without the GIL, so the thread that it wakes can find that free: two switches, and on one CPU half
-of the time. Mach called it handoff scheduling: the waker gives its turn to whom it wakes.
+A thread that releases a lock keeps the GIL. The thread that slept on that lock begins to run, finds the GIL
+taken, and goes back to sleep until the waker blocks. For a caller that waits for one task, and the worker
+that runs it, that makes 6 switches of threads. A write to an eventfd is made without the GIL, so the thread
+that it wakes can find the GIL free. That makes 2 switches, and on one CPU takes half of the time. Mach called
+it handoff scheduling: the waker gives its turn to the thread that it wakes.
 
-That suits a waker that has nothing else to do. One with a full lane would be interrupted after each task: there, use a lock.
+That suits a waker that has nothing else to do. A worker with a full lane would be interrupted after each
+task: there, use a lock.
 
-**A file descriptor is a number, and any code of the process may close it.** The next file that is opened may get the number.
-Eight bytes of ours have no business in a file of the user's. Three things stand between:
+**A file descriptor is a number, and any code of the process may close it.** The next file that is opened may
+get the number. Eight bytes of ours must not end up in a file of the user's. Three things prevent that:
 
-- The number is a high one. The kernel gives out the lowest that is free, so a file that is closed twice is never ours, and the
-  next file that is opened does not get our number.
-- Each eventfd bears a mark, and before every write and close we look whether the file with that number bears it. The mark is
-  the number of the signal that the kernel would send if the file were in asynchronous mode (``F_SETSIG``), which it never is.
-  It is kept with the open file, and is 0 in a file that did not set it. (``fstat`` takes longer, and all eventfds have the same
-  inode.)
-- Before every read we look whether the number is inheritable, as one is that `os.dup2` has given to another file. The mark
-  would say more; but to look at it lets the interpreter go, and the worker would wake up for nothing.
+- The number is a high one. The kernel gives out the lowest free number. So a file that is closed twice is
+  never ours, and the next file that is opened does not get our number.
+- Each eventfd bears a mark. Before every write and close we look whether the file with that number bears it.
+  The mark is the number of the signal that the kernel would send if the file were in asynchronous mode
+  (``F_SETSIG``), which it never is. The kernel keeps it with the open file; it is 0 in a file that did not
+  set it. (``fstat`` takes longer, and all eventfds have the same inode.)
+- Before every read we look whether the number is inheritable. It is if `os.dup2` has given it to another
+  file. The mark would say more. But a look at the mark releases the GIL, and the worker would wake up for
+  nothing.
 
-A handoff whose number is another's by now is *lost*: it is thrown away, and the thread waits in the slower way.
+A handoff whose number belongs to another file is *lost*: it is thrown away, and the thread waits on a lock
+instead.
 
-A thread that already sleeps when its descriptor is closed cannot be woken by it any more. With a timeout it looks for itself,
-once a second; without one it sleeps on. To sleep by `poll` or by an epoll in every case was tried: each system call that lets
-the interpreter go, while the worker waits for that, may make the threads switch once more, and a lone task took 1.4 times as
-long.
+A thread that already sleeps when its descriptor is closed cannot be woken by it any more. With a timeout it
+looks for itself, once a second; without one it sleeps on. To sleep by `poll` or by an epoll in every case was
+tried, and a lone task took 1.4 times as long. For each system call that releases the GIL, while the worker
+waits for the GIL, may switch threads once more.
 
-`LIMIT` handoffs are made at most, lent out again and again, and closed when nobody refers to them any more. A wake-up may come
-late, and then wakes the next borrower for nothing; so all who wait look again whether what they wait for has come.
+At most `LIMIT` handoffs are made. They are lent out again and again, and closed when the last reference to
+them goes. A wake-up may come late, and then wakes the next borrower for nothing. So each thread that waits
+looks again whether what it waits for has come.
 """
 
 from __future__ import annotations
@@ -44,6 +49,7 @@ from itertools import count
 from typing import Any
 
 from .process import after_fork_in_child
+from .._sync import pop_into
 
 if sys.platform == "linux":
     import fcntl
@@ -54,14 +60,15 @@ __all__ = ["LIMIT", "Handoff", "HandoffLost", "borrow", "discard", "give_back", 
 _start_new_thread = _thread.start_new_thread
 _poll: Callable[[], Any] = getattr(select, "poll", object)  # eventlet takes it away
 
-#: So many threads, at most, wait in this way at the same time.
+#: At most 8 threads wait in this way at the same time.
 LIMIT = 8
 
 
 def refuse_late_patching() -> None:
     """Raise RuntimeError if a library has replaced threads and locks since this package was imported.
 
-    Our locks would be those of real threads, and our workers would be green: the first wait would stop them all.
+    Our locks would be those of real threads, and our workers would be green threads. The first wait would
+    stop them all.
     """
     if _thread.start_new_thread is not _start_new_thread or _thread.allocate_lock is not allocate_lock:
         raise RuntimeError(
@@ -71,7 +78,7 @@ def refuse_late_patching() -> None:
 
 
 def _high_number() -> int:
-    """Return the least number that a descriptor of ours may have: so high that files do not come there by themselves."""
+    """Return the least number that a descriptor of ours may have. The kernel gives out lower ones first."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 4096 if limit == resource.RLIM_INFINITY else min(limit // 2, 4096)
 
@@ -81,11 +88,11 @@ class HandoffLost(Exception):
 
 
 class Handoff:
-    """One waiter at a time, woken by any thread, any number of times, perhaps for nothing."""
+    """Wakes one waiter at a time, from any thread, any number of times, perhaps for nothing."""
 
     lost = False  # thrown away
-    #: Elsewhere there are no eventfds. Without a GIL there is nothing to hand over, and green threads (gevent, eventlet) share
-    #: one real one, which must not sleep.
+    #: Other systems have no eventfds. Without a GIL there is nothing to hand over. Green threads (gevent,
+    #: eventlet) share one real thread, which must not sleep.
     supported = (
         sys.platform == "linux"
         and hasattr(os, "eventfd")
@@ -95,8 +102,8 @@ class Handoff:
     )
 
     if sys.platform == "linux":
-        # Bound when the class is made, as are the defaults below: tests replace `os` in modules (pyfakefs), and libraries of
-        # green threads take `poll` away.
+        # Bound when the class is made, as are the defaults below: tests replace `os` in modules (pyfakefs),
+        # and libraries of green threads take `poll` away.
         _marks = count()
         _eventfd = -1
         _mark = 0
@@ -119,7 +126,7 @@ class Handoff:
             self._poll.register(self._eventfd, select.POLLIN)
 
         def _check(self, control: Callable[..., int] = fcntl.fcntl, get_mark: int = fcntl.F_GETSIG) -> None:
-            """Raise HandoffLost if the number is not that of our file any more."""
+            """Raise HandoffLost if the number is no longer that of our file."""
             try:
                 if control(self._eventfd, get_mark) == self._mark:
                     return
@@ -134,10 +141,10 @@ class Handoff:
                     self._check()
                 except HandoffLost:
                     return
-                close(self._eventfd)  # a thread that is about to give has a reference
+                close(self._eventfd)  # not too early: a thread that is about to give has a reference
 
         def give(self, write: Callable[[int, int], None] = os.eventfd_write) -> None:
-            """Wake the thread that waits, now or next. Raises HandoffLost."""
+            """Wake the thread that waits now, or the next one that will. Raises HandoffLost."""
             self._check()
             write(self._eventfd, 1)
 
@@ -147,9 +154,9 @@ class Handoff:
             read: Callable[[int, int], bytes] = os.read,
             inheritable: Callable[[int], bool] = os.get_inheritable,
         ) -> bool:
-            """Sleep until a thread gives, for `timeout` seconds at most, rounded up to milliseconds; tell whether one did.
+            """Sleep until a thread gives, for at most `timeout` seconds. Return whether one did.
 
-            Raises HandoffLost.
+            The timeout is rounded up to milliseconds. Raises HandoffLost.
             """
             if timeout is not None and not self._poll.poll(1000.0 * timeout):
                 return False
@@ -181,24 +188,25 @@ class Handoff:
         def renew(self) -> None: ...
 
 
-#: All that were made and are not lost; and those of them that are not lent out.
+#: All handoffs that were made and are not lost; and those of them that are not lent out.
 _made: list[Handoff] = []
 _free: list[Handoff] = []
 
-#: Ends a loan: `give_back(loan)`, with the list that `borrow` has filled. Twice does no harm if the list is empty by then.
+#: End a loan: `give_back(loan)`, with the list that `borrow` has filled. A second call does no harm if the
+#: list is empty by then.
 give_back: Callable[[list[Handoff]], None] = _free.extend
 
 
 def borrow(loan: list[Handoff]) -> None:
-    """Append one that nobody has to `loan`, unless all are lent out, or there are none on this system.
+    """Append a free handoff to `loan`. Append none if all are lent out, or this system has none.
 
-    Not returned, since Ctrl-C may come before the caller has stored what a function returns.
+    It is not returned: Ctrl-C may come before the caller has stored what a function returns.
     """
     try:
-        next(map(loan.append, iter(_free.pop, None)))  # in one step of the interpreter
-        while loan[0].lost:  # since its last borrower gave it back
+        pop_into(_free.pop, loan.append)
+        while loan[0].lost:  # it was thrown away after its last borrower had given it back
             loan.clear()
-            next(map(loan.append, iter(_free.pop, None)))
+            pop_into(_free.pop, loan.append)
     except IndexError:
         if Handoff.supported and len(_made) < LIMIT:
             _make(loan)
@@ -215,7 +223,7 @@ def _make(loan: list[Handoff]) -> None:
 
 
 def discard(handoff: Handoff) -> bool:
-    """Throw it away; another one may be made in its place. False: another thread has done so."""
+    """Throw `handoff` away, so that another one may be made. Return False if another thread has done so."""
     try:
         _made.remove(handoff)
     except ValueError:

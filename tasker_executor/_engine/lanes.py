@@ -1,30 +1,37 @@
 """The two lanes that tasks wait in, and what is known of them without a lock.
 
-A lane is a deque: `append`, `appendleft` and `popleft` are atomic, and whoever pops a task owns it. A task that is settled
-while it waits (cancelled, expired) stays in its lane as a tombstone until somebody pops it; the lane counts its tombstones, so
-that `waiting` is exact all the same.
+A lane is a deque. `append`, `appendleft` and `popleft` are atomic, and the thread that pops a task owns it. A
+task that is settled while it waits (cancelled, expired) stays in its lane as a tombstone, until a thread pops
+it. The lane counts its tombstones, so that `waiting` is exact all the same.
+
+A lane is below the tasks in it: a `TaskFuture` knows its lane.
 """
 
 from __future__ import annotations
 
+from _thread import LockType
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from operator import attrgetter
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .._sync import in_one_step
+from .sidecar import Sidecar
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .core import Core
-    from .task import Sidecar, TaskFuture
-
-__all__ = ["Lane", "Lanes"]
+__all__ = ["Lane", "Lanes", "Owner"]
 
 _submitted = attrgetter("_submitted")
+
+
+class Owner(Protocol):
+    """The executor whose tasks wait in a lane: what the tasks themselves want of it."""
+
+    @property
+    def name(self) -> str: ...
+    def wait_inside(self, future: Any, permit: LockType, timeout: float | None) -> bool: ...
 
 
 class _Closed:
@@ -36,24 +43,24 @@ class _Closed:
         self.name = name
 
 
-def _ignore(_: TaskFuture[Any]) -> None:
-    """Nobody is there any more to whom it would matter."""
+def _ignore(_: object) -> None:
+    """Do nothing: no executor is left that a settled task matters to."""
 
 
-class Lane(deque["TaskFuture[Any]"]):
-    """One lane, first in first out."""
+class Lane(deque[Any]):
+    """One lane, first in first out. It holds tasks."""
 
     __slots__ = ("_lock", "cancelled", "name", "on_settled", "owner", "priority", "settled_failed", "tombstones", "withdrawn")
 
-    def __init__(self, name: str, owner: Core, on_settled: Callable[[TaskFuture[Any]], None]) -> None:
+    def __init__(self, name: str, owner: Owner, on_settled: Callable[[Any], None]) -> None:
         super().__init__()
         self.name = name
-        self.owner: Any = owner  # the core; once that is closed, its name
+        self.owner: Any = owner  # once the executor is closed, its name alone
         self.priority = name == "priority"
-        #: Called, under no lock, when a task of this lane was settled before it started.
+        #: Called with each task of this lane that was settled before it started. No lock is held.
         self.on_settled = on_settled
-        # Guards the three counters. A leaf: nothing else is acquired while it is held. Reentrant, for signal handlers that
-        # cancel.
+        # Guards the four counters. A leaf: nothing else is acquired while it is held. Reentrant, for signal
+        # handlers that cancel.
         self._lock = RLock()
         self.tombstones = 0
         self.cancelled = 0
@@ -61,7 +68,7 @@ class Lane(deque["TaskFuture[Any]"]):
         self.withdrawn = 0
 
     def count_tombstone(self, sidecar: Sidecar, *, cancelled: bool, withdrawn: bool) -> None:
-        """A waiting task was settled: cancelled, withdrawn or failed. It is still in the deque.
+        """Count a waiting task that was settled: cancelled, withdrawn or failed. It is still in the deque.
 
         Counts each once. Ctrl-C cannot come between the steps, as none of them is a call.
         """
@@ -74,65 +81,66 @@ class Lane(deque["TaskFuture[Any]"]):
                 sidecar.counted = True
 
     def detach(self) -> None:
-        """The executor is closed: the futures that its user keeps shall not keep it alive through their lane."""
+        """Let go of the executor, which is closed. A future that is kept must not keep it alive."""
         self.owner = _Closed(self.owner.name)
         self.on_settled = _ignore
 
-    def snapshot(self) -> tuple[TaskFuture[Any], ...]:
-        """Those that are in the lane, tombstones included."""
+    def snapshot(self) -> tuple[Any, ...]:
+        """Return the tasks that are in the lane, tombstones included."""
         while True:
             try:
                 return tuple(self)
-            except RuntimeError:  # without the GIL, somebody may come in between
+            except RuntimeError:  # without the GIL, another thread may change the lane at this moment
                 pass
 
-    def withdraw(self, future: TaskFuture[Any], taken: list[object]) -> None:
-        """Take this task out and put it into `taken`, in one step of the interpreter. Nothing, if another has popped it."""
+    def withdraw(self, task: Any, taken: list[object]) -> None:
+        """Move `task` from the lane into `taken`, in one step. Do nothing if it was popped already."""
         try:
-            in_one_step(partial(self.remove, future), partial(taken.append, future))
+            in_one_step(partial(self.remove, task), partial(taken.append, task))
         except ValueError:
             pass
 
     def count_failed(self, sidecar: Sidecar) -> None:
-        """A task of this lane that was popped already gets an error without being run (again). Count it once."""
+        """Count a task that was popped, and gets an error without being run (again). Counts each once."""
         with self._lock:
             if not sidecar.counted:
                 self.settled_failed += 1
                 sidecar.counted = True
 
     def drop_tombstone(self, sidecar: Sidecar) -> None:
-        """A tombstone was popped. Count that once."""
+        """Count off a tombstone that was popped. Counts each once."""
         with self._lock:
             if not sidecar.dropped:
                 self.tombstones -= 1
                 sidecar.dropped = True
 
     def waiting(self) -> int:
-        """How many tasks wait here. In passing, one may be missed; none is counted that does not wait."""
+        """Return how many tasks wait here. Never too many; a task that is being popped may be missed."""
         tombstones = self.tombstones  # first: a worker pops a tombstone before it takes it off the count
         return max(0, len(self) - tombstones)
 
     def oldest(self) -> float | None:
-        """When the task that has waited longest was submitted; None if none waits."""
+        """Return when the task that has waited longest was submitted; None if none waits."""
         try:
-            for future in self:
-                if not future.done():
-                    return future._submitted
+            for task in self:
+                if not task.done():
+                    return task._submitted  # type: ignore[no-any-return]  # a float
         except RuntimeError:  # a worker popped while we looked: what is at the head now will do
             try:
-                return self[0]._submitted
+                return self[0]._submitted  # type: ignore[no-any-return]  # a float
             except IndexError:
                 pass
         return None
 
     def submitted_since(self, moment: float) -> int:
-        """How many of those in the lane were submitted at `moment` or later."""
+        """Return how many of the tasks in the lane were submitted at `moment` or later."""
         try:
             return len(self) - bisect_left(self, moment, key=_submitted)
         except IndexError:  # it shrank while we searched: workers are faster than arrivals
             return 0
 
     def reinit_after_fork(self) -> None:
+        """Replace the lock, which a thread of the parent may hold for ever."""
         self._lock = RLock()
 
 
@@ -141,24 +149,25 @@ class Lanes:
 
     __slots__ = ("normal", "priority")
 
-    def __init__(self, owner: Core, on_settled: Callable[[TaskFuture[Any]], None]) -> None:
+    def __init__(self, owner: Owner, on_settled: Callable[[Any], None]) -> None:
         self.normal = Lane("normal", owner, on_settled)
         self.priority = Lane("priority", owner, on_settled)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Lane]:
         yield self.priority
         yield self.normal
 
     def waiting(self) -> int:
-        """How many tasks wait, tombstones not counted."""
+        """Return how many tasks wait, tombstones not counted."""
         return self.priority.waiting() + self.normal.waiting()
 
     def look(self) -> bool:
-        """Is anything in the lanes? For decisions that race with a submitter.
+        """Return whether anything is in the lanes. For decisions that race with a submitter.
 
-        The submitter appends first and looks for idle workers afterwards; who goes to sleep or to the end makes that known
-        first and looks at the lanes afterwards: one of the two sees the other. Without the GIL a plain look is not ordered
-        after our own store; `rotate(0)` does nothing but passes through the deque's own lock, and that orders it.
+        The submitter appends first and looks for idle workers afterwards. A worker that goes to sleep or ends
+        makes that known first and looks at the lanes afterwards. So one of the two sees the other. Without
+        the GIL, a plain look is not ordered after our own store. `rotate(0)` does nothing, but it passes
+        through the deque's own lock, and that orders the two.
         """
         priority, normal = self.priority, self.normal
         priority.rotate(0)
@@ -166,11 +175,11 @@ class Lanes:
         return bool(priority or normal)
 
     def detach(self) -> None:
-        """The executor is closed. See `Lane.detach`."""
+        """Let go of the executor, which is closed. See `Lane.detach`."""
         self.normal.detach()
         self.priority.detach()
 
     def oldest(self) -> float | None:
-        """When the task that has waited longest was submitted; None if none waits."""
+        """Return when the task that has waited longest was submitted; None if none waits."""
         moments = [moment for lane in self if (moment := lane.oldest()) is not None]
         return min(moments, default=None)

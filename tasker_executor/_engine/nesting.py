@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
-from .sidecar import holds_task_lock
+from .sidecar import holds_task_lock, must_go_on
 from .threads import start_thread
 
 __all__ = ["Nesting"]
@@ -32,8 +32,12 @@ class Nesting:
         return any(lock._is_owned() for lock in self._locks())
 
     def must_not_join(self) -> bool:
-        """Return whether a signal handler has interrupted its thread while that held a lock which workers need to end."""
-        return self.holds_a_lock() or holds_task_lock(sys._getframe(1))
+        """Return whether this is a signal handler whose thread must go on before the workers can end.
+
+        The thread holds one of the locks that they need, or has yet to tell the threads that wait for a task.
+        """
+        frame = sys._getframe(1)
+        return self.holds_a_lock() or holds_task_lock(frame) or must_go_on(frame)
 
     def of_submission(self) -> bool | None:
         """Return how a submission is nested: None if it is not, True if its thread may block, False if it must not.

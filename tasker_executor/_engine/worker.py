@@ -48,6 +48,7 @@ from .lanes import Lane, Lanes
 from .recorder import LULL, Outcome, Recorder, TaskLog
 from .resources import End, Holding, ResourceSource, UnfitResource, note_giving_up
 from .settings import Settings
+from .sidecar import locks_task
 from .state import Lifecycle, State
 from .task import FINISHED, RUNNING, TaskFuture
 from .threads import make_thread
@@ -589,6 +590,7 @@ class Worker:
             task._context,
         )
 
+    @locks_task
     def _judge(
         self, task: TaskFuture[Any], lane: Lane, error: BaseException, start: float, end: float
     ) -> tuple[End | None, bool]:

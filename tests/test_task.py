@@ -5,20 +5,24 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import concurrent.futures
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError, as_completed, wait
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from engine import WITHDRAWN, Lane, Sidecar, TaskFuture, patch_permit_of_wait
-from engine import first_of as _first
+import tasker_executor
+from engine import WITHDRAWN, Lane, Sidecar, TaskFuture, holds_task_lock, must_go_on, patch_permit_of_wait
+from engine import first_of as firsts
 from support import DEADLINE, Gate, MakePool, eventually
 from tasker_executor import ResourceExecutor
 
@@ -1001,7 +1005,7 @@ def test_an_observer_that_a_garbage_collection_lets_in_shares_the_sidecar(make_p
 
         assert future._sidecar is first
         assert others in ([], [None, first])
-        assert future not in _first
+        assert future not in firsts
     assert len(hoard) == 8 * 200
 
 
@@ -1115,3 +1119,82 @@ def test_all_who_wait_without_a_limit_are_let_go(busy: ResourceExecutor[None], g
         waiter.join(DEADLINE)
 
     assert not any(waiter.is_alive() for waiter in waiters)
+
+
+# -- marks: what a signal handler must not wait for
+
+
+PACKAGE = Path(tasker_executor.__file__).parent
+
+
+def takes_a_sidecar(function: ast.FunctionDef, in_class: str) -> bool:
+    """Return whether the function itself has a ``with`` block that takes the lock of a task."""
+    return any(
+        isinstance(item.context_expr, ast.Name)
+        and (item.context_expr.id == "sidecar" or (in_class == "Sidecar" and item.context_expr.id == "self"))
+        for node in ast.walk(function)
+        if isinstance(node, ast.With)
+        for item in node.items
+    )
+
+
+def functions_that_take_a_sidecar() -> dict[str, bool]:
+    """Return by name whether each function of the package that takes the lock of a task is marked."""
+    found: dict[str, bool] = {}
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        scopes = [("", tree.body)] + [(node.name, node.body) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        for in_class, body in scopes:
+            for node in body:
+                if isinstance(node, ast.FunctionDef) and takes_a_sidecar(node, in_class):
+                    marks = [mark.id for mark in node.decorator_list if isinstance(mark, ast.Name)]
+                    found[f"{path.name}: {in_class}.{node.name}"] = "locks_task" in marks
+    return found
+
+
+def test_each_function_that_takes_the_lock_of_a_task_is_marked() -> None:
+    found = functions_that_take_a_sidecar()
+
+    assert [name for name, marked in found.items() if not marked] == []
+    assert {"task.py: TaskFuture._publish", "sidecar.py: Sidecar.is_news", "worker.py: Worker._judge"} <= set(found)
+
+
+class Asked:
+    """A waiter that asks, when it is told of a future, what a signal handler would be told in that moment."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[bool, bool]] = []
+
+    def add_result(self, future: object) -> None:
+        self.__call__(future)
+
+    def __call__(self, future: object) -> None:
+        self.answers.append((holds_task_lock(sys._getframe()), must_go_on(sys._getframe())))
+
+
+def test_a_waiter_is_told_under_the_lock_and_a_callback_is_called_under_none() -> None:
+    future, asked = task(), Asked()
+    with future._condition:
+        future._waiters.append(asked)
+    future.add_done_callback(asked)
+
+    future._finish("result", None)
+    future.add_done_callback(asked)
+
+    assert asked.answers == [(True, True), (False, False), (False, False)]
+
+
+def test_a_callback_that_is_called_in_the_middle_of_another_task_knows_of_that_lock() -> None:
+    # 1. A thread tells the waiters of a task, under its lock. 2. A signal handler asks another task to call it back.
+    future, other, asked = task(), task(), Asked()
+    other._finish("result", None)
+
+    class Handler:
+        def add_result(self, _: object) -> None:
+            other.add_done_callback(asked)
+
+    with future._condition:
+        future._waiters.append(Handler())
+    future._finish("result", None)
+
+    assert asked.answers == [(True, False)]

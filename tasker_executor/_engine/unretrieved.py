@@ -1,0 +1,48 @@
+"""The error of a task that no caller asked for: it is logged when the future is collected.
+
+asyncio does this for its futures. Without it, such an error would be lost.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from .._report import Logger
+
+__all__ = ["Unretrieved"]
+
+#: Errors of tasks that no caller asked for. A logger of its own, so that an application can silence it.
+lost_logger = Logger("tasker_executor.lost")
+
+
+class Unretrieved:
+    """Kept by the future of a task that raised, and by nothing else. Logs the error when the future goes.
+
+    It does not if a caller has asked for the error. An object of its own, because a finalizer on the future
+    would cost every task something.
+    """
+
+    __slots__ = ("error", "function", "name")
+
+    def __init__(self, name: str, function: str, error: BaseException) -> None:
+        self.name = name
+        self.function = function
+        self.error: BaseException | None = error
+
+    def __del__(self, logger: Logger = lost_logger, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self.error is None:
+            return
+        at_exit = exiting()  # then no traceback can be formatted
+        try:
+            logger.error(
+                "executor %r: task %s raised, and its exception was never retrieved",
+                self.name,
+                self.function,
+                exc_info=None if at_exit else self.error,
+                executor=self.name,
+                function=self.function,
+            )
+        except Exception:
+            if not at_exit:  # the modules may be empty by then: without the GIL they are
+                raise
