@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._engine.core import Core
-from ._engine.recorder import Histogram, Outcome
+from ._engine.histogram import Histogram
+from ._engine.recorder import Outcome
 from ._engine.state import State
 from ._sync import clock
 from .stats import ExecutorStats

@@ -30,7 +30,7 @@ from typing import Any
 from typing_extensions import override
 
 from ._engine.core import Core
-from ._engine.recorder import Histogram
+from ._engine.histogram import Histogram
 from ._executor import ResourceExecutor
 from ._telemetry import BOUNDS, DISTRIBUTIONS, MEASURES, Distribution, Measure, Reading, Watched, histograms
 

@@ -15,7 +15,7 @@ LAYERS = [
     {"exceptions", "_types", "_sync", "_engine.__init__", "_engine.state", "_engine.handoff"},
     {"_report", "_engine.threads"},
     {"stats", "_checks"},
-    {"policies", "observers", "_options", "_engine.current"},
+    {"policies", "observers", "_options", "_engine.current", "_engine.histogram"},
     {"_engine.task", "_engine.lanes", "_engine.resources", "_engine.recorder", "_engine.admission", "_engine.outage"},
     {"_engine.worker", "_engine.timer"},
     {"_engine.core", "_base", "recording"},

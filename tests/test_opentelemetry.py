@@ -12,7 +12,7 @@ import pytest
 from interruptions import AtPoint, TimeLimit
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import ResourceCreationError, ResourceExecutor, TaskEvent, current_task
-from tasker_executor._engine.recorder import Histogram
+from tasker_executor._engine.histogram import Histogram
 
 pytest.importorskip("opentelemetry.sdk")
 

@@ -20,8 +20,9 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import DurationSummary, ExecutorStats, ResourceExecutor
+from tasker_executor._engine.histogram import Histogram
 from tasker_executor._engine.lanes import Lane
-from tasker_executor._engine.recorder import Histogram, Outcome, Recorder, TaskLog
+from tasker_executor._engine.recorder import Outcome, Recorder, TaskLog
 
 COUNTERS = (
     "submitted",
