@@ -26,7 +26,7 @@ from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ._checks import check_seconds
+from ._checks import check_count, check_seconds
 from ._engine.core import Core
 from ._engine.threads import make_thread
 from ._executor import ResourceExecutor
@@ -442,6 +442,8 @@ def progress(
         console: The console to show it on. None for the standard output.
     """
     console = Console() if console is None else console
+    if total is not None:
+        total = check_count("total", total, 0)
     if isinstance(work, Collection):
         total = len(work) if total is None else total
         if work and all(isinstance(item, Future) for item in work):

@@ -268,12 +268,12 @@ class Hysteresis(Combinable):
     @property
     def interval(self) -> float:
         """Seconds between two questions: those of the policy followed."""
-        return self._policy.interval
+        return interval_of(self._policy)
 
     def target(self, load: LoadSample, /) -> int:
         """Return the answer of the policy followed, or the number wanted until now if the time to shrink has not come."""
         answers = self._answers
-        wanted = self._policy.target(load)
+        wanted = _answer(self._policy, load)
         answers.append(wanted)
         if wanted >= load.target:
             return wanted
@@ -312,7 +312,7 @@ class _Combination(Combinable):
     @property
     def interval(self) -> float:
         """Seconds between two questions: the smallest of theirs."""
-        return min(policy.interval for policy in self._policies)
+        return min(map(interval_of, self._policies))
 
     @override
     def __repr__(self) -> str:
@@ -332,7 +332,7 @@ class Maximum(_Combination):
 
     def target(self, load: LoadSample, /) -> int:
         """Return the largest of the answers."""
-        return max([policy.target(load) for policy in self._policies])
+        return max([_answer(policy, load) for policy in self._policies])
 
 
 class Minimum(_Combination):
@@ -345,7 +345,7 @@ class Minimum(_Combination):
 
     def target(self, load: LoadSample, /) -> int:
         """Return the smallest of the answers."""
-        return min([policy.target(load) for policy in self._policies])
+        return min([_answer(policy, load) for policy in self._policies])
 
 
 def _grown(load: LoadSample, wanted: int) -> int:
@@ -392,8 +392,13 @@ def ask(policy: ScalingPolicy, load: LoadSample) -> int:
         TypeError: The answer is not a whole number. An integer of NumPy is one, a bool or a float is not.
         Exception: Whatever the policy raises.
     """
+    return min(max(load.min_workers, _answer(policy, load)), load.max_workers)
+
+
+def _answer(policy: ScalingPolicy, load: LoadSample) -> int:
+    """Return the answer of `policy` as an int, or raise TypeError if it is not a whole number."""
     answer = policy.target(load)
     wanted = whole(answer)
     if wanted is None:
         raise TypeError(f"{safe_repr(policy)} answered {safe_repr(answer)}, which is no number of workers")
-    return min(max(load.min_workers, wanted), load.max_workers)
+    return wanted
