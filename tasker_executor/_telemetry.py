@@ -1,8 +1,8 @@
 """What the exporters export: the table of measures, and where each comes from.
 
-There is one table, so Prometheus and OpenTelemetry export the same numbers. They read on request: a watched executor
-does nothing for it, and does not know. The watched executors are held weakly. A core lives as long as its executor is referenced
-or has work to do, so a dropped executor is exported until its queue is empty.
+There is one table, so Prometheus and OpenTelemetry export the same numbers. They read on request: a watched executor does
+nothing for it, and does not know. The watched executors are held weakly. A core lives as long as its executor is
+referenced or has work to do, so a dropped executor is exported until its queue is empty.
 
 Only `Reading.of`, `histograms` and `Watched` look into a core.
 """
