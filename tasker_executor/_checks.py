@@ -1,9 +1,10 @@
 """The one set of argument checks: each returns a plain value, or raises and names the argument and its value.
 
-Numbers come from NumPy and `decimal`, too. A count is what `operator.index` takes, a duration is any real number. A bool is
-neither.
+Numbers come from NumPy and `decimal`, too. A count is what `operator.index` takes, a duration is any real
+number. A bool is neither.
 
-There is no check for flags (``wait``, ``priority``, ``reset``). As in the standard library, any true value is True.
+There is no check for flags (``wait``, ``priority``, ``reset``). As in the standard library, any true value is
+True.
 """
 
 from __future__ import annotations
@@ -81,7 +82,10 @@ def check_number(name: str, value: Any, what: str = "a number") -> float:
 
 
 def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> float:
-    """Return `value` as seconds if it is a number and not negative, or raise, naming the argument. Infinity is no limit."""
+    """Return `value` as seconds if it is a number and not negative, or raise, naming the argument.
+
+    Infinity means no limit.
+    """
     number = check_number(name, value, "a number of seconds")
     if not (number > 0 if above_zero else number >= 0):
         raise ValueError(f"{name} must {'be above 0' if above_zero else 'not be negative'}, not {value!r}")
@@ -97,7 +101,7 @@ def check_finite(name: str, value: Any) -> float:
 
 
 def wait_seconds(timeout: Any) -> float | None:
-    """Return the timeout of a future, in the standard library's sense: below 0 it has run out. Infinity becomes very long."""
+    """Return the timeout of a future, or raise; below 0 it has run out, and infinity becomes very long."""
     return None if timeout is None else min(check_number("timeout", timeout, "a number of seconds"), TIMEOUT_MAX)
 
 

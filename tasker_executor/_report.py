@@ -1,8 +1,9 @@
-"""What the library says of an event: log records, notes on errors, names of functions, reprs of the user's objects.
+"""What the library says of an event: log records, notes on errors, names of functions, reprs.
 
-Nothing here may change the event that it reports. A record factory, a filter, a handler, a `__repr__` or a `__setattr__` is user
-code and may raise. A worker that died of its own log record would leave its place empty and its task undone. So no function of
-this module raises, with one exception: KeyboardInterrupt and SystemExit on the main thread are meant for the program.
+Nothing here may change the event that it reports. A record factory, a filter, a handler, a `__repr__` or a
+`__setattr__` is user code and may raise. A worker that died of its own log record would leave its place empty
+and its task undone. So no function of this module raises, with one exception: KeyboardInterrupt and
+SystemExit on the main thread are meant for the program.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from typing import Any
 
 __all__ = ["Logger", "add_note", "aside", "drop_frame", "function_name", "must_escape", "safe_repr", "safe_str", "traceback_of"]
 
-#: Before the name of each field of our records, so that it meets neither the attributes of `logging.LogRecord` nor those that
-#: an application's record factory or filter adds.
+#: Before the name of each field of our records, so that it meets neither the attributes of
+#: `logging.LogRecord` nor those that an application's record factory or filter adds.
 FIELD_PREFIX = "tasker_"
 
 _traceback: Any = vars(BaseException)["__traceback__"]  # the descriptor, whatever a subclass has in its place
 
 
 def must_escape(error: BaseException) -> bool:
-    """Return whether an error that user code raised in a hook, an observer or a callback must be raised again.
+    """Return whether an error that a hook, an observer or a callback raised must be raised again.
 
-    SystemExit and KeyboardInterrupt on the main thread are meant for the program. On a thread of the executor they would have
-    no effect.
+    SystemExit and KeyboardInterrupt on the main thread are meant for the program. On a thread of the executor
+    they would have no effect.
     """
     return not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()
 
@@ -82,7 +83,7 @@ class Logger:
                 return
             if exc_info is True:
                 exc_info = sys.exc_info()
-            if isinstance(exc_info, BaseException):  # `logging` asks for its truth value, and an error may be false.
+            if isinstance(exc_info, BaseException):  # `logging` asks for its truth, and an error may be false.
                 exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
             if aside.post is not None:
                 aside.post(partial(self._say, level, message, args, exc_info, fields))
@@ -96,7 +97,7 @@ class Logger:
 
 
 def _complain(message: str) -> None:
-    """Write the error being handled to stderr, as `logging.Handler.handleError` does for a handler that fails."""
+    """Write the error being handled to stderr, as `logging.Handler.handleError` does."""
     if not logging.raiseExceptions or not sys.stderr:
         return
     try:
@@ -108,7 +109,7 @@ def _complain(message: str) -> None:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note to a user's error, unless it refuses notes: a frozen dataclass does, and one whose notes are a tuple."""
+    """Add a note to a user's error, unless it refuses: a frozen dataclass does, or one whose notes are a tuple."""
     try:
         error.add_note(note)
     except BaseException as refused:
@@ -125,8 +126,8 @@ def traceback_of(error: BaseException) -> TracebackType | None:
 def drop_frame(error: BaseException) -> BaseException:
     """Drop the outermost frame, the library's own, from an error's traceback; return the error.
 
-    The locals of that frame would keep the task alive, and its lines help no reader. `BaseException` itself sets the traceback,
-    so it also works for an error that forbids setting its attributes.
+    The locals of that frame would keep the task alive, and its lines help no reader. `BaseException` itself
+    sets the traceback, so it also works for an error that forbids setting its attributes.
     """
     trace = traceback_of(error)
     if trace is not None:

@@ -1,8 +1,8 @@
 """What the exporters export: the table of measures, and where each comes from.
 
-There is one table, so Prometheus and OpenTelemetry export the same numbers. They read on request: a watched executor does
-nothing for it, and does not know. The watched executors are held weakly. A core lives as long as its executor is
-referenced or has work to do, so a dropped executor is exported until its queue is empty.
+There is one table, so Prometheus and OpenTelemetry export the same numbers. They read on request: a watched
+executor does nothing for it, and does not know. The watched executors are held weakly. A core lives as long
+as its executor is referenced or has work to do, so a dropped executor is exported until its queue is empty.
 
 Only `Reading.of`, `histograms` and `Watched` look into a core.
 """
@@ -90,8 +90,8 @@ class Measure:
     """One number, or one for each combination of labels.
 
     Attributes:
-        kind: A ``counter`` only grows. A ``gauge`` goes up and down; ``sum`` and ``max`` say how the gauges of two executors
-            that share a name are combined.
+        kind: A ``counter`` only grows. A ``gauge`` goes up and down; ``sum`` and ``max`` say how the gauges
+            of two executors that share a name are combined.
         name: In Prometheus, without prefix and ``_total``.
         otel_name: In OpenTelemetry, without prefix.
         unit: In OpenTelemetry (UCUM).
@@ -323,8 +323,8 @@ def histograms(cores: Iterable[Core]) -> dict[Distribution, dict[Labels, Histogr
 def as_label(text: str) -> str:
     """Return a text that every exporter can encode.
 
-    A name from a file name may hold half of a surrogate pair, which UTF-8 does not encode. One such name would cost the whole
-    page, or the whole batch, with the metrics of all other executors.
+    A name from a file name may hold half of a surrogate pair, which UTF-8 does not encode. One such name
+    would cost the whole page, or the whole batch, with the metrics of all other executors.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 

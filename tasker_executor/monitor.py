@@ -10,7 +10,8 @@
     for future in progress(futures):
         ...                      # each as it completes
 
-Where the output is no terminal (a log file, CI), a plain line every ten seconds stands for the panel and the bar.
+Where the output is no terminal (a log file, CI), a plain line every ten seconds stands for the panel and the
+bar.
 
 The panel is a pure function of a `Snapshot`, which needs no terminal: ``print(line(take_snapshot(pool)))``.
 """
@@ -130,8 +131,8 @@ def take_snapshot(pool: ResourceExecutor[Any], history: Iterable[Point] = ()) ->
 def _snapshot_of(core: Core, history: Iterable[Point]) -> Snapshot:
     """Read all that is shown of an executor: no other function here looks at its numbers."""
     metrics, oldest = core.metrics(reset=False), core.lanes.oldest()
-    # The names of functions and the text of an error come from the user's code. So they are read outside the lock, at a
-    # slightly earlier moment.
+    # The names of functions and the text of an error come from the user's code. So they are read outside the
+    # lock, at a slightly earlier moment.
     workers = core.worker_infos()
     failure = core.outage.error
     last_failure = None if failure is None else f"{type(failure).__name__}: {safe_str(failure)}"
@@ -309,7 +310,7 @@ def _resampled(values: list[int], width: int) -> list[int]:
 
 
 class Monitor:
-    """A live view of one executor: see `monitor`. The view ends with the block, or when the executor is dropped."""
+    """A live view of one executor: see `monitor`. It ends with the block, or when the executor is dropped."""
 
     def __init__(self, pool: ResourceExecutor[Any], console: Console | None, interval: float | None) -> None:
         core = pool._core
@@ -389,12 +390,13 @@ class Monitor:
 
 
 def monitor(pool: ResourceExecutor[Any], *, console: Console | None = None, interval: float | None = None) -> Monitor:
-    """Return a live view of an executor, shown while a ``with`` block runs. The view does not keep the executor alive.
+    """Return a live view of an executor, shown while a ``with`` block runs. It does not keep the executor alive.
 
     Args:
         pool: The executor.
         console: The console to show it on. None for the standard output.
-        interval: Seconds between two frames, or between two lines where there is no terminal. None for 0.25 and 10.
+        interval: Seconds between two frames, or between two lines where there is no terminal. None for 0.25
+            and 10.
     """
     return Monitor(pool, console, interval)
 
@@ -432,12 +434,14 @@ def progress(
 ) -> Iterator[T]:
     """Yield results and show how far the work is, how fast it goes, and how long it will take.
 
-    Closing the iterator closes `work`, if it can be closed: leaving the loop early cancels the rest of ``pool.map(...)``.
+    Closing the iterator closes `work`, if it can be closed: leaving the loop early cancels the rest of
+    ``pool.map(...)``.
 
     Args:
-        work: Results, such as ``pool.map(...)``, which come in their order; or a collection of futures, which come as they
-            complete.
-        total: How many results there will be. None for ``len(work)``; if it has no length, no remaining time is shown.
+        work: Results, such as ``pool.map(...)``, which come in their order; or a collection of futures, which
+            come as they complete.
+        total: How many results there will be. None for ``len(work)``; if it has no length, no remaining time
+            is shown.
         description: What is being done.
         console: The console to show it on. None for the standard output.
     """

@@ -1,8 +1,8 @@
 """Observers are told of events: what happened to which task, worker or resource, and how long it took.
 
-Gauges are pulled (`ResourceExecutor.stats`), events are pushed. An executor calls only the methods that an observer's class
-overrides, so an event that no observer listens to costs nothing. Methods run on the thread where the event happens, never
-under a lock of the executor. A method that raises is logged and ignored.
+Gauges are pulled (`ResourceExecutor.stats`), events are pushed. An executor calls only the methods that an
+observer's class overrides, so an event that no observer listens to costs nothing. Methods run on the thread
+where the event happens, never under a lock of the executor. A method that raises is logged and ignored.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class TaskEvent:
         run: Seconds that the attempt ran.
         outcome: For `Observer.task_finished`: ``"completed"``, ``"failed"`` or ``"cancelled"``.
         error: What the task raised, if it did.
-        context: The `contextvars` context that the task runs in. If resources can break, each attempt runs in a copy of its
-            own. None before the task is started, and without `propagate_context`. The task sees what `Observer.task_started`
-            sets in it.
+        context: The `contextvars` context that the task runs in. If resources can break, each attempt runs in
+            a copy of its own. None before the task is started, and without `propagate_context`. The task sees
+            what `Observer.task_started` sets in it.
     """
 
     executor: str
@@ -64,7 +64,7 @@ class WorkerEvent:
 
 @dataclass(frozen=True)
 class ResourceEvent:
-    """A resource was made or given up, or could not be made. `worker` is None for the reserve of ``run_now``."""
+    """A resource was made, given up, or could not be made. `worker` is None for the reserve of ``run_now``."""
 
     executor: str
     worker: str | None

@@ -1,6 +1,7 @@
 """Metrics and traces for OpenTelemetry: ``pip install tasker-executor[opentelemetry]``.
 
-This needs OpenTelemetry's API alone. The application chooses the SDK. Without an SDK nothing happens, and it costs nothing.
+This needs OpenTelemetry's API alone. The application chooses the SDK. Without an SDK nothing happens, and it
+costs nothing.
 
 **Metrics.** One line for any number of executors:
 
@@ -8,13 +9,15 @@ This needs OpenTelemetry's API alone. The application chooses the SDK. Without a
     >>> pool = ResourceExecutor(4, name="crawler")
     >>> instrument(pool)
 
-All numbers are read when the SDK collects, and no task is slowed down. That goes for the histograms, too. OpenTelemetry has no
-histogram that is observed. So each collection records what is new in the executor's own histograms: about 5 us a value, each to
-within 3 %. If a histogram has more than 20,000 new values, an even sample of 20,000 is recorded. Percentiles stay right, and
-``tasker_executor.task.finished`` counts every task anyway.
+All numbers are read when the SDK collects, and no task is slowed down. That goes for the histograms, too.
+OpenTelemetry has no histogram that is observed. So each collection records what is new in the executor's own
+histograms: about 5 us a value, each to within 3 %. If a histogram has more than 20,000 new values, an even
+sample of 20,000 is recorded. Percentiles stay right, and ``tasker_executor.task.finished`` counts every task
+anyway.
 
-Executors are held weakly: one is reported for as long as it is referenced or has work to do. Executors that share a name are
-added up. The attribute ``tasker_executor.name`` is the name given as ``ResourceExecutor(name=...)``.
+Executors are held weakly: one is reported for as long as it is referenced or has work to do. Executors that
+share a name are added up. The attribute ``tasker_executor.name`` is the name given as
+``ResourceExecutor(name=...)``.
 
 **Traces.** A span for each task, on request:
 
@@ -23,10 +26,11 @@ added up. The attribute ``tasker_executor.name`` is the name given as ``Resource
     3
     >>> pool.shutdown()
 
-The span begins when the task is first started and ends with the task, retries included. It is a child of the span that was
-current where the task was submitted, and it is the current span inside the task. Both come from the context that each task runs
-in: with ``propagate_context=False`` each span begins a trace of its own. A retry and the replacement of the resource that broke
-are events of the span. Tasks that never start have no span. ``run_now`` has none either: it runs in the caller's span.
+The span begins when the task is first started and ends with the task, retries included. It is a child of the
+span that was current where the task was submitted, and it is the current span inside the task. Both come from
+the context that each task runs in: with ``propagate_context=False`` each span begins a trace of its own. A
+retry and the replacement of the resource that broke are events of the span. Tasks that never start have no
+span. ``run_now`` has none either: it runs in the caller's span.
 """
 
 from __future__ import annotations
@@ -159,8 +163,8 @@ def _sampled(values: list[tuple[float, int]], most: int) -> Iterable[tuple[float
         taken = share
 
 
-# Guards the two names below. The thread that holds it has the provider make instruments, and a destructor that runs on that
-# thread may ask for an exporter, too. So it is reentrant.
+# Guards the two names below. The thread that holds it has the provider make instruments, and a destructor
+# that runs on that thread may ask for an exporter, too. So it is reentrant.
 _lock = threading.RLock()
 _exporters: weakref.WeakKeyDictionary[metrics.MeterProvider, weakref.ref[_Exporter]] = weakref.WeakKeyDictionary()
 _global_exporter: _Exporter | None = None
@@ -204,7 +208,8 @@ class TaskSpans(Observer):
                     {"tasker_executor.attempt": event.attempt, "thread.name": as_label(event.worker or "")},
                 )
                 return
-            self._end(event.task)  # It is that of an earlier task with the same number, whose end was interrupted.
+            # It is the span of an earlier task with the same number, whose end was interrupted.
+            self._end(event.task)
         context = event.context
         parent = otel_context.Context() if context is None else context.run(otel_context.get_current)
         function = as_label(event.function)
@@ -248,12 +253,12 @@ class TaskSpans(Observer):
             if event.error is not None:
                 span.set_attribute("error.type", _type_of(event.error))
                 span.set_status(trace.StatusCode.ERROR, as_label(safe_str(event.error)))
-                span.record_exception(event.error)  # Last: the SDK asks the error for its text, which may raise.
+                span.record_exception(event.error)  # Last: the SDK asks for the text of the error, which may raise.
         finally:
             self._end(event.task)
 
     def _end(self, task: int) -> None:
-        """End a span and forget it, in this order: Ctrl-C may come between the two, and a forgotten span never ends."""
+        """End a span, then forget it: Ctrl-C may come between the two, and a forgotten span never ends."""
         span = self._spans.get(task)
         if span is not None:
             try:

@@ -1,22 +1,24 @@
 """How many workers? Scaling policies: a frozen sample of the load in, a number out.
 
-While there is work, the executor asks its policy every `ScalingPolicy.interval` seconds and shows it a `LoadSample`. A policy
-has no clock, no thread and no lock. What it remembers lives in the policy object, and one object serves one executor. So it
-can be tested with a table, and tried on a recorded load with `tasker_executor.simulation.simulate` before it is trusted.
+While there is work, the executor asks its policy every `ScalingPolicy.interval` seconds and shows it a
+`LoadSample`. A policy has no clock, no thread and no lock. What it remembers lives in the policy object, and
+one object serves one executor. So it can be tested with a table, and tried on a recorded load with
+`tasker_executor.simulation.simulate` before it is trusted.
 
-The executor acts on the answer. It clamps it to its bounds, starts workers only when tasks wait, retires idle workers only, and
-starts no more workers while ``on_create`` fails.
+The executor acts on the answer. It clamps it to its bounds, starts workers only when tasks wait, retires idle
+workers only, and starts no more workers while ``on_create`` fails.
 
 The policies of this module keep three promises, and so do combinations of them:
 
 - *Never below the busy workers*: they give up only workers without a task.
-- *Never up at rest*: with no task queued and no worker busy, the answer is not above the number wanted until now.
+- *Never up at rest*: with no task queued and no worker busy, the answer is not above the number wanted until
+  now.
 - *Monotone*: all else equal, a longer queue never gets a smaller answer.
 
 ``a | b`` wants the larger of two answers (`Maximum`), ``a & b`` the smaller (`Minimum`).
 
-A policy of your own takes ten lines and needs no base class. This one knows the office hours. It has no clock, so it is handed
-the hour:
+A policy of your own takes ten lines and needs no base class. This one knows the office hours. It has no
+clock, so it is handed the hour:
 
     >>> class OfficeHours:
     ...     interval = 60.0
@@ -80,8 +82,8 @@ class ScalingPolicy(Protocol):
     def target(self, load: LoadSample, /) -> int:
         """Return the number of workers wanted: any whole number. The executor clamps it to its bounds.
 
-        One thread at a time calls it, the executor's timer. If it raises, the number wanted until then stands. It must not
-        wait: while it waits, no task expires and no failing factory is tried again.
+        One thread at a time calls it, the executor's timer. If it raises, the number wanted until then
+        stands. It must not wait: while it waits, no task expires and no failing factory is tried again.
 
         Args:
             load: The load at this moment. ``load.target`` is the last answer, clamped.
@@ -112,14 +114,15 @@ class Combinable:
 
 @dataclass(frozen=True)
 class BacklogPolicy(Combinable):
-    """Wants ``step`` workers more while at least ``threshold`` tasks wait, and otherwise goes back to the base by ``step``.
+    """Wants ``step`` workers more while ``threshold`` tasks wait, and otherwise ``step`` fewer, down to the base.
 
-    The plainest rule: that of the burst manager in the Go library *tasker*, which lacks a way back. On the way up it never
-    wants more workers than there are tasks, queued and running. For while resources are slow to make, the queue stays long
-    although enough workers are starting. On the way down it keeps the workers that the waiting tasks will need, and some spare.
+    The plainest rule: that of the burst manager in the Go library *tasker*, which lacks a way back. On the
+    way up it never wants more workers than there are tasks, queued and running. For while resources are slow
+    to make, the queue stays long although enough workers are starting. On the way down it keeps the workers
+    that the waiting tasks will need, and some spare.
 
-    It knows the length of the queue and not how long a task takes, so the right threshold differs from load to load. Where
-    tasks come in clumps, it gives up workers between two clumps: wrap it in a `Hysteresis`.
+    It knows the length of the queue and not how long a task takes, so the right threshold differs from load
+    to load. Where tasks come in clumps, it gives up workers between two clumps: wrap it in a `Hysteresis`.
 
         >>> Hysteresis(BacklogPolicy(threshold=10, step=4), shrink_after=30)
         Hysteresis(BacklogPolicy(threshold=10, step=4, interval=0.1), shrink_after=30)
@@ -139,7 +142,7 @@ class BacklogPolicy(Combinable):
         _set(self, interval=check_seconds("interval", self.interval, above_zero=True))
 
     def target(self, load: LoadSample, /) -> int:
-        """Return ``step`` more, ``step`` fewer, or the number that the tasks at hand need if it lies between."""
+        """Return ``step`` more, ``step`` fewer, or the need of the tasks at hand if it lies between."""
         if load.queued >= self.threshold:
             return _grown(load, load.target + self.step)
         return _shrunk(load, load.target - self.step)
@@ -147,27 +150,28 @@ class BacklogPolicy(Combinable):
 
 @dataclass(frozen=True)
 class RatePolicy(Combinable):
-    """Wants the workers that the arrivals keep busy for the given share of their time, and more while a backlog lasts.
+    """Wants the workers that the arrivals keep busy for a share of their time, and more while a backlog lasts.
 
-    By Little's law (J. D. C. Little, 1961) ``arrival rate x mean service time`` tasks are in service on average. Divided by
-    ``utilization``, that number leaves room for the ups and downs of the load. Both factors are measured over the last few
-    seconds, so an old peak is forgotten. Tasks that raise arrive and finish like any other. A stream of errors counts as the
-    load that it is: next to nothing where tasks fail fast.
+    By Little's law (J. D. C. Little, 1961) ``arrival rate x mean service time`` tasks are in service on
+    average. Divided by ``utilization``, that number leaves room for the ups and downs of the load. Both
+    factors are measured over the last few seconds, so an old peak is forgotten. Tasks that raise arrive and
+    finish like any other. A stream of errors counts as the load that it is: next to nothing where tasks fail
+    fast.
 
-    That number would just keep up. An older backlog (from an outage, or a peak above the maximum) would stay for a long time,
-    and at a utilization of 1 for ever. So the backlog counts as arrivals of the next ``window`` seconds, in which it should
-    be gone; with at most one worker for each waiting task.
+    That number would just keep up. An older backlog (from an outage, or a peak above the maximum) would stay
+    for a long time, and at a utilization of 1 for ever. So the backlog counts as arrivals of the next
+    ``window`` seconds, in which it should be gone; with at most one worker for each waiting task.
 
-    Until the first task has finished, the service time is unknown. Until then the number doubles at each question while tasks
-    wait, as TCP's slow start probes an unknown capacity (V. Jacobson, 1988).
+    Until the first task has finished, the service time is unknown. Until then the number doubles at each
+    question while tasks wait, as TCP's slow start probes an unknown capacity (V. Jacobson, 1988).
 
-    The answer shrinks only if half a worker remains to spare. Otherwise it would go up and down with the noise around each
-    whole number.
+    The answer shrinks only if half a worker remains to spare. Otherwise it would go up and down with the
+    noise around each whole number.
 
     Args:
         utilization: The share of their time that workers should be busy, above 0.0 up to 1.0.
-        window: Seconds in which a backlog should be gone. By default as many as the executor's rates look back. A shorter
-            window follows every clump of arrivals, a longer one lets tasks wait.
+        window: Seconds in which a backlog should be gone. By default as many as the executor's rates look
+            back. A shorter window follows every clump of arrivals, a longer one lets tasks wait.
         interval: Seconds between two questions.
     """
 
@@ -188,7 +192,7 @@ class RatePolicy(Combinable):
             return _grown(load, 2 * max(1, load.target)) if load.queued else load.busy
         per_rate = load.mean_service_time / self.utilization
         backlog = min(load.queued, load.queued / self.window * per_rate)
-        needed = min(load.arrival_rate * per_rate + backlog, load.max_workers)  # clamped, since it may be infinite
+        needed = min(load.arrival_rate * per_rate + backlog, load.max_workers)  # since it may be infinite
         wanted = math.ceil(needed - _ROUNDING_ERROR)
         if wanted < load.target and needed > 0.0:
             wanted = min(load.target, math.ceil(needed + 0.5 - _ROUNDING_ERROR))
@@ -201,13 +205,14 @@ class RatePolicy(Combinable):
 class QueueWaitPolicy(Combinable):
     """Wants more workers while a task has waited longer than ``target_wait``, and one fewer while none waits.
 
-    Users feel the wait of the oldest task. It means the same whether tasks take a millisecond or a minute; the length of the
-    queue does not. The idea is that of CoDel (K. Nichols and V. Jacobson, 2012), which judges a queue by the time spent in it,
-    and of .NET's thread pool, which adds threads when nothing has left the queue for a while.
+    Users feel the wait of the oldest task. It means the same whether tasks take a millisecond or a minute;
+    the length of the queue does not. The idea is that of CoDel (K. Nichols and V. Jacobson, 2012), which
+    judges a queue by the time spent in it, and of .NET's thread pool, which adds threads when nothing has
+    left the queue for a while.
 
-    The number grows fast and shrinks slowly. Late tasks multiply it by ``growth``, up to the number of tasks, queued and
-    running. It shrinks only while no task waits, one worker at a time, to the busy workers and some spare. While tasks wait
-    for less than ``target_wait``, it stays.
+    The number grows fast and shrinks slowly. Late tasks multiply it by ``growth``, up to the number of tasks,
+    queued and running. It shrinks only while no task waits, one worker at a time, to the busy workers and
+    some spare. While tasks wait for less than ``target_wait``, it stays.
 
     Args:
         target_wait: Seconds that a task may wait before it starts.
@@ -237,14 +242,16 @@ class QueueWaitPolicy(Combinable):
 
 
 class Hysteresis(Combinable):
-    """Follows another policy up at once, and down only after ``shrink_after`` smaller answers in a row, to the largest of them.
+    """Follows another policy up at once, and down only after ``shrink_after`` smaller answers in a row.
 
-    So a dip shorter than ``shrink_after * interval`` seconds costs no worker, whose resource would be needed again right after
-    the dip. The idea is that of the Schmitt trigger. Kubernetes' autoscaler (the stabilization window) and Dask's adaptive
-    clusters (``wait_count``) do the same.
+    It then goes down to the largest of these answers.
 
-    Let it span many times the service time. A simulation: an hour of 50 tasks a second, which take 0.1 s on average (both at
-    random), with a base of 2:
+    So a dip shorter than ``shrink_after * interval`` seconds costs no worker, whose resource would be needed
+    again right after the dip. The idea is that of the Schmitt trigger. Kubernetes' autoscaler (the
+    stabilization window) and Dask's adaptive clusters (``wait_count``) do the same.
+
+    Let it span many times the service time. A simulation: an hour of 50 tasks a second, which take 0.1 s on
+    average (both at random), with a base of 2:
 
     =================  ================  =========  ========  ==============  =========  =====
     policy             ``shrink_after``  mean wait  p99 wait  worker-seconds  creations  flaps
@@ -272,14 +279,14 @@ class Hysteresis(Combinable):
         return interval_of(self._policy)
 
     def target(self, load: LoadSample, /) -> int:
-        """Return the answer of the policy followed, or the number wanted until now if it is too early to shrink."""
+        """Return the answer of the policy followed, or the last target if it is too early to shrink."""
         answers = self._answers
         wanted = _answer(self._policy, load)
         answers.append(wanted)
         if wanted >= load.target:
             return wanted
-        # A window, and not a count that starts again when it is reached: so the answer stays until it is followed. With a
-        # count, two of these, nested or combined, could wait for each other for ever.
+        # A window, and not a count that starts again when it is reached: so the answer stays until it is
+        # followed. With a count, two of these, nested or combined, could wait for each other for ever.
         return min(load.target, max(answers)) if len(answers) == answers.maxlen else load.target
 
     @override
@@ -290,8 +297,9 @@ class Hysteresis(Combinable):
 class _Combination(Combinable):
     """Several policies that answer as one.
 
-    Each policy is asked each time, at the smallest of their intervals. The alternative lost: each policy asked at its own
-    interval, its last answer standing until the next. An old answer may be below the busy workers, or above the need at rest.
+    Each policy is asked each time, at the smallest of their intervals. The alternative lost: each policy
+    asked at its own interval, its last answer standing until the next. An old answer may be below the busy
+    workers, or above the need at rest.
     """
 
     def __init__(self, *policies: ScalingPolicy) -> None:
@@ -327,8 +335,8 @@ class Maximum(_Combination):
         Maximum(BacklogPolicy(threshold=5, step=2, interval=0.1), QueueWaitPolicy(target_wait=0.2, growth=2.0, interval=0.1))
 
     Args:
-        policies: One or more. All are asked each time, at the smallest of their intervals. So give policies that go by steps
-            the same interval.
+        policies: One or more. All are asked each time, at the smallest of their intervals. So give policies
+            that go by steps the same interval.
     """
 
     def target(self, load: LoadSample, /) -> int:
@@ -340,8 +348,8 @@ class Minimum(_Combination):
     """Wants the smallest answer of some policies: ``a & b``.
 
     Args:
-        policies: One or more. All are asked each time, at the smallest of their intervals. So give policies that go by steps
-            the same interval.
+        policies: One or more. All are asked each time, at the smallest of their intervals. So give policies
+            that go by steps the same interval.
     """
 
     def target(self, load: LoadSample, /) -> int:
@@ -350,17 +358,18 @@ class Minimum(_Combination):
 
 
 def _grown(load: LoadSample, wanted: int) -> int:
-    """Return `wanted`, but at most the number of tasks, and at least the number wanted until now and the busy workers."""
+    """Return `wanted`, but at most the number of tasks, and at least the last target and the busy workers."""
     return max(load.busy, load.target, min(wanted, load.busy + load.queued))
 
 
 def _shrunk(load: LoadSample, wanted: int) -> int:
-    """Return `wanted`, but at least the need of the tasks at hand, and at most the number wanted until now or busy.
+    """Return `wanted`, but at least the need of the tasks at hand, and at most the last target or the busy workers.
 
-    Ten workers that are busy for 90 % of the time are hardly ever all busy at one moment. A policy that goes down to the number
-    busy at one moment makes each lull a shortage, and flaps even when tasks come like clockwork. So the square root of the
-    number busy stays idle: a random load varies by that much, and queueing theory gives it that much spare (square-root
-    staffing; S. Halfin and W. Whitt, 1981). At rest the spare is 0.
+    Ten workers that are busy for 90 % of the time are hardly ever all busy at one moment. A policy that goes
+    down to the number busy at one moment makes each lull a shortage, and flaps even when tasks come like
+    clockwork. So the square root of the number busy stays idle: a random load varies by that much, and
+    queueing theory gives it that much spare (square-root staffing; S. Halfin and W. Whitt, 1981). At rest the
+    spare is 0.
     """
     needed = load.busy + load.queued + math.isqrt(load.busy)
     return max(load.busy, min(load.target, max(wanted, needed)))

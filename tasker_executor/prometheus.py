@@ -12,12 +12,14 @@ One line makes any number of executors visible on the page that ``prometheus_cli
     1
     >>> pool.shutdown()
 
-Numbers are read when Prometheus scrapes. Between scrapes nothing happens, and no task is slowed down. Executors are held
-weakly: one that has closed, or was dropped and has drained, is no longer on the page. Executors that share a name are added up.
+Numbers are read when Prometheus scrapes. Between scrapes nothing happens, and no task is slowed down.
+Executors are held weakly: one that has closed, or was dropped and has drained, is no longer on the page.
+Executors that share a name are added up.
 
-Every metric has the label ``executor``; its value is the name given as ``ResourceExecutor(name=...)``. Rates, shares and
-percentiles are left to PromQL, which can add them up over machines. The multiprocess mode of ``prometheus_client`` (for servers
-that fork, such as gunicorn) knows only its own metric classes, not collectors such as this one.
+Every metric has the label ``executor``; its value is the name given as ``ResourceExecutor(name=...)``. Rates,
+shares and percentiles are left to PromQL, which can add them up over machines. The multiprocess mode of
+``prometheus_client`` (for servers that fork, such as gunicorn) knows only its own metric classes, not
+collectors such as this one.
 """
 
 from __future__ import annotations
@@ -45,14 +47,14 @@ __all__ = ["ExecutorCollector", "register", "unregister"]
 
 _PREFIX = "tasker_executor_"
 
-# Guards the table of collectors. The thread that registers a collector holds it, and a destructor that runs on that thread
-# may register, too. So it is reentrant.
+# Guards the table of collectors. The thread that registers a collector holds it, and a destructor that runs
+# on that thread may register, too. So it is reentrant.
 _lock = threading.RLock()
 _collectors: weakref.WeakKeyDictionary[CollectorRegistry, ExecutorCollector] = weakref.WeakKeyDictionary()
 
 
 class ExecutorCollector(Collector):
-    """Yields the metrics of executors on request. Obtained from `register`; there is one for each registry."""
+    """Yields the metrics of executors on request. Obtained from `register`; each registry has one."""
 
     def __init__(self) -> None:
         self._watched = Watched()
@@ -72,7 +74,7 @@ class ExecutorCollector(Collector):
         return self._families(cores)
 
     def describe(self) -> Iterator[Metric]:
-        """Yield every metric without numbers, so that the registry sees whether another collector uses the names."""
+        """Yield every metric without numbers, so the registry sees whether another collector uses the names."""
         return self._families({})
 
     @staticmethod
@@ -136,7 +138,7 @@ def register(*executors: ResourceExecutor[Any], registry: CollectorRegistry = RE
 
 
 def unregister(*executors: ResourceExecutor[Any], registry: CollectorRegistry = REGISTRY) -> None:
-    """Take executors off the page of a registry before they close. Executors that are not there are ignored."""
+    """Take executors off the page of a registry before they close; ignore those that are not there."""
     with _lock:
         collector = _collectors.get(registry)
     if collector is not None:

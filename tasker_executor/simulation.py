@@ -1,21 +1,25 @@
-"""What would this policy do with that load? A simulation of the executor's workers, without threads and without waiting.
+"""What would this policy do with that load? A simulation of the executor's workers, without threads.
 
-`simulate` asks the same policy object that an executor would ask, at its interval, with the same `LoadSample`. An hour of load
-takes about a second. The load is made up, or recorded in production (`tasker_executor.recording`).
+`simulate` asks the same policy object that an executor would ask, at its interval, with the same
+`LoadSample`. An hour of load takes about a second. The load is made up, or recorded in production
+(`tasker_executor.recording`).
 
 The simulation has these rules of the executor:
 
-- A task takes an idle worker, or else waits: priority tasks before normal ones, in order of arrival within each lane.
-- A worker is started when a task waits and no worker is starting for it, up to the number wanted, and at least one. It takes
-  tasks once ``create_time`` has passed.
-- The policy's answer is clamped to ``min_workers`` and ``max_workers``. Idle workers above it are retired at that moment, busy
-  workers never. (The executor retires the least recently used first. Here only the number of idle workers counts.)
+- A task takes an idle worker, or else waits: priority tasks before normal ones, in order of arrival within
+  each lane.
+- A worker is started when a task waits and no worker is starting for it, up to the number wanted, and at
+  least one. It takes tasks once ``create_time`` has passed.
+- The policy's answer is clamped to ``min_workers`` and ``max_workers``. Idle workers above it are retired at
+  that moment, busy workers never. (The executor retires the least recently used first. Here only the number
+  of idle workers counts.)
 - The base, ``min_workers``, is started first and kept.
-- The questions pause at rest: no task queued, no worker busy, no worker above the base. They begin, and go on after a pause,
-  one interval after an arrival.
+- The questions pause at rest: no task queued, no worker busy, no worker above the base. They begin, and go on
+  after a pause, one interval after an arrival.
 
-It leaves out: tasks that fail, are retried or cancelled; an ``on_create`` that fails; the time that threads and locks take; and
-the processor. Simulated tasks never slow each other down, as real tasks do that compute or share a database.
+It leaves out: tasks that fail, are retried or cancelled; an ``on_create`` that fails; the time that threads
+and locks take; and the processor. Simulated tasks never slow each other down, as real tasks do that compute
+or share a database.
 """
 
 from __future__ import annotations
@@ -42,7 +46,8 @@ __all__ = ["Arrivals", "Moment", "ServiceTime", "Simulation", "simulate"]
 #: When tasks arrive, in seconds: numbers, or the path of a recording.
 Arrivals: TypeAlias = Iterable[float] | str | os.PathLike[str]
 
-#: How long tasks run, in seconds: all the same, one after the other, drawn from a distribution, or as recorded (None).
+#: How long tasks run, in seconds: all the same, one after the other, drawn from a distribution, or as
+#: recorded (None).
 ServiceTime: TypeAlias = float | Iterable[float] | Callable[[Random], float] | None
 
 # The executor measures rates over this many seconds, in slots of one second.
@@ -87,11 +92,11 @@ class Simulation:
         worker_seconds: The cost: the sum of the times that the workers existed.
         creations: Workers started, and resources made, those of the base included.
         peak_workers: The most workers at one time.
-        flaps: How often the number wanted turned round: a change up less than ``flap_window`` seconds after a change down, or
-            the reverse, with no other change between the two.
+        flaps: How often the number wanted turned round: a change up less than ``flap_window`` seconds after a
+            change down, or the reverse, with no other change between the two.
         end: When the simulation ended, on the clock of the arrivals.
-        timeline: The state at the start, after each question to the policy (without one, ten times a second), when the
-            questions go on after a rest, and at the end. During a rest nothing changes.
+        timeline: The state at the start, after each question to the policy (without one, ten times a second),
+            when the questions go on after a rest, and at the end. During a rest nothing changes.
         waits: The wait of each task, in order of arrival.
         priority: Whether each task was in the priority lane, in the same order.
     """
@@ -135,8 +140,9 @@ def simulate(
 ) -> Simulation:
     """Simulate a load under a policy; return the waits of the tasks, the cost and the timeline.
 
-    The same arguments give the same result, every time. The load is drawn before the first task runs, so with one seed two
-    policies face the same tasks. A policy may remember what it was asked, so give each simulation a new one.
+    The same arguments give the same result, every time. The load is drawn before the first task runs, so with
+    one seed two policies face the same tasks. A policy may remember what it was asked, so give each
+    simulation a new one.
 
         >>> from tasker_executor.policies import BacklogPolicy
         >>> step = [n / 10 for n in range(100)] + [10 + n / 100 for n in range(1000)]  # 10 tasks a second, then 100
@@ -146,22 +152,25 @@ def simulate(
         1100 tasks by 20.5 s: mean wait 0.008 s, p99 0.170 s | 151 worker-seconds, peak 14, created 14, flaps 1
 
     Args:
-        policy: The policy, which is asked at its interval. None for an executor without one: `max_workers` are wanted all the
-            time.
-        arrivals: When the tasks arrive, in seconds: numbers in any order, or the path of a recording. A recording holds one
-            number a line, or is a CSV file with a column ``arrival``: see `tasker_executor.recording`.
-        service_time: How long a task runs, in seconds: a number; an iterable with one number for each of the arrivals, in their
-            order; a function of a random generator, such as ``lambda random: random.expovariate(10)``; or None for the
-            ``duration`` in the recording. Rows without a duration are tasks that never ran, and are then left out.
+        policy: The policy, which is asked at its interval. None for an executor without one: `max_workers`
+            are wanted all the time.
+        arrivals: When the tasks arrive, in seconds: numbers in any order, or the path of a recording. A
+            recording holds one number a line, or is a CSV file with a column ``arrival``: see
+            `tasker_executor.recording`.
+        service_time: How long a task runs, in seconds: a number; an iterable with one number for each of the
+            arrivals, in their order; a function of a random generator, such as ``lambda random:
+            random.expovariate(10)``; or None for the ``duration`` in the recording. Rows without a duration
+            are tasks that never ran, and are then left out.
         max_workers: The policy's answer is clamped to this.
         min_workers: The base.
         create_time: Seconds that a new worker needs before it can take a task.
-        priority_share: The share of the tasks, chosen at random, that goes to the priority lane. If it is 0.0, the column
-            ``lane`` of a recording decides: tasks with ``priority`` there go to the priority lane.
-        start: When the executor starts, on the clock of the arrivals. None for the first arrival: for a clock that shows the
-            time of day, or that began long before.
-        until: When to end, but not before the last task is done. None for the moment when the last task is done, or when the
-            policy has come back to the base after it, at most 60 seconds later.
+        priority_share: The share of the tasks, chosen at random, that goes to the priority lane. If it is
+            0.0, the column ``lane`` of a recording decides: tasks with ``priority`` there go to the priority
+            lane.
+        start: When the executor starts, on the clock of the arrivals. None for the first arrival: for a clock
+            that shows the time of day, or that began long before.
+        until: When to end, but not before the last task is done. None for the moment when the last task is
+            done, or when the policy has come back to the base after it, at most 60 seconds later.
         flap_window: Seconds in which a turn of the number wanted is a flap, see `Simulation`.
         seed: The seed of all that is drawn at random.
 
@@ -196,8 +205,8 @@ class _Load(NamedTuple):
 class _Run:
     """The state of a simulation, and the events that change it.
 
-    An event is: a task is done, a worker is ready, a task arrives, the policy is asked. Events of one moment happen in this
-    order.
+    An event is: a task is done, a worker is ready, a task arrives, the policy is asked. Events of one moment
+    happen in this order.
     """
 
     def __init__(
@@ -228,7 +237,8 @@ class _Run:
         self._priority_lane: deque[int] = deque()
         # For each busy worker, when its task will be done and how long it runs: a heap.
         self._running: list[tuple[float, float]] = []
-        # For each worker that makes its resource, when it will be ready. All take equally long, so the deque is sorted.
+        # For each worker that makes its resource, when it will be ready. All take equally long, so the deque
+        # is sorted.
         self._starting: deque[float] = deque()
 
         # For the rates: the tasks that finished within the window, and the index of the first arrival in it.
@@ -279,7 +289,8 @@ class _Run:
         question = math.inf  # It begins with a pause, as the executor does.
         end = math.inf if undone else max(self._start, until or 0.0)
         while True:
-            # A choice of four, and no common heap: the arrivals are sorted already, and would be most of its entries.
+            # A choice of four, and no common heap: the arrivals are sorted already, and would be most of its
+            # entries.
             done = running[0][0] if running else math.inf
             ready = starting[0] if starting else math.inf
             now = min(done, ready, arrival, question)
@@ -441,8 +452,9 @@ def _load(arrivals: Arrivals, service_time: ServiceTime, priority_share: float, 
         raise TypeError(f"arrivals must be numbers or the path of a file, not {arrivals!r}")
     number = len(recording.arrivals)
 
-    # Service times and lanes have a generator each, so another share of priority tasks leaves the service times as they are.
-    # Neither is ``Random(seed)``: a caller may draw the arrivals from that, and they would keep step with the service times.
+    # Service times and lanes have a generator each, so another share of priority tasks leaves the service
+    # times as they are. Neither is ``Random(seed)``: a caller may draw the arrivals from that, and they would
+    # keep step with the service times.
     if service_time is not None:
         durations = _draw(service_time, number, Random(f"service times {seed}"))
     elif recording.durations is not None:

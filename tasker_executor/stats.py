@@ -1,7 +1,8 @@
 """The numbers of an executor: frozen snapshots, each of one moment.
 
-`ExecutorStats` says what the executor is doing now, `ExecutorMetrics` how long things take, and a `LoadSample` is what a
-scaling policy is shown. All are plain data: they keep no executor alive, and may be stored, compared, pickled and sent.
+`ExecutorStats` says what the executor is doing now, `ExecutorMetrics` how long things take, and a
+`LoadSample` is what a scaling policy is shown. All are plain data: they keep no executor alive, and may be
+stored, compared, pickled and sent.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ __all__ = ["DurationSummary", "ExecutorMetrics", "ExecutorStats", "LoadSample", 
 class ExecutorStats:
     """Gauges and counters of an executor at one moment.
 
-    At every moment ``submitted == completed + failed + cancelled + queued_tasks + priority_tasks + running_tasks``.
+    At every moment ``submitted == completed + failed + cancelled + queued_tasks + priority_tasks +
+    running_tasks``.
 
     Gauges:
         base_workers: Live workers that belong to the base (at most ``min_workers``).
@@ -89,8 +91,8 @@ class WorkerInfo:
 class DurationSummary:
     """The distribution of a duration, in seconds. All zero when nothing was measured.
 
-    ``count``, ``total``, ``minimum``, ``maximum`` and ``mean`` are exact; the percentiles are interpolated inside buckets that
-    are at most 6.25 % wide.
+    ``count``, ``total``, ``minimum``, ``maximum`` and ``mean`` are exact; the percentiles are interpolated
+    inside buckets that are at most 6.25 % wide.
     """
 
     count: int
@@ -139,8 +141,10 @@ class LoadSample:
         queued_priority: Tasks waiting in the priority lane.
         oldest_wait: How long the oldest waiting task has waited; 0.0 when none waits.
         arrival_rate: Tasks submitted per second, over the last few seconds.
-        completion_rate: Tasks finished per second, over the last few seconds. A task that raised has finished, too.
-        mean_service_time: Mean run time of the tasks that finished in the last few seconds; when none did, the last such mean.
+        completion_rate: Tasks finished per second, over the last few seconds. A task that raised has
+            finished, too.
+        mean_service_time: Mean run time of the tasks that finished in the last few seconds; when none did,
+            the last such mean.
         mean_create_time: Mean duration of ``on_create``.
         create_failures: How often ``on_create`` has failed in a row; 0 when the last one succeeded.
         min_workers: The base: the policy's answer is raised to this.

@@ -1,9 +1,9 @@
 """The distribution of durations, in constant memory and mostly in C.
 
-**Buckets.** The top 16 bits of a positive double are its sign (0), its exponent and the first four bits of its mantissa.
-Taken as a number they grow with the value, in 16 steps per doubling. So they are a ready-made bucket number: a bucket is at
-most 6.25 % wide, over all magnitudes there are. Packed doubles are a string of bytes, and C counts the bytes of a string: no
-Python instruction per value.
+**Buckets.** The top 16 bits of a positive double are its sign (0), its exponent and the first four bits of
+its mantissa. Taken as a number they grow with the value, in 16 steps per doubling. So they are a ready-made
+bucket number: a bucket is at most 6.25 % wide, over all magnitudes there are. Packed doubles are a string of
+bytes, and C counts the bytes of a string: no Python instruction per value.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Histogram:
     __slots__ = ("_high", "_low", "_pages", "count", "maximum", "minimum", "total")
 
     def __init__(self) -> None:
-        # For each upper byte of a bucket number, a page: counts by its lower byte. A page spans a factor of 65,536, so one
-        # or two pages are the rule.
+        # For each upper byte of a bucket number, a page: counts by its lower byte. A page spans a factor of
+        # 65,536, so one or two pages are the rule.
         self._pages: dict[int, Counter[int]] = {}
         self.count = 0
         self.total = 0.0
@@ -59,8 +59,8 @@ class Histogram:
         page = upper[0]
         if upper.count(page) < len(upper) or page >= _NEGATIVE:
             if max(upper) >= _NEGATIVE:
-                # A worker takes the end of a task for the start of the next. A task submitted between the two has a
-                # negative wait, which counts as 0.
+                # A worker takes the end of a task for the start of the next. A task submitted between the two
+                # has a negative wait, which counts as 0.
                 return self.add([value if value > 0.0 else 0.0 for value in values])
             return sum(
                 self.add([value for value, byte in zip(values, upper, strict=True) if byte == page]) for page in set(upper)
@@ -68,8 +68,8 @@ class Histogram:
         counts = self._pages.get(page)
         if counts is None:
             counts = self._pages[page] = Counter()
-        # The extremes need a look only if some value may lie outside of them. `bytes.translate` deletes the bytes of the
-        # values that lie inside.
+        # The extremes need a look only if some value may lie outside of them. `bytes.translate` deletes the
+        # bytes of the values that lie inside.
         high, low = self._high, self._low
         if page << 8 >= high or (high >> 8 == page and lower.translate(None, _BYTES[: high & 0xFF])):
             self.maximum = max(self.maximum, max(values))
@@ -77,7 +77,8 @@ class Histogram:
         if page << 8 | 0xFF <= low or (low >> 8 == page and lower.translate(None, _BYTES[(low & 0xFF) + 1 :])):
             self.minimum = min(self.minimum, min(values))
             self._low = _bucket(self.minimum)
-        # Most values fall into a few buckets. To strike out one bucket after the other is faster than to look at each value.
+        # Most values fall into a few buckets. To strike out one bucket after the other is faster than to look
+        # at each value.
         count = len(lower)
         for _ in range(_STRIKES):
             byte = lower[0]
@@ -117,7 +118,7 @@ class Histogram:
         return twin
 
     def new_since(self, before: Mapping[int, int]) -> list[tuple[float, int]]:
-        """Return what was added since `buckets` was `before`: ascending values, and how many there are of each.
+        """Return what was added since `buckets` was `before`: ascending values, and the count of each.
 
         A value is exact to within half a bucket.
         """

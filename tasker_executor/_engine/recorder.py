@@ -1,8 +1,9 @@
-"""Who counted what: the log of each worker, and the counters, histograms and rates that the logs are folded into.
+"""Who counted what: the log of each worker, and the counters, histograms and rates made of the logs.
 
-A worker writes two numbers per task, how long it waited and how long it ran, to lists of its own. Every few hundred tasks,
-and whenever a caller asks for numbers, these lists are *folded* into the histograms, in bulk and mostly in C. So a task
-costs one `extend`. Exact counts are there at any time: what is folded plus what is listed.
+A worker writes two numbers per task, how long it waited and how long it ran, to lists of its own. Every few
+hundred tasks, and whenever a caller asks for numbers, these lists are *folded* into the histograms, in bulk
+and mostly in C. So a task costs one `extend`. Exact counts are there at any time: what is folded plus what is
+listed.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ class Arrivals(Protocol):
 
 
 class TaskLog:
-    """What one worker did and no thread has folded yet: how long its tasks waited and ran, by lane and outcome.
+    """What one worker did since the last folding: how long its tasks waited and ran, by lane and outcome.
 
-    Only its owner appends. The log does not say when each task ended. Between two foldings a worker is never idle for long
-    (`LULL`), so the ends are taken as spread evenly from `since` to `until`. That is as good as the rates need.
+    Only its owner appends. The log does not say when each task ended. Between two foldings a worker is never
+    idle for long (`LULL`), so the ends are taken as spread evenly from `since` to `until`. That is as good as
+    the rates need.
     """
 
     __slots__ = ("_last", "entries", "folded", "since", "until")
@@ -97,7 +99,7 @@ class _Rates:
         self._slots: dict[int, list[float]] = {}
 
     def add(self, waits: list[float], runs: list[float], run_time: float, since: float, until: float) -> None:
-        """Count attempts of one worker and lane, which ended between `since` and `until`, the last one at `until`."""
+        """Count attempts of one worker and lane that ended between `since` and `until`, the last at `until`."""
         if len(runs) == 1:
             since = until
         self._spread(_FINISHED, len(runs), since, until)
@@ -135,8 +137,9 @@ class Recorder:
     """The counters and histograms of one executor."""
 
     def __init__(self) -> None:
-        # Guards all fields below and the removal of entries from logs. An entry of a log is either listed or folded, never
-        # both, never neither. No other lock is taken under it. Reentrant, for signal handlers that ask for stats.
+        # Guards all fields below and the removal of entries from logs. An entry of a log is either listed or
+        # folded, never both, never neither. No other lock is taken under it. Reentrant, for signal handlers
+        # that ask for stats.
         self.lock = RLock()
         self._logs: set[TaskLog] = set()
         self._tallies = {key: _Tally() for key in TaskLog().entries}
@@ -145,8 +148,8 @@ class Recorder:
         self._rates = _Rates()
         self._born = clock()
         self._last_service_time = 0.0
-        # The histograms (wait, run, create) of what was folded since the last metrics(reset=True). None before the first:
-        # the period is then the whole life.
+        # The histograms (wait, run, create) of what was folded since the last metrics(reset=True). None
+        # before the first: the period is then the whole life.
         self._period: tuple[Histogram, Histogram, Histogram] | None = None
         self._period_counts = dict.fromkeys(Outcome, 0)
 
@@ -164,7 +167,7 @@ class Recorder:
             self._logs.discard(log)
 
     def fold(self, log: TaskLog) -> None:
-        """Move what `log` lists into the histograms. An entry that its owner appends while this runs stays in the list."""
+        """Move what `log` lists into the histograms. An entry appended while this runs stays in the list."""
         with self.lock:
             now = clock()
             until = log.until
@@ -173,7 +176,8 @@ class Recorder:
                 if count:
                     taken = waits[:count], runs[:count]
                     tally = self._tallies[key]
-                    # No call among these: an error thrown in here may cost the histograms these values, and no count.
+                    # No call among these: an error thrown in here may cost the histograms these values, and
+                    # no count.
                     tally.count += count
                     log.folded += count
                     del waits[:count]
@@ -222,7 +226,7 @@ class Recorder:
             self.fold(log)
 
     def histograms(self) -> Iterator[tuple[bool, Outcome, Histogram, Histogram]]:
-        """Yield (priority lane?, outcome, wait, run) over the executor's whole life, whatever was reset: for exporters."""
+        """Yield (priority lane?, outcome, wait, run) over the executor's whole life, resets ignored."""
         with self.lock:
             self._fold_all()
             copies = [(key[0], key[1], tally.wait.copy(), tally.run.copy()) for key, tally in self._tallies.items()]
@@ -235,7 +239,7 @@ class Recorder:
             return self._create.copy()
 
     def durations(self, *, reset: bool) -> tuple[Histogram, Histogram, Histogram, dict[Outcome, int]]:
-        """Return the period's (wait, run, create) histograms and counts by outcome; start a new period if `reset`."""
+        """Return the period's (wait, run, create) histograms and counts; start a new period if `reset`."""
         with self.lock:
             self._fold_all()
             totals = {outcome: sum(t.count for (_, o), t in self._tallies.items() if o is outcome) for outcome in Outcome}
@@ -255,7 +259,8 @@ class Recorder:
     def rates(self, lanes: Iterable[Arrivals], in_hand: list[float]) -> tuple[float, float, float]:
         """Return (arrivals per second, completions per second, mean service time) over the last few seconds.
 
-        A log knows the arrival of a task when the task has ended. So the caller tells of the tasks that have not.
+        A log knows the arrival of a task when the task has ended. So the caller tells of the tasks that have
+        not.
 
         Args:
             lanes: The lanes, with the tasks that wait.
