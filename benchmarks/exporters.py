@@ -3,9 +3,10 @@
     python -m benchmarks.exporters
     python -m benchmarks.exporters --tasks 20000 --rounds 5
 
-What counts is the processor time of the whole process, that of the watchers' own threads included, so that what else runs on
-the machine matters little. The ways take turns in each round, in a new order each time; medians are shown. An empty task is the
-worst case: what an observer takes for each task is weighed against the microseconds of a task that does nothing.
+What counts is the processor time of the whole process, that of the watchers' own threads included, so that
+what else runs on the machine matters little. The ways take turns in each round, in a new order each time;
+medians are shown. An empty task is the worst case: what an observer takes for each task is weighed against
+the microseconds of a task that does nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """One task's life in parts: what `ThreadPoolExecutor` does for it, what `ResourceExecutor` does instead, and what each costs.
 
-Each part is the code as it stands in the pool, or the nearest to it that can run by itself, timed in one thread by `timeit`,
-the best of many repeats, less the cost of the empty loop. At the end stands the whole, with real threads: the tasks are queued
-while the worker is held, so that the two threads do not fight for the interpreter and each part can be told from the other.
-The whole is more than the sum: it includes the garbage collector, memory that is no longer in the cache, and the loop itself.
+Each part is the code as it stands in the pool, or the nearest to it that can run by itself, timed in one
+thread by `timeit`, the best of many repeats, less the cost of the empty loop. At the end stands the whole,
+with real threads: the tasks are queued while the worker is held, so that the two threads do not fight for the
+interpreter and each part can be told from the other. The whole is more than the sum: it includes the garbage
+collector, memory that is no longer in the cache, and the loop itself.
 """
 
 from __future__ import annotations

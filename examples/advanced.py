@@ -2,8 +2,9 @@
 
     python examples/advanced.py
 
-A policy is asked every 50 ms how many workers there should be. While tasks pile up it wants more, up to eight; when the work is
-done it goes back to the base of two. A line of statistics every 100 ms shows burst workers come and go.
+A policy is asked every 50 ms how many workers there should be. While tasks pile up it wants more, up to
+eight; when the work is done it goes back to the base of two. A line of statistics every 100 ms shows burst
+workers come and go.
 """
 
 from __future__ import annotations

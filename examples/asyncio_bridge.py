@@ -2,8 +2,8 @@
 
     python examples/asyncio_bridge.py
 
-The resource is a SQLite connection. A future of the executor is a `concurrent.futures.Future`, so all that asyncio knows of
-those holds here, cancellation included.
+The resource is a SQLite connection. A future of the executor is a `concurrent.futures.Future`, so all that
+asyncio knows of those holds here, cancellation included.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ async def main(pool: ResourceExecutor[sqlite3.Connection]) -> None:
     urgent = await asyncio.wrap_future(pool.submit_priority(count_primes, 50))
     print(f"   and with priority:                 {urgent} primes below 50")
 
-    # 2. run_in_executor calls functions as they are; a view of the pool without resources does, too. One that needs the
-    #    connection after all, from deep inside, asks the pool for it.
+    # 2. run_in_executor calls functions as they are; a view of the pool without resources does, too. One that
+    #    needs the connection after all, from deep inside, asks the pool for it.
     def version() -> str:
         return str(pool.current_resource().execute("SELECT sqlite_version()").fetchone()[0])
 
@@ -58,8 +58,8 @@ async def main(pool: ResourceExecutor[sqlite3.Connection]) -> None:
     answer = await loop.run_in_executor(plain, version)
     print(f"2. loop.run_in_executor(view, ...):   SQLite {answer}")
 
-    # 3. The same for all code that runs in the loop's default executor, such as asyncio.to_thread. asyncio insists on a
-    #    ThreadPoolExecutor there, and as_thread_pool() is one.
+    # 3. The same for all code that runs in the loop's default executor, such as asyncio.to_thread. asyncio
+    #    insists on a ThreadPoolExecutor there, and as_thread_pool() is one.
     loop.set_default_executor(pool.as_thread_pool())
     worker = await asyncio.to_thread(lambda: threading.current_thread().name)
     print(f"3. asyncio.to_thread(...):            ran on {worker}, a worker of ours")

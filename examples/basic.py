@@ -2,8 +2,8 @@
 
     python examples/basic.py
 
-A calculator stands for whatever is costly to make and must not be shared: a connection, a session, a browser, a model. Each
-worker makes one on its own thread, keeps it as long as it lives, and gives it up at the end.
+A calculator stands for whatever is costly to make and must not be shared: a connection, a session, a browser,
+a model. Each worker makes one on its own thread, keeps it as long as it lives, and gives it up at the end.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
     python examples/burst_timeline.py                       # writes burst_timeline.svg
     python examples/burst_timeline.py --policy rate out.svg
 
-An executor with two base workers and at most sixteen gets a load that comes in a burst. An observer records that load; then
-the same policy is simulated on it. The picture shows both side by side: the backlog, the workers and the waits.
+An executor with two base workers and at most sixteen gets a load that comes in a burst. An observer records
+that load; then the same policy is simulated on it. The picture shows both side by side: the backlog, the
+workers and the waits.
 """
 
 from __future__ import annotations

@@ -4,13 +4,17 @@
     python examples/cluster.py              # the standard library of the Python that runs this
     python examples/cluster.py SOMEWHERE    # any folder with Python files
 
-The cluster is a local one: three worker processes with two threads each. `Client("tls://scheduler:8786")` would be one of many
-machines, and no other line would change, but for the database: it would have to be a server's.
+The cluster is a local one: three worker processes with two threads each. `Client("tls://scheduler:8786")`
+would be one of many machines, and no other line would change, but for the database: it would have to be a
+server's.
 
-- Each thread of each worker process owns a connection. It is made there, since a connection cannot be pickled.
-- Half-way one of the processes is killed with SIGKILL. Dask starts another and runs again what the dead one had in hand: *at
-  least once* is the promise. So a batch must do no harm when it is run twice, and it is written like that (INSERT OR REPLACE).
-- The connections of the dead process are the only ones that nobody closes. What they had not committed, SQLite rolls back.
+- Each thread of each worker process owns a connection. It is made there, since a connection cannot be
+  pickled.
+- Half-way one of the processes is killed with SIGKILL. Dask starts another and runs again what the dead one
+  had in hand: *at least once* is the promise. So a batch must do no harm when it is run twice, and it is
+  written like that (INSERT OR REPLACE).
+- The connections of the dead process are the only ones that nobody closes. What they had not committed,
+  SQLite rolls back.
 
 At the end every file found must be in the index, once, or the exit status is 1.
 """

@@ -2,9 +2,10 @@
 
     python examples/http_sessions.py
 
-Each worker owns an `http.client` connection and uses it for one page after the other. The server, a local one, hangs up now and
-then: before it answers, or in the middle of a page. What the client sees is an error; the executor asks `is_healthy`, replaces
-worker and connection, and fetches the page again. (So tasks should be of the kind that may be done twice, as GET is.)
+Each worker owns an `http.client` connection and uses it for one page after the other. The server, a local
+one, hangs up now and then: before it answers, or in the middle of a page. What the client sees is an error;
+the executor asks `is_healthy`, replaces worker and connection, and fetches the page again. (So tasks should
+be of the kind that may be done twice, as GET is.)
 
 A page that does not exist is another matter: the connection is fine, and the error is for the caller.
 """
@@ -145,8 +146,8 @@ def main() -> None:
 def crawl(server: Server) -> None:
     def connect() -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
-        # Left alone, http.client opens another connection when this one was dropped. A session that logged in, or a database
-        # connection, could not do that; so let us be strict.
+        # Left alone, http.client opens another connection when this one was dropped. A session that logged
+        # in, or a database connection, could not do that; so let us be strict.
         connection.auto_open = 0
         connection.connect()
         return connection

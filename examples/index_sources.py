@@ -3,16 +3,17 @@
     python examples/index_sources.py              # the standard library of the Python that runs this
     python examples/index_sources.py SOMEWHERE    # any folder with Python files
 
-Each worker owns a connection to one SQLite database (FTS5 for full text, WAL so that readers need not wait for the writer).
+Each worker owns a connection to one SQLite database (FTS5 for full text, WAL so that readers need not wait
+for the writer).
 
 - The files are indexed in batches: a batch is a task, and a transaction.
 - Meanwhile this thread searches. `submit_priority` lets each search overtake all the batches that wait.
-- Half-way a connection is closed in the middle of a transaction, on purpose. SQLite rolls back; the executor finds the
-  connection broken, replaces the worker, and runs the batch again on another one.
+- Half-way a connection is closed in the middle of a transaction, on purpose. SQLite rolls back; the executor
+  finds the connection broken, replaces the worker, and runs the batch again on another one.
 - The last query is made with `run_now`: in this thread, on a connection kept for that.
 
-At the end the books must balance, or the exit status is 1: every file found is in the index, once; every connection opened was
-closed.
+At the end the books must balance, or the exit status is 1: every file found is in the index, once; every
+connection opened was closed.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ class Index:
         self._database = database
         self._folder = folder
         self._full_text = full_text
-        # SQLite lets one connection write at a time. It would have the others ask again and again, asleep in between; a lock
-        # wakes them in turn.
+        # SQLite lets one connection write at a time. It would have the others ask again and again, asleep in
+        # between; a lock wakes them in turn.
         self._writing = threading.Lock()
         connection = self.connect()
         connection.execute("PRAGMA journal_mode = WAL")  # stays with the database

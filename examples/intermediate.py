@@ -2,11 +2,12 @@
 
     python examples/intermediate.py
 
-Two workers own an image processor each. They read pictures (PPM files), shrink them, and write PNG files; all with the
-standard library. On the way:
+Two workers own an image processor each. They read pictures (PPM files), shrink them, and write PNG files; all
+with the standard library. On the way:
 
 - a picture crashes the processor: the worker is replaced, and the picture is processed again by another;
-- a file is no picture at all: that is the task's own error, the processor is fine, and the caller gets the error as it is;
+- a file is no picture at all: that is the task's own error, the processor is fine, and the caller gets the
+  error as it is;
 - an urgent thumbnail overtakes all pictures that wait;
 - a preview is wanted here and now: run_now makes it in this thread, with a processor kept for that.
 """

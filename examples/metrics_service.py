@@ -3,7 +3,8 @@
     pip install tasker-executor[prometheus]
     python examples/metrics_service.py            # then look at http://127.0.0.1:8000/metrics
 
-Let Prometheus scrape it and import examples/grafana/tasker_executor.json into Grafana to see the whole picture. Ctrl-C ends it.
+Let Prometheus scrape it and import examples/grafana/tasker_executor.json into Grafana to see the whole
+picture. Ctrl-C ends it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Thread pools whose workers hold something.
 
-`ResourceExecutor` is a `concurrent.futures.Executor` in which each worker thread owns one resource (a database connection, an
-HTTP session, a browser, a model): made on its thread, checked, replaced when it breaks, destroyed exactly once.
+`ResourceExecutor` is a `concurrent.futures.Executor` in which each worker thread owns one resource (a
+database connection, an HTTP session, a browser, a model): made on its thread, checked, replaced when it
+breaks, destroyed exactly once.
 
     >>> import sqlite3
     >>> def fetch(connection, sql):

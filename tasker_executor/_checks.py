@@ -1,7 +1,10 @@
-"""The checks of arguments: each returns a plain value, or raises and names the argument and its value.
+"""The one set of argument checks: each returns a plain value, or raises and names the argument and its value.
 
-Numbers come from NumPy and `decimal`, too: a count is what `operator.index` takes, a duration is any real number. A bool is
-neither.
+Numbers come from NumPy and `decimal`, too. A count is what `operator.index` takes, a duration is any real
+number. A bool is neither.
+
+There is no check for flags (``wait``, ``priority``, ``reset``). As in the standard library, any true value is
+True.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ def check_count(name: str, value: Any, least: int) -> int:
 
 
 def check_max_workers(value: Any) -> int:
-    """Return a limit on the number of workers, or raise; in the standard library's words where it is below 1."""
+    """Return a limit on the number of workers, or raise; below 1 in the standard library's words."""
     number = whole(value)
     if number is not None and number <= 0:
         raise ValueError("max_workers must be greater than 0")
@@ -54,7 +57,7 @@ def check_max_workers(value: Any) -> int:
 
 
 def check_bounds(min_workers: int, max_workers: int) -> int:
-    """Return the lower bound for a number of workers, or raise unless it is one."""
+    """Return the lower bound of the number of workers, or raise if it is none or exceeds `max_workers`."""
     least = check_count("min_workers", min_workers, 0)
     if least > max_workers:
         raise ValueError(f"min_workers={least} is more than max_workers={max_workers}")
@@ -63,7 +66,7 @@ def check_bounds(min_workers: int, max_workers: int) -> int:
 
 def check_number(name: str, value: Any, what: str = "a number") -> float:
     """Return `value` if it is a real number, infinity included, or raise, naming the argument."""
-    # By its kind: a string, an array and NumPy's bool have a float(), too.
+    # The type decides, since float() also takes a string, an array and NumPy's bool.
     real: Any = value if isinstance(value, Number) and not isinstance(value, bool) else whole(value)
     try:
         number = float(real)
@@ -79,7 +82,10 @@ def check_number(name: str, value: Any, what: str = "a number") -> float:
 
 
 def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> float:
-    """Return `value` as seconds if it is a number and not negative, or raise, naming the argument. Infinity is no limit."""
+    """Return `value` as seconds if it is a number and not negative, or raise, naming the argument.
+
+    Infinity means no limit.
+    """
     number = check_number(name, value, "a number of seconds")
     if not (number > 0 if above_zero else number >= 0):
         raise ValueError(f"{name} must {'be above 0' if above_zero else 'not be negative'}, not {value!r}")
@@ -95,7 +101,7 @@ def check_finite(name: str, value: Any) -> float:
 
 
 def wait_seconds(timeout: Any) -> float | None:
-    """Return the timeout of a future as the standard library takes it: it may have run out, and infinity is very long."""
+    """Return the timeout of a future, or raise; below 0 it has run out, and infinity becomes very long."""
     return None if timeout is None else min(check_number("timeout", timeout, "a number of seconds"), TIMEOUT_MAX)
 
 

@@ -1,8 +1,9 @@
-"""What the library says of an event: log records, notes on errors, names of functions, reprs of what users gave us.
+"""What the library says of an event: log records, notes on errors, names of functions, reprs.
 
-Nothing here may change the event that it tells of. A record factory, a filter, a handler, a `__repr__` or a `__setattr__` is
-user code and may raise. A worker that dies of its own log record would leave its place empty and its task undone. So no
-function of this module raises, with one exception: KeyboardInterrupt and SystemExit on the main thread mean the program.
+Nothing here may change the event that it reports. A record factory, a filter, a handler, a `__repr__` or a
+`__setattr__` is user code and may raise. A worker that died of its own log record would leave its place empty
+and its task undone. So no function of this module raises, with one exception: KeyboardInterrupt and
+SystemExit on the main thread are meant for the program.
 """
 
 from __future__ import annotations
@@ -18,31 +19,32 @@ from typing import Any
 
 __all__ = ["Logger", "add_note", "aside", "drop_frame", "function_name", "must_escape", "safe_repr", "safe_str", "traceback_of"]
 
-#: Before the name of each field of our records, so that it meets neither the attributes of `logging.LogRecord` nor those that
-#: an application's record factory or filter adds.
+#: Before the name of each field of our records, so that it meets neither the attributes of
+#: `logging.LogRecord` nor those that an application's record factory or filter adds.
 FIELD_PREFIX = "tasker_"
 
 _traceback: Any = vars(BaseException)["__traceback__"]  # the descriptor, whatever a subclass has in its place
 
 
 def must_escape(error: BaseException) -> bool:
-    """Is an error that user code raised in a hook, an observer or a callback no business of ours to swallow?
+    """Return whether an error that a hook, an observer or a callback raised must be raised again.
 
-    SystemExit and KeyboardInterrupt on the main thread mean the program. On a thread of ours nobody would hear of them.
+    SystemExit and KeyboardInterrupt on the main thread are meant for the program. On a thread of the executor
+    they would have no effect.
     """
     return not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()
 
 
 class _Aside(threading.local):
     post: Callable[[Callable[[], object]], None] | None = None
-    """On a thread that must run no user code, the supervisor's: takes what is to be told, for another thread to tell."""
+    """Set on the timer's thread, which must run no user code: takes a call for another thread to make."""
 
 
 aside = _Aside()
 
 
 class Logger:
-    """The door to `logging`: a logger whose methods never raise, and whose keyword arguments are the fields of the record."""
+    """A logger whose methods never raise, and whose keyword arguments are the fields of the record."""
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
@@ -72,7 +74,7 @@ class Logger:
         self._say(logging.CRITICAL, message, args, exc_info, fields)
 
     def log(self, level: int, message: str, *args: object, exc_info: object = None, **fields: object) -> None:
-        """Log at that level."""
+        """Log at `level`."""
         self._say(level, message, args, exc_info, fields)
 
     def _say(self, level: int, message: str, args: tuple[object, ...], exc_info: object, fields: dict[str, object]) -> None:
@@ -81,7 +83,7 @@ class Logger:
                 return
             if exc_info is True:
                 exc_info = sys.exc_info()
-            if isinstance(exc_info, BaseException):  # `logging` asks for its truth, and an error may be false
+            if isinstance(exc_info, BaseException):  # `logging` asks for its truth, and an error may be false.
                 exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
             if aside.post is not None:
                 aside.post(partial(self._say, level, message, args, exc_info, fields))
@@ -95,7 +97,7 @@ class Logger:
 
 
 def _complain(message: str) -> None:
-    """Write the error being handled to stderr, as `logging.Handler.handleError` does for a handler that fails."""
+    """Write the error being handled to stderr, as `logging.Handler.handleError` does."""
     if not logging.raiseExceptions or not sys.stderr:
         return
     try:
@@ -107,7 +109,7 @@ def _complain(message: str) -> None:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note to an error of the user's, unless it refuses: a frozen dataclass does, and one whose notes are a tuple."""
+    """Add a note to a user's error, unless it refuses: a frozen dataclass does, or one whose notes are a tuple."""
     try:
         error.add_note(note)
     except BaseException as refused:
@@ -116,16 +118,16 @@ def add_note(error: BaseException, note: str) -> None:
 
 
 def traceback_of(error: BaseException) -> TracebackType | None:
-    """Return an error's traceback, whatever its class has made of that attribute."""
+    """Return the traceback of an error, also if its class redefines that attribute."""
     trace: TracebackType | None = _traceback.__get__(error)
     return trace
 
 
 def drop_frame(error: BaseException) -> BaseException:
-    """Drop the outermost frame, our own, from an error's traceback; return the error.
+    """Drop the outermost frame, the library's own, from an error's traceback; return the error.
 
-    The locals of that frame would keep the task alive, and its lines help no reader. Done by `BaseException` itself: an error
-    that forbids to set its attributes does not forbid that.
+    The locals of that frame would keep the task alive, and its lines help no reader. `BaseException` itself
+    sets the traceback, so it also works for an error that forbids setting its attributes.
     """
     trace = traceback_of(error)
     if trace is not None:
@@ -153,15 +155,15 @@ def _tell(how: Any, value: object) -> str:
 
 
 def function_name(function: Any) -> str:
-    """Return the name of what is called in the end, or of its type."""
+    """Return the name of the function that is called in the end, or of its type."""
     try:
-        for _ in range(10):  # a callable may have every attribute that it is asked for, a mock for instance
+        for _ in range(10):  # At most 10: a mock has every attribute that it is asked for.
             inner: Any = getattr(function, "func" if issubclass(type(function), partial) else "__wrapped__", None)
             if inner is None:
                 break
             function = inner
         name = getattr(function, "__qualname__", None)
-    except BaseException as error:  # or raise, whatever it is asked for
+    except BaseException as error:  # A callable may also raise for every attribute.
         if must_escape(error):
             raise
         name = None

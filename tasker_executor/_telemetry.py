@@ -1,8 +1,10 @@
 """What the exporters export: the table of measures, and where each comes from.
 
-There is one table, so that Prometheus and OpenTelemetry tell the same story. Everything is read when somebody asks: an executor
-that is watched does nothing for it, and does not know. The watched are held weakly; a core lives as long as its executor is
-referenced or has work to do, so a dropped executor is told of until its queue is empty.
+There is one table, so Prometheus and OpenTelemetry export the same numbers. They read on request: a watched
+executor does nothing for it, and does not know. The watched executors are held weakly. A core lives as long
+as its executor is referenced or has work to do, so a dropped executor is exported until its queue is empty.
+
+Only `Reading.of`, `histograms` and `Watched` look into a core.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ._engine.gauges import Gauges, Reading
 from ._engine.histogram import Histogram
 from ._engine.state import State
+from ._report import safe_repr
 
 if TYPE_CHECKING:
     from ._executor import ResourceExecutor
@@ -45,8 +48,8 @@ class Measure:
     """One number, or one for each combination of labels.
 
     Attributes:
-        kind: A ``counter`` only grows. A ``gauge`` goes up and down; ``sum`` and ``max`` say what becomes of the gauges of two
-            executors that share a name.
+        kind: A ``counter`` only grows. A ``gauge`` goes up and down; ``sum`` and ``max`` say how the gauges
+            of two executors that share a name are combined.
         name: In Prometheus, without prefix and ``_total``.
         otel_name: In OpenTelemetry, without prefix.
         unit: In OpenTelemetry (UCUM).
@@ -64,7 +67,7 @@ class Measure:
     read: Callable[[Reading], Mapping[Labels, float]]
 
     def combined(self, readings: Iterable[Reading]) -> Mapping[Labels, float]:
-        """The numbers of executors that share a name."""
+        """Return the numbers of executors that share a name."""
         combined: dict[Labels, float] = {}
         for reading in readings:
             for labels, value in self.read(reading).items():
@@ -74,7 +77,7 @@ class Measure:
 
 
 def _one(read: Callable[[Reading], float]) -> Callable[[Reading], Mapping[Labels, float]]:
-    """A measure without labels."""
+    """Return what `read` reads as the one number of a measure without labels."""
     return lambda reading: {(): read(reading)}
 
 
@@ -222,7 +225,7 @@ MEASURES = (
         "available_resources",
         "resource.available",
         "{resource}",
-        "Free resources in the pool of run_now.",
+        "Free resources in the reserve of run_now.",
         (),
         _one(lambda reading: reading.stats.available_resources),
     ),
@@ -261,7 +264,7 @@ DISTRIBUTIONS = (_WAIT, _RUN, _CREATE)
 
 
 def histograms(executors: Iterable[Gauges]) -> dict[Distribution, dict[Labels, Histogram]]:
-    """The histograms of executors that share a name, over their whole lives, added up."""
+    """Return the histograms of executors that share a name, over their whole lives, added up."""
     added: dict[Distribution, dict[Labels, Histogram]] = {
         _WAIT: {("normal",): Histogram(), ("priority",): Histogram()},
         _RUN: {("completed",): Histogram(), ("failed",): Histogram(), ("retried",): Histogram()},
@@ -278,29 +281,29 @@ def histograms(executors: Iterable[Gauges]) -> dict[Distribution, dict[Labels, H
 def as_label(text: str) -> str:
     """Return a text that every exporter can encode.
 
-    A name from a file name may hold half of a surrogate pair, which UTF-8 does not take. One of them would cost the whole page,
-    or the whole batch, with the metrics of everybody else.
+    A name from a file name may hold half of a surrogate pair, which UTF-8 does not encode. One such name
+    would cost the whole page, or the whole batch, with the metrics of all other executors.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Watched:
-    """Executors that somebody watches, held weakly."""
+    """Executors whose numbers are exported, held weakly."""
 
     def __init__(self) -> None:
-        # Guards the exchange of the tuple below. Who reads takes the tuple as it is.
+        # Guards the exchange of the tuple below. A reader takes the tuple as it is.
         self._lock = threading.RLock()
         self._watched: tuple[weakref.ref[Gauges], ...] = ()
 
     def add(self, executors: Iterable[ResourceExecutor[Any]]) -> None:
-        """Watch these, too."""
+        """Watch these executors, too."""
         members = [self._gauges_of(executor) for executor in executors]
         with self._lock:
             watched = {id(gauges): weakref.ref(gauges) for gauges in [*self, *members]}
             self._watched = tuple(watched.values())
 
     def discard(self, executors: Iterable[ResourceExecutor[Any]]) -> None:
-        """Watch these no longer."""
+        """Watch these executors no longer."""
         gone = [self._gauges_of(executor) for executor in executors]
         with self._lock:
             self._watched = tuple(weakref.ref(gauges) for gauges in self if gauges not in gone)
@@ -312,7 +315,7 @@ class Watched:
                 yield gauges
 
     def by_name(self, *, closed: bool) -> dict[str, list[Gauges]]:
-        """Those that are left, the closed ones among them or not, by name."""
+        """Return the executors that are left, by name. `closed` says whether closed ones are among them."""
         named: dict[str, list[Gauges]] = {}
         for gauges in self:
             if closed or gauges.state is not State.CLOSED:
@@ -323,5 +326,5 @@ class Watched:
     def _gauges_of(executor: ResourceExecutor[Any]) -> Gauges:
         gauges = getattr(getattr(executor, "_core", None), "gauges", None)
         if not isinstance(gauges, Gauges):
-            raise TypeError(f"only a ResourceExecutor can be watched, and this is none: {executor!r}")
+            raise TypeError(f"only a ResourceExecutor can be watched, not {safe_repr(executor)}")
         return gauges

@@ -1,7 +1,7 @@
 """Every exception that this library raises on its own account.
 
-Each is a `TaskerError` and also the class that callers of the standard library catch already. So ``except queue.Full`` or
-``except TimeoutError``, written for another pool, keeps its meaning here.
+Each is a `TaskerError` and also the class that callers of the standard library catch already. So
+``except queue.Full`` or ``except TimeoutError``, written for another pool, keeps its meaning here.
 """
 
 import queue
@@ -47,13 +47,13 @@ class TaskCancelled(TaskerError, CancelledError):
 class PoolDeadlockError(TaskerError, RuntimeError):
     """A task waits for a task of its own executor, and so does every other worker: no result would ever come.
 
-    The executor sees waits in ``result()``, ``exception()`` and ``map`` that have no timeout. It does not see waits in
-    `concurrent.futures.wait`, `concurrent.futures.as_completed` and event loops.
+    The executor sees waits in ``result()``, ``exception()`` and ``map`` that have no timeout. It does not see
+    waits in `concurrent.futures.wait`, `concurrent.futures.as_completed` and event loops.
     """
 
 
 class TaskLost(TaskerError, BrokenExecutor):
-    """The process that had the task ended or cannot be reached, and the task is not run again. It may have run."""
+    """The process that had the task is gone or out of reach. The task is not run again; it may have run."""
 
 
 class NoCurrentTask(TaskerError, LookupError):

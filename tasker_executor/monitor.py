@@ -10,9 +10,10 @@
     for future in progress(futures):
         ...                      # each as it completes
 
-Where the output is no terminal (a log file, CI), the panel and the bar become a plain line every now and then.
+Where the output is no terminal (a log file, CI), a plain line every ten seconds stands for the panel and the
+bar.
 
-The panel is a pure function of a `Snapshot`, which can be had without a terminal, too: ``print(line(take_snapshot(pool)))``.
+The panel is a pure function of a `Snapshot`, which needs no terminal: ``print(line(take_snapshot(pool)))``.
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ._checks import check_seconds
+from ._checks import check_count, check_seconds
 from ._engine.gauges import Gauges
-from ._engine.state import State
 from ._engine.threads import make_thread
 from ._executor import ResourceExecutor
 from ._report import Logger, must_escape, safe_str
@@ -84,7 +84,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What an executor was doing at one moment, and how it came there.
+    """What an executor was doing at one moment, and its history until then.
 
     Attributes:
         name: Name of the executor.
@@ -93,10 +93,10 @@ class Snapshot:
         workers: What each worker was doing.
         max_workers: The most workers allowed.
         wanted_workers: The number wanted.
-        oldest_wait: How long the task that waits longest had waited.
+        oldest_wait: How long the oldest waiting task had waited.
         failures: How often ``on_create`` has failed in a row.
-        last_failure: Its last error; None if it does not fail.
-        retry_in: Seconds until it is tried again.
+        last_failure: The last error of ``on_create``; None if it does not fail.
+        retry_in: Seconds until ``on_create`` is tried again.
         history: Earlier points, and the one of this moment.
     """
 
@@ -119,7 +119,7 @@ class Snapshot:
 
 
 def take_snapshot(pool: ResourceExecutor[Any], history: Iterable[Point] = ()) -> Snapshot:
-    """Return what an executor is doing now.
+    """Return a snapshot of what an executor is doing now.
 
     Args:
         pool: The executor.
@@ -129,8 +129,9 @@ def take_snapshot(pool: ResourceExecutor[Any], history: Iterable[Point] = ()) ->
 
 
 def _snapshot_of(gauges: Gauges, history: Iterable[Point]) -> Snapshot:
+    """Read all that is shown of an executor: no other function here looks at its numbers."""
     metrics = gauges.metrics(reset=False)
-    # Not of the same moment as the rest, since they run the user's code: they name functions, and show an error's text.
+    # The names of functions come from the user's code. So they are not of the same moment as the rest.
     workers = gauges.worker_infos()
     reading = gauges.read()
     stats, failure = reading.stats, reading.last_failure
@@ -224,7 +225,7 @@ def _percentiles(times: DurationSummary) -> list[str]:
 
 
 def _workers(snapshot: Snapshot) -> list[RenderableType]:
-    """A row for each worker; if there are too many, for those that are busy for longest."""
+    """Return a row for each worker, or, if they are too many, for those that have been busy longest."""
     shown = snapshot.workers
     if len(shown) > _ROWS:
         longest = sorted(shown, key=lambda worker: worker.running_for, reverse=True)[:_ROWS]
@@ -253,7 +254,7 @@ def _task(worker: WorkerInfo) -> str:
 
 
 def _grid(columns: int, numbers: Collection[int] = ()) -> Table:
-    """A table without lines. Text that is too long is cut."""
+    """Return a table without lines. Text that is too long is cut."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for column in range(columns):
         table.add_column(justify="right" if column in numbers else "left", no_wrap=True, overflow="ellipsis")
@@ -261,7 +262,7 @@ def _grid(columns: int, numbers: Collection[int] = ()) -> Table:
 
 
 def _duration(seconds: float) -> str:
-    """A duration in the unit that suits it."""
+    """Return a duration as text, in the unit that suits it."""
     if seconds < 0.001:
         return f"{seconds * 1e6:.0f} us" if seconds >= 5e-7 else "0 s"
     if seconds < 1.0:
@@ -274,7 +275,7 @@ def _duration(seconds: float) -> str:
 
 
 class _Sparkline:
-    """A curve as wide as the console lets it be. Each cell shows the most of its share of the values: no peak is lost."""
+    """A curve as wide as the console. Each cell shows the largest of its values, so no peak is lost."""
 
     def __init__(self, name: str, values: list[int], style: str) -> None:
         self._name = name
@@ -294,7 +295,7 @@ class _Sparkline:
 
 
 def _resampled(values: list[int], width: int) -> list[int]:
-    """As many values as there are cells at most, the largest of those that share a cell."""
+    """Return at most `width` values: for each cell the largest of the values that share it."""
     count = len(values)
     if count <= width:
         return values
@@ -305,20 +306,19 @@ def _resampled(values: list[int], width: int) -> list[int]:
 
 
 class Monitor:
-    """A live view of one executor: see `monitor`. The view ends with the block, or when the executor is dropped."""
+    """A live view of one executor: see `monitor`. It ends with the block, or when the executor is dropped."""
 
     def __init__(self, pool: ResourceExecutor[Any], console: Console | None, interval: float | None) -> None:
         self._gauges = weakref.ref(pool._core.gauges)
         self._console = Console() if console is None else console
-        self._name = pool._core.name
-        self._working = True  # the console is
+        self._working = True  # False once the console has failed
         self._live: Live | None = None
         if interval is None:
             interval = _FRAME if self._console.is_terminal else _LINE
         self._interval = check_seconds("interval", interval, above_zero=True)
         self._history: deque[Point] = deque(maxlen=_HISTORY)
         self._stop = threading.Event()
-        self._thread = make_thread(self._run, f"{pool._core.name}_monitor")
+        self._thread = make_thread(self._run, f"{self._name}_monitor")
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -326,7 +326,7 @@ class Monitor:
             self._live.start()
         try:
             self._thread.start()
-        except BaseException:  # no thread can be started, or Ctrl-C: there is no `__exit__` to come
+        except BaseException:  # No thread can be started, or Ctrl-C came: Python calls no `__exit__`.
             self._stop.set()
             if self._live is not None:
                 self._live.stop()
@@ -350,11 +350,14 @@ class Monitor:
         return self._working and self._try(self._show)
 
     def _try(self, show: Callable[[], bool | None]) -> bool:
-        """Show something. A console that fails (a pipe without a reader) ends the view, and not the block that is watched."""
+        """Show something and return whether that worked, and whether the view goes on.
+
+        A console that fails (a pipe without a reader) ends the view, and not the block that is watched.
+        """
         try:
             return bool(show())
         except BaseException as error:
-            broken_pipe = isinstance(error.__context__, BrokenPipeError)  # of which rich makes a SystemExit
+            broken_pipe = isinstance(error.__context__, BrokenPipeError)  # rich makes a SystemExit of it
             if must_escape(error) and not broken_pipe:
                 raise
             self._working = False
@@ -367,7 +370,7 @@ class Monitor:
             return False
 
     def _show(self) -> bool:
-        """Show the executor as it is; tell whether it will change."""
+        """Show the executor as it is; return whether it will change."""
         gauges = self._gauges()
         if gauges is None:
             return False
@@ -377,22 +380,23 @@ class Monitor:
             self._live.update(panel(snapshot), refresh=True)
         else:
             self._console.print(line(snapshot), soft_wrap=True, highlight=False, markup=False)
-        return gauges.state is not State.CLOSED
+        return snapshot.stats.state != "closed"
 
 
 def monitor(pool: ResourceExecutor[Any], *, console: Console | None = None, interval: float | None = None) -> Monitor:
-    """Show an executor while a ``with`` block runs. It is not kept alive by that.
+    """Return a live view of an executor, shown while a ``with`` block runs. It does not keep the executor alive.
 
     Args:
         pool: The executor.
-        console: Where to show it. None for the standard output.
-        interval: Seconds between two frames, or between two lines where there is no terminal. None for 0.25 and 10.
+        console: The console to show it on. None for the standard output.
+        interval: Seconds between two frames, or between two lines where there is no terminal. None for 0.25
+            and 10.
     """
     return Monitor(pool, console, interval)
 
 
 def watch(pool: ResourceExecutor[Any], *, console: Console | None = None, interval: float | None = None) -> None:
-    """Block, showing an executor, until it has closed. Ctrl-C ends the view and not the executor.
+    """Show an executor and block until it has closed. Ctrl-C ends the view and not the executor.
 
     Args:
         pool: The executor.
@@ -422,22 +426,26 @@ def progress(
     description: str = "",
     console: Console | None = None,
 ) -> Iterator[T]:
-    """Iterate over results and show how far the work is, how fast it goes, and how long it will take.
+    """Yield results and show how far the work is, how fast it goes, and how long it will take.
 
-    Closing the iterator closes `work`, if it can be closed: leaving the loop early cancels the rest of ``pool.map(...)``.
+    Closing the iterator closes `work`, if it can be closed: leaving the loop early cancels the rest of
+    ``pool.map(...)``.
 
     Args:
-        work: Results, such as ``pool.map(...)``, which come in their order; or a collection of futures, which come as they
-            complete.
-        total: How many there will be. None for ``len(work)``; if it has no length, no remaining time is shown.
+        work: Results, such as ``pool.map(...)``, which come in their order; or a collection of futures, which
+            come as they complete.
+        total: How many results there will be. None for ``len(work)``; if it has no length, no remaining time
+            is shown.
         description: What is being done.
-        console: Where to show it. None for the standard output.
+        console: The console to show it on. None for the standard output.
     """
     console = Console() if console is None else console
+    if total is not None:
+        total = check_count("total", total, 0)
     if isinstance(work, Collection):
         total = len(work) if total is None else total
         if work and all(isinstance(item, Future) for item in work):
-            work = as_completed(work)  # type: ignore[assignment]  # T is Future, which nobody can tell the checker
+            work = as_completed(work)  # type: ignore[assignment]  # T is Future, which the checker cannot see
     elif total is None:
         total = operator.length_hint(work) or None
     return _shown(iter(work), total, description, console)
@@ -457,7 +465,7 @@ def _shown(work: Iterator[T], total: int | None, description: str, console: Cons
             )
             try:
                 bar.start()
-            except LiveError:  # an old rich, and something else is live, such as the panel
+            except LiveError:  # an old rich, and another live display is shown, such as the panel
                 yield from _with_lines(work, total, description, console)
                 return
             with bar:

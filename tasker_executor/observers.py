@@ -1,8 +1,8 @@
-"""Observers are told of events: what happened, to whom, how long it took.
+"""Observers are told of events: what happened to which task, worker or resource, and how long it took.
 
-Gauges are pulled (`ResourceExecutor.stats`), events are pushed. An executor calls only the methods that an observer's class
-really overrides, so an event that nobody listens to costs nothing. Methods run on the thread where the event happens, never
-under a lock of the executor; one that raises is logged and ignored.
+Gauges are pulled (`ResourceExecutor.stats`), events are pushed. An executor calls only the methods that an
+observer's class overrides, so an event that no observer listens to costs nothing. Methods run on the thread
+where the event happens, never under a lock of the executor. A method that raises is logged and ignored.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class TaskEvent:
         run: Seconds that the attempt ran.
         outcome: For `Observer.task_finished`: ``"completed"``, ``"failed"`` or ``"cancelled"``.
         error: What the task raised, if it did.
-        context: The `contextvars` context that the task runs in, each attempt in a copy of its own if resources can break; None
-            before it is started, and without `propagate_context`. What `Observer.task_started` sets in it, the task sees.
+        context: The `contextvars` context that the task runs in. If resources can break, each attempt runs in
+            a copy of its own. None before the task is started, and without `propagate_context`. The task sees
+            what `Observer.task_started` sets in it.
     """
 
     executor: str
@@ -53,7 +54,7 @@ class TaskEvent:
 
 @dataclass(frozen=True)
 class WorkerEvent:
-    """A worker started or ended; `reason` says why it ended, `error` what broke it."""
+    """A worker started or ended. `reason` says why it ended, `error` what broke its resource."""
 
     executor: str
     worker: str
@@ -63,7 +64,7 @@ class WorkerEvent:
 
 @dataclass(frozen=True)
 class ResourceEvent:
-    """A resource was made or given up, or could not be made. `worker` is None for the resource pool of ``run_now``."""
+    """A resource was made, given up, or could not be made. `worker` is None for the reserve of ``run_now``."""
 
     executor: str
     worker: str | None
@@ -90,7 +91,7 @@ class StateEvent:
 
 
 class Observer:
-    """Base of observers: override the methods for the events that you want to hear of.
+    """Base class of observers: override the methods of the events that you want to hear of.
 
     Example:
         >>> class Replacements(Observer):
@@ -136,15 +137,15 @@ EVENTS = [name for name in vars(Observer) if not name.startswith("_")]
 
 
 class ObserverHub:
-    """Who listens to what, found out once."""
+    """The methods that listen to each event, found out once."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         if not isinstance(observers, Iterable):
-            raise TypeError(f"observers must be an iterable of Observer instances, not {observers!r}")
+            raise TypeError(f"observers must be an iterable of Observer instances, not {safe_repr(observers)}")
         members = list(observers)
         for member in members:
             if not isinstance(member, Observer):
-                raise TypeError(f"observers must be Observer instances, not {member!r}")
+                raise TypeError(f"observers must be Observer instances, not {safe_repr(member)}")
         self._listeners = {
             event: tuple(
                 getattr(member, event) for member in members if getattr(type(member), event) is not getattr(Observer, event)
@@ -154,16 +155,16 @@ class ObserverHub:
         self.hears_tasks = any(self._listeners[event] for event in EVENTS if event.startswith("task_"))
 
     def silence(self) -> None:
-        """Tell nobody of anything any more."""
+        """Call no observer any more."""
         self._listeners = dict.fromkeys(EVENTS, ())
         self.hears_tasks = False
 
     def hears(self, event: str) -> bool:
-        """Does anybody listen to this event?"""
+        """Return whether an observer listens to this event."""
         return bool(self._listeners[event])
 
     def tell(self, event: str, what: TaskEvent | WorkerEvent | ResourceEvent | ScaleEvent | StateEvent) -> None:
-        """Call those who listen. Never under a lock."""
+        """Call the observers that listen to this event. Never called under a lock."""
         if aside.post is not None:
             aside.post(partial(self.tell, event, what))
             return

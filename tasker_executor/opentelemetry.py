@@ -1,7 +1,7 @@
 """Metrics and traces for OpenTelemetry: ``pip install tasker-executor[opentelemetry]``.
 
-This needs OpenTelemetry's API alone; which SDK, if any, is the application's choice. Without one nothing happens and nothing is
-paid.
+This needs OpenTelemetry's API alone. The application chooses the SDK. Without an SDK nothing happens, and it
+costs nothing.
 
 **Metrics.** One line for any number of executors:
 
@@ -9,13 +9,15 @@ paid.
     >>> pool = ResourceExecutor(4, name="crawler")
     >>> instrument(pool)
 
-Everything is read when the SDK collects, and no task is slowed down. That goes for the histograms, too: OpenTelemetry knows no
-histograms that are observed, so at each collection what is new in the executor's own is recorded, about 5 us a value, each to
-within 3 %. If there are more than 20,000 new values in one of them, an even sample of so many is recorded: percentiles stay
-right, and ``tasker_executor.task.finished`` counts every task anyway.
+All numbers are read when the SDK collects, and no task is slowed down. That goes for the histograms, too.
+OpenTelemetry has no histogram that is observed. So each collection records what is new in the executor's own
+histograms: about 5 us a value, each to within 3 %. If a histogram has more than 20,000 new values, an even
+sample of 20,000 is recorded. Percentiles stay right, and ``tasker_executor.task.finished`` counts every task
+anyway.
 
-Executors are held weakly: one is reported for as long as it is referenced or has work to do. Executors that share a name are
-added up. The attribute ``tasker_executor.name`` is the name given as ``ResourceExecutor(name=...)``.
+Executors are held weakly: one is reported for as long as it is referenced or has work to do. Executors that
+share a name are added up. The attribute ``tasker_executor.name`` is the name given as
+``ResourceExecutor(name=...)``.
 
 **Traces.** A span for each task, on request:
 
@@ -24,10 +26,11 @@ added up. The attribute ``tasker_executor.name`` is the name given as ``Resource
     3
     >>> pool.shutdown()
 
-The span begins when the task is first started and ends with it, retries included. It is a child of the span that was current
-where the task was submitted, and it is the current span inside of the task: both thanks to the context that each task runs in
-(with ``propagate_context=False`` each span begins a trace of its own). A retry and the replacement of the resource that broke
-are events of the span. Tasks that never start have none, nor has ``run_now``, which runs in the caller's span as it is.
+The span begins when the task is first started and ends with the task, retries included. It is a child of the
+span that was current where the task was submitted, and it is the current span inside the task. Both come from
+the context that each task runs in: with ``propagate_context=False`` each span begins a trace of its own. A
+retry and the replacement of the resource that broke are events of the span. Tasks that never start have no
+span. ``run_now`` has none either: it runs in the caller's span.
 """
 
 from __future__ import annotations
@@ -73,17 +76,17 @@ def instrument(*executors: ResourceExecutor[Any], meter_provider: metrics.MeterP
 
     Args:
         executors: Any number; more may follow in later calls.
-        meter_provider: Where to. None for the global one, which may be set after this.
+        meter_provider: The provider of the meter. None for the global one, which may be set after this.
     """
     _exporter_for(meter_provider).watched.add(executors)
 
 
 class _Exporter:
-    """Our instruments at one meter provider, whose callbacks keep it alive."""
+    """The instruments of this library at one meter provider. Their callbacks keep it alive."""
 
     def __init__(self, provider: metrics.MeterProvider) -> None:
         self.watched = Watched()
-        # Guards what follows. Not held while something is recorded. Reentrant, for signal handlers.
+        # Guards the table below. Not held while a value is recorded. Reentrant, for signal handlers.
         self._lock = threading.RLock()
         #: What has been recorded, by core: counts by bucket.
         self._recorded: weakref.WeakKeyDictionary[Gauges, dict[tuple[Distribution, Labels], dict[int, int]]]
@@ -112,7 +115,7 @@ class _Exporter:
         self, measure: Measure, *, records: bool
     ) -> Callable[[metrics.CallbackOptions], Iterable[metrics.Observation]]:
         def observe(_: metrics.CallbackOptions) -> list[metrics.Observation]:
-            if records:  # callbacks run before the SDK collects from the histograms
+            if records:  # The SDK calls back before it collects from the histograms.
                 self._record()
             observations: list[metrics.Observation] = []
             for name, cores in self.watched.by_name(closed=True).items():
@@ -124,26 +127,30 @@ class _Exporter:
 
     def _record(self) -> None:
         """Record what is new in the histograms since the last time."""
-        for core in self.watched:
-            for distribution, by_labels in histograms([core]).items():
-                record = self._histograms[distribution].record
-                for labels, histogram in by_labels.items():
-                    with self._lock:
-                        recorded = self._recorded.setdefault(core, {})
-                        values = histogram.new_since(recorded.get((distribution, labels), {}))
-                        recorded[distribution, labels] = histogram.buckets
-                    attributes = _attributes(core.name, distribution.labels, labels)
-                    for value, count in _sampled(values, _MOST_VALUES):
-                        for _ in range(count):
-                            record(value, attributes)
+        for name, cores in self.watched.by_name(closed=True).items():
+            for core in cores:
+                self._record_one(name, core)
+
+    def _record_one(self, name: str, core: Core) -> None:
+        for distribution, by_labels in histograms([core]).items():
+            record = self._histograms[distribution].record
+            for labels, histogram in by_labels.items():
+                with self._lock:
+                    recorded = self._recorded.setdefault(core, {})
+                    values = histogram.new_since(recorded.get((distribution, labels), {}))
+                    recorded[distribution, labels] = histogram.buckets
+                attributes = _attributes(name, distribution.labels, labels)
+                for value, count in _sampled(values, _MOST_VALUES):
+                    for _ in range(count):
+                        record(value, attributes)
 
 
 def _attributes(name: str, labels: Labels, values: Labels) -> dict[str, str]:
-    return {_NAME: as_label(name), **{_ATTRIBUTES[label]: value for label, value in zip(labels, values, strict=True)}}
+    return {_NAME: name, **{_ATTRIBUTES[label]: value for label, value in zip(labels, values, strict=True)}}
 
 
 def _sampled(values: list[tuple[float, int]], most: int) -> Iterable[tuple[float, int]]:
-    """Thin out values and their counts evenly, to `most` values in all."""
+    """Yield values and their counts, thinned out evenly to `most` values in all."""
     total = sum(count for _, count in values)
     if total <= most:
         yield from values
@@ -156,14 +163,15 @@ def _sampled(values: list[tuple[float, int]], most: int) -> Iterable[tuple[float
         taken = share
 
 
-# Guards the two below. Reentrant: held while the provider makes instruments, and a destructor may come by.
+# Guards the two names below. The thread that holds it has the provider make instruments, and a destructor
+# that runs on that thread may ask for an exporter, too. So it is reentrant.
 _lock = threading.RLock()
 _exporters: weakref.WeakKeyDictionary[metrics.MeterProvider, weakref.ref[_Exporter]] = weakref.WeakKeyDictionary()
 _global_exporter: _Exporter | None = None
 
 
 def _exporter_for(provider: metrics.MeterProvider | None) -> _Exporter:
-    global _global_exporter  # one for the global provider, whichever that will be
+    global _global_exporter  # One for the global provider, whichever the application sets.
     with _lock:
         if provider is None:
             if _global_exporter is None:
@@ -181,12 +189,12 @@ class TaskSpans(Observer):
     """Makes a span for each task of the executors that it observes. See the module's docstring.
 
     Args:
-        tracer_provider: Where to. None for the global one.
+        tracer_provider: The provider of the tracer. None for the global one.
     """
 
     def __init__(self, tracer_provider: trace.TracerProvider | None = None) -> None:
         self._tracer = trace.get_tracer(_SCOPE, tracer_provider=tracer_provider)
-        # By task, of those that have started and are not done. Each key is touched by one thread at a time.
+        # The span of each task that has started and is not done. One thread at a time touches a key.
         self._spans: dict[int, trace.Span] = {}
 
     @override
@@ -200,7 +208,8 @@ class TaskSpans(Observer):
                     {"tasker_executor.attempt": event.attempt, "thread.name": as_label(event.worker or "")},
                 )
                 return
-            self._end(event.task)  # left by another task of the same number, whose end was interrupted
+            # It is the span of an earlier task with the same number, whose end was interrupted.
+            self._end(event.task)
         context = event.context
         parent = otel_context.Context() if context is None else context.run(otel_context.get_current)
         function = as_label(event.function)
@@ -213,12 +222,12 @@ class TaskSpans(Observer):
         }
         span = self._spans[event.task] = self._tracer.start_span(function, parent, attributes=attributes)
         if context is not None:
-            # For good: the context ends with the task, and an attempt after this one is to see the span, too.
+            # Never detached: the context ends with the task, and the next attempt must see the span, too.
             context.run(otel_context.attach, trace.set_span_in_context(span, parent))
 
     @override
     def task_retried(self, event: TaskEvent) -> None:
-        """Note what happened, and to whom."""
+        """Add an event for the replaced resource and one for the retry."""
         span = self._spans.get(event.task)
         if span is not None:
             span.add_event("tasker_executor.resource.replaced", {"thread.name": as_label(event.worker or "")})
@@ -244,12 +253,12 @@ class TaskSpans(Observer):
             if event.error is not None:
                 span.set_attribute("error.type", _type_of(event.error))
                 span.set_status(trace.StatusCode.ERROR, as_label(safe_str(event.error)))
-                span.record_exception(event.error)  # last: the SDK asks the error for its text, and that may raise
+                span.record_exception(event.error)  # Last: the SDK asks for the text of the error, which may raise.
         finally:
             self._end(event.task)
 
     def _end(self, task: int) -> None:
-        """End a span and forget it, in this order: Ctrl-C may come in between, and one that is forgotten never ends."""
+        """End a span, then forget it: Ctrl-C may come between the two, and a forgotten span never ends."""
         span = self._spans.get(task)
         if span is not None:
             try:
@@ -259,6 +268,6 @@ class TaskSpans(Observer):
 
 
 def _type_of(error: BaseException | None) -> str:
-    """The name of an exception's class, as the semantic conventions want it."""
+    """Return the name of an exception's class, as the semantic conventions spell it."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

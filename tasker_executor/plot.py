@@ -5,9 +5,9 @@
     result = simulate(policy, "load.csv", min_workers=2, max_workers=16)
     draw([Run.recorded("real", timeline, base=2), Run.simulated("simulated", result, base=2)], "burst.svg")
 
-The picture has a column for each run. A column shows, from top to bottom, the backlog, the workers (the base, and the burst
-above it) and the waits of the tasks. The module uses neither pyplot nor a backend, and no other global state. So it works in
-any thread and on a server.
+The picture has a column for each run. A column shows, from top to bottom, the backlog, the workers (the base,
+and the burst above it) and the waits of the tasks. The module uses neither pyplot nor a backend, and no other
+global state. So it works in any thread and on a server.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Run:
 
     @classmethod
     def simulated(cls, title: str, result: Simulation, *, base: int, arrivals: Sequence[float] = ()) -> Self:
-        """Return the run that `simulate` found. It has waits if the `arrivals` of the tasks are given, in any order."""
+        """Return the run that `simulate` found, with the waits if the `arrivals` are given, in any order."""
         points = tuple(Point(moment.time, moment.workers, moment.queued) for moment in result.timeline)
         return cls(title, base, points, tuple(zip(sorted(arrivals), result.waits, strict=bool(arrivals))))
 
@@ -86,7 +86,7 @@ class Run:
 
 
 class Waits(Observer):
-    """An observer that notes when tasks arrive and how long they wait. It keeps every note, so use it for runs that end."""
+    """Notes when tasks arrive and how long they wait. It keeps every note, so use it for runs that end."""
 
     def __init__(self) -> None:
         #: When each task arrived, and how long it waited, in order of their starts.
@@ -146,13 +146,14 @@ def draw(runs: Sequence[Run], file: str | os.PathLike[str], *, title: str = "") 
 
     Args:
         runs: One or more.
-        file: Path of the picture. Its suffix names the format: ``.svg``, ``.png``, ``.pdf``. The same runs give the same
-            SVG, byte for byte.
+        file: Path of the picture. Its suffix names the format: ``.svg``, ``.png``, ``.pdf``. The same runs
+            give the same SVG, byte for byte.
         title: Stands above all columns.
     """
     if not runs:
         raise ValueError("there must be at least one run to draw")
-    # The salt makes the names inside an SVG the same each time. A date would differ each time, so there is none.
+    # The salt makes the names inside an SVG the same each time. A date would differ each time, so there is
+    # none.
     with matplotlib.rc_context({"svg.hashsalt": "tasker_executor", "svg.fonttype": "none"}):
         figure = Figure(figsize=(1.0 + 4.5 * len(runs), 6.5), layout="constrained")
         axes = figure.subplots(3, len(runs), sharex=True, sharey="row", squeeze=False)

@@ -1,21 +1,24 @@
 """How many workers? Scaling policies: a frozen sample of the load in, a number out.
 
-A policy is asked every `ScalingPolicy.interval` seconds while there is work, and is shown a `LoadSample`. It has no clock, no
-thread and no lock: what it remembers lives in the policy object, and one object serves one executor. So it can be tested with a
-table, and tried on a recorded load with `tasker_executor.simulation.simulate` before it is trusted.
+While there is work, the executor asks its policy every `ScalingPolicy.interval` seconds and shows it a
+`LoadSample`. A policy has no clock, no thread and no lock. What it remembers lives in the policy object, and
+one object serves one executor. So it can be tested with a table, and tried on a recorded load with
+`tasker_executor.simulation.simulate` before it is trusted.
 
-What becomes of the answer is not the policy's business. The executor clamps it to its bounds, starts workers only when tasks
-wait, retires idle workers only, and holds growth back while ``on_create`` fails.
+The executor acts on the answer. It clamps it to its bounds, starts workers only when tasks wait, retires idle
+workers only, and starts no more workers while ``on_create`` fails.
 
-The policies of this module keep three promises, and so does whatever is combined from them:
+The policies of this module keep three promises, and so do combinations of them:
 
-- *Never below what is busy*: they give up workers without a task only.
-- *Never up at rest*: with nothing queued and nobody busy, the answer is not above the number wanted until now.
+- *Never below the busy workers*: they give up only workers without a task.
+- *Never up at rest*: with no task queued and no worker busy, the answer is not above the number wanted until
+  now.
 - *Monotone*: all else equal, a longer queue never gets a smaller answer.
 
-``a | b`` wants what the greedier of the two wants (`Maximum`), ``a & b`` what the more modest one wants (`Minimum`).
+``a | b`` wants the larger of two answers (`Maximum`), ``a & b`` the smaller (`Minimum`).
 
-Your own takes ten lines and needs no base class. This one knows the office hours; having no clock, it is handed the hour:
+A policy of your own takes ten lines and needs no base class. This one knows the office hours. It has no
+clock, so it is handed the hour:
 
     >>> class OfficeHours:
     ...     interval = 60.0
@@ -63,13 +66,13 @@ __all__ = [
     "ScalingPolicy",
 ]
 
-# So that 3 workers do for a load that floats make a hair more than 3.
+# Rounding errors of floats make a load of 3 a little more than 3. For that, 3 workers must do.
 _ROUNDING_ERROR = 1e-9
 
 
 @runtime_checkable
 class ScalingPolicy(Protocol):
-    """What an executor asks how many workers there should be. The module's description shows how to write one."""
+    """Says how many workers there should be. The module's description shows how to write one."""
 
     @property
     def interval(self) -> float:
@@ -77,13 +80,13 @@ class ScalingPolicy(Protocol):
         ...
 
     def target(self, load: LoadSample, /) -> int:
-        """Return the number of workers wanted: any number, the executor clamps it to its bounds.
+        """Return the number of workers wanted: any whole number. The executor clamps it to its bounds.
 
-        Only one thread at a time calls it, the one that keeps the executor's time. If it raises, the number wanted until then
-        stands. It must not wait: while it does, no task expires and no failing factory is tried again.
+        One thread at a time calls it, the executor's timer. If it raises, the number wanted until then
+        stands. It must not wait: while it waits, no task expires and no failing factory is tried again.
 
         Args:
-            load: What is going on. ``load.target`` is the last answer, clamped.
+            load: The load at this moment. ``load.target`` is the last answer, clamped.
         """
         ...
 
@@ -91,7 +94,7 @@ class ScalingPolicy(Protocol):
 class Combinable:
     """Gives a policy the operators ``|`` (`Maximum`) and ``&`` (`Minimum`).
 
-    One operand with it is enough: the other may be any policy.
+    One operand must have this base class; the other may be any policy.
     """
 
     __slots__ = ()
@@ -111,21 +114,22 @@ class Combinable:
 
 @dataclass(frozen=True)
 class BacklogPolicy(Combinable):
-    """Wants ``step`` workers more each time it finds ``threshold`` tasks waiting, else goes back to the base by ``step``.
+    """Wants ``step`` workers more while ``threshold`` tasks wait, and otherwise ``step`` fewer, down to the base.
 
-    The plainest rule, that of the burst manager in the Go library *tasker*, with what that one lacks: a way back. Up, it never
-    wants more workers than there are tasks, queued and running: while resources are slow to make, the queue stays long although
-    enough workers are on their way. Down, it keeps what the waiting tasks will need, and a reserve.
+    The plainest rule: that of the burst manager in the Go library *tasker*, which lacks a way back. On the
+    way up it never wants more workers than there are tasks, queued and running. For while resources are slow
+    to make, the queue stays long although enough workers are starting. On the way down it keeps the workers
+    that the waiting tasks will need, and some spare.
 
-    It knows the length of the queue and not how long a task takes, so the right threshold differs from load to load. Where
-    tasks come in clumps it gives up workers between two of them: wrap it in a `Hysteresis`.
+    It knows the length of the queue and not how long a task takes, so the right threshold differs from load
+    to load. Where tasks come in clumps, it gives up workers between two clumps: wrap it in a `Hysteresis`.
 
         >>> Hysteresis(BacklogPolicy(threshold=10, step=4), shrink_after=30)
         Hysteresis(BacklogPolicy(threshold=10, step=4, interval=0.1), shrink_after=30)
 
     Args:
-        threshold: So many tasks waiting are too many.
-        step: Workers more, or fewer, at a time.
+        threshold: The number of waiting tasks that are too many.
+        step: How many workers more, or fewer, at a time.
         interval: Seconds between two questions.
     """
 
@@ -138,7 +142,7 @@ class BacklogPolicy(Combinable):
         _set(self, interval=check_seconds("interval", self.interval, above_zero=True))
 
     def target(self, load: LoadSample, /) -> int:
-        """Return ``step`` more, ``step`` fewer, or what the tasks at hand need if that lies between."""
+        """Return ``step`` more, ``step`` fewer, or the need of the tasks at hand if it lies between."""
         if load.queued >= self.threshold:
             return _grown(load, load.target + self.step)
         return _shrunk(load, load.target - self.step)
@@ -146,27 +150,28 @@ class BacklogPolicy(Combinable):
 
 @dataclass(frozen=True)
 class RatePolicy(Combinable):
-    """Wants the workers that the arrivals keep busy for the given share of their time, and more while a backlog lasts.
+    """Wants the workers that the arrivals keep busy for a share of their time, and more while a backlog lasts.
 
-    By Little's law (J. D. C. Little, 1961) ``arrival rate x mean service time`` tasks are in service on average; divided by
-    ``utilization`` that leaves room for the ups and downs of the load. Both are measured over the last few seconds, so that an
-    old peak is forgotten. Tasks that raise arrive and finish like any other: a stream of errors is as much load as it keeps
-    workers busy, which is next to nothing where tasks fail fast.
+    By Little's law (J. D. C. Little, 1961) ``arrival rate x mean service time`` tasks are in service on
+    average. Divided by ``utilization``, that number leaves room for the ups and downs of the load. Both
+    factors are measured over the last few seconds, so an old peak is forgotten. Tasks that raise arrive and
+    finish like any other. A stream of errors counts as the load that it is: next to nothing where tasks fail
+    fast.
 
-    That number would just keep up: a backlog from before (from an outage, or a peak above the maximum) would stay for a long
-    time, and at a utilization of 1 for ever. So the backlog counts as arrivals of the next ``window`` seconds, in which it
-    should be gone; with one worker for each waiting task at most.
+    That number would just keep up. An older backlog (from an outage, or a peak above the maximum) would stay
+    for a long time, and at a utilization of 1 for ever. So the backlog counts as arrivals of the next
+    ``window`` seconds, in which it should be gone; with at most one worker for each waiting task.
 
-    Until the first task has finished, the service time is unknown. Meanwhile the number doubles at each question while tasks
-    wait, as TCP's slow start feels its way up to an unknown capacity (V. Jacobson, 1988).
+    Until the first task has finished, the service time is unknown. Until then the number doubles at each
+    question while tasks wait, as TCP's slow start probes an unknown capacity (V. Jacobson, 1988).
 
-    One worker fewer must have half a worker to spare, or the answer would go up and down with the noise around each whole
-    number.
+    The answer shrinks only if half a worker remains to spare. Otherwise it would go up and down with the
+    noise around each whole number.
 
     Args:
         utilization: The share of their time that workers should be busy, above 0.0 up to 1.0.
-        window: Seconds in which a backlog should be gone. By default as many as the executor's rates look back: shorter follows
-            every clump of arrivals, longer lets tasks wait.
+        window: Seconds in which a backlog should be gone. By default as many as the executor's rates look
+            back. A shorter window follows every clump of arrivals, a longer one lets tasks wait.
         interval: Seconds between two questions.
     """
 
@@ -187,11 +192,11 @@ class RatePolicy(Combinable):
             return _grown(load, 2 * max(1, load.target)) if load.queued else load.busy
         per_rate = load.mean_service_time / self.utilization
         backlog = min(load.queued, load.queued / self.window * per_rate)
-        needed = min(load.arrival_rate * per_rate + backlog, load.max_workers)  # cut, since it may be infinite
+        needed = min(load.arrival_rate * per_rate + backlog, load.max_workers)  # since it may be infinite
         wanted = math.ceil(needed - _ROUNDING_ERROR)
         if wanted < load.target and needed > 0.0:
             wanted = min(load.target, math.ceil(needed + 0.5 - _ROUNDING_ERROR))
-        if load.busy + load.queued == 0:  # the window still shows arrivals, but they are over
+        if load.busy + load.queued == 0:  # The window still shows arrivals, but they have ended.
             wanted = min(wanted, load.target)
         return max(load.busy, wanted)
 
@@ -200,18 +205,19 @@ class RatePolicy(Combinable):
 class QueueWaitPolicy(Combinable):
     """Wants more workers while a task has waited longer than ``target_wait``, and one fewer while none waits.
 
-    The wait of the oldest task is what users feel, and means the same whether tasks take a millisecond or a minute; the length
-    of the queue does not. From CoDel (K. Nichols and V. Jacobson, 2012), which judges a queue by the time spent in it, and
-    .NET's thread pool, which adds threads when nothing has left the queue for a while.
+    Users feel the wait of the oldest task. It means the same whether tasks take a millisecond or a minute;
+    the length of the queue does not. The idea is that of CoDel (K. Nichols and V. Jacobson, 2012), which
+    judges a queue by the time spent in it, and of .NET's thread pool, which adds threads when nothing has
+    left the queue for a while.
 
-    Up fast, down slowly: late tasks multiply the number by ``growth``, up to the number of tasks, queued and running. Only
-    while nothing waits does it come down, one worker at a time, to what is busy and a reserve. In between, a short wait is what
-    was asked for, and nothing changes.
+    The number grows fast and shrinks slowly. Late tasks multiply it by ``growth``, up to the number of tasks,
+    queued and running. It shrinks only while no task waits, one worker at a time, to the busy workers and
+    some spare. While tasks wait for less than ``target_wait``, it stays.
 
     Args:
         target_wait: Seconds that a task may wait before it starts.
         growth: The factor by which the number grows, by one worker at least; above 1.0.
-        interval: Seconds between two questions. A wait may go unnoticed for so long.
+        interval: Seconds between two questions. A wait may go unnoticed for this long.
     """
 
     target_wait: float = 0.05
@@ -236,14 +242,16 @@ class QueueWaitPolicy(Combinable):
 
 
 class Hysteresis(Combinable):
-    """Follows another policy up at once, and down only after ``shrink_after`` smaller answers in a row, to the largest of them.
+    """Follows another policy up at once, and down only after ``shrink_after`` smaller answers in a row.
 
-    So a dip shorter than ``shrink_after * interval`` seconds costs no worker, whose resource would be wanted back a moment
-    later. The idea is that of the Schmitt trigger; Kubernetes' autoscaler (the stabilization window) and Dask's adaptive
-    clusters (``wait_count``) do the same.
+    It then goes down to the largest of these answers.
 
-    Let it span many times the service time. An hour of 50 tasks a second, which take 0.1 s on average (both at random), with a
-    base of 2, simulated:
+    So a dip shorter than ``shrink_after * interval`` seconds costs no worker, whose resource would be needed
+    again right after the dip. The idea is that of the Schmitt trigger. Kubernetes' autoscaler (the
+    stabilization window) and Dask's adaptive clusters (``wait_count``) do the same.
+
+    Let it span many times the service time. A simulation: an hour of 50 tasks a second, which take 0.1 s on
+    average (both at random), with a base of 2:
 
     =================  ================  =========  ========  ==============  =========  =====
     policy             ``shrink_after``  mean wait  p99 wait  worker-seconds  creations  flaps
@@ -267,18 +275,18 @@ class Hysteresis(Combinable):
 
     @property
     def interval(self) -> float:
-        """Seconds between two questions: those of the policy followed."""
-        return self._policy.interval
+        """Seconds between two questions: the interval of the policy followed."""
+        return interval_of(self._policy)
 
     def target(self, load: LoadSample, /) -> int:
-        """Return the answer of the policy followed, or the number wanted until now if the time to shrink has not come."""
+        """Return the answer of the policy followed, or the last target if it is too early to shrink."""
         answers = self._answers
-        wanted = self._policy.target(load)
+        wanted = _answer(self._policy, load)
         answers.append(wanted)
         if wanted >= load.target:
             return wanted
-        # A window rather than a count that starts again once it was reached: the answer stays until it is followed, and so two
-        # of these may be nested or combined without waiting for each other for ever.
+        # A window, and not a count that starts again when it is reached: so the answer stays until it is
+        # followed. With a count, two of these, nested or combined, could wait for each other for ever.
         return min(load.target, max(answers)) if len(answers) == answers.maxlen else load.target
 
     @override
@@ -289,8 +297,9 @@ class Hysteresis(Combinable):
 class _Combination(Combinable):
     """Several policies that answer as one.
 
-    Each of them is asked each time, at the smallest of their intervals. Asking each at its own interval and letting its last
-    answer stand meanwhile lost: an old answer may be below what is busy by now, or above what a rest needs.
+    Each policy is asked each time, at the smallest of their intervals. The alternative lost: each policy
+    asked at its own interval, its last answer standing until the next. An old answer may be below the busy
+    workers, or above the need at rest.
     """
 
     def __init__(self, *policies: ScalingPolicy) -> None:
@@ -311,8 +320,8 @@ class _Combination(Combinable):
 
     @property
     def interval(self) -> float:
-        """Seconds between two questions: the smallest of theirs."""
-        return min(policy.interval for policy in self._policies)
+        """Seconds between two questions: the smallest interval of the policies."""
+        return min(map(interval_of, self._policies))
 
     @override
     def __repr__(self) -> str:
@@ -320,53 +329,54 @@ class _Combination(Combinable):
 
 
 class Maximum(_Combination):
-    """Wants as many workers as the greediest of some policies: ``a | b``.
+    """Wants the largest answer of some policies: ``a | b``.
 
         >>> BacklogPolicy() | QueueWaitPolicy(target_wait=0.2)
         Maximum(BacklogPolicy(threshold=5, step=2, interval=0.1), QueueWaitPolicy(target_wait=0.2, growth=2.0, interval=0.1))
 
     Args:
-        policies: One or more. All are asked each time, at the smallest of their intervals, so give those that go by steps the
-        same.
+        policies: One or more. All are asked each time, at the smallest of their intervals. So give policies
+            that go by steps the same interval.
     """
 
     def target(self, load: LoadSample, /) -> int:
         """Return the largest of the answers."""
-        return max([policy.target(load) for policy in self._policies])
+        return max([_answer(policy, load) for policy in self._policies])
 
 
 class Minimum(_Combination):
-    """Wants only as many workers as the most modest of some policies: ``a & b``.
+    """Wants the smallest answer of some policies: ``a & b``.
 
     Args:
-        policies: One or more. All are asked each time, at the smallest of their intervals, so give those that go by steps the
-        same.
+        policies: One or more. All are asked each time, at the smallest of their intervals. So give policies
+            that go by steps the same interval.
     """
 
     def target(self, load: LoadSample, /) -> int:
         """Return the smallest of the answers."""
-        return min([policy.target(load) for policy in self._policies])
+        return min([_answer(policy, load) for policy in self._policies])
 
 
 def _grown(load: LoadSample, wanted: int) -> int:
-    """Return what is wanted, but no more than there are tasks, and no less than was wanted until now, or is busy."""
+    """Return `wanted`, but at most the number of tasks, and at least the last target and the busy workers."""
     return max(load.busy, load.target, min(wanted, load.busy + load.queued))
 
 
 def _shrunk(load: LoadSample, wanted: int) -> int:
-    """Return what is wanted, but no less than the tasks at hand need, and no more than was wanted until now, or is busy.
+    """Return `wanted`, but at least the need of the tasks at hand, and at most the last target or the busy workers.
 
-    Workers that are busy for 90 % of the time are often seen idle, all ten of them hardly ever busy at once. Going down to the
-    number that is busy at one moment would make each lull a shortage, and flap even when tasks come like clockwork. So as many
-    stay idle as is the square root of the number busy: that much does a random load vary, and that much reserve is what
-    queueing theory gives it (square-root staffing; S. Halfin and W. Whitt, 1981). At rest it is none.
+    Ten workers that are busy for 90 % of the time are hardly ever all busy at one moment. A policy that goes
+    down to the number busy at one moment makes each lull a shortage, and flaps even when tasks come like
+    clockwork. So the square root of the number busy stays idle: a random load varies by that much, and
+    queueing theory gives it that much spare (square-root staffing; S. Halfin and W. Whitt, 1981). At rest the
+    spare is 0.
     """
     needed = load.busy + load.queued + math.isqrt(load.busy)
     return max(load.busy, min(load.target, max(wanted, needed)))
 
 
 def _set(policy: object, **numbers: float) -> None:
-    """Put plain numbers in the place of what a frozen policy was given."""
+    """Replace the arguments of a frozen policy by plain numbers."""
     for name, number in numbers.items():
         object.__setattr__(policy, name, number)
 
@@ -392,8 +402,13 @@ def ask(policy: ScalingPolicy, load: LoadSample) -> int:
         TypeError: The answer is not a whole number. An integer of NumPy is one, a bool or a float is not.
         Exception: Whatever the policy raises.
     """
+    return min(max(load.min_workers, _answer(policy, load)), load.max_workers)
+
+
+def _answer(policy: ScalingPolicy, load: LoadSample) -> int:
+    """Return the answer of `policy` as an int, or raise TypeError if it is not a whole number."""
     answer = policy.target(load)
     wanted = whole(answer)
     if wanted is None:
         raise TypeError(f"{safe_repr(policy)} answered {safe_repr(answer)}, which is no number of workers")
-    return min(max(load.min_workers, wanted), load.max_workers)
+    return wanted

@@ -12,12 +12,14 @@ One line makes any number of executors visible on the page that ``prometheus_cli
     1
     >>> pool.shutdown()
 
-Numbers are read when Prometheus scrapes; between scrapes nothing happens, and no task is slowed down. Executors are held
-weakly: one that has closed, or was dropped and has drained, is no longer on the page. Executors that share a name are added up.
+Numbers are read when Prometheus scrapes. Between scrapes nothing happens, and no task is slowed down.
+Executors are held weakly: one that has closed, or was dropped and has drained, is no longer on the page.
+Executors that share a name are added up.
 
-Every metric has the label ``executor``; its name is the one given as ``ResourceExecutor(name=...)``. Rates, shares and
-percentiles are left to PromQL, which can add them up over machines. ``prometheus_client``'s multiprocess mode (for servers that
-fork, such as gunicorn) knows only its own metric classes, not collectors such as this one.
+Every metric has the label ``executor``; its value is the name given as ``ResourceExecutor(name=...)``. Rates,
+shares and percentiles are left to PromQL, which can add them up over machines. The multiprocess mode of
+``prometheus_client`` (for servers that fork, such as gunicorn) knows only its own metric classes, not
+collectors such as this one.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from typing import Any
 from typing_extensions import override
 
 from ._engine.gauges import Gauges
-from ._engine.recorder import Histogram
+from ._engine.histogram import Histogram
 from ._executor import ResourceExecutor
 from ._telemetry import BOUNDS, DISTRIBUTIONS, MEASURES, Distribution, Measure, Reading, Watched, histograms
 
@@ -45,23 +47,24 @@ __all__ = ["ExecutorCollector", "register", "unregister"]
 
 _PREFIX = "tasker_executor_"
 
-# Guards the collectors' table. Reentrant: held while the registry looks at the collector, and a destructor may come by.
+# Guards the table of collectors. The thread that registers a collector holds it, and a destructor that runs
+# on that thread may register, too. So it is reentrant.
 _lock = threading.RLock()
 _collectors: weakref.WeakKeyDictionary[CollectorRegistry, ExecutorCollector] = weakref.WeakKeyDictionary()
 
 
 class ExecutorCollector(Collector):
-    """Yields the metrics of executors when it is asked. Obtained from `register`; there is one for each registry."""
+    """Yields the metrics of executors on request. Obtained from `register`; each registry has one."""
 
     def __init__(self) -> None:
         self._watched = Watched()
 
     def add(self, *executors: ResourceExecutor[Any]) -> None:
-        """Show these, too."""
+        """Show these executors, too."""
         self._watched.add(executors)
 
     def discard(self, *executors: ResourceExecutor[Any]) -> None:
-        """Show these no longer."""
+        """Show these executors no longer."""
         self._watched.discard(executors)
 
     @override
@@ -71,7 +74,7 @@ class ExecutorCollector(Collector):
         return self._families(cores)
 
     def describe(self) -> Iterator[Metric]:
-        """Yield every metric, without numbers, for the registry to see whether somebody else uses the names."""
+        """Yield every metric without numbers, so the registry sees whether another collector uses the names."""
         return self._families({})
 
     @staticmethod
@@ -111,13 +114,13 @@ def register(*executors: ResourceExecutor[Any], registry: CollectorRegistry = RE
 
     Args:
         executors: Any number; more may follow in later calls.
-        registry: Where to. By default the one that `prometheus_client.start_http_server` serves.
+        registry: The registry. By default the one that `prometheus_client.start_http_server` serves.
 
     Returns:
         The registry's collector of executors, the same each time.
 
     Raises:
-        ValueError: Somebody else has registered metrics of the same names there.
+        ValueError: Another collector has registered metrics of the same names there.
     """
     with _lock:
         collector = _collectors.get(registry)
@@ -128,14 +131,14 @@ def register(*executors: ResourceExecutor[Any], registry: CollectorRegistry = RE
         try:
             registry.register(collector)
         except ValueError:
-            if not known:  # else it is still there: nobody has unregistered it
+            if not known:  # Otherwise the registry refuses it because it is still registered there.
                 raise
         _collectors[registry] = collector
         return collector
 
 
 def unregister(*executors: ResourceExecutor[Any], registry: CollectorRegistry = REGISTRY) -> None:
-    """Take executors off the page of a registry before they close. Those that are not there are ignored."""
+    """Take executors off the page of a registry before they close; ignore those that are not there."""
     with _lock:
         collector = _collectors.get(registry)
     if collector is not None:

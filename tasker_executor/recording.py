@@ -20,8 +20,9 @@ A recording is a CSV file with a header. Its columns, with times in seconds:
 - ``lane``: ``normal`` or ``priority``;
 - ``outcome``: ``completed``, ``failed`` or ``cancelled``.
 
-`read_recording` needs the column ``arrival`` alone, uses ``duration`` and ``lane`` if they are there, and ignores other
-columns. A file without a header holds one arrival a line. Empty lines, and lines that begin with ``#``, are skipped.
+`read_recording` needs the column ``arrival`` alone, uses ``duration`` and ``lane`` if they are there, and
+ignores other columns. A file without a header holds one arrival a line. Empty lines, and lines that begin
+with ``#``, are skipped.
 """
 
 from __future__ import annotations
@@ -52,24 +53,27 @@ _BATCH = 256
 class LoadRecorder(Observer):
     """Writes a row to a recording for each task of the executors that it observes, when the task is done.
 
-    The recorder writes rows in batches. It writes the rest when an executor closes, and in `close`. One recorder may
-    observe several executors: the recording then has the load of all of them. After `close` it records nothing.
+    The recorder writes rows in batches. It writes the rest when an executor closes, and in `close`. One
+    recorder may observe several executors: the recording then has the load of all of them. After `close` it
+    records nothing.
 
     Args:
-        file: Path of a file, which is replaced if it exists; or a text file opened for writing, which stays open.
+        file: Path of a file, which is replaced if it exists; or a text file opened for writing, which stays
+            open.
     """
 
     def __init__(self, file: str | os.PathLike[str] | SupportsWrite[str]) -> None:
         self._begun = clock()
-        # For each task that was retried: when it arrived, how long it waited at first, how long it ran until now. One
-        # thread at a time touches a key.
+        # For each task that was retried: when it arrived, how long it waited at first, how long it ran until
+        # now. One thread at a time touches a key.
         self._retried: dict[int, tuple[float, float, float]] = {}
-        # A worker appends its row and goes on; the thread that gets the lock writes. No worker waits for the lock. So
-        # neither a slow disk nor a signal handler that cancels a task makes tasks wait for each other here. Only `close`
-        # waits. The lock is reentrant, since Ctrl-C may leave it with the thread that closes.
+        # A worker appends its row and goes on; the thread that gets the lock writes. No worker waits for the
+        # lock. So neither a slow disk nor a signal handler that cancels a task makes tasks wait for each
+        # other here. Only `close` waits. The lock is reentrant, since Ctrl-C may leave it with the thread
+        # that closes.
         self._rows: deque[tuple[str, str, str, str, str]] = deque()
         self._writing = threading.RLock()
-        self._busy = False  # True while the holder of the lock writes, so a signal handler on that thread does not
+        self._busy = False  # True while the holder of the lock writes: a signal handler on its thread must not.
         self._closed = False
         self._opened: TextIO | None = None
         if isinstance(file, (str, os.PathLike)):
@@ -95,10 +99,10 @@ class LoadRecorder(Observer):
             self.flush()
 
     def _so_far(self, event: TaskEvent) -> tuple[float, float, float]:
-        """Return when the task arrived, how long it waited at first, and how long its earlier attempts ran."""
+        """Return when the task arrived, how long it waited first, and how long its earlier attempts ran."""
         before = self._retried.get(event.task)
-        # In its first attempt a task has no entry. An entry with its number is that of another task, whose end was
-        # interrupted.
+        # In its first attempt a task has no entry. An entry with its number is that of another task, whose
+        # end was interrupted.
         if before is not None and event.attempt != 1:
             return before
         return max(0.0, clock() - event.run - event.wait - self._begun), event.wait, 0.0
@@ -145,7 +149,7 @@ class LoadRecorder(Observer):
 
 
 class Recording(NamedTuple):
-    """The tasks of a recording, in the order of its rows. A recorder writes a task when it is done, not when it arrives.
+    """The tasks of a recording, in the order of its rows: the order in which they were done, not of arrival.
 
     Attributes:
         arrivals: When each task arrived.
@@ -163,7 +167,8 @@ def read_recording(path: str | os.PathLike[str], *, use_durations: bool = True) 
 
     Args:
         path: Path of the file. The module's description says what may be in it.
-        use_durations: True to read the durations and to leave out tasks that never ran; False to read every arrival.
+        use_durations: True to read the durations and to leave out tasks that never ran; False to read every
+            arrival.
 
     Raises:
         ValueError: The file is not a recording. The message names the line.

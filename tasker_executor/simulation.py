@@ -1,21 +1,25 @@
-"""What would this policy do with that load? A simulation of the executor's workers, without threads and without waiting.
+"""What would this policy do with that load? A simulation of the executor's workers, without threads.
 
-`simulate` asks the very policy object that an executor would ask, at its interval, through the same `LoadSample`; an hour of
-load takes about a second. The load is made up, or recorded in production.
+`simulate` asks the same policy object that an executor would ask, at its interval, with the same
+`LoadSample`. An hour of load takes about a second. The load is made up, or recorded in production
+(`tasker_executor.recording`).
 
-What is modelled, as in the executor:
+The simulation has these rules of the executor:
 
-- A task takes an idle worker, or else waits: priority tasks before normal ones, in order of arrival within each lane.
-- A worker is started when a task waits and no worker is on its way for it, up to the number wanted, and one in any case. It
-  takes tasks once ``create_time`` has passed.
-- The policy's answer is clamped to ``min_workers`` and ``max_workers``. Idle workers above it are retired at that moment, busy
-  ones never. (The executor takes the least recently used first. Here one idle worker is like another: only the number counts.)
-- The base, ``min_workers``, is started first of all and kept.
-- The questions pause at rest: nothing queued, nobody busy, no worker above the base. They begin, and go on after a pause, one
-  interval after an arrival.
+- A task takes an idle worker, or else waits: priority tasks before normal ones, in order of arrival within
+  each lane.
+- A worker is started when a task waits and no worker is starting for it, up to the number wanted, and at
+  least one. It takes tasks once ``create_time`` has passed.
+- The policy's answer is clamped to ``min_workers`` and ``max_workers``. Idle workers above it are retired at
+  that moment, busy workers never. (The executor retires the least recently used first. Here only the number
+  of idle workers counts.)
+- The base, ``min_workers``, is started first and kept.
+- The questions pause at rest: no task queued, no worker busy, no worker above the base. They begin, and go on
+  after a pause, one interval after an arrival.
 
-What is not: tasks that fail, are retried or cancelled, an ``on_create`` that fails, the time that threads and locks take, and
-the processor: simulated tasks never slow each other down, as real ones do that compute, or that share a database.
+It leaves out: tasks that fail, are retried or cancelled; an ``on_create`` that fails; the time that threads
+and locks take; and the processor. Simulated tasks never slow each other down, as real tasks do that compute
+or share a database.
 """
 
 from __future__ import annotations
@@ -39,19 +43,20 @@ from .stats import LoadSample
 
 __all__ = ["Arrivals", "Moment", "ServiceTime", "Simulation", "simulate"]
 
-#: When tasks arrive, in seconds: numbers, or a file that has them.
+#: When tasks arrive, in seconds: numbers, or the path of a recording.
 Arrivals: TypeAlias = Iterable[float] | str | os.PathLike[str]
 
-#: How long tasks run, in seconds: all the same, one after the other, drawn from a distribution, or as recorded (None).
+#: How long tasks run, in seconds: all the same, one after the other, drawn from a distribution, or as
+#: recorded (None).
 ServiceTime: TypeAlias = float | Iterable[float] | Callable[[Random], float] | None
 
-# The executor measures rates over so many seconds, in slots of one second.
+# The executor measures rates over this many seconds, in slots of one second.
 _WINDOW = 5
 
-# After the last task, so long at most for a policy to come back to the base.
+# At most this many seconds after the last task, for a policy to come back to the base.
 _SETTLE = 60.0
 
-# Without a policy nobody asks; the timeline has a point so often.
+# Without a policy there are no questions. The timeline then has a point every 0.1 s.
 _RESOLUTION = 0.1
 
 
@@ -59,7 +64,7 @@ class Moment(NamedTuple):
     """One point of a timeline; ``zip(*timeline)`` gives the columns.
 
     Attributes:
-        time: When, on the clock of the arrivals.
+        time: The moment, on the clock of the arrivals.
         workers: Workers that exist, those still making their resource included.
         busy: Workers that run a task.
         queued: Tasks waiting, in both lanes.
@@ -77,21 +82,21 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class Simulation:
-    """What a policy made of a load.
+    """What came of a load under a policy.
 
     Attributes:
-        completed: Tasks that ran: all of them.
+        completed: Tasks that ran, which is all of them.
         mean_wait: Seconds from arrival to start, on average; 0.0 when there were no tasks.
         p99_wait: The shortest wait that 99 % of the tasks did not exceed.
         max_wait: The longest wait.
-        worker_seconds: What it cost: the time that workers existed, summed up over them.
+        worker_seconds: The cost: the sum of the times that the workers existed.
         creations: Workers started, and resources made, those of the base included.
         peak_workers: The most workers at one time.
-        flaps: How often the number wanted turned round: a change up less than ``flap_window`` seconds after a change down, or
-            the other way about, with no change in between.
+        flaps: How often the number wanted turned round: a change up less than ``flap_window`` seconds after a
+            change down, or the reverse, with no other change between the two.
         end: When the simulation ended, on the clock of the arrivals.
-        timeline: The state at the start, after each question to the policy (without one, ten times a second), when the
-            questions go on after a rest, and at the end. During a rest nothing changes.
+        timeline: The state at the start, after each question to the policy (without one, ten times a second),
+            when the questions go on after a rest, and at the end. During a rest nothing changes.
         waits: The wait of each task, in order of arrival.
         priority: Whether each task was in the priority lane, in the same order.
     """
@@ -133,11 +138,11 @@ def simulate(
     flap_window: float = 10.0,
     seed: int = 0,
 ) -> Simulation:
-    """Return what a policy would make of a load: the waits of the tasks, what it costs, and the timeline.
+    """Simulate a load under a policy; return the waits of the tasks, the cost and the timeline.
 
-    The same arguments give the same result, every time. The load is drawn before the first task runs, so under one seed
-    two policies face the same tasks. A policy that remembers things is left as the last question left it: give each simulation
-    a new one.
+    The same arguments give the same result, every time. The load is drawn before the first task runs, so with
+    one seed two policies face the same tasks. A policy may remember what it was asked, so give each
+    simulation a new one.
 
         >>> from tasker_executor.policies import BacklogPolicy
         >>> step = [n / 10 for n in range(100)] + [10 + n / 100 for n in range(1000)]  # 10 tasks a second, then 100
@@ -146,31 +151,33 @@ def simulate(
         >>> print(simulate(BacklogPolicy(), step, 0.1, min_workers=2, max_workers=16))
         1100 tasks by 20.5 s: mean wait 0.008 s, p99 0.170 s | 151 worker-seconds, peak 14, created 14, flaps 1
 
-    A file holds one number a line, or is a CSV file with a header and a column ``arrival``. Its columns ``duration`` and
-    ``lane`` are used if they are there, other columns are not. Empty lines, and those that begin with ``#``, are skipped.
-
     Args:
-        policy: Is asked at its interval. None for an executor without one: `max_workers` are wanted all the time.
-        arrivals: When the tasks arrive, in seconds: numbers in any order, or the path of a file.
-        service_time: How long a task runs, in seconds: a number; an iterable with one number for each of the arrivals, in their
-            order; a function of a random generator, such as ``lambda random: random.expovariate(10)``; or None for the
-            ``duration`` recorded in the file, where rows without a duration are tasks that never ran, and left out.
-        max_workers: The policy's answer is cut to this.
+        policy: The policy, which is asked at its interval. None for an executor without one: `max_workers`
+            are wanted all the time.
+        arrivals: When the tasks arrive, in seconds: numbers in any order, or the path of a recording. A
+            recording holds one number a line, or is a CSV file with a column ``arrival``: see
+            `tasker_executor.recording`.
+        service_time: How long a task runs, in seconds: a number; an iterable with one number for each of the
+            arrivals, in their order; a function of a random generator, such as ``lambda random:
+            random.expovariate(10)``; or None for the ``duration`` in the recording. Rows without a duration
+            are tasks that never ran, and are then left out.
+        max_workers: The policy's answer is clamped to this.
         min_workers: The base.
         create_time: Seconds that a new worker needs before it can take a task.
-        priority_share: The share of the tasks, chosen at random, that goes to the priority lane. If 0.0, a file's column
-            ``lane`` decides: those with ``priority`` there do, the rest does not.
-        start: When the executor starts, on the clock of the arrivals. None for the first arrival: if that clock shows the time
-            of day, or began long before.
-        until: When to end, but not before the last task is done. None for that moment, or when the policy has come back to the
-            base after it, which it is given 60 seconds for.
-        flap_window: What counts as a flap, see `Simulation`.
-        seed: For what is drawn at random.
+        priority_share: The share of the tasks, chosen at random, that goes to the priority lane. If it is
+            0.0, the column ``lane`` of a recording decides: tasks with ``priority`` there go to the priority
+            lane.
+        start: When the executor starts, on the clock of the arrivals. None for the first arrival: for a clock
+            that shows the time of day, or that began long before.
+        until: When to end, but not before the last task is done. None for the moment when the last task is
+            done, or when the policy has come back to the base after it, at most 60 seconds later.
+        flap_window: Seconds in which a turn of the number wanted is a flap, see `Simulation`.
+        seed: The seed of all that is drawn at random.
 
     Raises:
-        ValueError: A number that cannot be: negative, not finite, before the start; a file that cannot be understood.
-        TypeError: An argument that is of no use as what it should be.
-        OSError: A file that cannot be read.
+        ValueError: A number is negative, not finite or before the start; a file is not a recording.
+        TypeError: An argument has the wrong type.
+        OSError: A file cannot be read.
     """
     if policy is not None:
         check_policy("policy", policy)
@@ -198,7 +205,8 @@ class _Load(NamedTuple):
 class _Run:
     """The state of a simulation, and the events that change it.
 
-    Events are: a task is done, a worker is ready, a task arrives, the policy is asked; in this order if at the same time.
+    An event is: a task is done, a worker is ready, a task arrives, the policy is asked. Events of one moment
+    happen in this order.
     """
 
     def __init__(
@@ -224,15 +232,16 @@ class _Run:
         self._idle = 0
         self._arrived = 0
         self._waits = [0.0] * len(load.arrivals)
-        # Indices of tasks that wait.
+        # The indices of the tasks that wait.
         self._normal_lane: deque[int] = deque()
         self._priority_lane: deque[int] = deque()
-        # When a running task will be done, and how long it runs: a heap. One entry for each busy worker.
+        # For each busy worker, when its task will be done and how long it runs: a heap.
         self._running: list[tuple[float, float]] = []
-        # When a worker that is making its resource will be ready. All take as long, so they are ready in the order they start.
+        # For each worker that makes its resource, when it will be ready. All take equally long, so the deque
+        # is sorted.
         self._starting: deque[float] = deque()
 
-        # For the rates: the tasks that finished within the window, and the first arrival that is.
+        # For the rates: the tasks that finished within the window, and the index of the first arrival in it.
         self._finished: deque[tuple[float, float]] = deque()
         self._finished_seconds = 0.0
         self._first_in_window = 0
@@ -248,7 +257,7 @@ class _Run:
         self._timeline: list[Moment] = []
 
     def result(self, until: float | None) -> Simulation:
-        """Run from start to end."""
+        """Run from start to end and return the result."""
         end = self._simulate(until)
         self._change_workers(end, 0)
         self._record(end)
@@ -270,17 +279,18 @@ class _Run:
         )
 
     def _simulate(self, until: float | None) -> float:
-        """Let everything happen, and return the time of the end."""
+        """Let all events happen; return the time of the end."""
         arrivals, running, starting = self._arrivals, self._running, self._starting
         tasks = len(arrivals)
         undone = tasks
         self._start_workers(self._start, self._min_workers)
         self._record(self._start)
         arrival = arrivals[0] if tasks else math.inf
-        question = math.inf  # as the executor does, it begins with a pause
+        question = math.inf  # It begins with a pause, as the executor does.
         end = math.inf if undone else max(self._start, until or 0.0)
         while True:
-            # A choice of four and no common heap: arrivals are sorted already, and would be most of what it had to sort.
+            # A choice of four, and no common heap: the arrivals are sorted already, and would be most of its
+            # entries.
             done = running[0][0] if running else math.inf
             ready = starting[0] if starting else math.inf
             now = min(done, ready, arrival, question)
@@ -335,7 +345,7 @@ class _Run:
         return 0.0 if first is None else now - self._arrivals[first]
 
     def _arrive(self, now: float) -> None:
-        """The next task arrives."""
+        """Let the next task arrive."""
         task = self._arrived
         self._arrived += 1
         if self._idle:
@@ -347,7 +357,7 @@ class _Run:
             self._start_needed(now)
 
     def _take_task(self, now: float) -> None:
-        """A worker that has nothing to do takes a task, if there is one."""
+        """Give a free worker a task, or count it as idle if no task waits."""
         if self._priority_lane:
             task = self._priority_lane.popleft()
         elif self._normal_lane:
@@ -360,7 +370,7 @@ class _Run:
         heappush(self._running, (now + duration, duration))
 
     def _start_needed(self, now: float) -> None:
-        """Start a worker for each task that waits and has none on its way, as far as workers are wanted."""
+        """Start a worker for each waiting task that no starting worker is for, up to the number wanted."""
         limit = max(1, self._min_workers, self._target)
         self._start_workers(now, min(self._queued() - len(self._starting), limit - self._workers))
 
@@ -377,7 +387,7 @@ class _Run:
         self._peak_workers = max(self._peak_workers, self._workers)
 
     def _ask(self, policy: ScalingPolicy, now: float) -> None:
-        """Do what the executor does with a policy: ask, clamp, retire, start."""
+        """Ask the policy, then retire and start workers, as the executor does."""
         target = ask(policy, self._sample(now))
         if target != self._target:
             grows = target > self._target
@@ -393,8 +403,8 @@ class _Run:
         self._start_needed(now)
 
     def _sample(self, now: float) -> LoadSample:
-        """Return what the executor would show the policy."""
-        window_start = math.floor(now - _WINDOW) + 1  # whole seconds: the executor counts in slots
+        """Return the sample that the executor would show the policy."""
+        window_start = math.floor(now - _WINDOW) + 1  # a whole second: the executor counts in slots
         window = max(min(now - window_start, now - self._start), 1.0)
         arrivals, finished = self._arrivals, self._finished
         while self._first_in_window < self._arrived and arrivals[self._first_in_window] < window_start:
@@ -404,7 +414,7 @@ class _Run:
         if finished:
             self._mean_duration = self._finished_seconds / len(finished)
         else:
-            self._finished_seconds = 0.0  # so that rounding errors do not add up for ever
+            self._finished_seconds = 0.0  # So rounding errors do not add up for ever.
         return LoadSample(
             time=now,
             workers=self._workers,
@@ -429,7 +439,7 @@ class _Run:
             self._timeline.append(moment)
 
 
-# -- reading the load -------------------------------------------------------------------------------------------------------
+# -- the load
 
 
 def _load(arrivals: Arrivals, service_time: ServiceTime, priority_share: float, seed: int) -> _Load:
@@ -442,8 +452,9 @@ def _load(arrivals: Arrivals, service_time: ServiceTime, priority_share: float, 
         raise TypeError(f"arrivals must be numbers or the path of a file, not {arrivals!r}")
     number = len(recording.arrivals)
 
-    # Each with a generator of its own, so that another share of priority tasks leaves the service times as they are; and not
-    # the one that the caller gets from the same seed: arrivals drawn from that would keep step with the service times.
+    # Service times and lanes have a generator each, so another share of priority tasks leaves the service
+    # times as they are. Neither is ``Random(seed)``: a caller may draw the arrivals from that, and they would
+    # keep step with the service times.
     if service_time is not None:
         durations = _draw(service_time, number, Random(f"service times {seed}"))
     elif recording.durations is not None:
@@ -458,13 +469,13 @@ def _load(arrivals: Arrivals, service_time: ServiceTime, priority_share: float, 
     else:
         priority = recording.priority
 
-    # A recorder writes a task when it is done, so a file need not be sorted by arrival.
+    # A recorder writes a task when it is done, so a recording need not be sorted by arrival.
     order = sorted(range(number), key=recording.arrivals.__getitem__)
     return _Load([recording.arrivals[n] for n in order], [durations[n] for n in order], [priority[n] for n in order])
 
 
 def _draw(service_time: float | Iterable[float] | Callable[[Random], float], number: int, random: Random) -> list[float]:
-    """Return the service times of so many tasks."""
+    """Return the service times of `number` tasks."""
     if callable(service_time):
         return [check_finite("service_time(random)", service_time(random)) for _ in range(number)]
     if isinstance(service_time, Iterable) and not isinstance(service_time, (str, bytes)):

@@ -1,7 +1,8 @@
-"""What an executor tells of itself: frozen snapshots, each of one moment.
+"""The numbers of an executor: frozen snapshots, each of one moment.
 
-`ExecutorStats` answers "what is it doing now", `ExecutorMetrics` "how long do things take", and a `LoadSample` is what a
-scaling policy is shown. All three are plain data: they hold no executor alive and may be kept, compared, pickled and sent.
+`ExecutorStats` says what the executor is doing now, `ExecutorMetrics` how long things take, and a
+`LoadSample` is what a scaling policy is shown. All are plain data: they keep no executor alive, and may be
+stored, compared, pickled and sent.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ __all__ = ["DurationSummary", "ExecutorMetrics", "ExecutorStats", "LoadSample", 
 class ExecutorStats:
     """Gauges and counters of an executor at one moment.
 
-    At every moment ``submitted == completed + failed + cancelled + queued_tasks + priority_tasks + running_tasks``.
+    At every moment ``submitted == completed + failed + cancelled + queued_tasks + priority_tasks +
+    running_tasks``.
 
     Gauges:
         base_workers: Live workers that belong to the base (at most ``min_workers``).
@@ -25,7 +27,7 @@ class ExecutorStats:
         running_tasks: Tasks that a worker has in hand.
         queued_tasks: Tasks that wait in the normal lane.
         priority_tasks: Tasks that wait in the priority lane.
-        available_resources: Free resources in the resource pool of ``run_now``.
+        available_resources: Free resources in the reserve of ``run_now``.
         state: ``"running"``, ``"draining"``, ``"killed"`` or ``"closed"``.
 
     Counters, since the executor was made:
@@ -89,8 +91,8 @@ class WorkerInfo:
 class DurationSummary:
     """The distribution of a duration, in seconds. All zero when nothing was measured.
 
-    ``count``, ``total``, ``minimum``, ``maximum`` and ``mean`` are exact; the percentiles are interpolated inside buckets that
-    are at most 6.25 % wide.
+    ``count``, ``total``, ``minimum``, ``maximum`` and ``mean`` are exact; the percentiles are interpolated
+    inside buckets that are at most 6.25 % wide.
     """
 
     count: int
@@ -131,21 +133,22 @@ class LoadSample:
     """What a scaling policy is shown: the load at one moment. Durations are seconds, rates are per second.
 
     Attributes:
-        time: When, on a monotonic clock whose zero means nothing.
+        time: The moment, on a monotonic clock whose zero means nothing.
         workers: Workers that exist, those still making their resource included.
         busy: Workers that run a task.
         idle: Workers that could take one.
         queued_normal: Tasks waiting in the normal lane.
         queued_priority: Tasks waiting in the priority lane.
-        oldest_wait: How long the task that waits longest has waited; 0.0 when none waits.
+        oldest_wait: How long the oldest waiting task has waited; 0.0 when none waits.
         arrival_rate: Tasks submitted per second, over the last few seconds.
-        completion_rate: Tasks finished per second, over the last few seconds. A task that raised has finished, too.
-        mean_service_time: Mean run time of the tasks that finished in the last few seconds; when none did, of the last that
-        did.
+        completion_rate: Tasks finished per second, over the last few seconds. A task that raised has
+            finished, too.
+        mean_service_time: Mean run time of the tasks that finished in the last few seconds; when none did,
+            the last such mean.
         mean_create_time: Mean duration of ``on_create``.
         create_failures: How often ``on_create`` has failed in a row; 0 when the last one succeeded.
         min_workers: The base: the policy's answer is raised to this.
-        max_workers: The policy's answer is cut to this.
+        max_workers: The policy's answer is lowered to this.
         target: The number wanted until now.
     """
 

@@ -34,7 +34,8 @@ from tasker_executor._engine.herald import Herald
 from tasker_executor._engine.idle import ENOUGH, WAKES_AT_ONCE, Room, Seat
 from tasker_executor._engine.lanes import Lane, Lanes
 from tasker_executor._engine.outage import Outage
-from tasker_executor._engine.recorder import Histogram, Outcome, Recorder, TaskLog
+from tasker_executor._engine.histogram import Histogram
+from tasker_executor._engine.recorder import Outcome, Recorder, TaskLog
 from tasker_executor._engine.resources import End, Holding, ResourcePool, ResourceSource, UnfitResource, join_aborts
 from tasker_executor._engine.scaler import Alarm
 from tasker_executor._engine.state import State

@@ -1245,6 +1245,13 @@ MUTATIONS = [
         "            self._logs.discard(log)",
         "stats",
     ),
+    Mutation(
+        "a policy's answer is cut to the bounds",
+        "policies.py",
+        "return min(max(load.min_workers, _answer(policy, load)), load.max_workers)",
+        "return _answer(policy, load)",
+        "policies",
+    ),
     # -- arguments
     Mutation(
         "a bool is no count",

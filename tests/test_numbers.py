@@ -1,11 +1,13 @@
-"""What counts as a number: the same at every door, and whatever `ThreadPoolExecutor` takes. A bool is none."""
+"""What counts as a number: the same for every argument, and whatever `ThreadPoolExecutor` takes. A bool is no number."""
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from engine import bounds_of, name_of
 from support import DEADLINE, Gate
 from tasker_executor import BacklogPolicy, Hysteresis, LoadSample, QueueWaitPolicy, RatePolicy, ResourceExecutor, current_task
+from tasker_executor.policies import ask, interval_of
 from tasker_executor.simulation import simulate
 from tasker_executor.testing import InlineExecutor, assert_no_leaks
 
@@ -76,6 +79,32 @@ class Want:
         return self.answer  # type: ignore[no-any-return]  # or what the test wants
 
 
+LOAD = LoadSample(0.0, 1, 1, 0, 1, 0, 0.0, 1.0, 1.0, 1.0, 0.0, 0, 0, 4, 1)
+
+
+def progressed(total: Any) -> None:
+    monitor: Any = pytest.importorskip("tasker_executor.monitor", exc_type=ImportError)
+    assert list(monitor.progress(iter("ab"), total=total, console=quiet())) == ["a", "b"]
+
+
+def monitored(interval: Any) -> None:
+    monitor: Any = pytest.importorskip("tasker_executor.monitor", exc_type=ImportError)
+    with ResourceExecutor(1) as pool, monitor.monitor(pool, console=quiet(), interval=interval):
+        pool.submit(int).result(DEADLINE)
+
+
+def quiet() -> Any:
+    console: Any = pytest.importorskip("rich.console")
+    return console.Console(file=io.StringIO())
+
+
+def recorded(interval: Any) -> None:
+    plot: Any = pytest.importorskip("tasker_executor.plot", exc_type=ImportError)
+    with ResourceExecutor(1) as pool, plot.record(pool, interval=interval) as timeline:
+        pool.submit(int).result(DEADLINE)
+    assert len(timeline.points) >= 2
+
+
 #: Each takes a number that counts something; 2 is a good one.
 COUNTS: dict[str, Callable[[Any], object]] = {
     "max_workers": lambda n: made(ResourceExecutor(n)),
@@ -97,6 +126,11 @@ COUNTS: dict[str, Callable[[Any], object]] = {
     "simulate(max_workers)": lambda n: simulate(None, [0.0], 1.0, max_workers=n),
     "simulate(min_workers)": lambda n: simulate(None, [0.0], 1.0, max_workers=4, min_workers=n),
     "simulate: target": lambda n: simulate(Want(n), [0.0], 5.0, max_workers=4),
+    "ask: target": lambda n: ask(Want(n), LOAD),
+    "Hysteresis: target": lambda n: ask(Hysteresis(Want(n)), LOAD),
+    "Maximum: target": lambda n: ask(Want(n) | BacklogPolicy(), LOAD),
+    "Minimum: target": lambda n: ask(Want(n) & BacklogPolicy(), LOAD),
+    "progress(total)": lambda n: progressed(n),
 }
 
 
@@ -147,6 +181,13 @@ SECONDS: dict[str, Callable[[Any], object]] = {
     "check_after_idle": lambda s: made(ResourceExecutor(1, on_create=list[int], check_after_idle=s)),
     "policy.interval": lambda s: made(ResourceExecutor(1, policy=Want(1, s))),
     "BacklogPolicy(interval)": lambda s: made(ResourceExecutor(1, policy=BacklogPolicy(interval=s))),
+    "RatePolicy(interval)": lambda s: simulate(RatePolicy(interval=s), [0.0, 0.1], 1.0, max_workers=2),
+    "QueueWaitPolicy(interval)": lambda s: simulate(QueueWaitPolicy(interval=s), [0.0, 0.1], 1.0, max_workers=2),
+    "Maximum: interval": lambda s: simulate(Want(1, s) | BacklogPolicy(), [0.0, 0.1], 1.0, max_workers=2),
+    "Hysteresis: interval": lambda s: interval_of(Hysteresis(Want(1, s))),
+    "interval_of": lambda s: interval_of(Want(1, s)),
+    "monitor(interval)": monitored,
+    "record(interval)": recorded,
     "RatePolicy(window)": lambda s: simulate(RatePolicy(window=s), [0.0, 0.1], 1.0, max_workers=2),
     "QueueWaitPolicy(target_wait)": lambda s: simulate(QueueWaitPolicy(target_wait=s), [0.0, 0.1], 1.0, max_workers=2),
     "simulate: interval": lambda s: simulate(Want(1, s), [0.0, 0.1], 1.0, max_workers=2),
@@ -157,6 +198,7 @@ MOMENTS: dict[str, Callable[[Any], object]] = {
     "simulate(arrivals)": lambda s: simulate(None, [s], 1.0, max_workers=1),
     "simulate(service_time)": lambda s: simulate(None, [0.0], s, max_workers=1),
     "simulate(create_time)": lambda s: simulate(None, [0.0], 1.0, max_workers=1, create_time=s),
+    "simulate(start)": lambda s: simulate(None, [1e6], 1.0, max_workers=1, start=s),
     "simulate(until)": lambda s: simulate(None, [0.0], 1.0, max_workers=1, until=s),
     "QueueWaitPolicy(growth)": lambda s: repr(QueueWaitPolicy(growth=s)),
 }
@@ -235,6 +277,28 @@ def test_a_policy_may_answer_with_any_whole_number(kind: Callable[[int], Any], c
         list(pool.map(time.sleep, [0.02] * 8))
 
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("on, off", [(True, False), (1, 0), ("yes", ""), ([0], None)])
+def test_a_flag_is_whatever_is_true_as_in_the_standard_library(on: Any, off: Any) -> None:
+    ran: list[str] = []
+    with ResourceExecutor(1, on_create=list[int], propagate_context=off) as pool, Gate() as gate:
+        view = pool.with_options(pass_resource=off)
+        held = view.submit(gate.hold)
+        gate.wait_until_held()
+        futures = [view.submit(ran.append, "later"), view.with_options(priority=on).submit(ran.append, "sooner")]
+        futures.append(view.with_options(priority=off).submit(ran.append, "last"))
+        gate.release()
+        wait([held, *futures], DEADLINE)
+        pool.metrics(reset=on)
+        assert pool.metrics(reset=off).run.count == 0
+        pool.shutdown(wait=on, cancel_futures=off)
+    assert ran == ["sooner", "later", "last"]
+
+    inline = InlineExecutor(deferred=on)
+    inline.submit(int)
+    assert inline.step()
+    inline.shutdown()
 
 
 def test_a_name_is_a_text_whatever_it_was(tmp_path: Path) -> None:
