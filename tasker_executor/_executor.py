@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from typing_extensions import override
 
 from ._base import BaseExecutor
-from ._checks import check_bounds, check_callable, check_count, check_max_workers, check_seconds
+from ._checks import check_bool, check_bounds, check_callable, check_count, check_max_workers, check_seconds
 from ._engine.admission import Ticket
 from ._engine.core import Core
 from ._engine.current import Caller, current, current_holder
 from ._engine.handoff import refuse_late_patching
 from ._engine.lanes import Lane
-from ._engine.resources import ResourceHooks, ResourcePool
+from ._engine.reserve import Reserve
+from ._engine.settings import ResourceHooks
 from ._engine.state import State
 from ._engine.task import PENDING, RUNNING, TaskFuture
 from ._options import UNSET, TaskOptions, Unset
@@ -51,7 +52,7 @@ T = TypeVar("T")
 
 _numbers = itertools.count()
 #: Where the frames between `submit` and a task that runs in the caller come from.
-_OUR_FILES = {__file__, ResourcePool.run.__code__.co_filename}
+_OUR_FILES = {__file__, Reserve.run.__code__.co_filename}
 
 
 class ResourceExecutor(BaseExecutor[R]):
@@ -270,7 +271,7 @@ class ResourceExecutor(BaseExecutor[R]):
             observers=observers,
         )
         self._normal, self._priority = core.lanes.normal, core.lanes.priority
-        self._open_pool = core.pool  # until the end begins
+        self._open_reserve = core.reserve  # until the end begins
         # What the path in line of `submit` does not do.
         self._needs_care = max_queued is not None or core.hub.hears("task_submitted")
         core.start(self)
@@ -461,19 +462,19 @@ class ResourceExecutor(BaseExecutor[R]):
     if not TYPE_CHECKING:
 
         def run_now(self, fn, /, *args, **kwargs):
-            pool = self._open_pool
-            if pool is None:
+            reserve = self._open_reserve
+            if reserve is None:
                 return self._run_now(fn, args, kwargs, self._options)
-            return pool.run(fn, args, kwargs, None)
+            return reserve.run(fn, args, kwargs, None)
 
         run_now.__doc__ = BaseExecutor.run_now.__doc__
 
     @override
     def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
-        core, pool = self._core, self._core.pool
+        core, reserve = self._core, self._core.reserve
         if core.state is not State.RUNNING:
             raise core.refusal()
-        if pool is None:
+        if reserve is None:
             before, current.here.holder = current.here.holder, Caller(core, core.killed, fn)
             try:
                 return fn(*args, **kwargs)
@@ -481,7 +482,7 @@ class ResourceExecutor(BaseExecutor[R]):
                 current.here.holder = before
         if not options.pass_resource:
             fn = WithoutResource(fn)
-        return pool.run(fn, args, kwargs, options.max_retries)
+        return reserve.run(fn, args, kwargs, options.max_retries)
 
     def current_resource(self) -> R:
         """Return the resource of the task that this is called from, for code too deep inside to be handed it.
@@ -558,26 +559,26 @@ class ResourceExecutor(BaseExecutor[R]):
         if wait:
             self._core.join(timeout)
 
-    def kill(self) -> None:
+    def kill(self, *, destroy: bool = False) -> None:
         """End as soon as possible: cancel what waits, ask what runs to stop, and return at once.
 
         The cancel token of every running task is set (`current_task`), and `on_abort` is called for every resource in use. A
-        task that takes no notice of either runs on, since threads cannot be killed in Python; but it does not keep the
+        task that takes no notice of either runs on, since threads cannot be killed in Python. But it does not keep the
         interpreter from exiting, and leaving a ``with`` block after `kill` does not wait for it. `shutdown` does.
 
         May be called any number of times, from anywhere, also after `shutdown`, which it cuts short.
+
+        Args:
+            destroy: Destroy the resources that are in use at once, from this thread, for a process that is about to be killed.
+                A server takes the lock of a connection back only when the connection is closed; a browser outlives its driver.
+                What a process leaves behind when it ends by force is given up here while there is time. Each resource is
+                destroyed exactly once, here or by its owner. Tasks that still run find their resources destroyed, so do not
+                ask for this in a process that lives on.
         """
+        check_bool("destroy", destroy)
         self._core.close(kill=True)
-
-    def abandon(self) -> None:
-        """Kill, and destroy at once, from this thread, the resources that are in use: the process is about to be killed.
-
-        A server that takes the lock of a connection back only when that is closed, a browser that outlives its driver: what a
-        process leaves behind when somebody ends it by force, `abandon` gives up while there is time. Each resource is
-        destroyed exactly once, here or by its owner. Tasks that still run find theirs destroyed under them; in a process that
-        lives on, call `shutdown` or `kill` instead.
-        """
-        self._core.abandon()
+        if destroy:
+            self._core.destroy_in_use()
 
     @override
     def __exit__(self, *exc_info: object) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar, overload
 import pytest
 
 from tasker_executor import ResourceExecutor, _sync
-from tasker_executor.testing import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, Watched
+from tasker_executor.testing.fakes import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, Watched
 
 __all__ = [
     "DEADLINE",

@@ -12,8 +12,8 @@ import pytest
 
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, Watched, eventually
 from tasker_executor import Observer, ResourceExecutor, ShutdownTimeout, TaskCancelled, TaskEvent, current_task
-from tasker_executor._engine import resources as _resources
-from tasker_executor._engine.resources import Holding
+from tasker_executor._engine import aborts as _aborts
+from tasker_executor._engine.holding import Holding
 
 ENDLESS = "with recursive counter(n) as (select 1 union all select n + 1 from counter) select count(*) from counter"
 
@@ -346,7 +346,7 @@ def test_ctrl_c_while_an_abort_is_started_leaves_nothing_that_waits_for_it(
     aborting.kill()
     aborting.shutdown(timeout=DEADLINE)
 
-    assert _resources._aborting == set()
+    assert _aborts._aborting == set()
     assert ledger.destroyed == ledger.created
 
 
@@ -381,7 +381,7 @@ def test_an_on_abort_that_raises_is_logged_and_the_others_are_aborted(
         gate.wait_until_held(count)
 
     pool.kill()
-    _resources.join_aborts()
+    _aborts.join_aborts()
 
     assert len(tried) == 2
     assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["cannot abort"] * 2
@@ -400,7 +400,7 @@ def test_no_lock_is_held_while_on_abort_runs(make_pool: MakePool, ledger: Ledger
     gate.wait_until_held()
 
     pool.kill()
-    _resources.join_aborts()
+    _aborts.join_aborts()
 
     assert seen == ["killed"]
 
@@ -442,7 +442,7 @@ def test_no_resource_is_aborted_once_it_is_destroyed(
     monkeypatch.setattr(Holding, "abort", abort_late)
 
     pool.kill()
-    _resources.join_aborts()
+    _aborts.join_aborts()
 
     assert aborts.resources == []
 

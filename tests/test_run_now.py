@@ -1,4 +1,4 @@
-"""`run_now`: a task in the calling thread, ahead of every queue, on a resource from the resource pool."""
+"""`run_now`: a task in the calling thread, ahead of every queue, on a resource of the reserve."""
 
 from __future__ import annotations
 
@@ -263,14 +263,14 @@ def test_two_calls_that_find_one_vacancy_do_not_both_fill_it(
     pool = make_pool(
         1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, resource_pool_size=1
     )
-    resources = pool._core.pool
+    resources = pool._core.reserve
     assert resources is not None
     ledger.outage = OSError("connection refused")
     with pytest.raises(ResourceBroken):
         pool.with_options(max_retries=0).run_now(FakeResource.break_down)
     ledger.outage = None
-    lock = CountingLock(resources._source._lock)
-    monkeypatch.setattr(resources._source, "_lock", lock)
+    lock = CountingLock(resources._source.lock)
+    monkeypatch.setattr(resources._source, "lock", lock)
     together = threading.Barrier(2)
     count = resources._count_kept
 
@@ -458,7 +458,7 @@ def test_resource_of_the_pool_that_is_too_old_is_replaced(
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1, max_age=1000)
     for _ in range(uses):
         pool.run_now(FakeResource.use)
-    monkeypatch.setattr("tasker_executor._engine.resources.clock", lambda: time.perf_counter() + 1101)
+    monkeypatch.setattr("tasker_executor._engine.reserve.clock", lambda: time.perf_counter() + 1101)
 
     assert pool.run_now(FakeResource.use) == 1
     assert ledger.created[0].uses == uses
@@ -670,7 +670,7 @@ def test_resource_that_an_interrupted_call_has_left_is_destroyed_and_not_handed_
         raise KeyboardInterrupt
 
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
-    resources = pool._core.pool
+    resources = pool._core.reserve
     assert resources is not None
     monkeypatch.setattr(resources, "_leave", be_interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -706,7 +706,7 @@ def test_two_calls_that_both_shut_down_do_not_wait_for_each_other(make_pool: Mak
 def test_shutdown_outside_waits_for_a_call_that_waits_in_shutdown(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     """1. A call waits, in shutdown, for another one. 2. Who is in no call waits for both."""
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=2)
-    resources = pool._core.pool
+    resources = pool._core.reserve
     assert resources is not None
     with Gate() as later:
 
@@ -718,9 +718,8 @@ def test_shutdown_outside_waits_for_a_call_that_waits_in_shutdown(make_pool: Mak
         other = Background(lambda: pool.run_now(hold_and_use(gate)))
         gate.wait_until_held()
         call = Background(lambda: pool.run_now(task))
-        eventually(
-            lambda: any(place.waiting for place in resources._others(resources._arrive())), "the call to wait in shutdown"
-        )
+        places = resources._places
+        eventually(lambda: any(place.waiting for place in places.others(places.arrive())), "the call to wait in shutdown")
         with pytest.raises(ShutdownTimeout) as caught:
             pool.shutdown(timeout=0.01)
         gate.release()
@@ -739,11 +738,11 @@ def test_shutdown_outside_waits_for_a_call_that_waits_in_shutdown(make_pool: Mak
 def test_thread_that_has_ended_is_not_waited_for(make_pool: MakePool, ledger: Ledger) -> None:
     """A greenlet that is never resumed leaves its call without a step of ours."""
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
-    resources = pool._core.pool
+    resources = pool._core.reserve
     assert resources is not None
 
     def vanish() -> None:
-        resources._arrive().calls += 1
+        resources._places.arrive().calls += 1
 
     Background(vanish).result()
     pool.shutdown(timeout=DEADLINE)
@@ -761,7 +760,7 @@ def test_two_shutdowns_that_destroy_what_is_left_wait_for_each_others_hooks(
         ledger.destroy(resource)
 
     pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, resource_pool_size=1)
-    resources = pool._core.pool
+    resources = pool._core.reserve
     assert resources is not None
     resources._free.clear()  # as if it were lost
     other = Background(lambda: pool.shutdown(timeout=DEADLINE))

@@ -318,9 +318,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule(verdict=st.sampled_from(["return", "fail", "break"]))
     def run_now(self, verdict: str) -> None:
-        if self.pool is None or self.core.pool is None:
+        if self.pool is None or self.core.reserve is None:
             return
-        fresh = sum(not holding.resource.broken for holding in self.core.pool._free)
+        fresh = sum(not holding.resource.broken for holding in self.core.reserve._free)
 
         def task(resource: FakeResource) -> int:
             resource.use()
@@ -406,7 +406,7 @@ class Machine(RuleBasedStateMachine):
         if self.pool is None or chance:
             return
         if how == "drop":
-            if self.core.pool is not None and self.core.pool.available:
+            if self.core.reserve is not None and self.core.reserve.available:
                 self.ledger.any_thread = True  # its resources are destroyed by a thread made for that
             self.pool = None
             gc.collect()  # pytest.raises() leaves cycles behind, by way of frames
@@ -492,7 +492,7 @@ class Machine(RuleBasedStateMachine):
         return [job for job in self.jobs if job.at_gate]
 
     def _free_for_run_now(self) -> int:
-        return 0 if self.core.pool is None else self.core.pool.available
+        return 0 if self.core.reserve is None else self.core.reserve.available
 
     def _nobody_can_take_more(self) -> bool:
         """During an outage, only those who have a resource can work."""

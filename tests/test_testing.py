@@ -20,9 +20,8 @@ from tasker_executor import (
     TaskCancelled,
     TaskExpired,
     current_task,
-    testing,
 )
-from tasker_executor.testing import InlineExecutor, assert_no_leaks
+from tasker_executor.testing import InlineExecutor, assert_no_leaks, fakes
 
 MakeInline = Callable[..., InlineExecutor[Any]]
 
@@ -576,7 +575,7 @@ def test_the_ledger_tells_a_destruction_by_another_thread() -> None:
 
 
 def test_who_waits_in_vain_is_told_for_what_and_how_things_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testing, "DEADLINE", 0.001)
+    monkeypatch.setattr(fakes, "DEADLINE", 0.001)
     ledger = Ledger()
     ledger.create()
 

@@ -45,23 +45,15 @@ from ..exceptions import PoolDeadlockError, ResourceCreationError, ShutdownTimeo
 from ..observers import ObserverHub, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
 from ..policies import ScalingPolicy
 from ..stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
+from .aborts import Target, join_aborts
 from .admission import Admission
 from .current import current
 from .lanes import Lane, Lanes
 from .outage import BACKOFF_FIRST, Outage
 from .recorder import Outcome, Recorder
-from .resources import (
-    REPLACED,
-    End,
-    Holding,
-    NoResource,
-    ResourceHooks,
-    ResourcePool,
-    ResourceSource,
-    UnfitResource,
-    is_in_use,
-    join_aborts,
-)
+from .reserve import Reserve
+from .resources import REPLACED, End, NoResource, ResourceSource, UnfitResource
+from .settings import ResourceHooks
 from .state import State
 from .task import WITHDRAWN, Sidecar, TaskFuture
 from .threads import CannotStart, Endings, make_thread, start_thread
@@ -174,10 +166,10 @@ class Core:
         self.killed = Latch()
         self.terminated = Latch()
         self.source = None if hooks is None else ResourceSource(name, hooks, self.recorder, self.hub)
-        self.pool: ResourcePool[Any] | None = (
+        self.reserve: Reserve[Any] | None = (
             None
             if self.source is None
-            else ResourcePool(self.source, resource_pool_size, self, self.killed, max_retries, lambda: self.refusal())
+            else Reserve(self.source, resource_pool_size, self, self.killed, max_retries, lambda: self.refusal())
         )
         self.careful = self.hub.hears_tasks or (self.source is not None and self.source.needs_care)
 
@@ -233,7 +225,7 @@ class Core:
     # -- birth
 
     def start(self, handle: object) -> None:
-        """Make the resource pool and start the base workers. Raises what prevents that, with nothing left behind."""
+        """Fill the reserve and start the base workers. Raises what prevents that, with nothing left behind."""
         _cores[id(self)] = self
         self._handle = weakref.ref(handle, self._handle_gone)
         try:
@@ -241,8 +233,8 @@ class Core:
                 self._refuse_at_exit()
                 self.close()
                 return
-            if self.pool is not None:
-                self.pool.fill()
+            if self.reserve is not None:
+                self.reserve.fill()
             self._populate()
         except BaseException:
             self.close()
@@ -1007,7 +999,7 @@ class Core:
             handle = None if self._handle is None else self._handle()
             if handle is not None:  # from now on `submit` and `run_now` refuse at once
                 handle._needs_care = True
-                handle._open_pool = None
+                handle._open_reserve = None
             after = self.state
         self._populate_or_retry()  # tasks may wait with no worker there to run them
         self.changed.ring()
@@ -1025,8 +1017,8 @@ class Core:
             self.hub.tell("state_changed", StateEvent(self.name, after.name.lower()))
         if kill:
             self._abort_running()
-        if self.pool is not None:
-            self.pool.close()
+        if self.reserve is not None:
+            self.reserve.close()
         if self.supervisor.thread is not None:
             self.supervisor.kick()
         self.supervisor.start_if_wanted()
@@ -1061,22 +1053,21 @@ class Core:
 
     def _abort_running(self) -> None:
         hook = None if self.source is None else self.source.hooks.on_abort
-        if hook is None or self.pool is None:
+        if hook is None or self.reserve is None:
             return
-        targets: list[tuple[Holding[Any], Callable[[], bool]]] = []
+        targets: list[Target] = []
         for worker in self.workers.copy():
             holding, item = worker.holding, worker.item
             if item is not None and holding is not None:
-                targets.append((holding, partial(is_in_use, worker, item)))
-        self.pool.abort(hook, targets)
+                targets.append((holding, partial(worker.runs, item)))
+        self.reserve.abort(hook, targets)
 
-    def abandon(self) -> None:
-        """Kill, and destroy the resources that are still in use: see `ResourceExecutor.abandon`."""
-        self.close(kill=True)
-        if self.source is None or self.pool is None:
+    def destroy_in_use(self) -> None:
+        """After a kill: destroy the resources that are still in use. See `ResourceExecutor.kill`."""
+        if self.source is None or self.reserve is None:
             return
         held = [(worker.holding, worker.name) for worker in self.workers.copy()]
-        self.pool.abandon([(holding, name) for holding, name in held if holding is not None])
+        self.reserve.destroy_in_use([(holding, name) for holding, name in held if holding is not None])
 
     def _break(self) -> None:
         """The initializer failed: as in the standard library, the pool is broken for good."""
@@ -1134,8 +1125,8 @@ class Core:
             remaining = None if deadline is None else max(0.0, deadline - clock())
             threads[0].join(None if remaining is None else lock_timeout(remaining))
             done = not threads[0].is_alive()
-        if done and self.pool is not None:
-            done = self.pool.wait_until_returned(deadline, daemons=daemons)
+        if done and self.reserve is not None:
+            done = self.reserve.wait_until_returned(deadline, daemons=daemons)
         if not done:
             raise ShutdownTimeout(self._what_still_runs(timeout))
 
@@ -1159,7 +1150,7 @@ class Core:
         locks: list[Any] = [self.lock, self._idle_lock, self.recorder.lock, self.admission._lock, self.supervisor._lock]
         locks += [lane._lock for lane in self.lanes]
         if self.source is not None:
-            locks.append(self.source._lock)
+            locks.append(self.source.lock)
         return any(lock._is_owned() for lock in locks)
 
     def _what_still_runs(self, timeout: float | None) -> str:
@@ -1170,7 +1161,7 @@ class Core:
             for worker in sorted(self.workers.copy(), key=lambda worker: worker.index)
             if not worker.ready
         ]
-        running += [] if self.pool is None else [f"run_now in thread {name}" for name in self.pool.callers()]
+        running += [] if self.reserve is None else [f"run_now in thread {name}" for name in self.reserve.callers()]
         what = ", ".join(running) or f"{len(self.workers)} workers that are starting or ending"
         return (
             f"executor {self.name!r} has not shut down within {timeout} s: still running: {what}; "
@@ -1185,7 +1176,7 @@ class Core:
         """The user's last reference to the executor is gone. May be called by the garbage collector, anywhere."""
         if _exiting or self.state is State.CLOSED:  # all is done, and the lock may be held by a thread that is no more
             return
-        if (self.pool is not None and self.pool.available) or self.hub.hears("state_changed"):
+        if (self.reserve is not None and self.reserve.available) or self.hub.hears("state_changed"):
             # Hooks and observers have no business inside of the garbage collector: they get a thread of their own.
             try:
                 make_thread(self.close, f"{self.thread_name_prefix}_closer").start()
@@ -1210,9 +1201,9 @@ class Core:
             lane.reinit_after_fork()
         self.recorder.reinit_after_fork()
         self.admission.reinit_after_fork()
-        if self.source is not None and self.pool is not None:
+        if self.source is not None and self.reserve is not None:
             self.source.reinit_after_fork()
-            self.pool.reinit_after_fork()
+            self.reserve.reinit_after_fork()
         self.state = State.CLOSED
         self.leave[:] = [None]
         self.idle = _CLOSED
@@ -1270,7 +1261,7 @@ class Core:
             self._seen = max(self._seen, elsewhere + busy + withdrawn)
             submitted = self._seen - withdrawn
             base = min(len(workers), self.min_workers)
-            pool = self.pool
+            reserve = self.reserve
             created, destroyed = (0, 0) if self.source is None else self.source.counts()
             return ExecutorStats(
                 base_workers=base,
@@ -1280,7 +1271,7 @@ class Core:
                 running_tasks=submitted - elsewhere,
                 queued_tasks=queued,
                 priority_tasks=urgent,
-                available_resources=0 if pool is None else pool.available,
+                available_resources=0 if reserve is None else reserve.available,
                 submitted=submitted,
                 completed=completed,
                 failed=failed,

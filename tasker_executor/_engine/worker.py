@@ -51,8 +51,9 @@ from ..exceptions import TaskCancelled
 from ..observers import TaskEvent, WorkerEvent
 from ..stats import WorkerInfo
 from .current import current
+from .holding import Holding
 from .recorder import LULL, Outcome, TaskLog
-from .resources import End, Holding, UnfitResource, note_giving_up
+from .resources import End, UnfitResource, note_giving_up
 from .state import State
 from .task import FINISHED, RUNNING, TaskFuture
 from .threads import make_thread
@@ -131,6 +132,22 @@ class Worker:
     def resource(self) -> Any:
         """The resource it owns."""
         return None if self.holding is None else self.holding.resource
+
+    @property
+    def busy(self) -> bool:
+        """Is a task in hand?"""
+        return self.item is not None
+
+    @property
+    def attempt(self) -> int:
+        """1 in the first run of the task in hand, 2 in its first retry, and so on."""
+        item = self.item
+        sidecar = None if item is None else item._sidecar
+        return 1 if sidecar is None else 1 + sidecar.retries
+
+    def runs(self, task: TaskFuture[Any]) -> bool:
+        """Return whether it still has that task in hand."""
+        return self.item is task
 
     def __repr__(self) -> str:
         item = self.item
