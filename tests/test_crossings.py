@@ -21,7 +21,7 @@ from tasker_executor._engine.resources import End, UnfitResource
 from tasker_executor._engine.threads import CannotStart, start_thread
 from tasker_executor._engine.worker import Worker
 from tasker_executor.observers import StateEvent, TaskEvent
-from tasker_executor.testing import Watched
+from tasker_executor.testing.fakes import Watched
 
 
 def says_no(error: BaseException) -> bool:

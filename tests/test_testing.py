@@ -286,7 +286,7 @@ def test_current_resource_of_another_executor_is_refused(make_inline: MakeInline
 
 def test_hooks_without_a_factory_are_refused() -> None:
     with pytest.raises(ValueError, match="on_destroy"):
-        InlineExecutor(on_destroy=print)  # type: ignore[call-overload]  # what is tested
+        InlineExecutor(on_destroy=print)
 
 
 # -- deferred --
