@@ -28,10 +28,10 @@ _aborting: set[threading.Thread] = set()
 
 
 def abort_all(targets: list[Target], hook: AbortHook[Any], executor: str) -> list[threading.Thread]:
-    """Call the `on_abort` hook for each of these resources that is in use by then. Do not wait for the hooks.
+    """Call the `on_abort` hook for each of these resources that is still in use. Do not wait for the hooks.
 
-    At most as many threads start as there are resources in use. If the system refuses a thread, the threads that run do the
-    rest. If none runs, the killer itself does.
+    At most as many threads start as there are resources in use. If the system refuses a thread, the threads
+    that run do the rest. If none runs, the killer itself does.
     """
     todo = deque(targets)
 
@@ -65,7 +65,10 @@ def abort_all(targets: list[Target], hook: AbortHook[Any], executor: str) -> lis
 
 
 def join_aborts(threads: list[threading.Thread] | None = None) -> None:
-    """Wait for the `on_abort` hooks of these threads, or of all, for `ABORT_PATIENCE` seconds: a hook may hang."""
+    """Wait for the `on_abort` hooks of these threads, or of all threads.
+
+    At most `ABORT_PATIENCE` seconds: a hook may hang.
+    """
     deadline = clock() + ABORT_PATIENCE
     for thread in list(_aborting.copy()) if threads is None else threads:
         if thread.ident is not None and thread is not threading.current_thread():

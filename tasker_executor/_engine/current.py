@@ -77,13 +77,13 @@ class Caller:
 
 
 class _Here:
-    """What runs on one thread. A call looks it up once, since to look up what is local to a thread takes its time."""
+    """What runs on one thread. A call looks it up once, because a look-up in a `threading.local` is slow."""
 
     __slots__ = ("holder",)
 
     def __init__(self) -> None:
-        #: The `Holder` of the task at hand. The annotation is Any: mypy takes slots for variables, which the properties of a
-        #: Protocol are not.
+        #: The `Holder` of the task at hand. The annotation is Any: mypy takes slots for variables, which the
+        #: properties of a Protocol are not.
         self.holder: Any = None
 
 

@@ -1,12 +1,13 @@
 """One resource in hand: what is known of it, and how it is claimed, aborted and given up.
 
-**Errors thrown in.** A hook may be interrupted by an error that is thrown into its thread: by Ctrl-C, by a time limit (SIGALRM)
-or by the end of the stack. CPython looks for signals when a function begins, after a call, and on a jump backwards. It does not
-look in the middle of a call into C, nor between a load and a store. So each step that must not come apart is one call into C:
-to take the claim from the holding, and then to let go of it and call ``on_destroy``.
+**Errors thrown in.** A hook may be interrupted by an error that is thrown into its thread: by Ctrl-C, by a
+time limit (SIGALRM) or by the end of the stack. CPython looks for signals when a function begins, after a
+call, and on a jump backwards. It does not look in the middle of a call into C, nor between a load and a
+store. So each step that must not come apart is one call into C: to take the claim from the holding, and then
+to let go of it and call ``on_destroy``.
 
-**Fork.** A resource belongs to the process that made it. In the child of a fork, `Holding` neither aborts nor destroys the
-resources of the parent.
+**Fork.** A resource belongs to the process that made it. In the child of a fork, `Holding` neither aborts nor
+destroys the resources of the parent.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ R = TypeVar("R")
 
 logger = Logger("tasker_executor")
 
-#: Seconds for which an idle resource that has served no task is kept, however short `max_age` is. Without this limit an idle
-#: executor would make and destroy resources as fast as it can.
+#: Seconds for which an idle resource that has served no task is kept, however short `max_age` is. Without
+#: this limit an idle executor would make and destroy resources as fast as it can.
 LEAST_REST = 1.0
 
 
 class Holding(Generic[R]):
-    """One resource and what is known of it. It has one owner at a time, who alone may touch it, except to `abort`."""
+    """One resource and what is known of it.
+
+    It has one owner at a time. Only the owner may touch it; `abort` is the exception.
+    """
 
     __slots__ = (
         "_aborting",
@@ -69,7 +73,7 @@ class Holding(Generic[R]):
         self.uses = 0
         #: The process that made the resource. Any other process, the child of a fork, must not touch it.
         self.process = getpid()
-        #: Does it belong to the reserve, for the next call of ``run_now``? If not, it is temporary, and its caller's alone.
+        #: Does it belong to the reserve, for the next call of ``run_now``? If not, it is temporary.
         self.kept = False
         #: The resource is known to be good up to this number of breaks; see `ResourceSource.breaks`.
         self.good_at = good_at
@@ -79,8 +83,9 @@ class Holding(Generic[R]):
         self._aborting: list[Latch] = []  # one for each killer that is, or was, inside of the hook
         #: Not empty: the resource has been destroyed.
         self.gone: list[object] = []
-        self._claim = deque([self.arguments])  # popped by the thread that destroys the resource: its owner, or a killer
-        # For the reserve, where the holding stands for the call of `run_now` that has it in hand (a `Holder`).
+        # The thread that destroys the resource pops this: its owner, or a killer.
+        self._claim = deque([self.arguments])
+        # In the reserve the holding is the `Holder` of the call of `run_now` that has it in hand.
         self.call: Any = None
         self.attempt = 1
         self.owner: object = None
@@ -111,11 +116,11 @@ class Holding(Generic[R]):
         return any(not latch.is_open for latch in self._aborting.copy())
 
     def abort(self, hook: AbortHook[R], executor: str, in_use: Callable[[], bool]) -> None:
-        """Call the `on_abort` hook, from a thread that does not own the resource, if the resource is `in_use`.
+        """Call the `on_abort` hook if the resource is `in_use`, from a thread that does not own the resource.
 
-        1. The killer announces itself, and then looks whether the resource is given up. 2. The owner marks the resource as
-        given up, and then looks for a killer. 3. So either the killer stays away, or the owner waits for the killer. No
-        resource is aborted after it is destroyed.
+        1. The killer announces itself, and then looks whether the resource is given up. 2. The owner marks
+        the resource as given up, and then looks for a killer. 3. So either the killer stays away, or the
+        owner waits for the killer. No resource is aborted after it is destroyed.
         """
         latch = Latch()
         self._aborting.append(latch)
@@ -130,13 +135,16 @@ class Holding(Generic[R]):
             latch.open()
 
     def give_up(self, hook: DestroyHook[R], patience: float | None = None) -> bool:
-        """Call `hook`, unless another call has done it or does it now; return whether this call did. No thread aborts it then.
+        """Call `hook` with the resource, once in its life; return whether this call did it.
 
-        While a killer is inside of the `on_abort` hook, the owner waits. Any other thread waits for `patience` seconds, and
-        then leaves the resource to its owner.
+        From the first step on, no other thread aborts the resource. If another thread has claimed the
+        resource, this call returns False.
 
-        An error that comes out of `hook` is the first entry of `gone`. Any other error has been thrown in; `gone` tells
-        whether that was before `hook` was called.
+        While a killer is inside of the `on_abort` hook, the owner waits. Any other thread waits for
+        `patience` seconds, and then leaves the resource to its owner.
+
+        An error that comes out of `hook` is the first entry of `gone`. Any other error has been thrown in;
+        `gone` tells whether that was before `hook` was called.
         """
         if self.inherited:
             return False

@@ -1,11 +1,12 @@
 """The reserve: the few resources kept for ``run_now``, and the temporary ones.
 
-**Errors thrown in.** A call of ``run_now`` runs on the caller's thread, into which an error may be thrown: see `holding`. So
-each of the following is one step, in which CPython does not look for signals:
+**Errors thrown in.** A call of ``run_now`` runs on the caller's thread, into which an error may be thrown:
+see `holding`. So each of the following is one step, in which CPython does not look for signals:
 
 - a resource is made and noted down, or its claim given to ``on_destroy``, in one call into C;
 - one ``for`` statement takes a free resource and stores it in a variable;
-- a call of `Reserve.run` counts itself in by ``+= 1``. A ``try`` follows, and its ``finally`` begins with ``-= 1``.
+- a call of `Reserve.run` counts itself in by ``+= 1``. A ``try`` follows at once, and its ``finally`` begins
+  with ``-= 1``.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ T = TypeVar("T")
 
 logger = Logger("tasker_executor")
 
-#: Seconds between two looks at the calls that are inside, once the reserve is closed: a call that Ctrl-C has thrown out
-#: rings no bell.
+#: Seconds between two looks at the calls that are inside, once the reserve is closed: a call that Ctrl-C has
+#: thrown out rings no bell.
 _GLANCE = 1.0
 
 
@@ -43,25 +44,26 @@ class ReserveListener:
     """What a reserve tells its owner, on the thread of the call. This one takes no notice."""
 
     def retried(self, fn: object) -> None:
-        """The resource that `fn` had was broken: `fn` is about to be called with another."""
+        """Hear that `fn` is about to be called with another resource, since the last one was broken."""
 
     def replaced(self) -> None:
-        """A resource was unfit, and has been given up."""
+        """Hear that an unfit resource has been given up."""
 
     def failed(self, name: str, error: Exception) -> ResourceCreationError:
-        """Return what a call raises when ``on_create`` has raised `error`."""
+        """Return what a call raises, now that ``on_create`` raised `error`."""
         return ResourceCreationError(f"executor {name!r}: cannot make a resource for run_now")
 
 
 class Reserve(Generic[R]):
-    """The few resources kept for ``run_now``, and the temporary ones. Any thread that calls uses the resources kept.
+    """The few resources kept for ``run_now``, and the temporary ones.
 
-    The free resources lie on a stack: the one used last is used next. `pop` and `append` are atomic, so a resource that is
-    taken belongs to the taker, and no lock is needed. A temporary resource never lies there: its caller makes, uses and
-    destroys it.
+    Any thread that calls may use a resource that is kept. The free ones lie on a stack: the one used last is
+    used next. `pop` and `append` are atomic, so a resource belongs to the call that takes it, without a lock.
+    A temporary resource never lies there: its caller makes, uses and destroys it.
 
-    A call into which two errors are thrown, the second while it gives its resource back, may leave the resource in no place but
-    `_all`. Any thread that sees, after the end, that no thread is inside, destroys what is left there.
+    A call into which two errors are thrown, the second while it gives its resource back, may leave the
+    resource in no place but `_all`. Any thread that sees, after the end, that no thread is inside, destroys
+    what is left there.
 
     Args:
         size: How many resources are made ahead, and made again when one is lost.
@@ -102,12 +104,13 @@ class Reserve(Generic[R]):
 
     def _set_free(self, free: deque[Holding[R]]) -> None:
         self._free = free
-        # ``for holding in takes: break`` pops the top into the variable, or raises IndexError; `drops` pops from the bottom.
+        # ``for holding in takes: break`` pops the top into the variable, or raises IndexError. `drops` pops
+        # the bottom.
         self._takes: Iterator[Holding[R]] = map(deque[Holding[R]].pop, repeat(free))
         self._drops: Iterator[Holding[R]] = map(deque[Holding[R]].popleft, repeat(free))
 
     def fill(self) -> None:
-        """Make the resources, on this thread. If one fails, those made are destroyed and the error is raised."""
+        """Make the resources, on this thread. If one fails, destroy those made and raise the error."""
         try:
             for _ in range(self._size):
                 self.add()
@@ -134,10 +137,13 @@ class Reserve(Generic[R]):
 
     # -- a call
 
-    # Longer than our functions are: each part taken out of it would cost a call per ``run_now``, or a point at which Ctrl-C
-    # could come between a resource and the variable that holds it.
+    # Longer than our functions are: each part taken out of it would cost a call per ``run_now``, or a point
+    # at which Ctrl-C could come between a resource and the variable that holds it.
     def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int | None) -> T:
-        """Call `fn` with a resource, as the current task of this thread; again with another, if the resource broke."""
+        """Call `fn` with a resource, as the current task of this thread.
+
+        If the resource broke, call it again with another.
+        """
         if kwargs:
             fn = partial(fn, **kwargs)
         care, retries = self._care, 0
@@ -148,8 +154,8 @@ class Reserve(Generic[R]):
         try:
             while True:
                 holding: Any = None  # Holding[R] | None, without the tests that a checker would ask for
-                hand: list[Holding[R]] | None = None  # holds it where a step more is to do than to put it back
-                broken = care  # until it is found fit: a check that is interrupted says nothing
+                hand: list[Holding[R]] | None = None  # has the holding if its return takes more than one step
+                broken = care  # until the check has returned: a check that is interrupted says nothing
                 try:
                     if care:
                         hand = []
@@ -163,7 +169,7 @@ class Reserve(Generic[R]):
                             hand = []
                     if hand is not None:
                         if not hand:
-                            if self._closed and not retries:  # asked late, but when `shutdown` can see that we are inside
+                            if self._closed and not retries:  # asked late: see `places`
                                 raise self._refusal()
                             self._create(hand)
                         [holding] = hand
@@ -175,11 +181,11 @@ class Reserve(Generic[R]):
                     except BaseException as error:
                         holding.call = None
                         if not isinstance(error, Exception):
-                            holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
+                            holding.good_at = -1  # interrupted half-way, so check it before it is used again
                             raise
                         if not self._source.can_break or holding.inherited:
                             raise
-                        hand, broken = [holding], True  # until it is judged
+                        hand, broken = [holding], True  # until the error is judged
                         broken = self._source.is_broken_after(error, holding)
                         if not broken:
                             raise
@@ -194,7 +200,7 @@ class Reserve(Generic[R]):
                         try:
                             self._give_back(hand, broken)
                         finally:
-                            if hand:  # an error was thrown in: once more
+                            if hand:  # an error was thrown in, so do it once more
                                 self._give_back(hand, broken)
                     elif holding is not None:
                         holding.call = None
@@ -215,7 +221,7 @@ class Reserve(Generic[R]):
                 return
             assert holding is not None
             hand.append(holding)
-            # Unlike a worker's, one that has not served yet may be too old as well: it may have lain here for hours.
+            # Other than a worker's, one that has not served may be too old: it may have lain here for hours.
             if clock() < holding.expires and self._source.unfit(holding) is None:
                 return
             self._destroy(holding)
@@ -235,7 +241,8 @@ class Reserve(Generic[R]):
     def _keep(self, hand: list[Holding[R]], holding: Holding[R]) -> None:
         holding.owner, holding.killed = self._owner, self._killed
         with self._source.lock:  # or two calls would see the same vacancy
-            # First in, then counted: a signal handler that interrupts this thread here, and makes one, too, counts it as well.
+            # First in, then counted. So a signal handler that interrupts this thread here, and makes a
+            # resource, too, counts this one.
             holding.kept = self._most > 0
             self._all.add(holding)
             if self._count_kept() > self._most:
@@ -253,7 +260,10 @@ class Reserve(Generic[R]):
                 self._all.discard(holding)
 
     def _give_back(self, hand: list[Holding[R]], broken: bool) -> None:
-        """Keep what is in hand for the next call; if it is temporary, broken or used up, destroy it. Then the hand is empty."""
+        """Keep what is in hand for the next call. If it is temporary, broken or used up, destroy it.
+
+        Then the hand is empty.
+        """
         if not hand:
             return
         [holding] = hand
@@ -273,7 +283,7 @@ class Reserve(Generic[R]):
                     self._refill()
 
     def _put_down(self, hand: list[Holding[R]], broken: bool) -> None:
-        """Put what is in hand on the stack, or destroy it. If an error is thrown in, this may be called once more."""
+        """Put what is in hand on the stack, or destroy it. After an error is thrown in, called once more."""
         for holding in hand:
             if holding.kept and not broken and not holding.gone:
                 self._free.extend(islice(iter(hand.pop, None), 1))  # in one step of the interpreter
@@ -323,7 +333,10 @@ class Reserve(Generic[R]):
             self._returned.ring()
 
     def _destroy_all(self, place: Place) -> None:
-        """Destroy what is left by a call or an end that was interrupted: no thread is inside, and the stack is empty."""
+        """Destroy what a call or an end has left that was interrupted.
+
+        Called when no thread is inside, and the stack is empty.
+        """
         place.calls += 1
         try:
             for holding in self._all.copy():
@@ -339,23 +352,23 @@ class Reserve(Generic[R]):
             self._destroy_all(place)
 
     def close(self) -> None:
-        """Destroy the free resources. A call that has a resource in hand destroys it when it gives the resource back."""
+        """Destroy the free resources. A call that has a resource in hand destroys it at its end."""
         self._closed = True
         self._destroy_free(self._local.mine or self._places.arrive())
 
     def abort(self, hook: AbortHook[R], targets: list[Target]) -> None:
-        """Have `on_abort` called for `targets`, and for what calls of ``run_now`` have in hand. Do not wait for it."""
+        """Have `on_abort` called for `targets` and for what calls of ``run_now`` have in hand. Do not wait."""
         targets = targets + [(holding, partial(holding.serves, holding.call)) for holding in self.in_use]
         # A second `kill` calls each hook again, unless the hook still hangs.
         targets = [(holding, in_use) for holding, in_use in targets if not holding.being_aborted]
         self._aborts += abort_all(targets, hook, self._source.name)
 
     def destroy_in_use(self, owned: list[tuple[Holding[R], str]]) -> None:
-        """After `abort`: destroy what calls of ``run_now`` have in hand, and these resources that workers own.
+        """Destroy, after `abort`, what calls of ``run_now`` have in hand, and these resources of workers.
 
-        Each `on_abort` hook gets a moment to return first. A resource that is still being aborted after that is left to its
-        owner. No hook expects its resource to be destroyed while it runs, and a wait for a hook that hangs would keep all the
-        other resources.
+        Each `on_abort` hook gets a moment to return first. A resource that is still being aborted after that
+        is left to its owner. No hook expects its resource to be destroyed while it runs, and a wait for a
+        hook that hangs would keep all the other resources.
         """
         join_aborts(self._aborts)
         place = self._local.mine or self._places.arrive()
@@ -382,10 +395,12 @@ class Reserve(Generic[R]):
         return self._places.names(self._local.mine or self._places.arrive())
 
     def wait_until_returned(self, deadline: float | None, *, daemons: bool = True) -> bool:
-        """After `close`: block until no other thread has a resource and none is left; return whether that was by `deadline`.
+        """Block, after `close`, until no other thread has a resource and none is left.
 
-        Inside of a call of ``run_now``, which goes on afterwards, the call's own resource is left. Without `daemons`, the
-        resources of daemon threads are left, too.
+        Return whether that was by `deadline`.
+
+        Inside of a call of ``run_now``, which goes on afterwards, the call's own resource is left. Without
+        `daemons`, the resources of daemon threads are left, too.
         """
         if self._process != getpid():  # the child of a fork: the threads are not here
             return True
@@ -404,14 +419,14 @@ class Reserve(Generic[R]):
         swept = False
         while True:
             if returned is None or returned.is_open:
-                returned = self._returned.listen()  # and look again, before the wait
-            if self._free:  # `close` has been interrupted; or a call, after it had given its resource back
+                returned = self._returned.listen()  # before the look at the places
+            if self._free:  # Ctrl-C has interrupted `close`, or a call that had given its resource back
                 self._destroy_free(place)
             if not self._places.others(place, inside=inside, daemons=daemons):
                 if inside or swept or not self._all or (not daemons and self._places.others(place)):
                     return True
                 self._destroy_all(place)
-                swept = True  # look again: another thread may be destroying the same
+                swept = True  # and look again: another thread may be destroying the same resource
                 continue
             swept = False
             remaining = _GLANCE if deadline is None else deadline - clock()

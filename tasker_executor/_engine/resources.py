@@ -1,4 +1,6 @@
-"""Resources are made, judged, checked and given up here; see `holding` for one resource in hand, `reserve` for ``run_now``.
+"""Make, judge, check and give up resources.
+
+One resource in hand is in `holding`, the resources of ``run_now`` are in `reserve`.
 
 A resource is made and noted down in one call into C: see "Errors thrown in" in `holding`.
 """
@@ -26,7 +28,8 @@ logger = Logger("tasker_executor")
 
 _NEVER = float("inf")
 
-AGE_JITTER = 0.1  # max_age is stretched or shortened by up to this share, so that workers do not recycle in step
+#: A resource lives for `max_age`, longer or shorter by up to this share. So workers do not recycle in step.
+AGE_JITTER = 0.1
 
 
 class NoResource(TypeError):
@@ -34,7 +37,10 @@ class NoResource(TypeError):
 
 
 class UnfitResource(RuntimeError):
-    """A new resource failed ``check_resource`` before it had served a task; ``__cause__`` is what the check raised, if any."""
+    """A new resource failed ``check_resource`` before it had served a task.
+
+    ``__cause__`` is what the check raised, if it raised.
+    """
 
 
 class End(enum.Enum):
@@ -63,7 +69,10 @@ class CreationLog(Protocol):
 
 
 class ResourceSource(Generic[R]):
-    """Makes, judges and gives up resources, and counts them. It calls hooks, and so must never be called under a lock."""
+    """Makes, judges and gives up resources, and counts them.
+
+    It calls hooks, so no thread may call it under a lock.
+    """
 
     def __init__(self, name: str, hooks: ResourceHooks[R], recorder: CreationLog, hub: ObserverHub) -> None:
         self.name = name
@@ -93,10 +102,11 @@ class ResourceSource(Generic[R]):
         keep: Callable[[Holding[R]], object] | None = None,
         blame: list[BaseException] | None = None,
     ) -> Holding[R]:
-        """Make a resource on this thread. `keep` notes it down for its owner, in case an error keeps this from returning it.
+        """Make a resource on this thread.
 
-        Raises what ``on_create`` raises, and NoResource if it returns None. These errors are appended to `blame`. An error that
-        a signal handler throws in before or after ``on_create`` is not.
+        `keep` notes it down for its owner, in case an error that is thrown in keeps this call from returning
+        it. Raises what ``on_create`` raises, and NoResource if it returns None. These errors are appended to
+        `blame`. An error that a signal handler throws in before or after ``on_create`` is not.
         """
         begun = clock()
         good_at = self.breaks
@@ -144,9 +154,9 @@ class ResourceSource(Generic[R]):
                 self._living.add(holding)
 
     def destroy(self, holding: Holding[R], worker: str | None, patience: float | None = None) -> None:
-        """Give a resource up, unless that is done. An ``on_destroy`` that raises is logged and costs nothing else.
+        """Give a resource up, unless that is done.
 
-        `patience`: see `Holding.give_up`.
+        An ``on_destroy`` that raises is logged, and has no other effect. `patience`: see `Holding.give_up`.
         """
         begun = clock()
         failure = None
@@ -236,9 +246,9 @@ class ResourceSource(Generic[R]):
     def unfit(self, holding: Holding[R], *, doubt: bool = False) -> End | None:
         """Return why the resource must not serve another task; None if it may.
 
-        ``check_resource`` is asked only where there is reason for doubt. A resource that has served no task and fails its check
-        is a failed creation: `End.CREATION_FAILED`, and `Holding.fault` says why. As a broken resource it would be replaced at
-        once, and so would its successor, without end.
+        ``check_resource`` is asked only where there is reason for doubt. A resource that has served no task
+        and fails its check is a failed creation: `End.CREATION_FAILED`, and `Holding.fault` says why. As a
+        broken resource it would be replaced at once, and so would its successor, without end.
         """
         now = clock()
         if now >= holding.expires and holding.uses:  # it serves one task, however short its age is

@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 __all__ = ["DEADLINE", "FakeResource", "Gate", "Ledger", "ResourceBroken", "Watched"]
 
-#: Seconds after which a wait gives up. They are so many that only a bug uses them up, on however busy a machine.
+#: Seconds after which a wait gives up. Only a bug uses them up, however busy the machine is.
 DEADLINE = 30.0
 
 
@@ -28,7 +28,7 @@ class Watched:
 class Gate(Watched):
     """Holds tasks until it is opened, and lets the test know that they are held.
 
-    As a context manager the gate opens at the end of the block, so that a failing test leaves no tasks behind.
+    As a context manager it opens at the end of the block, so a test that fails leaves no tasks behind.
 
     Example:
         >>> from tasker_executor import ResourceExecutor
@@ -57,7 +57,7 @@ class Gate(Watched):
         self.release()
 
     def hold(self, *args: object) -> None:
-        """Block the calling task until `release`. It takes any arguments, so it is a task for every pool."""
+        """Block the task until `release`. This takes any arguments, so it is a task for every executor."""
         with self._changed:
             self._held += 1
             try:
@@ -105,7 +105,10 @@ class FakeResource:
         return f"<FakeResource {self.number}>"
 
     def use(self, *args: object) -> int:
-        """Use it, and return its number. It takes any arguments, so it is a task for every pool that has a ledger."""
+        """Use it, and return its number.
+
+        It takes any arguments, so it is a task for every executor on a ledger.
+        """
         self._ledger.note_use(self)
         if self.broken:
             raise ResourceBroken(self)
@@ -124,7 +127,7 @@ class Ledger(Watched):
 
     Attributes:
         outage: An exception, or its class, that `create` raises; None for no outage.
-        any_thread: May any thread use and destroy a resource? Set this to True where `run_now` uses resources.
+        any_thread: May any thread use and destroy a resource? Set this to True for tests of `run_now`.
         attempts: How often `create` was called, in vain or not.
         created: All resources made, in that order.
         destroyed: All resources destroyed, in that order.
@@ -215,7 +218,7 @@ class Ledger(Watched):
                 self._complaints.append(f"{resource} was made by {resource.maker.name} and used by {user.name}")
 
     def check(self) -> None:
-        """Fail unless the thread that made a resource alone used it, and at last destroyed it, exactly once."""
+        """Fail unless each resource was used, and destroyed once and last, by the thread that made it."""
         with self._changed:
             complaints = list(self._complaints)
             for resource in self.created:

@@ -9,6 +9,7 @@ from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -37,30 +38,33 @@ __all__ = ["InlineExecutor", "open_executors"]
 R = TypeVar("R", default=None)
 T = TypeVar("T")
 
-
-#: Inline executors that are not closed, weakly, by id. No WeakSet: another thread may add one while `assert_no_leaks` looks.
+_refusal = partial(RuntimeError, "cannot schedule new futures after shutdown")  # the standard library's words
+#: Inline executors that are not closed, weakly, by id. No WeakSet: another thread may add one while
+#: `assert_no_leaks` looks.
 open_executors: dict[int, weakref.ref[InlineExecutor[Any]]] = {}
 _numbers = itertools.count()
 
 
 class InlineExecutor(BaseExecutor[R]):
-    """Runs tasks in the thread that submits them, one after the other: what a `ResourceExecutor` does, without its threads.
+    """Runs tasks in the thread that submits them, one after the other: a `ResourceExecutor` without threads.
 
-    `submit`, `submit_priority`, `map`, `run_now`, `with_options`, `as_thread_pool`, `current_resource`, `wait_ready`,
-    `shutdown`, `kill` and `stats` are there, and `current_task` works inside of a task. Futures are done when `submit`
-    returns. The health rule is that of the real executor: a resource that broke is destroyed, and the task is run again on
-    another, at most `max_retries` times. Where the real executor would wait for a failing factory, the task fails at once with
-    `ResourceCreationError`. Resources are used by whichever thread calls, as in `run_now`.
+    `submit`, `submit_priority`, `map`, `run_now`, `with_options`, `as_thread_pool`, `current_resource`,
+    `wait_ready`, `shutdown`, `kill` and `stats` are there, and `current_task` works inside of a task. Futures
+    are done when `submit` returns. The health rule is that of the real executor: a resource that broke is
+    destroyed, and the task is run again on another, at most `max_retries` times. Where the real executor
+    waits for a failing factory, here the task fails at once with `ResourceCreationError`. The thread that
+    calls uses the resource, as in `run_now`.
 
-    With ``deferred=True`` tasks are queued, and run when the test says so: `step` runs one, `run_all` runs all, priority first.
-    Asking a queued future for its result runs tasks until it is there, as a worker would; ``result(timeout=0)`` only asks.
+    With ``deferred=True`` tasks are queued, and run when the test says so: `step` runs one, `run_all` runs
+    all, priority first. Asking a queued future for its result runs tasks until it is there, as a worker
+    would; ``result(timeout=0)`` only asks.
 
     Args:
-        on_create: Makes a resource, when a task needs one and none is free. A second one is needed only if a task submits
-            another, or if several threads do.
+        on_create: Makes a resource, when a task needs one and none is free. A second one is needed only if a
+            task submits another, or if several threads do.
         on_destroy: Gives a resource up: when it broke, and at the end.
         check_health: A task raised this error: is the resource still good?
-        check_resource: Is this resource still good? Asked when a task raised, and before a task if another was broken.
+        check_resource: Is this resource still good? Asked after an error, and after another resource broke.
         max_retries: How often a task is run again after its resource broke.
         deferred: Queue tasks instead of running them.
         name: What the executor is called in messages.
@@ -111,8 +115,7 @@ class InlineExecutor(BaseExecutor[R]):
         self._normal: deque[Task] = deque()
         self._priority: deque[Task] = deque()
         self._in_hand = 0  # tasks, and calls of run_now and wait_ready, under way
-        self._submitted = self._completed = self._failed = self._cancelled = 0
-        self._running = 0
+        self._submitted = self._completed = self._failed = self._cancelled = self._running = 0
         self._counts = Counts(self._lock)
         self._killed = Latch()
         self._source: ResourceSource[R] | None = None
@@ -139,7 +142,7 @@ class InlineExecutor(BaseExecutor[R]):
     # -- what the test says
 
     def step(self) -> bool:
-        """Run the task whose turn it is, priority first; return False if none waits."""
+        """Run the next task, priority first; return False if none waits."""
         task: Task | None = None
         try:
             with self._lock:
@@ -150,7 +153,7 @@ class InlineExecutor(BaseExecutor[R]):
                 self._running += 1
                 self._in_hand += 1
                 task.counted = task.in_hand = True
-                lane.popleft()  # last: an error thrown in after this finds the task in hand
+                lane.popleft()  # last: an error that is thrown in after this finds the task in hand
             self._run(task)
         except BaseException as thrown:
             self._end_interrupted(task, thrown)
@@ -207,8 +210,9 @@ class InlineExecutor(BaseExecutor[R]):
         if self._state is not State.RUNNING:
             raise _refusal()
 
-    # Ctrl-C, or a time limit of the user's, may throw an error in after any call. So what belongs together, a number and the
-    # mark of the task that it counts, changes under the lock without a call between the two; and each ending can be repeated.
+    # Ctrl-C, or a time limit of the user's, may throw an error in after any call. So what belongs together, a
+    # number and the mark of the task that it counts, changes under the lock without a call between the two;
+    # and each ending can be repeated.
 
     def _under_way(self, work: Callable[[], T]) -> T:
         """Call `work`, and keep the executor open until it has returned."""
@@ -277,12 +281,12 @@ class InlineExecutor(BaseExecutor[R]):
                 self._let_go(task)
 
     def _end_interrupted(self, task: Task | None, thrown: BaseException) -> None:
-        """Give an error that was thrown into the executor's own steps to the task in hand, if that is not over."""
+        """Give an error that was thrown into our own steps to the task in hand, if that is not over."""
         if task is not None and task.in_hand:
             self._finish(task, None, thrown)
 
     def _call(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int) -> Any:
-        """Make a call as the current task of this thread; again with another resource, if the resource broke."""
+        """Make a call as the current task of this thread. If the resource broke, repeat it with another."""
         if self._reserve is not None:
             return self._reserve.run(call, args, kwargs, max_retries)
         here = current.here
@@ -294,7 +298,7 @@ class InlineExecutor(BaseExecutor[R]):
             here.holder = before
 
     def _run_until(self, future: InlineFuture[Any], timeout: float | None) -> None:
-        """Run tasks until `future` is done, for the caller waits for it, and no other thread runs it."""
+        """Run tasks until `future` is done, or another thread runs its task: the caller waits for it."""
         while not future.done() and not (timeout is not None and timeout <= 0):
             with self._lock:
                 queued = any(task.future is future for task in future.lane)
@@ -335,7 +339,7 @@ class InlineExecutor(BaseExecutor[R]):
 
     @override
     def _inside(self) -> bool:
-        # A view that is shut down asks this before it waits, and only then. It waits for queued tasks; so run them.
+        # Only a view that is shut down asks this, before it waits for its tasks: run them, if they are queued.
         self.run_all()
         return True
 
@@ -362,10 +366,10 @@ class InlineExecutor(BaseExecutor[R]):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
         """Accept no more tasks, run those queued, and destroy every resource.
 
-        It does not wait for a task that runs, here or in another thread: that task's end destroys the resources.
+        It does not wait for a task that runs, here or in another thread: that task's end destroys what is left.
 
         Args:
-            wait: False: leave what is queued to `step` and `run_all`; the resources are destroyed after the last of them.
+            wait: False: leave the queued tasks to `step` and `run_all`. The last one's end destroys the resources.
             cancel_futures: Cancel what is queued.
             timeout: Taken for the sake of `ResourceExecutor.shutdown`; nothing is waited for.
         """
@@ -411,7 +415,8 @@ class InlineExecutor(BaseExecutor[R]):
             self._state = State.CLOSED
         if self._reserve is not None:
             self._reserve.close()
-            # A call that was interrupted may have left a resource that is not free. This destroys it, and waits for no thread.
+            # A call that was interrupted may have left a resource that is not free. This destroys it, too,
+            # and waits for no thread.
             self._reserve.wait_until_returned(clock())
         open_executors.pop(id(self), None)  # last: after an interruption the leak check tells of it
 
@@ -441,7 +446,3 @@ class InlineExecutor(BaseExecutor[R]):
                 create_failures=self._counts.failures,
                 state=self._state.name.lower(),
             )
-
-
-def _refusal() -> RuntimeError:
-    return RuntimeError("cannot schedule new futures after shutdown")

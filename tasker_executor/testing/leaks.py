@@ -22,11 +22,11 @@ __all__ = ["assert_no_leaks"]
 def assert_no_leaks(timeout: float = 5.0, *, ignore_threads: Iterable[str] = ()) -> Generator[None]:
     """Fail at the end of the block if it leaves threads or unfinished executors that were not there before.
 
-    An error raised in the block is passed on, and nothing is checked then.
+    An error raised in the block is passed on; nothing is checked then.
 
     Args:
         timeout: Seconds that threads and executors may take to end.
-        ignore_threads: Beginnings of the names of threads that outlive the block by design (another library's).
+        ignore_threads: How the names of another library's threads begin that outlive the block by design.
 
     Raises:
         AssertionError: Something is left; the message names it.
@@ -81,5 +81,6 @@ def assert_no_leaks(timeout: float = 5.0, *, ignore_threads: Iterable[str] = ())
 
 def _open_since(before: dict[int, weakref.ref[InlineExecutor[Any]]]) -> list[InlineExecutor[Any]]:
     """Return the inline executors that are open and were not before."""
-    new = [reference() for number, reference in _inline.open_executors.copy().items() if before.get(number) is not reference]
+    now = _inline.open_executors.copy()
+    new = [reference() for number, reference in now.items() if before.get(number) is not reference]
     return [executor for executor in new if executor is not None]

@@ -33,14 +33,17 @@ class Runner(Protocol):
 
 @dataclass(eq=False)
 class Call:
-    """What a queued task runs. It refers to no future: an error, which a future keeps, refers to the frames that have it."""
+    """What a queued task runs.
+
+    It refers to no future: a future keeps its task's error, and the error refers to frames that have this.
+    """
 
     fn: Callable[..., Any]
     kwargs: dict[str, Any]
     context: Context = field(default_factory=copy_context)
 
     def __call__(self, *arguments: Any) -> Any:
-        """Call the function in a copy of the context: an attempt must not see what the attempt before it has set."""
+        """Call the function in a copy of the context: an attempt must not see what an earlier one has set."""
         return self.context.copy().run(self.fn, *arguments, **self.kwargs)
 
 
