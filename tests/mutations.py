@@ -861,7 +861,7 @@ MUTATIONS = [
     Mutation(
         "a resource is destroyed once",
         "_engine/holding.py",
-        "claimed.extend(islice(iter(self._claim.pop, None), 1))",
+        "pop_into(self._claim.pop, claimed.append)",
         "claimed.extend([self.arguments])",
         "kill_destroy mutants interrupts",
     ),

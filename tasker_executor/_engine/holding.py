@@ -1,10 +1,7 @@
 """One resource in hand: what is known of it, and how it is claimed, aborted and given up.
 
-**Errors thrown in.** A hook may be interrupted by an error that is thrown into its thread: by Ctrl-C, by a
-time limit (SIGALRM) or by the end of the stack. CPython looks for signals when a function begins, after a
-call, and on a jump backwards. It does not look in the middle of a call into C, nor between a load and a
-store. So each step that must not come apart is one call into C: to take the claim from the holding, and then
-to let go of it and call ``on_destroy``.
+**Errors thrown in.** An error may be thrown into the thread that gives a resource up: see `_sync`. So it takes
+the claim on the resource in one step. In another it lets go of the claim and calls ``on_destroy``.
 
 **Fork.** A resource belongs to the process that made it. In the child of a fork, `Holding` neither aborts nor
 destroys the resources of the parent.
@@ -15,12 +12,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from itertools import islice, starmap
 from os import getpid
 from typing import Any, Generic, TypeVar
 
 from .._report import Logger, must_escape
-from .._sync import Latch, clock
+from .._sync import Latch, clock, pop_call_into, pop_into
 from .._types import AbortHook, DestroyHook
 
 __all__ = ["LEAST_REST", "Holding"]
@@ -156,12 +152,12 @@ class Holding(Generic[R]):
         calling = False
         try:
             try:
-                claimed.extend(islice(iter(self._claim.pop, None), 1))
+                pop_into(self._claim.pop, claimed.append)
             except IndexError:  # another thread has claimed it
                 return False
             calling = True
-            self.gone.extend(islice(starmap(hook, iter(claimed.pop, None)), 1))
-            if not self.gone:  # for `extend` that was the end
+            pop_call_into(self.gone, hook, claimed.pop)
+            if not self.gone:
                 raise RuntimeError("on_destroy raised StopIteration")
         except BaseException as error:
             if calling and not claimed:  # it is the hook that raised

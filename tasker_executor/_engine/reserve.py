@@ -1,10 +1,10 @@
 """The reserve: the few resources kept for ``run_now``, and the temporary ones.
 
 **Errors thrown in.** A call of ``run_now`` runs on the caller's thread, into which an error may be thrown:
-see `holding`. So each of the following is one step, in which CPython does not look for signals:
+see `_sync`. So each of the following is one step:
 
-- a resource is made and noted down, or its claim given to ``on_destroy``, in one call into C;
-- one ``for`` statement takes a free resource and stores it in a variable;
+- a resource is made and noted down, in `resources`, or given up, in `holding`;
+- the head of a ``for`` loop takes a free resource and stores it in a variable;
 - a call of `Reserve.run` counts itself in by ``+= 1``. A ``try`` follows at once, and its ``finally`` begins
   with ``-= 1``.
 """
@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from itertools import islice, repeat
 from os import getpid
 from typing import Any, Generic, TypeVar
 
 from .._report import Logger, must_escape
-from .._sync import Bell, Latch, clock
+from .._sync import Bell, Latch, clock, pop_into, takes
 from .._types import AbortHook
 from ..exceptions import ResourceCreationError
 from .aborts import Target, abort_all, join_aborts
@@ -106,8 +105,8 @@ class Reserve(Generic[R]):
         self._free = free
         # ``for holding in takes: break`` pops the top into the variable, or raises IndexError. `drops` pops
         # the bottom.
-        self._takes: Iterator[Holding[R]] = map(deque[Holding[R]].pop, repeat(free))
-        self._drops: Iterator[Holding[R]] = map(deque[Holding[R]].popleft, repeat(free))
+        self._takes = takes(free.pop)
+        self._drops = takes(free.popleft)
 
     def fill(self) -> None:
         """Make the resources, on this thread. If one fails, destroy those made and raise the error."""
@@ -286,7 +285,7 @@ class Reserve(Generic[R]):
         """Put what is in hand on the stack, or destroy it. After an error is thrown in, called once more."""
         for holding in hand:
             if holding.kept and not broken and not holding.gone:
-                self._free.extend(islice(iter(hand.pop, None), 1))  # in one step of the interpreter
+                pop_into(hand.pop, self._free.append)
             else:
                 self._destroy(holding)
                 hand.clear()

@@ -2,7 +2,7 @@
 
 One resource in hand is in `holding`, the resources of ``run_now`` are in `reserve`.
 
-A resource is made and noted down in one call into C: see "Errors thrown in" in `holding`.
+A resource is made and noted down in one step, which no error thrown in can split: see `_sync`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import enum
 import random
 import threading
 from collections.abc import Callable
-from itertools import starmap
 from typing import Generic, Protocol, TypeVar
 
 from .._report import Logger, add_note, drop_frame, must_escape, safe_repr
-from .._sync import clock
+from .._sync import clock, takes
 from ..observers import ObserverHub, ResourceEvent
 from .holding import Holding
 from .settings import ResourceHooks
@@ -113,10 +112,10 @@ class ResourceSource(Generic[R]):
         made: list[R] = []
         holding: Holding[R] | None = None
         try:
-            call = starmap(self.hooks.on_create, ((),))
+            call = takes(self.hooks.on_create, times=1)  # before the `try`: an error here is not `on_create`'s
             try:
                 made.extend(call)
-                if not made:  # for `extend` that was the end
+                if not made:  # StopIteration is the end of an iterator
                     raise RuntimeError("on_create raised StopIteration")
                 if made[0] is None:
                     raise NoResource(
