@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-
-from typing_extensions import Self
+from typing import Self
 
 __all__ = ["DEADLINE", "FakeResource", "Gate", "Ledger", "ResourceBroken", "Watched"]
 
