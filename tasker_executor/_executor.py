@@ -562,18 +562,19 @@ class ResourceExecutor(BaseExecutor[R]):
     def kill(self, *, destroy: bool = False) -> None:
         """End as soon as possible: cancel what waits, ask what runs to stop, and return at once.
 
-        The cancel token of every running task is set (`current_task`), and `on_abort` is called for every resource in use. A
-        task that takes no notice of either runs on, since threads cannot be killed in Python. But it does not keep the
-        interpreter from exiting, and leaving a ``with`` block after `kill` does not wait for it. `shutdown` does.
+        The cancel token of every running task is set (`current_task`), and `on_abort` is called for every
+        resource in use. A task that takes no notice of either runs on, since threads cannot be killed in
+        Python. But it does not keep the interpreter from exiting, and leaving a ``with`` block after `kill`
+        does not wait for it. `shutdown` does.
 
         May be called any number of times, from anywhere, also after `shutdown`, which it cuts short.
 
         Args:
-            destroy: Destroy the resources that are in use at once, from this thread, for a process that is about to be killed.
-                A server takes the lock of a connection back only when the connection is closed; a browser outlives its driver.
-                What a process leaves behind when it ends by force is given up here while there is time. Each resource is
-                destroyed exactly once, here or by its owner. Tasks that still run find their resources destroyed, so do not
-                ask for this in a process that lives on.
+            destroy: Destroy the resources that are in use, too, at once and from this thread. This is for a
+                process that is about to be killed: a server takes the lock of a connection back only when
+                the connection is closed, and a browser outlives its driver. Each resource is destroyed
+                exactly once, here or by its owner. Tasks that still run find their resources destroyed, so
+                leave this out in a process that lives on.
         """
         check_bool("destroy", destroy)
         self._core.close(kill=True)
