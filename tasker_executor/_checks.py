@@ -18,6 +18,7 @@ from typing import Any
 from ._report import safe_repr
 
 __all__ = [
+    "check_bool",
     "check_bounds",
     "check_callable",
     "check_count",
@@ -109,3 +110,9 @@ def check_callable(name: str, value: Any) -> None:
     """Raise TypeError, naming the argument, unless `value` is callable or None."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be callable, not {safe_repr(value)}")
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Raise TypeError, naming the argument, unless `value` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, not {safe_repr(value)}")

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypeVar, override
 
 from ._base import BaseExecutor
-from ._checks import check_bounds, check_max_workers, check_seconds
+from ._checks import check_bool, check_bounds, check_max_workers, check_seconds
 from ._engine.calls import bind, new_task
 from ._engine.core import Core
 from ._engine.current import current, current_holder
@@ -276,10 +276,10 @@ class ResourceExecutor(BaseExecutor[R]):
     if not TYPE_CHECKING:
 
         def run_now(self, fn, /, *args, **kwargs):
-            pool = self._open_reserve
-            if pool is None:
+            reserve = self._open_reserve
+            if reserve is None:
                 return self._run_now(fn, args, kwargs, self._options)
-            return pool.run(fn, args, kwargs, None)
+            return reserve.run(fn, args, kwargs, None)
 
         run_now.__doc__ = BaseExecutor.run_now.__doc__
 
@@ -371,27 +371,27 @@ class ResourceExecutor(BaseExecutor[R]):
         if wait:
             self._core.ending.join(timeout)
 
-    def kill(self) -> None:
+    def kill(self, *, destroy: bool = False) -> None:
         """End as soon as possible: cancel what waits, ask what runs to stop, and return at once.
 
-        The cancel token of every running task is set (`current_task`), and `on_abort` is called for every resource in use. A
-        task that takes no notice of either runs on, since threads cannot be killed in Python; but it does not keep the
-        interpreter from exiting, and leaving a ``with`` block after `kill` does not wait for it. `shutdown` does.
+        The cancel token of every running task is set (`current_task`), and `on_abort` is called for every
+        resource in use. A task that takes no notice of either runs on, since threads cannot be killed in
+        Python. But it does not keep the interpreter from exiting, and leaving a ``with`` block after `kill`
+        does not wait for it. `shutdown` does.
 
         May be called any number of times, from anywhere, also after `shutdown`, which it cuts short.
-        """
-        self._core.ending.close(kill=True)
 
-    def abandon(self) -> None:
-        """Kill, and destroy at once, from this thread, the resources that are in use: the process is about to be killed.
-
-        A server that takes the lock of a connection back only when that is closed, a browser that outlives its driver: what a
-        process leaves behind when somebody ends it by force, `abandon` gives up while there is time. Each resource is
-        destroyed exactly once, here or by its owner. Tasks that still run find theirs destroyed under them; in a process that
-        lives on, call `shutdown` or `kill` instead.
+        Args:
+            destroy: Destroy the resources that are in use, too, at once and from this thread. This is for a
+                process that is about to be killed: a server takes the lock of a connection back only when
+                the connection is closed, and a browser outlives its driver. Each resource is destroyed
+                exactly once, here or by its owner. Tasks that still run find their resources destroyed, so
+                leave this out in a process that lives on.
         """
+        check_bool("destroy", destroy)
         self._core.ending.close(kill=True)
-        self._core.ending.destroy_resources()
+        if destroy:
+            self._core.ending.destroy_resources()
 
     @override
     def __exit__(self, *exc_info: object) -> None:

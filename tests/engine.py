@@ -19,11 +19,11 @@ from typing import Any, TypeAlias, TypeVar
 import pytest
 
 from tasker_executor import ResourceExecutor
-from tasker_executor._map import ChunkRunner as ChunkRunner
+from tasker_executor._engine import aborts as _aborts
 from tasker_executor._engine import handoff as handoff_module
 from tasker_executor._engine import outage as _outage
-from tasker_executor._engine import resources as _resources
 from tasker_executor._engine import threads as _threads
+from tasker_executor._engine.aborts import join_aborts
 from tasker_executor._engine.admission import Admission, Ticket
 from tasker_executor._engine.core import Core
 from tasker_executor._engine.crew import Crew
@@ -31,22 +31,25 @@ from tasker_executor._engine.current import current_holder
 from tasker_executor._engine.deadlock import WaitInside
 from tasker_executor._engine.handoff import LIMIT, Handoff, HandoffLost, give_back
 from tasker_executor._engine.herald import Herald
+from tasker_executor._engine.histogram import Histogram
+from tasker_executor._engine.holding import Holding
 from tasker_executor._engine.idle import ENOUGH, WAKES_AT_ONCE, Room, Seat
 from tasker_executor._engine.lanes import Lane, Lanes
 from tasker_executor._engine.outage import Outage
-from tasker_executor._engine.histogram import Histogram
 from tasker_executor._engine.recorder import Outcome, Recorder, TaskLog
-from tasker_executor._engine.resources import End, Holding, ResourcePool, ResourceSource, UnfitResource, join_aborts
+from tasker_executor._engine.reserve import Reserve
+from tasker_executor._engine.resources import End, ResourceSource, UnfitResource
 from tasker_executor._engine.scaler import Alarm
-from tasker_executor._engine.state import State
 from tasker_executor._engine.sidecar import firsts as first_of
 from tasker_executor._engine.sidecar import holds_task_lock, must_go_on
+from tasker_executor._engine.state import State
 from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, WITHDRAWN, Sidecar, TaskFuture
-from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
 from tasker_executor._engine.timer import Timer
+from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.worker import Worker
 from tasker_executor._engine.worker import _Life as WorkerLife
+from tasker_executor._map import ChunkRunner as ChunkRunner
 from tasker_executor._sync import releases
 from tasker_executor.stats import ExecutorStats
 
@@ -251,7 +254,7 @@ def recorder_of(pool: Engine) -> Recorder:
     return core_of(pool).recorder
 
 
-def reserve_of(pool: Engine) -> ResourcePool[Any]:
+def reserve_of(pool: Engine) -> Reserve[Any]:
     """Return the resources of `run_now`; the executor must have resources."""
     reserve = core_of(pool).reserve
     assert reserve is not None
@@ -278,7 +281,7 @@ def living_holdings(pool: Engine) -> Iterable[Holding[Any]]:
 
 def aborts_under_way() -> set[Any]:
     """Return the threads that call `on_abort` now, of any executor."""
-    return set(_resources._aborting)
+    return set(_aborts._aborting)
 
 
 def engine_lock(pool: Engine) -> Any:
@@ -679,7 +682,7 @@ def patch_timer_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float
 
 def patch_reserve_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
     """Let the age of resources be read from that clock."""
-    monkeypatch.setattr("tasker_executor._engine.resources.clock", clock)
+    monkeypatch.setattr("tasker_executor._engine.reserve.clock", clock)
 
 
 def patch_recorder_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
@@ -724,7 +727,7 @@ def patch_exiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def patch_abort_patience(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let `abandon` wait that long for each `on_abort`."""
-    monkeypatch.setattr("tasker_executor._engine.resources.ABORT_PATIENCE", seconds)
+    monkeypatch.setattr("tasker_executor._engine.aborts.ABORT_PATIENCE", seconds)
 
 
 def patch_new_task(monkeypatch: pytest.MonkeyPatch, kind: type[TaskFuture[Any]]) -> None:

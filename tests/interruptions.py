@@ -18,7 +18,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-import tasker_executor.testing
+import tasker_executor.testing.fakes
 from support import DEADLINE, FakeResource, Ledger
 from tasker_executor import ResourceExecutor
 
@@ -32,7 +32,7 @@ ERRORS: list[type[BaseException]] = [KeyboardInterrupt, TimeLimit, RecursionErro
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 PACKAGE = str(Path(tasker_executor.__file__).parent)
-LEDGER = tasker_executor.testing.__file__  # the hooks: what is interrupted inside of them is theirs to put right
+LEDGER = tasker_executor.testing.fakes.__file__  # the hooks: what is interrupted inside of them is theirs to put right
 
 Pool = ResourceExecutor[FakeResource]
 

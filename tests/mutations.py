@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HANGS_AFTER = 12  # seconds, for a test
 GIVEN_UP_AFTER = 120.0  # seconds, for a run
 # What tests wait for, in seconds: many a mutation is a test that waits in vain.
-SHORTER = {"../tasker_executor/testing.py": ("DEADLINE", 5.0), "conftest.py": ("THREADS_END_WITHIN", 2.0)}
+SHORTER = {"../tasker_executor/testing/fakes.py": ("DEADLINE", 5.0), "conftest.py": ("THREADS_END_WITHIN", 2.0)}
 JOBS = 2  # at once, each in a copy of its own
 COPIED = ("tasker_executor", "tests", "pyproject.toml", "README.rst")
 
@@ -661,7 +661,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an idle resource that has not served is kept for a second",
-        "_engine/resources.py",
+        "_engine/holding.py",
         "max(expires, self.born + LEAST_REST)",
         "expires",
         "creation",
@@ -910,10 +910,10 @@ MUTATIONS = [
     # -- resources
     Mutation(
         "a resource is destroyed once",
-        "_engine/resources.py",
-        "claimed.extend(islice(iter(self._claim.pop, None), 1))",
+        "_engine/holding.py",
+        "pop_into(self._claim.pop, claimed.append)",
         "claimed.extend([self.arguments])",
-        "abandon mutants interrupts",
+        "kill_destroy mutants interrupts",
     ),
     Mutation("a break puts all others under suspicion", "_engine/resources.py", "self.breaks += 1", "pass", "resources"),
     Mutation("max_age has a bounded jitter", "_engine/resources.py", "AGE_JITTER = 0.1", "AGE_JITTER = 0.5", "resources"),
@@ -927,28 +927,28 @@ MUTATIONS = [
     ),
     Mutation(
         "run_now does not keep a broken resource",
-        "_engine/resources.py",
+        "_engine/reserve.py",
         "            if holding.kept and not broken and not holding.gone:",
         "            if holding.kept and not holding.gone:",
         "run_now",
     ),
     Mutation(
         "a resource that Ctrl-C left behind is destroyed when the pool is closed",
-        "_engine/resources.py",
+        "_engine/reserve.py",
         "                self._destroy_all(place)\n                swept = True",
         "                swept = True",
         "run_now",
     ),
     Mutation(
         "Ctrl-C before on_destroy leaves the resource to be destroyed",
-        "_engine/resources.py",
+        "_engine/holding.py",
         "            self._claim.extend(claimed)  # Ctrl-C came before the hook was called",
         "            pass",
         "interrupts",
     ),
     Mutation(
         "temporary resources of run_now do not pile up",
-        "_engine/resources.py",
+        "_engine/reserve.py",
         "                holding.kept = False",
         "                pass",
         "run_now",
@@ -962,14 +962,14 @@ MUTATIONS = [
     ),
     Mutation(
         "no resource is destroyed while it is aborted",
-        "_engine/resources.py",
+        "_engine/holding.py",
         "            if not latch.wait(patience):",
         "            if False:",
         "kill",
     ),
     Mutation(
         "run_now is counted out whatever comes",
-        "_engine/resources.py",
+        "_engine/reserve.py",
         "            place.calls -= 1\n            if self._closed:\n                self._leave",
         "            if self._closed:\n                self._leave",
         "run_now",
@@ -990,21 +990,21 @@ MUTATIONS = [
     ),
     Mutation(
         "two calls that shut down do not wait for each other",
-        "_engine/resources.py",
+        "_engine/places.py",
         " or (inside and place.waiting):",
         ":",
         "run_now",
     ),
     Mutation(
         "shutdown outside waits for calls that wait",
-        "_engine/resources.py",
+        "_engine/places.py",
         " or (inside and place.waiting):",
         " or place.waiting:",
         "run_now",
     ),
     Mutation(
         "a child destroys nothing of its parent's",
-        "_engine/resources.py",
+        "_engine/holding.py",
         "        return self.process != getpid()",
         "        return False",
         "fork",
@@ -1018,14 +1018,18 @@ MUTATIONS = [
     ),
     Mutation(
         "one vacancy is filled once",
-        "_engine/resources.py",
-        "        with self._source._lock:  # or two",
+        "_engine/reserve.py",
+        "        with self._source.lock:  # or two",
         "        if True:  # or two",
         "run_now",
     ),
-    Mutation("a hook that hangs is not called again", "_engine/resources.py", " if not holding.being_aborted]", "]", "kill"),
+    Mutation("a hook that hangs is not called again", "_engine/reserve.py", " if not holding.being_aborted]", "]", "kill"),
     Mutation(
-        "abandon does not wait for ever for on_abort", "_engine/resources.py", "worker, patience=0.0)", "worker)", "abandon"
+        "kill(destroy=True) does not wait for ever for on_abort",
+        "_engine/reserve.py",
+        "worker, patience=0.0)",
+        "worker)",
+        "kill_destroy",
     ),
     Mutation(
         "a resource that was idle for long is checked",
@@ -1307,37 +1311,37 @@ MUTATIONS = [
     # -- the inline executor
     Mutation(
         "no task starts after kill",
-        "testing.py",
+        "testing/inline.py",
         "if self._state is State.KILLED or not lane:",
         "if not lane:",
         "inline_interrupts",
     ),
     Mutation(
         "a task thrown out of its steps is ended",
-        "testing.py",
+        "testing/inline.py",
         "if task is not None and task.in_hand:",
         "if False:",
         "inline_interrupts",
     ),
     Mutation(
         "a call that is interrupted is let go",
-        "testing.py",
-        "self._limit(options))\n        finally:\n            try:\n                self._let_go(call)",
-        "self._limit(options))\n        finally:\n            try:\n                pass",
+        "testing/inline.py",
+        "            return work()\n        finally:\n            try:\n                self._let_go(call)",
+        "            return work()\n        finally:\n            try:\n                pass",
         "inline_interrupts",
     ),
     Mutation(
         "a resource in no place is destroyed in the end",
-        "testing.py",
-        "for holding in self._source._living.copy():",
-        "for holding in ():",
+        "testing/inline.py",
+        "            self._reserve.wait_until_returned(clock())",
+        "            pass",
         "inline_interrupts",
     ),
     Mutation(
         "a call of wait_ready holds the end back",
-        "testing.py",
-        "                call.in_hand = True\n            if self._source",
-        "                self._in_hand -= 1\n            if self._source",
+        "testing/inline.py",
+        "                call.in_hand = True\n            return work()",
+        "                self._in_hand -= 1\n            return work()",
         "inline_interrupts",
     ),
     # -- the extras

@@ -17,7 +17,7 @@ import pytest
 
 from engine import kick
 from tasker_executor import ResourceExecutor, _sync
-from tasker_executor.testing import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, Watched
+from tasker_executor.testing.fakes import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, Watched
 
 __all__ = [
     "DEADLINE",

@@ -46,7 +46,7 @@ from engine import (
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import Observer, ResourceCreationError, ResourceExecutor
 from tasker_executor.observers import StateEvent, TaskEvent
-from tasker_executor.testing import Watched
+from tasker_executor.testing.fakes import Watched
 
 
 def says_no(error: BaseException) -> bool:

@@ -214,7 +214,7 @@ def test_multiprocessing_can_fork_while_the_pool_works() -> None:
 
 
 @pytest.mark.parametrize("options", ["resource_pool_size=1", "", "resource_pool_size=1, max_uses=1"])
-@pytest.mark.parametrize("end", ["return 1", "raise OSError", "pool.shutdown()", "pool.kill()", "pool.abandon()"])
+@pytest.mark.parametrize("end", ["return 1", "raise OSError", "pool.shutdown()", "pool.kill()", "pool.kill(destroy=True)"])
 def test_fork_inside_of_run_now_leaves_the_parents_resource_alone(options: str, end: str) -> None:
     output = run(f"""
         def never(connection):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import tasker_executor.testing
+import tasker_executor.testing.inline
 from interruptions import ERRORS, AtPoint
 from support import DEADLINE
 from tasker_executor import ResourceCreationError
@@ -40,6 +40,10 @@ def queue_two(pool: Pool) -> list[Future[str]]:
     return [pool.submit(use), pool.submit_priority(use)]
 
 
+def kill_inside(pool: Pool) -> None:
+    pool.run_now(lambda _: pool.kill(destroy=True))
+
+
 EXPECTED: tuple[type[BaseException], ...] = (*ERRORS, CancelledError, ResourceCreationError)
 Prepare = Callable[[Pool], list[Future[str]]]
 #: What is called, what is done before, and whether tasks are queued.
@@ -58,6 +62,7 @@ CALLS: dict[str, tuple[Callable[[Pool], object], Prepare, bool]] = {
     "shutdown": (lambda pool: pool.shutdown(), queue_two, True),
     "shutdown(cancel_futures)": (lambda pool: pool.shutdown(cancel_futures=True), queue_two, True),
     "kill": (lambda pool: pool.kill(), queue_two, True),
+    "kill(destroy)": (kill_inside, queue_two, True),
 }
 
 
@@ -201,8 +206,8 @@ def test_the_leak_check_bears_executors_that_come_and_go_while_it_looks(monkeypa
 
     extra: list[InlineExecutor[None]] = []
     with InlineExecutor(), InlineExecutor():
-        table = Busy(tasker_executor.testing._open_inline)
-        monkeypatch.setattr(tasker_executor.testing, "_open_inline", table)
+        table = Busy(tasker_executor.testing.inline.open_executors)
+        monkeypatch.setattr(tasker_executor.testing.inline, "open_executors", table)
         with assert_no_leaks(0.0):
             pass
     for executor in extra:

@@ -51,6 +51,10 @@ def age(pool: Pool) -> None:
         holding.expires = 0
 
 
+def kill_and_destroy(pool: Pool) -> None:
+    pool.kill(destroy=True)
+
+
 def number_of(resource: FakeResource) -> int:
     return resource.number
 
@@ -70,7 +74,7 @@ CALLS: dict[str, Call] = {
     "shutdown": Call(Pool.shutdown, use, options={"resource_pool_size": 2}),
     "shutdown without wait": Call(lambda pool: pool.shutdown(wait=False), use, options={"resource_pool_size": 2}),
     "kill": Call(Pool.kill, use, options={"resource_pool_size": 2, "on_abort": repr}),
-    "abandon": Call(Pool.abandon, use, options={"resource_pool_size": 2}),
+    "kill(destroy)": Call(kill_and_destroy, use, options={"resource_pool_size": 2}),
 }
 
 #: What is thrown in as `check_health` or `check_resource` returns is taken for the hook's own error, as what is thrown in while
@@ -187,7 +191,7 @@ def test_a_signal_handler_may_use_and_end_the_pool(scenario: Call, handler: Call
 
 
 @pytest.mark.parametrize("scenario", list(CALLS.values()), ids=list(CALLS))
-def test_a_signal_handler_may_abandon_the_pool(scenario: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_handler_may_kill_the_pool_and_destroy_what_is_in_use(scenario: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """The call that it interrupts may find its resource destroyed, and knows it; the books balance."""
     monkeypatch.setattr(FakeResource, "use", number_of)
 
@@ -197,4 +201,4 @@ def test_a_signal_handler_may_abandon_the_pool(scenario: Call, monkeypatch: pyte
         except ResourceBroken:
             assert pool.stats().state != "running"
 
-    assert at_every_point(replace(scenario, call=call), Pool.abandon) >= 5
+    assert at_every_point(replace(scenario, call=call), kill_and_destroy) >= 5

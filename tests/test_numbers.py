@@ -305,5 +305,5 @@ def test_a_name_is_a_text_whatever_it_was(tmp_path: Path) -> None:
     for pool in (ResourceExecutor(1, name=tmp_path), ResourceExecutor(1, tmp_path)):  # type: ignore[arg-type]  # bad on purpose
         with pool:
             assert name_of(pool) == str(tmp_path)
-    with InlineExecutor(name=tmp_path) as executor:  # type: ignore[call-overload]  # bad on purpose
+    with InlineExecutor(name=tmp_path) as executor:  # type: ignore[arg-type]  # bad on purpose
         assert executor.name == str(tmp_path)

@@ -1,4 +1,4 @@
-"""`run_now`: a task in the calling thread, ahead of every queue, on a resource from the resource pool."""
+"""`run_now`: a task in the calling thread, ahead of every queue, on a resource of the reserve."""
 
 from __future__ import annotations
 
@@ -269,8 +269,8 @@ def test_two_calls_that_find_one_vacancy_do_not_both_fill_it(
     with pytest.raises(ResourceBroken):
         pool.with_options(max_retries=0).run_now(FakeResource.break_down)
     ledger.outage = None
-    lock = CountingLock(resources._source._lock)
-    monkeypatch.setattr(resources._source, "_lock", lock)
+    lock = CountingLock(resources._source.lock)
+    monkeypatch.setattr(resources._source, "lock", lock)
     together = threading.Barrier(2)
     count = resources._count_kept
 
@@ -716,9 +716,8 @@ def test_shutdown_outside_waits_for_a_call_that_waits_in_shutdown(make_pool: Mak
         other = Background(lambda: pool.run_now(hold_and_use(gate)))
         gate.wait_until_held()
         call = Background(lambda: pool.run_now(task))
-        eventually(
-            lambda: any(place.waiting for place in resources._others(resources._arrive())), "the call to wait in shutdown"
-        )
+        places = resources._places
+        eventually(lambda: any(place.waiting for place in places.others(places.arrive())), "the call to wait in shutdown")
         with pytest.raises(ShutdownTimeout) as caught:
             pool.shutdown(timeout=0.01)
         gate.release()
@@ -740,7 +739,7 @@ def test_thread_that_has_ended_is_not_waited_for(make_pool: MakePool, ledger: Le
     resources = reserve_of(pool)
 
     def vanish() -> None:
-        resources._arrive().calls += 1
+        resources._places.arrive().calls += 1
 
     Background(vanish).result()
     pool.shutdown(timeout=DEADLINE)

@@ -20,9 +20,8 @@ from tasker_executor import (
     TaskCancelled,
     TaskExpired,
     current_task,
-    testing,
 )
-from tasker_executor.testing import InlineExecutor, assert_no_leaks
+from tasker_executor.testing import InlineExecutor, assert_no_leaks, fakes
 
 MakeInline = Callable[..., InlineExecutor[Any]]
 
@@ -223,6 +222,39 @@ def test_check_resource_alone_finds_a_broken_resource(make_inline: MakeInline, l
     assert len(ledger.destroyed) == 2
 
 
+def test_a_retry_for_which_no_resource_can_be_made_is_counted(make_inline: MakeInline, ledger: Ledger) -> None:
+    pool = make_inline()
+
+    def task(resource: FakeResource) -> None:
+        ledger.outage = OSError("outage")
+        resource.break_down()
+
+    assert isinstance(pool.submit(task).exception(), ResourceCreationError)
+    ledger.outage = None
+    stats = pool.stats()
+    assert (stats.retried, stats.workers_replaced, stats.create_failures) == (1, 1, 1)
+
+
+def test_a_retry_of_run_now_is_not_counted(make_inline: MakeInline) -> None:
+    pool = make_inline(max_retries=1)
+
+    with pytest.raises(ResourceBroken):
+        pool.run_now(FakeResource.break_down)
+
+    assert (pool.stats().retried, pool.stats().workers_replaced) == (0, 2)
+
+
+def test_a_free_resource_that_is_found_broken_is_replaced(make_inline: MakeInline, ledger: Ledger) -> None:
+    pool = make_inline(max_retries=0)
+    pool.submit(lambda _: pool.run_now(FakeResource.use)).result()  # there are two now
+    for resource in ledger.alive:
+        resource.broken = True
+    pool.submit(FakeResource.use).exception()  # puts the other one under suspicion
+
+    assert pool.submit(FakeResource.use).result() == 2
+    assert pool.stats().workers_replaced == 2
+
+
 def test_where_the_factory_fails_the_task_fails_at_once_and_the_next_may_succeed(
     make_inline: MakeInline, ledger: Ledger
 ) -> None:
@@ -287,7 +319,7 @@ def test_current_resource_of_another_executor_is_refused(make_inline: MakeInline
 
 def test_hooks_without_a_factory_are_refused() -> None:
     with pytest.raises(ValueError, match="on_destroy"):
-        InlineExecutor(on_destroy=print)  # type: ignore[call-overload]  # what is tested
+        InlineExecutor(on_destroy=print)
 
 
 # -- deferred --
@@ -576,7 +608,7 @@ def test_the_ledger_tells_a_destruction_by_another_thread() -> None:
 
 
 def test_who_waits_in_vain_is_told_for_what_and_how_things_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testing, "DEADLINE", 0.001)
+    monkeypatch.setattr(fakes, "DEADLINE", 0.001)
     ledger = Ledger()
     ledger.create()
 

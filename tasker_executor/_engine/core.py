@@ -357,7 +357,7 @@ class Core:
         locks: list[Any] = [self.life.lock, self.idle._lock, self.recorder.lock, self.admission._lock, self.timer._lock]
         locks += [self.deadlines._lock, *(lane._lock for lane in self.lanes)]
         if self.source is not None:
-            locks.append(self.source._lock)
+            locks.append(self.source.lock)
         return locks
 
     def reinit_after_fork(self) -> None:

@@ -1,64 +1,89 @@
-"""Who runs here: the current task, seen from inside of it."""
+"""The current task, seen from inside of it."""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from .._checks import wait_seconds
+from .._sync import Latch
 from ..exceptions import NoCurrentTask, TaskCancelled
 
-if TYPE_CHECKING:
-    from .._sync import Latch
-    from .task import TaskFuture
-
-__all__ = ["Caller", "Holder", "TaskContext", "current", "current_task"]
+__all__ = ["Caller", "Holder", "TaskContext", "current", "current_holder", "current_task"]
 
 
 class Holder(Protocol):
-    """Who runs tasks with a resource: a worker, or a call of ``run_now``."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def busy(self) -> bool: ...
-    @property
-    def resource(self) -> Any: ...
-    @property
-    def owner(self) -> object: ...
-    @property
-    def killed(self) -> Latch: ...
-
-
-class Caller:
-    """A thread that runs a task by ``run_now``, without a resource."""
-
-    __slots__ = ("item", "killed", "owner", "resource")
-
-    def __init__(self, owner: object, killed: Latch, item: Any) -> None:
-        self.owner = owner
-        self.killed = killed
-        self.item = item
-        self.resource = None
-
-    @property
-    def busy(self) -> bool:
-        return self.item is not None
+    """What runs tasks with a resource: a worker, or a call of ``run_now``."""
 
     @property
     def name(self) -> str:
-        """The thread."""
+        """The name of the worker, or of the calling thread."""
+        ...
+
+    @property
+    def owner(self) -> object:
+        """The core, or the executor, whose tasks it runs."""
+        ...
+
+    @property
+    def killed(self) -> Latch:
+        """The cancel token: open when the executor has been killed."""
+        ...
+
+    @property
+    def resource(self) -> Any:
+        """The resource that the task has; None without one."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Is a task in hand?"""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """1 in the first run of the task in hand, 2 in its first retry, and so on."""
+        ...
+
+
+class Caller:
+    """A thread that runs a call by ``run_now``, without a resource."""
+
+    __slots__ = ("call", "killed", "owner")
+
+    def __init__(self, owner: object, killed: Latch, call: Any) -> None:
+        self.owner = owner
+        self.killed = killed
+        self.call = call
+
+    @property
+    def name(self) -> str:
+        """The name of the thread."""
         return threading.current_thread().name
+
+    @property
+    def resource(self) -> None:
+        """No resource."""
+
+    @property
+    def busy(self) -> bool:
+        """Is the call under way?"""
+        return self.call is not None
+
+    @property
+    def attempt(self) -> int:
+        """1: without a resource that breaks there is no retry."""
+        return 1
 
 
 class _Here:
-    """What runs on one thread. Looked up once in a task, since looking up what is local to a thread takes its time."""
+    """What runs on one thread. A call looks it up once, because a look-up in a `threading.local` is slow."""
 
     __slots__ = ("holder",)
 
     def __init__(self) -> None:
-        #: Who runs the task at hand: a Holder; not said so, since mypy takes slots for variables, which Protocol properties are
-        #: not.
+        #: The `Holder` of the task at hand. The annotation is Any: mypy takes slots for variables, which the
+        #: properties of a Protocol are not.
         self.holder: Any = None
 
 
@@ -66,7 +91,7 @@ class _Current(threading.local):
     owner: object = None
     """The core whose own thread this is, if any."""
 
-    def __init__(self) -> None:  # called on each thread, when that first comes by
+    def __init__(self) -> None:  # called on each thread, when the thread first asks
         self.here = _Here()
 
 
@@ -74,7 +99,7 @@ current = _Current()
 
 
 def current_holder() -> Holder:
-    """Return who runs the task at hand. Raises NoCurrentTask outside of a task."""
+    """Return the holder of the task at hand. Raises NoCurrentTask outside of a task."""
     holder: Holder | None = current.here.holder
     if holder is None or not holder.busy:
         raise NoCurrentTask("there is no current task: this was not called from inside a task")
@@ -87,12 +112,12 @@ class TaskContext:
     Its cancel token is set by ``kill()``, and by nothing else: a drain lets every task finish.
     """
 
-    __slots__ = ("_attempt", "_item", "_killed", "worker_name")
+    __slots__ = ("_killed", "attempt", "worker_name")
 
     def __init__(self, holder: Holder) -> None:
         self._killed = holder.killed
-        self._item: TaskFuture[Any] | None = None
-        self._attempt: int = getattr(holder, "attempt", 1)  # of ``run_now``, which has no item of its own
+        #: 1 in the first run of the task, 2 in its first retry, and so on.
+        self.attempt = holder.attempt
         #: Name of the worker that runs the task; of the calling thread in ``run_now``.
         self.worker_name = holder.name
 
@@ -107,14 +132,8 @@ class TaskContext:
             raise TaskCancelled("the executor was killed while this task ran")
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Sleep at most `timeout` seconds, or until the task is cancelled; tell whether it is."""
+        """Sleep until the task is cancelled, at most `timeout` seconds; return whether it is cancelled."""
         return self._killed.wait(wait_seconds(timeout))
-
-    @property
-    def attempt(self) -> int:
-        """1 in the first run of the task, 2 in its first retry, and so on."""
-        sidecar = None if self._item is None else self._item._sidecar
-        return self._attempt if sidecar is None else 1 + sidecar.retries
 
     def __repr__(self) -> str:
         return f"<TaskContext on {self.worker_name}, attempt {self.attempt}{', cancelled' if self.cancelled else ''}>"
@@ -124,6 +143,6 @@ def current_task() -> TaskContext:
     """Return the context of the task that this is called from.
 
     Raises:
-        NoCurrentTask: Called outside of a task (done-callbacks and hooks are outside, too).
+        NoCurrentTask: Called outside of a task. Done-callbacks and hooks are outside, too.
     """
     return TaskContext(current_holder())

@@ -23,9 +23,9 @@ from .._sync import clock, lock_timeout, takes
 from ..exceptions import ShutdownTimeout
 from ..observers import StateEvent
 from . import process
+from .aborts import Target
 from .crew import Crew
 from .current import current
-from .holding import Holding, is_in_use
 from .lanes import Lane
 from .nesting import Nesting
 from .reserve import Reserve
@@ -181,18 +181,18 @@ class Ending:
         hook = None if source is None else source.hooks.on_abort
         if hook is None or self._reserve is None:
             return
-        targets: list[tuple[Holding[Any], Callable[[], bool]]] = []
+        targets: list[Target] = []
         for worker in self._crew.workers.copy():
             holding, task = worker.holding, worker.task
             if task is not None and holding is not None:
-                targets.append((holding, partial(is_in_use, worker, task)))
+                targets.append((holding, partial(worker.runs, task)))
         self._reserve.abort(hook, targets)
 
     def destroy_resources(self) -> None:
         """Destroy the resources that are still in use, after a kill: see `ResourceExecutor.kill`."""
         if self._reserve is not None:
             held = [(worker.holding, worker.name) for worker in self._crew.workers.copy()]
-            self._reserve.abandon([(holding, name) for holding, name in held if holding is not None])
+            self._reserve.destroy_in_use([(holding, name) for holding, name in held if holding is not None])
 
     # -- the close
 

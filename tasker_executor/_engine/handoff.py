@@ -48,8 +48,8 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from .process import after_fork_in_child
 from .._sync import pop_into
+from .process import after_fork_in_child
 
 if sys.platform == "linux":
     import fcntl

@@ -22,7 +22,7 @@ from .admission import Ticket
 from .calls import WithoutResource, bind, drop_frames, new_task
 from .core import Core
 from .current import Caller, current
-from .resources import ResourcePool
+from .reserve import Reserve
 from .settings import OnFull
 from .state import State
 from .task import RUNNING, TaskFuture
@@ -32,7 +32,7 @@ __all__ = ["enqueue", "run_now"]
 T = TypeVar("T")
 
 #: The files of the frames between `enqueue` and a task that runs in its submitter's thread.
-_OUR_FILES = {__file__, bind.__code__.co_filename, ResourcePool.run.__code__.co_filename}
+_OUR_FILES = {__file__, bind.__code__.co_filename, Reserve.run.__code__.co_filename}
 
 
 def enqueue(
@@ -125,10 +125,10 @@ def _run_in_caller(
 
 def run_now(core: Core, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> T:
     """Run a task in this thread, with a resource of the reserve if there is one, and return its result."""
-    pool = core.reserve
+    reserve = core.reserve
     if core.life.state is not State.RUNNING:
         raise core.refuse()
-    if pool is None:
+    if reserve is None:
         before, current.here.holder = current.here.holder, Caller(core, core.life.killed, fn)
         try:
             return fn(*args, **kwargs)
@@ -136,4 +136,4 @@ def run_now(core: Core, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dic
             current.here.holder = before
     if not options.pass_resource:
         fn = WithoutResource(fn)
-    return pool.run(fn, args, kwargs, options.max_retries)
+    return reserve.run(fn, args, kwargs, options.max_retries)

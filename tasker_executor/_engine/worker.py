@@ -43,10 +43,11 @@ from ..observers import ObserverHub, TaskEvent, WorkerEvent
 from ..stats import WorkerInfo
 from .admission import Admission
 from .current import current
+from .holding import Holding
 from .idle import Idle, Seat
 from .lanes import Lane, Lanes
 from .recorder import LULL, Outcome, Recorder, TaskLog
-from .resources import End, Holding, ResourceSource, UnfitResource, note_giving_up
+from .resources import End, ResourceSource, UnfitResource, note_giving_up
 from .settings import Settings
 from .sidecar import locks_task
 from .state import Lifecycle, State
@@ -183,6 +184,10 @@ class Worker:
         """1 in the first run of the task in hand, 2 in its first retry, and so on."""
         sidecar = None if (task := self.task) is None else task._sidecar
         return 1 if sidecar is None else 1 + sidecar.retries
+
+    def runs(self, task: TaskFuture[Any]) -> bool:
+        """Return whether that task is still in hand."""
+        return self.task is task
 
     def __repr__(self) -> str:
         task = self.task

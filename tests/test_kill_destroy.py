@@ -1,19 +1,21 @@
-"""`abandon`: a process that is about to be killed gives its resources up, those in use too, each exactly once."""
+"""`kill(destroy=True)`: a process that is about to be killed gives up its resources, those in use too, each exactly once."""
 
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
 from engine import patch_abort_patience
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool
 from tasker_executor import ResourceExecutor, ShutdownTimeout, current_task
+from tasker_executor.testing import InlineExecutor
 
 
 @pytest.fixture
 def pool(make_pool: MakePool, ledger: Ledger) -> ResourceExecutor[FakeResource]:
-    """Two workers, whose resources may be destroyed by any thread: that of `abandon`."""
+    """Two workers, whose resources may be destroyed by any thread: the killer's."""
     ledger.any_thread = True
     return make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
 
@@ -22,7 +24,7 @@ def test_resources_in_use_are_destroyed_at_once(pool: ResourceExecutor[FakeResou
     pool.submit(gate.hold)
     gate.wait_until_held()
 
-    pool.abandon()
+    pool.kill(destroy=True)
 
     assert not ledger.alive
     gate.release()
@@ -31,7 +33,7 @@ def test_resources_in_use_are_destroyed_at_once(pool: ResourceExecutor[FakeResou
 def test_owner_does_not_destroy_again(pool: ResourceExecutor[FakeResource], ledger: Ledger, gate: Gate) -> None:
     pool.submit(gate.hold)
     gate.wait_until_held()
-    pool.abandon()
+    pool.kill(destroy=True)
 
     gate.release()
     pool.shutdown(timeout=DEADLINE)
@@ -50,7 +52,7 @@ def test_resource_that_its_owner_is_destroying_is_left_to_it(make_pool: MakePool
     pool.shutdown(wait=False)
     gate.wait_until_held()
 
-    pool.abandon()
+    pool.kill(destroy=True)
 
     assert not ledger.destroyed
     gate.release()
@@ -63,7 +65,7 @@ def test_call_of_run_now_loses_its_resource_too(pool: ResourceExecutor[FakeResou
     caller.start()
     gate.wait_until_held()
 
-    pool.abandon()
+    pool.kill(destroy=True)
 
     assert not ledger.alive
     gate.release()
@@ -80,7 +82,7 @@ def test_tasks_are_told_and_nothing_is_accepted(pool: ResourceExecutor[FakeResou
 
     future = pool.submit(task)
     assert started.wait(DEADLINE)
-    pool.abandon()
+    pool.kill(destroy=True)
 
     assert future.result(DEADLINE) is True
     with pytest.raises(RuntimeError, match="after shutdown"):
@@ -101,7 +103,7 @@ def test_task_that_fails_over_its_lost_resource_is_not_retried(make_pool: MakePo
 
     future = pool.submit(task)
     gate.wait_until_held()
-    pool.abandon()
+    pool.kill(destroy=True)
     gate.release()
 
     assert isinstance(future.exception(DEADLINE), ConnectionError)
@@ -122,26 +124,26 @@ def test_hook_that_unblocks_a_task_is_called_before_its_resource_is_destroyed(ma
     pool.submit(gate.hold)
     gate.wait_until_held()
 
-    pool.abandon()
+    pool.kill(destroy=True)
 
     assert calls == ["aborted", "destroyed"]
     gate.release()
 
 
-def test_abandoning_twice_destroys_once(pool: ResourceExecutor[FakeResource], ledger: Ledger) -> None:
+def test_killing_twice_destroys_once(pool: ResourceExecutor[FakeResource], ledger: Ledger) -> None:
     pool.submit(FakeResource.use).result(DEADLINE)
 
-    pool.abandon()
-    pool.abandon()
+    pool.kill(destroy=True)
+    pool.kill(destroy=True)
 
     pool.shutdown(timeout=DEADLINE)
     assert len(ledger.destroyed) == len(ledger.created)
 
 
-def test_abandoning_after_shutdown_is_fine(pool: ResourceExecutor[FakeResource], ledger: Ledger) -> None:
+def test_killing_after_shutdown_is_fine(pool: ResourceExecutor[FakeResource], ledger: Ledger) -> None:
     pool.shutdown(timeout=DEADLINE)
 
-    pool.abandon()
+    pool.kill(destroy=True)
 
     assert len(ledger.destroyed) == len(ledger.created) == 1
 
@@ -152,7 +154,7 @@ def test_executor_without_resources_is_killed(make_pool: MakePool, gate: Gate) -
     gate.wait_until_held()
     waiting = pool.submit(int)
 
-    pool.abandon()
+    pool.kill(destroy=True)
 
     assert waiting.cancelled()
     gate.release()
@@ -191,7 +193,7 @@ def test_on_abort_hook_that_hangs_holds_up_no_other_resource(
         pool.kill()
         hanging.wait_until_held()
 
-        pool.abandon()  # returns
+        pool.kill(destroy=True)  # returns
 
         assert [resource.number for resource in ledger.destroyed] == [1]
         assert "left to its owner" in caplog.text
@@ -201,10 +203,8 @@ def test_on_abort_hook_that_hangs_holds_up_no_other_resource(
     assert len(ledger.destroyed) == 2
 
 
-def test_shutdown_waits_until_another_threads_abandon_has_destroyed_all(
-    make_pool: MakePool, ledger: Ledger, gate: Gate
-) -> None:
-    """1. `abandon` is inside of on_destroy. 2. The task ends; its worker need not destroy anything. 3. shutdown comes."""
+def test_shutdown_waits_until_another_threads_kill_has_destroyed_all(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    """1. `kill` is inside of on_destroy. 2. The task ends; its worker need not destroy anything. 3. shutdown comes."""
     ledger.any_thread = True
 
     def destroy(resource: FakeResource) -> None:
@@ -215,7 +215,7 @@ def test_shutdown_waits_until_another_threads_abandon_has_destroyed_all(
         pool = make_pool(1, on_create=ledger.create, on_destroy=destroy)
         pool.submit(gate.hold)
         gate.wait_until_held()
-        other = threading.Thread(target=pool.abandon)
+        other = threading.Thread(target=pool.kill, kwargs={"destroy": True})
         other.start()
         destroying.wait_until_held()
         gate.release()
@@ -225,3 +225,60 @@ def test_shutdown_waits_until_another_threads_abandon_has_destroyed_all(
         pool.shutdown(timeout=DEADLINE)
         assert ledger.destroyed == ledger.created
         other.join()
+
+
+@pytest.mark.parametrize("destroy", [None, 1, "yes"])
+def test_destroy_is_a_bool(pool: ResourceExecutor[FakeResource], destroy: Any) -> None:
+    with pytest.raises(TypeError, match=f"destroy must be a bool, not {destroy!r}"):
+        pool.kill(destroy=destroy)
+    with InlineExecutor() as inline, pytest.raises(TypeError, match="destroy must be a bool"):
+        inline.kill(destroy=destroy)
+
+    assert pool.stats().state == "running"
+
+
+# -- the executor without threads --
+
+
+def test_task_of_an_inline_executor_loses_its_resource() -> None:
+    ledger = Ledger()
+    with InlineExecutor(on_create=ledger.create, on_destroy=ledger.destroy) as pool:
+        pool.wait_ready()
+
+        def task(resource: FakeResource) -> int:
+            pool.kill(destroy=True)
+            return len(ledger.destroyed)
+
+        assert pool.submit(task).result() == 1
+        assert pool.stats().state == "closed"
+    assert len(ledger.destroyed) == len(ledger.created) == 1
+
+
+def test_free_resources_of_an_inline_executor_are_destroyed_while_another_thread_runs_a_task(gate: Gate) -> None:
+    ledger = Ledger()
+    ledger.any_thread = True
+    pool = InlineExecutor(on_create=ledger.create, on_destroy=ledger.destroy, deferred=True)
+    future = pool.submit(gate.hold)
+    runner = threading.Thread(target=pool.run_all)
+    runner.start()
+    gate.wait_until_held()
+    assert pool.run_now(FakeResource.use) == 1
+
+    pool.kill(destroy=True)
+
+    assert ledger.alive == []
+    assert pool.stats().state == "killed"
+    gate.release()
+    runner.join(DEADLINE)
+    assert future.result(0) is None
+    assert pool.stats().state == "closed"
+    assert len(ledger.destroyed) == 2
+
+
+def test_inline_executor_without_resources_is_killed() -> None:
+    pool = InlineExecutor(deferred=True)
+    waiting = pool.submit(int)
+
+    pool.kill(destroy=True)
+
+    assert waiting.cancelled()

@@ -1,0 +1,168 @@
+"""One resource in hand: what is known of it, and how it is claimed, aborted and given up.
+
+**Errors thrown in.** An error may be thrown into the thread that gives a resource up: see `_sync`. So it takes
+the claim on the resource in one step. In another it lets go of the claim and calls ``on_destroy``.
+
+**Fork.** A resource belongs to the process that made it. In the child of a fork, `Holding` neither aborts nor
+destroys the resources of the parent.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from os import getpid
+from typing import Any, Generic, TypeVar
+
+from .._report import Logger, must_escape
+from .._sync import Latch, clock, pop_call_into, pop_into
+from .._types import AbortHook, DestroyHook
+
+__all__ = ["LEAST_REST", "Holding"]
+
+R = TypeVar("R")
+
+logger = Logger("tasker_executor")
+
+#: Seconds for which an idle resource that has served no task is kept, however short `max_age` is. Without
+#: this limit an idle executor would make and destroy resources as fast as it can.
+LEAST_REST = 1.0
+
+
+class Holding(Generic[R]):
+    """One resource and what is known of it.
+
+    It has one owner at a time. Only the owner may touch it; `abort` is the exception.
+    """
+
+    __slots__ = (
+        "_aborting",
+        "_claim",
+        "_given_up",
+        "arguments",
+        "attempt",
+        "born",
+        "call",
+        "expires",
+        "fault",
+        "gone",
+        "good_at",
+        "kept",
+        "killed",
+        "last_used",
+        "owner",
+        "process",
+        "resource",
+        "rests_until",
+        "uses",
+    )
+
+    def __init__(self, resource: R, expires: float, good_at: int) -> None:
+        self.resource = resource
+        #: What goes before a task's own arguments.
+        self.arguments = (resource,)
+        self.born = self.last_used = clock()
+        self.expires = expires
+        #: Until when the resource may lie idle. After its first task this is `expires`.
+        self.rests_until = max(expires, self.born + LEAST_REST)
+        self.uses = 0
+        #: The process that made the resource. Any other process, the child of a fork, must not touch it.
+        self.process = getpid()
+        #: Does it belong to the reserve, for the next call of ``run_now``? If not, it is temporary.
+        self.kept = False
+        #: The resource is known to be good up to this number of breaks; see `ResourceSource.breaks`.
+        self.good_at = good_at
+        #: The error of its first check, if that check failed.
+        self.fault: Exception | None = None
+        self._given_up = False
+        self._aborting: list[Latch] = []  # one for each killer that is, or was, inside of the hook
+        #: Not empty: the resource has been destroyed.
+        self.gone: list[object] = []
+        # The thread that destroys the resource pops this: its owner, or a killer.
+        self._claim = deque([self.arguments])
+        # In the reserve the holding is the `Holder` of the call of `run_now` that has it in hand.
+        self.call: Any = None
+        self.attempt = 1
+        self.owner: object = None
+        self.killed: Latch | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the thread that uses the resource."""
+        return threading.current_thread().name
+
+    @property
+    def busy(self) -> bool:
+        """Does a call of `run_now` have the resource in hand?"""
+        return self.call is not None
+
+    def serves(self, call: object) -> bool:
+        """Return whether the resource is still in the hand of that call of `run_now`."""
+        return self.call is call
+
+    @property
+    def inherited(self) -> bool:
+        """Is this process the child of a fork, and the resource the parent's?"""
+        return self.process != getpid()
+
+    @property
+    def being_aborted(self) -> bool:
+        """Is a killer inside of the `on_abort` hook?"""
+        return any(not latch.is_open for latch in self._aborting.copy())
+
+    def abort(self, hook: AbortHook[R], executor: str, in_use: Callable[[], bool]) -> None:
+        """Call the `on_abort` hook if the resource is `in_use`, from a thread that does not own the resource.
+
+        1. The killer announces itself, and then looks whether the resource is given up. 2. The owner marks
+        the resource as given up, and then looks for a killer. 3. So either the killer stays away, or the
+        owner waits for the killer. No resource is aborted after it is destroyed.
+        """
+        latch = Latch()
+        self._aborting.append(latch)
+        try:
+            if not self._given_up and not self.inherited and in_use():
+                hook(self.resource)
+        except BaseException as error:
+            if must_escape(error):
+                raise
+            logger.warning("executor %r: on_abort raised", executor, exc_info=True, executor=executor)
+        finally:
+            latch.open()
+
+    def give_up(self, hook: DestroyHook[R], patience: float | None = None) -> bool:
+        """Call `hook` with the resource, once in its life; return whether this call did it.
+
+        From the first step on, no other thread aborts the resource. If another thread has claimed the
+        resource, this call returns False.
+
+        While a killer is inside of the `on_abort` hook, the owner waits. Any other thread waits for
+        `patience` seconds, and then leaves the resource to its owner.
+
+        An error that comes out of `hook` is the first entry of `gone`. Any other error has been thrown in;
+        `gone` tells whether that was before `hook` was called.
+        """
+        if self.inherited:
+            return False
+        self._given_up = True
+        for latch in self._aborting.copy():
+            if not latch.wait(patience):
+                return False
+        claimed: list[tuple[R]] = []
+        calling = False
+        try:
+            try:
+                pop_into(self._claim.pop, claimed.append)
+            except IndexError:  # another thread has claimed it
+                return False
+            calling = True
+            pop_call_into(self.gone, hook, claimed.pop)
+            if not self.gone:
+                raise RuntimeError("on_destroy raised StopIteration")
+        except BaseException as error:
+            if calling and not claimed:  # it is the hook that raised
+                self.gone.append(error)
+            raise
+        finally:
+            self._claim.extend(claimed)  # Ctrl-C came before the hook was called
+        return True

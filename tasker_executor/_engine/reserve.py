@@ -1,0 +1,442 @@
+"""The reserve: the few resources kept for ``run_now``, and the temporary ones.
+
+**Errors thrown in.** A call of ``run_now`` runs on the caller's thread, into which an error may be thrown:
+see `_sync`. So each of the following is one step:
+
+- a resource is made and noted down, in `resources`, or given up, in `holding`;
+- the head of a ``for`` loop takes a free resource and stores it in a variable;
+- a call of `Reserve.run` counts itself in by ``+= 1``. A ``try`` follows at once, and its ``finally`` begins
+  with ``-= 1``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from os import getpid
+from typing import Any, Generic, TypeVar
+
+from .._report import Logger, must_escape
+from .._sync import Bell, Latch, clock, pop_into, takes
+from .._types import AbortHook
+from ..exceptions import ResourceCreationError
+from .aborts import Target, abort_all, join_aborts
+from .holding import Holding
+from .places import Place, Places
+from .resources import ResourceSource, note_giving_up
+
+__all__ = ["Reserve", "ReserveListener"]
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+logger = Logger("tasker_executor")
+
+#: Seconds between two looks at the calls that are inside, once the reserve is closed: a call that Ctrl-C has
+#: thrown out rings no bell.
+_GLANCE = 1.0
+
+
+class ReserveListener:
+    """What a reserve tells its owner, on the thread of the call. This one takes no notice."""
+
+    def retried(self, fn: object) -> None:
+        """Hear that `fn` is about to be called with another resource, since the last one was broken."""
+
+    def replaced(self) -> None:
+        """Hear that an unfit resource has been given up."""
+
+    def failed(self, name: str, error: Exception) -> ResourceCreationError:
+        """Return what a call raises, now that ``on_create`` raised `error`."""
+        return ResourceCreationError(f"executor {name!r}: cannot make a resource for run_now")
+
+
+class Reserve(Generic[R]):
+    """The few resources kept for ``run_now``, and the temporary ones.
+
+    Any thread that calls may use a resource that is kept. The free ones lie on a stack: the one used last is
+    used next. `pop` and `append` are atomic, so a resource belongs to the call that takes it, without a lock.
+    A temporary resource never lies there: its caller makes, uses and destroys it.
+
+    A call into which two errors are thrown, the second while it gives its resource back, may leave the
+    resource in no place but `_all`. Any thread that sees, after the end, that no thread is inside, destroys
+    what is left there.
+
+    Args:
+        size: How many resources are made ahead, and made again when one is lost.
+        most: How many are kept at most. None: `size`.
+        refusal: Makes the error of a call that comes when the reserve is closed.
+    """
+
+    def __init__(
+        self,
+        source: ResourceSource[R],
+        size: int,
+        owner: object,
+        killed: Latch,
+        max_retries: int,
+        refusal: Callable[[], Exception],
+        *,
+        most: float | None = None,
+        listener: ReserveListener | None = None,
+    ) -> None:
+        self._source = source
+        self._care = source.needs_care
+        self._size = size
+        self._most = size if most is None else most
+        self._owner = owner
+        self._killed = killed
+        self._max_retries = max_retries
+        self._refusal = refusal
+        self._listener = ReserveListener() if listener is None else listener
+        self._set_free(deque())
+        #: All resources there are: free, in use, temporary.
+        self._all: set[Holding[R]] = set()
+        self._closed = False
+        self._process = getpid()
+        self._places = Places()
+        self._local = self._places.local
+        self._returned = Bell()  # rung, once closed, when a call is over
+        self._aborts: list[threading.Thread] = []
+
+    def _set_free(self, free: deque[Holding[R]]) -> None:
+        self._free = free
+        # ``for holding in takes: break`` pops the top into the variable, or raises IndexError. `drops` pops
+        # the bottom.
+        self._takes = takes(free.pop)
+        self._drops = takes(free.popleft)
+
+    def fill(self) -> None:
+        """Make the resources, on this thread. If one fails, destroy those made and raise the error."""
+        try:
+            for _ in range(self._size):
+                self.add()
+        except BaseException:
+            self.close()
+            self._destroy_all(self._local.mine or self._places.arrive())  # what is in hand
+            raise
+
+    def add(self) -> None:
+        """Make a resource on this thread, and put it on the stack."""
+        hand: list[Holding[R]] = []
+        self._create(hand)
+        self._put_down(hand, False)
+
+    @property
+    def available(self) -> int:
+        """How many resources are free."""
+        return len(self._free)
+
+    @property
+    def in_use(self) -> list[Holding[R]]:
+        """The resources that a call of ``run_now`` has in hand."""
+        return [holding for holding in self._all.copy() if holding.call is not None]
+
+    # -- a call
+
+    # Longer than our functions are: each part taken out of it would cost a call per ``run_now``, or a point
+    # at which Ctrl-C could come between a resource and the variable that holds it.
+    def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int | None) -> T:
+        """Call `fn` with a resource, as the current task of this thread.
+
+        If the resource broke, call it again with another.
+        """
+        if kwargs:
+            fn = partial(fn, **kwargs)
+        care, retries = self._care, 0
+        place = self._local.mine or self._places.arrive()
+        here = place.here
+        before = here.holder
+        place.calls += 1
+        try:
+            while True:
+                holding: Any = None  # Holding[R] | None, without the tests that a checker would ask for
+                hand: list[Holding[R]] | None = None  # has the holding if its return takes more than one step
+                broken = care  # until the check has returned: a check that is interrupted says nothing
+                try:
+                    if care:
+                        hand = []
+                        self._take(hand)
+                        broken = False
+                    else:
+                        try:
+                            for holding in self._takes:  # noqa: B007  # in one step, see "Errors thrown in"
+                                break
+                        except IndexError:
+                            hand = []
+                    if hand is not None:
+                        if not hand:
+                            if self._closed and not retries:  # asked late: see `places`
+                                raise self._refusal()
+                            self._create(hand)
+                        [holding] = hand
+                    holding.call = fn
+                    holding.attempt = 1 + retries
+                    here.holder = holding
+                    try:
+                        return fn(*(holding.arguments + args))
+                    except BaseException as error:
+                        holding.call = None
+                        if not isinstance(error, Exception):
+                            holding.good_at = -1  # interrupted half-way, so check it before it is used again
+                            raise
+                        if not self._source.can_break or holding.inherited:
+                            raise
+                        hand, broken = [holding], True  # until the error is judged
+                        broken = self._source.is_broken_after(error, holding)
+                        if not broken:
+                            raise
+                        if retries >= (self._max_retries if max_retries is None else max_retries) or self._killed.is_open:
+                            note_giving_up(error, retries)
+                            raise
+                        retries += 1
+                        self._listener.retried(fn)
+                finally:
+                    here.holder = before
+                    if hand is not None:
+                        try:
+                            self._give_back(hand, broken)
+                        finally:
+                            if hand:  # an error was thrown in, so do it once more
+                                self._give_back(hand, broken)
+                    elif holding is not None:
+                        holding.call = None
+                        self._free.append(holding)
+        finally:
+            place.calls -= 1
+            if self._closed:
+                self._leave(place)
+
+    def _take(self, hand: list[Holding[R]]) -> None:
+        """Take a free resource that is fit to use in hand, if there is one."""
+        while True:
+            holding: Holding[R] | None = None
+            try:
+                for holding in self._takes:  # noqa: B007  # as in `run`
+                    break
+            except IndexError:
+                return
+            assert holding is not None
+            hand.append(holding)
+            # Other than a worker's, one that has not served may be too old: it may have lain here for hours.
+            if clock() < holding.expires and self._source.unfit(holding) is None:
+                return
+            self._destroy(holding)
+            hand.clear()
+            self._listener.replaced()
+
+    def _create(self, hand: list[Holding[R]]) -> None:
+        """Make a resource and take it in hand. Raises ResourceCreationError if `on_create` fails."""
+        blame: list[BaseException] = []
+        try:
+            self._source.create(None, partial(self._keep, hand), blame)
+        except Exception as error:
+            if not any(error is one for one in blame):  # thrown in
+                raise
+            raise self._listener.failed(self._source.name, error) from error
+
+    def _keep(self, hand: list[Holding[R]], holding: Holding[R]) -> None:
+        holding.owner, holding.killed = self._owner, self._killed
+        with self._source.lock:  # or two calls would see the same vacancy
+            # First in, then counted. So a signal handler that interrupts this thread here, and makes a
+            # resource, too, counts this one.
+            holding.kept = self._most > 0
+            self._all.add(holding)
+            if self._count_kept() > self._most:
+                holding.kept = False
+        hand.append(holding)
+
+    def _count_kept(self) -> int:
+        return sum(holding.kept and not holding.gone for holding in self._all.copy())
+
+    def _destroy(self, holding: Holding[R]) -> None:
+        try:
+            self._source.destroy(holding, None)
+        finally:
+            if holding.gone:
+                self._all.discard(holding)
+
+    def _give_back(self, hand: list[Holding[R]], broken: bool) -> None:
+        """Keep what is in hand for the next call. If it is temporary, broken or used up, destroy it.
+
+        Then the hand is empty.
+        """
+        if not hand:
+            return
+        [holding] = hand
+        holding.call = None
+        if self._care:
+            holding.uses += 1
+            holding.last_used = clock()
+            broken = broken or self._source.used_up(holding)
+        self._put_down(hand, broken)
+        if holding.gone:
+            if broken:
+                self._listener.replaced()
+            if holding.kept and not self._closed:
+                with self._source.lock:
+                    vacant = self._count_kept() < self._size
+                if vacant:
+                    self._refill()
+
+    def _put_down(self, hand: list[Holding[R]], broken: bool) -> None:
+        """Put what is in hand on the stack, or destroy it. After an error is thrown in, called once more."""
+        for holding in hand:
+            if holding.kept and not broken and not holding.gone:
+                pop_into(hand.pop, self._free.append)
+            else:
+                self._destroy(holding)
+                hand.clear()
+
+    def _refill(self) -> None:
+        """Replace a resource of the reserve. If `on_create` fails, a later call tries again."""
+        hand: list[Holding[R]] = []
+        blame: list[BaseException] = []
+        try:
+            self._source.create(None, partial(self._keep, hand), blame)
+        except BaseException as error:
+            if not any(error is one for one in blame) or must_escape(error):
+                raise
+            logger.warning(
+                "executor %r: cannot replace a resource of the reserve yet",
+                self._source.name,
+                exc_info=True,
+                executor=self._source.name,
+            )
+        finally:
+            try:
+                self._put_down(hand, False)  # destroys it if another call was quicker
+            finally:
+                if hand:
+                    self._put_down(hand, False)
+
+    # -- the end
+
+    def _destroy_free(self, place: Place) -> None:
+        """Empty the stack of a reserve that is closed."""
+        place.calls += 1  # another closer waits until the hooks have returned
+        try:
+            while True:
+                holding: Holding[R] | None = None
+                try:
+                    for holding in self._drops:  # noqa: B007  # as in `run`
+                        break
+                except IndexError:
+                    return
+                assert holding is not None
+                self._destroy(holding)
+        finally:
+            place.calls -= 1
+            self._returned.ring()
+
+    def _destroy_all(self, place: Place) -> None:
+        """Destroy what a call or an end has left that was interrupted.
+
+        Called when no thread is inside, and the stack is empty.
+        """
+        place.calls += 1
+        try:
+            for holding in self._all.copy():
+                self._destroy(holding)
+        finally:
+            place.calls -= 1
+            self._returned.ring()
+
+    def _leave(self, place: Place) -> None:
+        """Clear up after a call that ends when the reserve is closed."""
+        self._destroy_free(place)  # and ring
+        if not place.calls and self._all and not self._places.others(place):
+            self._destroy_all(place)
+
+    def close(self) -> None:
+        """Destroy the free resources. A call that has a resource in hand destroys it at its end."""
+        self._closed = True
+        self._destroy_free(self._local.mine or self._places.arrive())
+
+    def abort(self, hook: AbortHook[R], targets: list[Target]) -> None:
+        """Have `on_abort` called for `targets` and for what calls of ``run_now`` have in hand. Do not wait."""
+        targets = targets + [(holding, partial(holding.serves, holding.call)) for holding in self.in_use]
+        # A second `kill` calls each hook again, unless the hook still hangs.
+        targets = [(holding, in_use) for holding, in_use in targets if not holding.being_aborted]
+        self._aborts += abort_all(targets, hook, self._source.name)
+
+    def destroy_in_use(self, owned: list[tuple[Holding[R], str]]) -> None:
+        """Destroy, after `abort`, what calls of ``run_now`` have in hand, and these resources of workers.
+
+        Each `on_abort` hook gets a moment to return first. A resource that is still being aborted after that
+        is left to its owner. No hook expects its resource to be destroyed while it runs, and a wait for a
+        hook that hangs would keep all the other resources.
+        """
+        join_aborts(self._aborts)
+        place = self._local.mine or self._places.arrive()
+        place.calls += 1  # `shutdown` waits until the hooks have returned
+        try:
+            in_reserve = [(holding, None) for holding in self._all.copy()]
+            for holding, worker in owned + in_reserve:
+                self._source.destroy(holding, worker, patience=0.0)
+                if not holding.gone and holding.being_aborted:
+                    logger.warning(
+                        "executor %r: on_abort has not returned: the resource is left to its owner",
+                        self._source.name,
+                        executor=self._source.name,
+                        worker=worker,
+                    )
+        finally:
+            place.calls -= 1
+            self._returned.ring()
+
+    # -- waiting
+
+    def callers(self) -> list[str]:
+        """Return the names of other threads that are inside."""
+        return self._places.names(self._local.mine or self._places.arrive())
+
+    def wait_until_returned(self, deadline: float | None, *, daemons: bool = True) -> bool:
+        """Block, after `close`, until no other thread has a resource and none is left.
+
+        Return whether that was by `deadline`.
+
+        Inside of a call of ``run_now``, which goes on afterwards, the call's own resource is left. Without
+        `daemons`, the resources of daemon threads are left, too.
+        """
+        if self._process != getpid():  # the child of a fork: the threads are not here
+            return True
+        place = self._local.mine or self._places.arrive()
+        inside = place.calls > 0
+        place.waiting += 1
+        try:
+            if inside:
+                self._returned.ring()  # another call that waits in here need not wait for this one
+            return self._wait(place, inside, deadline, daemons)
+        finally:
+            place.waiting -= 1
+
+    def _wait(self, place: Place, inside: bool, deadline: float | None, daemons: bool) -> bool:
+        returned: Latch | None = None
+        swept = False
+        while True:
+            if returned is None or returned.is_open:
+                returned = self._returned.listen()  # before the look at the places
+            if self._free:  # Ctrl-C has interrupted `close`, or a call that had given its resource back
+                self._destroy_free(place)
+            if not self._places.others(place, inside=inside, daemons=daemons):
+                if inside or swept or not self._all or (not daemons and self._places.others(place)):
+                    return True
+                self._destroy_all(place)
+                swept = True  # and look again: another thread may be destroying the same resource
+                continue
+            swept = False
+            remaining = _GLANCE if deadline is None else deadline - clock()
+            if remaining <= 0:
+                return False
+            returned.wait(min(remaining, _GLANCE))
+
+    def reinit_after_fork(self) -> None:
+        """Forget all resources, in the child of a fork: they are the parent's."""
+        self._closed = True
+        self._set_free(deque())
+        self._all.clear()
+        self._places = Places()
+        self._local = self._places.local

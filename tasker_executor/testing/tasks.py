@@ -1,0 +1,133 @@
+"""The tasks of an `InlineExecutor`, their futures, and its books."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from typing_extensions import override
+
+from .._checks import wait_seconds
+from .._engine.reserve import ReserveListener
+from .._engine.resources import NoResource
+from .._report import safe_repr
+from ..exceptions import ResourceCreationError
+
+__all__ = ["Call", "Counts", "InHand", "InlineFuture", "Task"]
+
+T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """What a future needs of the executor."""
+
+    def _run_until(self, future: InlineFuture[Any], timeout: float | None) -> None: ...
+    def _withdraw(self, future: InlineFuture[Any]) -> None: ...
+    def _close_if_drained(self) -> None: ...
+
+
+@dataclass(eq=False)
+class Call:
+    """What a queued task runs.
+
+    It refers to no future: a future keeps its task's error, and the error refers to frames that have this.
+    """
+
+    fn: Callable[..., Any]
+    kwargs: dict[str, Any]
+    context: Context = field(default_factory=copy_context)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function in a copy of the context: an attempt must not see what an earlier one has set."""
+        return self.context.copy().run(self.fn, *arguments, **self.kwargs)
+
+
+@dataclass(eq=False)
+class Task:
+    """A queued call and its future."""
+
+    future: InlineFuture[Any]
+    call: Call
+    args: tuple[Any, ...]
+    max_retries: int
+    deadline: float | None
+    # Guarded by the executor's lock.
+    counted: bool = False  # as one of those that run
+    in_hand: bool = False
+    outcome: tuple[Any, BaseException | None] | None = None  # once it has run
+
+
+class InHand:
+    """A call of `run_now` or `wait_ready`."""
+
+    in_hand = False
+
+
+class InlineFuture(Future[T]):
+    """A future on which no thread works: a thread that waits for it has to run its task."""
+
+    def __init__(self, executor: Runner, lane: deque[Task]) -> None:
+        super().__init__()
+        self._executor = executor
+        self.lane = lane
+        self.runner = 0  # the thread that runs the task, or has run it
+        self.withdrawn = False  # the task was taken out of its lane, and must not run
+
+    @override
+    def result(self, timeout: float | None = None) -> T:
+        timeout = wait_seconds(timeout)
+        self._executor._run_until(self, timeout)
+        return super().result(timeout)
+
+    @override
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        timeout = wait_seconds(timeout)
+        self._executor._run_until(self, timeout)
+        return super().exception(timeout)
+
+    @override
+    def cancel(self) -> bool:
+        try:
+            self._end_if_withdrawn()
+        finally:  # Ctrl-C may interrupt the first; if it did not, the second does nothing
+            self._end_if_withdrawn()
+        return self.cancelled()
+
+    def _end_if_withdrawn(self) -> None:
+        self._executor._withdraw(self)
+        if self.withdrawn and not self.done():
+            super().cancel()
+            self.set_running_or_notify_cancel()  # tells wait() and as_completed()
+            self._executor._close_if_drained()
+
+
+class Counts(ReserveListener):
+    """What the reserve has told, counted under the executor's lock."""
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self._lock = lock
+        self.retries = self.replacements = self.failures = 0
+
+    @override
+    def retried(self, fn: object) -> None:
+        if isinstance(fn, Call):  # and not `run_now`, which is no submission
+            with self._lock:
+                self.retries += 1
+
+    @override
+    def replaced(self) -> None:
+        with self._lock:
+            self.replacements += 1
+
+    @override
+    def failed(self, name: str, error: Exception) -> ResourceCreationError:
+        with self._lock:
+            self.failures += 1
+        if isinstance(error, NoResource):
+            return ResourceCreationError(str(error))
+        return ResourceCreationError(f"executor {name!r}: on_create failed: {safe_repr(error)}")
