@@ -28,8 +28,9 @@ from distributed import Client, KilledWorker, LocalCluster
 
 from dask_support import FOREIGN_THREADS, FileLedger, UnpickledLate, hogs, take_the_worker_along, work, work_until
 from support import DEADLINE, eventually
-from tasker_executor import BacklogPolicy, TaskLost
+from tasker_executor import BacklogPolicy
 from tasker_executor.dask import DaskResourceExecutor, PolicyAdaptive
+from tasker_executor.exceptions import TaskLost
 
 Pool = DaskResourceExecutor[Any]
 
