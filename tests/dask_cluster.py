@@ -17,11 +17,7 @@ from support import DEADLINE, Gate, Ledger
 from tasker_executor.dask import DaskResourceExecutor
 
 WORKERS, THREADS = 2, 2
-
-
 AnyClient = Any  # A Client, whose methods have no types that checkers could use.
-
-
 MakePool = Callable[..., DaskResourceExecutor[Any]]
 
 

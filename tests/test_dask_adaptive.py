@@ -15,9 +15,7 @@ import dask_cluster
 from dask_cluster import MakePool, hooks, local_workers, new_cluster, on_scheduler
 from dask_support import FOREIGN_THREADS, Ref
 from support import DEADLINE, Gate, Ledger, eventually
-from tasker_executor import (
-    LoadSample,
-)
+from tasker_executor import LoadSample
 from tasker_executor.dask import PolicyAdaptive
 from tasker_executor.dask.adaptive import LoadMeter
 
@@ -109,14 +107,14 @@ def test_scaling_down_takes_no_busy_worker(make_dask: MakePool, ledger: Ledger) 
         assert len(own.nthreads()) == 2
         gate.release()
         assert len({future.result(DEADLINE) for future in busy}) == 2
-        eventually(lambda: len(own.nthreads()) == 1, "those that were busy to leave, but one")
+        eventually(lambda: len(own.nthreads()) == 1, "all but one of the busy workers to leave")
         assert len(starts) == 2
         eventually(lambda: len(ledger.alive) <= 1, "their resources to be destroyed")
         pool.shutdown(timeout=DEADLINE)
 
 
 def test_dask_scales_down_idle_workers_only(make_dask: MakePool, gate: Gate) -> None:
-    """With any kind of `adapt`, not with ours alone, as long as there is an executor."""
+    """This holds for any kind of `adapt`, not for ours alone, as long as there is an executor."""
     with new_cluster(3) as own:
         pool = make_dask(on=own)
         held = [pool.submit(Ref(gate.hold)) for _ in range(2)]
@@ -129,8 +127,8 @@ def test_dask_scales_down_idle_workers_only(make_dask: MakePool, gate: Gate) -> 
         pool.shutdown(timeout=DEADLINE)
 
 
-def test_worker_that_got_a_task_meanwhile_is_not_retired(make_dask: MakePool, gate: Gate) -> None:
-    """Between the question who is idle and the order to retire it."""
+def test_worker_that_got_a_task_after_the_question_is_not_retired(make_dask: MakePool, gate: Gate) -> None:
+    """The task comes between the question which workers are idle and the order to retire them."""
     with new_cluster(2) as own:
         own.register_plugin(LoadMeter())
         pool = make_dask(on=own)
@@ -138,8 +136,8 @@ def test_worker_that_got_a_task_meanwhile_is_not_retired(make_dask: MakePool, ga
         gate.wait_until_held()
 
         async def retire(dask_scheduler: Any) -> Any:
-            everybody = [worker.name for worker in dask_scheduler.workers.values()]
-            return await dask_scheduler.handlers["tasker-retire"](names=[*everybody, "planned only"])
+            all_workers = [worker.name for worker in dask_scheduler.workers.values()]
+            return await dask_scheduler.handlers["tasker-retire"](names=[*all_workers, "planned only"])
 
         retired = own.run_on_scheduler(retire)
 

@@ -48,7 +48,7 @@ def ours(scheduler: Any) -> int:
     return sum(str(key).startswith("abs-") for key in scheduler.tasks)
 
 
-def test_cancelled_future_is_seen_by_those_who_wait(make_dask: MakePool, gate: Gate) -> None:
+def test_wait_and_as_completed_see_a_cancelled_future(make_dask: MakePool, gate: Gate) -> None:
     pool = make_dask()
     held = [pool.submit(Ref(gate.hold)) for _ in range(WORKERS * THREADS)]
     gate.wait_until_held(WORKERS * THREADS)
@@ -81,7 +81,7 @@ def test_cancelled_task_that_waits_never_runs(client: AnyClient, make_dask: Make
 
 
 def test_cancelled_task_that_waits_on_its_worker_never_runs(client: AnyClient, make_dask: MakePool, gate: Gate) -> None:
-    """Dask has handed it over, and takes it for one that runs; but the worker's own executor has fewer threads than Dask."""
+    """Dask counts the task as running; but the worker's own executor has fewer threads than Dask."""
     pool = make_dask(max_workers=1)
     ran: list[str] = []
     held = [pool.submit(Ref(gate.hold)) for _ in range(WORKERS)]
@@ -99,7 +99,7 @@ def test_cancelled_task_that_waits_on_its_worker_never_runs(client: AnyClient, m
 
 
 def test_running_task_can_be_cancelled_only_by_name(make_dask: MakePool, gate: Gate) -> None:
-    """Dask tells clients nothing of a start: the future is cancelled, its task runs on. Documented, and pinned here."""
+    """Dask does not tell clients of a start. So the future is cancelled, and its task runs on, as documented."""
     pool = make_dask()
     ran: list[str] = []
 
@@ -118,7 +118,7 @@ def test_running_task_can_be_cancelled_only_by_name(make_dask: MakePool, gate: G
 
 
 def test_done_callback_may_cancel_and_submit_and_shut_down(client: AnyClient, make_dask: MakePool, gate: Gate) -> None:
-    """On the client's event loop, where Dask's own methods return coroutines that nobody awaits."""
+    """The callback runs on the client's event loop, where Dask's own methods return coroutines that must be awaited."""
     pool = make_dask()
     outcome: list[object] = []
     seen = threading.Event()
@@ -159,7 +159,7 @@ def test_future_is_settled_though_the_loop_stops_to_follow_it(make_dask: MakePoo
     pool = make_dask()
     future = pool.submit(Ref(gate.hold))
     gate.wait_until_held()
-    eventually(lambda: bool(pool._following._followers), "somebody to follow the task")
+    eventually(lambda: bool(pool._following._followers), "the loop to follow the task")
 
     for follower in list(pool._following._followers):
         pool._loop.add_callback(follower.cancel)
@@ -172,13 +172,13 @@ def test_result_counts_though_its_worker_died_right_after_it_had_sent_it(make_da
     pool = make_dask()
     future: RemoteFuture[int] = RemoteFuture(pool)
 
-    asyncio.run(pool._following._follow(LostMeanwhile(), future))
+    asyncio.run(pool._following._follow(LostOnArrival(), future))
 
     assert future.result(0) == 7
 
 
-class LostMeanwhile:
-    """A future of Dask's whose result has arrived, and is then lost where it came from."""
+class LostOnArrival:
+    """A future of Dask's whose result has arrived, and whose worker died right after that."""
 
     status = "lost"
 

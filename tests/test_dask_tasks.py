@@ -93,7 +93,7 @@ def test_priority_task_overtakes_the_queue(client: AnyClient, make_dask: MakePoo
         wait([blocker, *tasks], DEADLINE)
         pool.shutdown(timeout=DEADLINE)
 
-    # The worker was given one task more than it has threads before the urgent one came; that one may come first.
+    # Dask gave the worker one task more than it has threads before the urgent task came; that task may come first.
     assert ran.index("high") <= 1
 
 
@@ -240,7 +240,7 @@ def test_run_now_of_an_at_most_once_task_is_not_repeated(make_dask: MakePool, mo
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, client: Any, method: str) -> list[dict[str, Any]]:
-    """Make a call of `Client.run` answer, the first time, that the connection to the worker was closed."""
+    """Make the first call of `Client.run` answer that the connection to the worker was closed."""
     original, asked = getattr(client, method), list[dict[str, Any]]()
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`tasker_executor.dask`: what travels: calls, results and errors that do not pickle, or that do harm when they do."""
+"""`tasker_executor.dask`: calls, results and errors that do not pickle, or that do harm when they do."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def identity(resource: object) -> object:
 
 @dataclasses.dataclass(frozen=True)
 class Frozen(Exception):
-    """An error that refuses attributes, its traceback and its state when it is unpickled among them."""
+    """An error that refuses all attributes, also its traceback and the state that a pickle brings."""
 
     code: int
 

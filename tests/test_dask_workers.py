@@ -33,9 +33,7 @@ from dask_cluster import (
 )
 from dask_support import FOREIGN_THREADS, Ref
 from support import DEADLINE, Gate, Ledger, ResourceBroken, eventually
-from tasker_executor import (
-    ResourceCreationError,
-)
+from tasker_executor import ResourceCreationError
 from tasker_executor.dask import worker_side
 from tasker_executor.dask.worker_side import WorkerSide
 from tasker_executor.exceptions import TaskLost
@@ -105,7 +103,7 @@ def break_down(resource: Any) -> None:
 
 
 def test_at_most_once_task_starts_once(client: AnyClient, make_dask: MakePool) -> None:
-    """The second start is what happens when the worker of the first one has died."""
+    """Dask starts a task a second time when the worker of the first start has died."""
     pool = make_dask(max_retries=0)
     name, key_number, ran = pool._plugin, 7, list[int]()
     key = f"Ref-{pool._key_prefix}{key_number:012x}"
@@ -226,7 +224,7 @@ def test_worker_that_dies_during_shutdown_does_not_spoil_it(
 
 
 def test_worker_that_closes_without_removing_its_plugins_destroys_its_resources(make_dask: MakePool, ledger: Ledger) -> None:
-    """`Worker.close` may hang in a call to its nanny, which is gone, until that kills it. Nobody tells plugins."""
+    """`Worker.close` may hang in a call to its nanny, and then it does not come to the plugins."""
     with new_cluster(1) as own:
         pool = make_dask(on=own, **hooks(ledger))
         pool.submit(use).result(DEADLINE)
@@ -260,7 +258,7 @@ def test_resources_in_use_are_destroyed_when_a_nanny_closes_the_worker(
         pool.kill()
 
 
-def test_resources_in_use_are_left_alone_where_nobody_kills_the_process(
+def test_resources_in_use_are_left_alone_where_no_nanny_kills_the_process(
     make_dask: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with new_cluster(1, 2) as own, Gate() as gate:

@@ -1,4 +1,4 @@
-"""The same executor on a cluster: `DaskResourceExecutor`, past one machine. ``pip install tasker-executor[dask]``.
+"""The same executor on a cluster of machines: `DaskResourceExecutor`. ``pip install tasker-executor[dask]``.
 
     with Client("tls://scheduler:8786", security=...) as client:
         with DaskResourceExecutor(client, on_create=connect, on_destroy=Connection.close) as pool:
@@ -36,10 +36,11 @@ installed, too.
 
 from __future__ import annotations
 
+from importlib import import_module
+
 try:
-    import cloudpickle  # type: ignore[import-untyped]  # noqa: F401  # imported to see whether it is there
-    import distributed  # noqa: F401
-    import tblib  # type: ignore[import-untyped]  # noqa: F401
+    for _needed in ("cloudpickle", "distributed", "tblib"):
+        import_module(_needed)
 except ImportError as error:
     raise ImportError("tasker_executor.dask needs dask.distributed: pip install tasker-executor[dask]") from error
 

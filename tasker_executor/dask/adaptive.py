@@ -1,4 +1,4 @@
-"""How many machines a cluster has: a `ScalingPolicy` decides, on measurements that are made in the scheduler."""
+"""How many machines a cluster has: a `ScalingPolicy` decides, on measurements made in the scheduler."""
 
 from __future__ import annotations
 
@@ -82,8 +82,7 @@ class LoadMeter(IdleOnly):
             self._service_time = sum(self._run_time.values()) / finished
         span = max(1.0, min(_RATE_WINDOW, now - self._born))
 
-        # Dask's workers tell with their heartbeats which tasks run; the number that can run is known at this
-        # moment.
+        # Heartbeats tell which tasks run, about a second late. How many can run is known without delay.
         running = {task.key for worker in workers for task in worker.executing}
         started = sum(min(len(worker.processing), worker.nthreads) for worker in workers)
         queued = max(0, len(self._waiting) - started)
@@ -108,9 +107,11 @@ class LoadMeter(IdleOnly):
     async def retire(self, names: list[Any]) -> list[Any]:
         """Retire those of the named workers that are idle; return the names of these, and of unknown ones.
 
-        A handler of the scheduler, so that the question and the retirement are one step. In two steps: 1. the
-        client asks which workers are idle; 2. a task starts on one of them; 3. the client retires that
-        worker, and Dask runs the task again.
+        A handler of the scheduler, so that the question and the retirement are one step. With two steps:
+
+        1. the client asks which workers are idle;
+        2. a task starts on one of them;
+        3. the client retires that worker, and Dask runs the task a second time.
         """
         workers = {worker.name: worker for worker in self._scheduler.workers.values()}
         idle = [worker.address for name in names if (worker := workers.get(name)) is not None and not worker.processing]
@@ -121,7 +122,7 @@ class LoadMeter(IdleOnly):
 
 
 class PolicyAdaptive(Adaptive):
-    """Lets a `ScalingPolicy` decide how many machines a cluster has, as it decides elsewhere how many threads.
+    """Lets a `ScalingPolicy` decide how many machines a cluster has, as elsewhere how many threads.
 
         cluster.adapt(Adaptive=PolicyAdaptive, policy=RatePolicy(), minimum=1, maximum=10)
 
@@ -155,7 +156,10 @@ class PolicyAdaptive(Adaptive):
 
     @override
     async def target(self) -> int:
-        """Return how many workers the policy wants. If the policy raises, its last target stands; one record tells of it."""
+        """Return how many workers the policy wants.
+
+        If the policy raises, its last target stands, and the first error of a row is logged.
+        """
         scheduler: Any = self.scheduler
         if not self._metered:
             meter = LoadMeter()

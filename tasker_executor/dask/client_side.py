@@ -1,4 +1,4 @@
-"""What runs in the client: `DaskResourceExecutor`, an executor by its face, which gives its tasks to a Dask cluster."""
+"""What runs in the client: `DaskResourceExecutor`, which gives its tasks to the workers of a cluster."""
 
 from __future__ import annotations
 
@@ -67,12 +67,13 @@ _executors: dict[int, weakref.ref[DaskResourceExecutor[Any]]] = {}
 
 
 class DaskResourceExecutor(BaseExecutor[R]):
-    """A `ResourceExecutor` on a Dask cluster. The package's description tells how it works and what it guarantees.
+    """A `ResourceExecutor` on a Dask cluster.
 
-    Tasks are called as there: ``fn(resource, *args, **kwargs)``, or without `on_create` ``fn(*args,
-    **kwargs)``. Futures are those of `concurrent.futures`; their done-callbacks run on the client's event
-    loop and must not block. Functions, their arguments and results are pickled, functions with cloudpickle.
-    Resources are not: each worker makes its own.
+    The description of the package tells how it works and what it guarantees. Tasks are called as there:
+    ``fn(resource, *args, **kwargs)``, or without `on_create` ``fn(*args, **kwargs)``. Futures are those of
+    `concurrent.futures`; their done-callbacks run on the client's event loop and must not block. Functions,
+    their arguments and results are pickled, functions with cloudpickle. Resources are not: each worker makes
+    its own.
 
     Most arguments are those of `ResourceExecutor` and apply **to each Dask worker**. Hooks, policies and
     observers are pickled and used there. Two arguments of `ResourceExecutor` are absent, `max_queued` and
@@ -191,7 +192,10 @@ class DaskResourceExecutor(BaseExecutor[R]):
         _executors[number] = weakref.ref(self, lambda _: _executors.pop(number, None))
 
     def _set_up_workers(self, plugin: WorkerSide) -> None:
-        """Set up all workers, those that join later included. A worker that dies while Dask does so makes it stop; so retry."""
+        """Set up all workers, those that join later included.
+
+        If a worker dies while Dask does so, Dask stops half-way; so this tries again, at most 5 times.
+        """
         for attempt in itertools.count(1):
             try:
                 self._client.register_plugin(plugin, name=self._plugin)
@@ -205,6 +209,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
     # ------------------------------------------------------------------------------------------------------------------
 
     def _job(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Job:
+        """Return the job for a call, with the context that the carriers capture."""
         retries = self._max_retries if options.max_retries is None else options.max_retries
         function = fn.__wrapped__ if isinstance(fn, _ChunkRunner) else fn
         name = function_name(function)
@@ -287,8 +292,8 @@ class DaskResourceExecutor(BaseExecutor[R]):
             return
         try:
             if outcome == "cancelled" or outcome is None:
-                # `Client.cancel` blocks, and on the loop it returns a coroutine that would not be awaited. So
-                # the loop runs what is below it.
+                # `Client.cancel` would block here; on the loop it would return a coroutine that nothing
+                # awaits.
                 self._loop.add_callback(self._client._cancel, [remote])
             else:
                 remote.release()
@@ -297,7 +302,10 @@ class DaskResourceExecutor(BaseExecutor[R]):
 
     @override
     def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
-        """Run a call on the workers in turn. If a worker dies, the next one is asked, unless the task may run only once."""
+        """Run a call on a worker; each call takes the next one.
+
+        If the worker dies, the next worker runs the call, unless the task may run only once.
+        """
         self._refuse_if_shut_down()
         self._refuse_on_loop("run_now")
         job = self._job(fn, args, kwargs, options)
@@ -399,7 +407,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self.shutdown(wait=self._state is not State.KILLED)
 
     def _cancel_waiting(self, *, kill: bool = False, destroy: bool = False) -> None:
-        """Cancel the tasks that no worker has started at this moment; kill the workers' executors, if that is asked for."""
+        """Cancel the tasks that no worker has started. With `kill`, kill the executors of the workers, too."""
 
         async def ask() -> None:
             running: dict[str, list[str]] = await self._tell_workers(cancel_here, kill) or {}
@@ -418,7 +426,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
             self._client.sync(ask)
 
     async def _tell_workers(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function on all workers, and return their answers; None if the cluster does not answer in time."""
+        """Call a function on all workers, and return their answers; None if they do not come in time."""
         try:
             return await asyncio.wait_for(self._client._run(function, self._plugin, *args, on_error="ignore"), ASK_TIMEOUT)
         except Exception:
@@ -426,7 +434,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
             return None
 
     def _close(self) -> None:
-        """Have a thread wind down, unless one does already. If two threads are started at once, the second ends at once."""
+        """Start the thread that winds down, unless it runs. If two are started at once, the second ends at once."""
         if not self._winding_down:
             make_thread(self._wind_down, f"{self.name}_closer").start()
 
@@ -440,13 +448,12 @@ class DaskResourceExecutor(BaseExecutor[R]):
         try:
             wait_for(futures)
             try:
-                # The drain comes first: it waits for every on_destroy, and a worker that dies in it does no
-                # harm. The removal of a plugin does neither.
+                # The removal of a plugin does not wait for every on_destroy, and a worker that dies in it
+                # spoils it. So the drain, which waits and minds no dead worker, comes first.
                 reports = self._client.run(drain_here, self._plugin, on_error="ignore")
                 self._last_reports = [report for report in reports.values() if report is not None]
             except Exception:
-                # The client or the cluster was closed first. The workers end their executors by themselves
-                # then.
+                # The client or the cluster was closed first. Then the workers end their executors themselves.
                 logger.debug("executor %r: the cluster is gone already", self.name, exc_info=True)
             self._unregister()
         finally:
@@ -455,6 +462,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
             self._wound_down.set()
 
     def _unregister(self) -> None:
+        """Remove the executor's plugins from the cluster, as far as that is possible."""
         steps: list[Callable[[], Any]] = [
             lambda: self._client.unregister_worker_plugin(self._plugin),
             lambda: self._client.run_on_scheduler(clear_up_here, self._plugin),
@@ -464,8 +472,8 @@ class DaskResourceExecutor(BaseExecutor[R]):
                 return
             try:
                 step()
-            except Exception:  # never registered, or a worker has just died: the scheduler forgot the plugin all the same
-                logger.debug("executor %r: could not take leave of the cluster", self.name, exc_info=True)
+            except Exception:  # never registered, or a worker has just died: then the scheduler has no plugin left
+                logger.debug("executor %r: its plugins could not be removed from the cluster", self.name, exc_info=True)
 
     # -- numbers
     # ------------------------------------------------------------------------------------------------------------------
@@ -520,7 +528,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
 
 
 def _check_settings(settings: dict[str, Any]) -> None:
-    """Raise if a worker would refuse these settings: in the caller's thread, and not later, on a machine far away."""
+    """Raise in the caller's thread if a worker would refuse these settings."""
     most = settings["max_workers"]
     check_bounds(settings["min_workers"], sys.maxsize if most is None else most)
     kept = check_count("resource_pool_size", settings["resource_pool_size"], 0)
@@ -553,9 +561,10 @@ def _at_exit() -> None:
 
 
 def _register_at_exit() -> None:
-    """Have the interpreter call the exit hook: before it joins threads, and before `atexit`, where Dask closes its clients.
+    """Have the interpreter call the exit hook.
 
-    The door is private, and the one that concurrent.futures uses.
+    It calls the hook before it joins threads, and before `atexit`, where Dask closes its clients. The
+    function that registers it is private; concurrent.futures uses it, too.
     """
     threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # not in typeshed
 

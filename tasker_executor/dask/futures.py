@@ -122,7 +122,7 @@ class Following:
         except asyncio.CancelledError as error:  # the loop ends
             future._owner._settle(future, Answer(error=_lost("the client's event loop ends", error)))
             raise
-        except BaseException as error:  # of the user's, in unpickling: SystemExit would end the loop, and with it every wait
+        except BaseException as error:  # of the user's, in unpickling; SystemExit would end the loop
             answer = Answer(error=error)
         future._owner._settle(future, answer)
 

@@ -1,4 +1,4 @@
-"""The numbers of an executor on a cluster: each worker reports its own, and the client adds the reports up."""
+"""The numbers of an executor on a cluster: each worker makes a report, and the client adds the reports up."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def report_of(executor: ResourceExecutor[Any], *, reset: bool = False) -> Report
     return Report(core.stats(), urgent, wait, run, create, counts, arrival_rate, completion_rate)
 
 
-def add_up_stats(reports: Iterable[Report]) -> dict[str, int]:
+def add_up_stats(reports: Iterable[Report]) -> dict[str, Any]:
     """Return the sum over all workers of each number in `ExecutorStats`, by its name."""
     sums: dict[str, int] = dict.fromkeys((field.name for field in fields(ExecutorStats)), 0)
     for report in reports:

@@ -1,4 +1,4 @@
-"""What runs in the scheduler: it grants at-most-once tasks their one start, and clears up after a client that vanished."""
+"""What runs in the scheduler: claims of at-most-once tasks, and the clearing up after a lost client."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class IdleOnly(SchedulerPlugin):
 
 
 class SchedulerSide(IdleOnly):
-    """The scheduler's part in one executor: it grants starts to at-most-once tasks, and outlives the client."""
+    """The scheduler's part in one executor: grants starts to at-most-once tasks, and outlives the client."""
 
     def __init__(self, name: str, client: str) -> None:
         self.name = name

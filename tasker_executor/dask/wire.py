@@ -59,7 +59,7 @@ def dumps(value: Any) -> bytes:
 
 
 def dumps_error(error: BaseException, results: list[Any] | None = None) -> bytes:
-    """Pickle an answer with this error, such that it can be unpickled; or with a RuntimeError that says the same."""
+    """Pickle an answer with this error; if the error does not pickle, with a RuntimeError that says the same."""
     why: BaseException | None = None
     preparations: list[Callable[[BaseException], Any]] = [_with_traceback, _Bare]
     for prepare in preparations:

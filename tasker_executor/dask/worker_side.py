@@ -1,4 +1,4 @@
-"""What runs on every worker: a plugin that owns the worker's `ResourceExecutor`, and the Dask task that gives it a call.
+"""What runs on every worker: a plugin that owns a `ResourceExecutor`, and the Dask task that gives it jobs.
 
 Nothing here blocks the worker's event loop: Dask takes a worker that sends no heartbeats for dead.
 """
@@ -54,7 +54,7 @@ _CLOSING = frozenset({Status.closing, Status.closed, Status.failed, Status.stopp
 
 
 class Call:
-    """The call that the worker's executor runs: it unpickles the user's call, runs it, and pickles the answer."""
+    """What the worker's executor runs: it unpickles the user's call, runs it, and pickles the answer."""
 
     def __init__(self, function: str, call: bytes) -> None:
         self.__qualname__ = function  # read by observers, `workers()` and logs on the worker
@@ -89,7 +89,7 @@ class Call:
 
 
 def _run_and_dump(executor: ResourceExecutor[Any], call: Call, options: TaskOptions) -> bytes:
-    """Run a call past all queues, on this thread. No error of the task, SystemExit and StopIteration included, leaves it."""
+    """Run a call past all queues, on this thread. Return every error of the task, SystemExit included."""
     try:
         pickled: bytes = executor._run_now(call, (), {}, options)
     except BaseException as error:
@@ -98,7 +98,7 @@ def _run_and_dump(executor: ResourceExecutor[Any], call: Call, options: TaskOpti
 
 
 def kill_and_destroy(executor: Any) -> None:
-    """Kill an executor and destroy its resources, those in use included. Blocks until the hooks have returned."""
+    """Kill an executor and destroy its resources, those in use included. Block until that is done."""
     # `abandon` is the name that this had before `kill` took the argument; remove it when it is gone.
     getattr(executor, "abandon", partial(executor.kill, destroy=True))()
 
@@ -107,7 +107,10 @@ def kill_and_destroy(executor: Any) -> None:
 
 
 async def in_thread(function: Callable[[], T], name: str) -> T:
-    """Call a function that blocks, on a daemon thread of its own. The threads of asyncio keep the process from exiting."""
+    """Call a function that blocks, on a daemon thread of its own.
+
+    The threads of asyncio keep the process from exiting.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
     outcome: list[tuple[T | None, BaseException | None]] = []
@@ -125,7 +128,7 @@ async def in_thread(function: Callable[[], T], name: str) -> T:
     if error is None:
         return result  # type: ignore[return-value]  # without an error it is a T
     if isinstance(error, Exception):
-        raise error  # not set on the asyncio future, which refuses a StopIteration; a coroutine makes a RuntimeError of that
+        raise error  # the asyncio future would refuse a StopIteration; a coroutine makes a RuntimeError of it
     raise RuntimeError(f"{name}: {safe_repr(error)}") from error  # SystemExit would end the event loop
 
 
@@ -146,7 +149,7 @@ def call_on(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *a
 
 
 class WorkerSide(WorkerPlugin):
-    """Owns the executor of one worker: it makes the executor, gives it calls, and ends it in whatever way the worker ends."""
+    """Owns the executor of one worker: makes it, gives it jobs, and ends it in whatever way the worker ends."""
 
     def __init__(self, name: str, settings: bytes, grace: float) -> None:
         self.name = name
@@ -218,7 +221,7 @@ class WorkerSide(WorkerPlugin):
         return pickled
 
     def _refuse(self) -> bytes:
-        """Answer for a task that did not run. If the worker is being closed, Dask runs it elsewhere; else it is cancelled."""
+        """Answer for a task that did not run: Dask runs it elsewhere if the worker ends; else it is cancelled."""
         if self._end is not None:
             raise Reschedule
         return dumps(Answer(cancelled=True))
@@ -286,13 +289,16 @@ class WorkerSide(WorkerPlugin):
         await self._end_with(worker)
 
     async def _end_with(self, worker: Worker) -> None:
-        """End the executor, because the worker ends or the executor leaves it. Of several calls the first does it."""
+        """End the executor, because the worker ends or the executor leaves it. Only the first call does so."""
         if self._end is None:
             self._end = asyncio.create_task(self._do_end(worker))
         await asyncio.shield(self._end)
 
     async def _do_end(self, worker: Worker) -> None:
-        """Destroy idle resources at once, and those in use after their tasks; before, if a nanny will kill the process."""
+        """Destroy idle resources at once, and those in use after their tasks.
+
+        If a nanny is about to kill the process, those in use are destroyed when the grace is over.
+        """
         self.executor.shutdown(wait=False, cancel_futures=True)
         drain = asyncio.create_task(self.drain())
         if worker.status in _CLOSING and worker.nanny is not None:
@@ -361,7 +367,7 @@ def report_here(name: str, reset: bool, dask_worker: Worker) -> Report | None:
 
 
 def cancel_here(name: str, kill: bool, dask_worker: Worker) -> list[str]:
-    """Kill the executor of this worker, or only cancel what has not started; return the keys of the tasks that run on."""
+    """Cancel what has not started, and return the keys of the tasks that run on. With `kill`, kill the executor."""
     plugin = _plugin_of(dask_worker, name)
     if plugin is None:
         return []
