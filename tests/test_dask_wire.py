@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -33,13 +32,12 @@ def test_error_reaches_the_future_untouched(make_dask: MakePool) -> None:
     assert type(error) is KeyError
     assert error.args == ("key",)
     assert isinstance(error.__cause__, ValueError)
-    assert getattr(error, "__notes__", ["noted"]) == ["noted"]
+    assert error.__notes__ == ["noted"]
 
 
 def fail_with_cause() -> None:
     error = KeyError("key")
-    if sys.version_info >= (3, 11):
-        error.add_note("noted")
+    error.add_note("noted")
     raise error from ValueError("value")
 
 
