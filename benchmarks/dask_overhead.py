@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/dask_overhead.py [rounds] [tasks a round]
 
-Prints microseconds a task, from the first submission to the last result: the median of all rounds, and the median of the ratios
-of two rounds that were neighbours, which a machine that is busy with other things disturbs least. The order alternates.
+Prints microseconds a task, from the first submission to the last result. The first number is the median of
+all rounds. The second is the median of the ratios of two neighbouring rounds, which other load on the machine
+disturbs least. The order alternates.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def main(rounds: int = 10, tasks: int = 500) -> None:
                     times[name].append(spent)
 
         for name, spent_in_rounds in times.items():
-            ratio = median(mine / his for mine, his in zip(spent_in_rounds, times["ClientExecutor"], strict=True))
+            ratio = median(mine / other for mine, other in zip(spent_in_rounds, times["ClientExecutor"], strict=True))
             print(f"{name:21} {median(spent_in_rounds) / tasks * 1e6:7.0f} us a task   {ratio:.2f} x")
         begun = time.perf_counter()
         many = 20 * tasks

@@ -309,7 +309,9 @@ class Monitor:
     """A live view of one executor: see `monitor`. It ends with the block, or when the executor is dropped."""
 
     def __init__(self, pool: ResourceExecutor[Any], console: Console | None, interval: float | None) -> None:
-        self._gauges = weakref.ref(pool._core.gauges)
+        gauges = pool._core.gauges
+        self._gauges = weakref.ref(gauges)
+        self._name = gauges.name
         self._console = Console() if console is None else console
         self._working = True  # False once the console has failed
         self._live: Live | None = None

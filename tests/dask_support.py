@@ -1,4 +1,4 @@
-"""What tests of `tasker_executor.dask` share with workers: importable there by its name, in this process and in others."""
+"""What tests of `tasker_executor.dask` share with workers, which import this module by its name."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class FileLedger:
         self.note("destroyed", resource.name)
 
     def entries(self, verb: str) -> list[list[str]]:
-        """What was noted with that verb, in order."""
+        """Return the notes with that verb, in order."""
         lines = [line.split() for line in self.path.read_text().splitlines()]
         return [words for first, *words in lines if first == verb]
 
@@ -141,7 +141,7 @@ class FileLedger:
         return self.entries(verb)
 
     def left_over(self) -> set[str]:
-        """Those created and not destroyed."""
+        """Return the resources that were created and not destroyed."""
         return {words[0] for words in self.entries("created")} - {words[0] for words in self.entries("destroyed")}
 
     def check(self, killed: set[int], *, abandoned: bool = False) -> None:
@@ -173,7 +173,7 @@ def wait_for_file(path: Path) -> None:
 
 @contextmanager
 def hogs(count: int) -> Generator[None]:
-    """Other processes that keep the machine busy."""
+    """Keep the machine busy with other processes."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -188,7 +188,7 @@ def hogs(count: int) -> Generator[None]:
 
 
 def work(resource: FileResource, number: int, seconds: float = 0.0) -> int:
-    """A task that takes so long."""
+    """A task that takes a number of seconds."""
     with resource.use(number):
         time.sleep(seconds)
     return number
@@ -202,14 +202,14 @@ def work_until(resource: FileResource, number: int, path: Path) -> int:
 
 
 def take_the_worker_along(resource: FileResource, number: int) -> NoReturn:
-    """A poisonous task."""
+    """A task that kills the process of its worker."""
     resource.ledger.note("begun", resource.name, number)
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("alive")
 
 
 class UnpickledLate:
-    """An argument of executors that can be unpickled when this file exists; what could not is noted in the ledger."""
+    """An argument that unpickles only when a file exists. A failure is noted in the ledger."""
 
     def __init__(self, path: Path, ledger: FileLedger) -> None:
         self.path, self.ledger = path, ledger

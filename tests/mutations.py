@@ -1387,30 +1387,43 @@ MUTATIONS = [
         "recording",
     ),
     # -- Dask
-    Mutation("an error that refuses attributes travels", "dask.py", "[_with_traceback, _Bare]", "[_with_traceback]", "dask"),
     Mutation(
-        "an error that cannot be shown is told of", "dask.py", "{safe_str(error)} (stands in", "{error} (stands in", "dask"
+        "an error that refuses attributes travels", "dask/wire.py", "[_with_traceback, _Bare]", "[_with_traceback]", "dask_wire"
+    ),
+    Mutation(
+        "an error that cannot be shown is told of",
+        "dask/wire.py",
+        "{safe_str(error)} (stands in",
+        "{error} (stands in",
+        "dask_wire",
     ),
     Mutation(
         "a task's SystemExit ends no event loop",
-        "dask.py",
-        "    except BaseException as error:\n        return _dumps_error(error, call.results)",
-        "    except Exception as error:\n        return _dumps_error(error, call.results)",
-        "dask",
+        "dask/worker_side.py",
+        "    except BaseException as error:\n        return dumps_error(error, call.results)",
+        "    except Exception as error:\n        return dumps_error(error, call.results)",
+        "dask_wire",
     ),
     Mutation(
         "an interrupted submit leaves nothing to wait for",
-        "dask.py",
+        "dask/client_side.py",
         "            self._give_up(future)\n            raise",
         "            raise",
-        "dask",
+        "dask_end",
     ),
     Mutation(
         "an interrupted kill closes all the same",
-        "dask.py",
-        "            self._cancel_waiting(kill=True)\n        finally:",
-        "            self._cancel_waiting(kill=True)\n        except LookupError:",
-        "dask",
+        "dask/client_side.py",
+        "            self._cancel_waiting(kill=True, destroy=destroy)\n        finally:",
+        "            self._cancel_waiting(kill=True, destroy=destroy)\n        except LookupError:",
+        "dask_end",
+    ),
+    Mutation(
+        "a kill that is asked to destroys resources in use",
+        "dask/client_side.py",
+        "            if destroy:\n                await self._tell_workers(destroy_here)\n",
+        "",
+        "dask_end",
     ),
     # -- stories in which two parts meet
     Mutation(

@@ -1,7 +1,7 @@
 """`tasker_executor.dask` on worker processes that die: of SIGKILL, of a poisonous task, of being closed while they work.
 
-Resources are booked in a file, which outlives whoever writes to it. Small here; long, and with other processes that keep the
-machine busy, marked `stress`.
+Resources are booked in a file, which outlives the process that writes to it. The tests marked `stress` are the same, longer,
+and with other processes that keep the machine busy.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from distributed import Client, KilledWorker, LocalCluster
 
 from dask_support import FOREIGN_THREADS, FileLedger, UnpickledLate, hogs, take_the_worker_along, work, work_until
 from support import DEADLINE, eventually
-from tasker_executor import BacklogPolicy, TaskLost
+from tasker_executor import BacklogPolicy
 from tasker_executor.dask import DaskResourceExecutor, PolicyAdaptive
+from tasker_executor.exceptions import TaskLost
 
 Pool = DaskResourceExecutor[Any]
 
@@ -71,7 +72,7 @@ def pid_of(entry: list[str]) -> int:
 
 
 def chaos(books: FileLedger, seed: int, *, workers: int, tasks: int, kills: int, seconds: float) -> None:
-    """Run tasks while workers are killed: none is lost, and what was left over belonged to those."""
+    """Run tasks while workers are killed: no task is lost, and only killed workers leave resources behind."""
     dice = random.Random(seed)
     killed: set[int] = set()
     with processes(workers) as client, new_pool(client, books) as pool:
@@ -177,8 +178,8 @@ def plugin_states(dask_worker: Any) -> list[bool]:
     return [plugin.failed for name, plugin in dask_worker.plugins.items() if name.startswith("tasker-")]
 
 
-def test_pool_survives_the_death_of_its_client(books: FileLedger) -> None:
-    """Or rather, its resources do not: nobody is left who could shut the executor down."""
+def test_resources_are_destroyed_when_their_client_dies(books: FileLedger) -> None:
+    """No client is left that could shut the executor down."""
     with processes(2) as client:
         other: Any = Client(client.scheduler.address, set_as_default=False)  # type: ignore[no-untyped-call]  # Dask has few types
         pool = new_pool(other, books)
@@ -196,15 +197,15 @@ def close_the_cluster(client: Any) -> None:
     client.cluster.close()
 
 
-def retire_everybody(client: Any) -> None:
+def retire_all(client: Any) -> None:
     client.retire_workers(list(client.nthreads()), close_workers=True, remove=True)
 
 
-@pytest.mark.parametrize("end", [close_the_cluster, retire_everybody])
+@pytest.mark.parametrize("end", [close_the_cluster, retire_all])
 def test_resources_of_a_worker_that_is_closed_while_it_works_are_destroyed(
     books: FileLedger, tmp_path: Path, end: Callable[[Any], None]
 ) -> None:
-    """Idle ones at once, those in use when there is no more time: its nanny kills it after 4 s."""
+    """Idle resources go at once. Those in use go when the grace is over, since the nanny kills the worker after 4 s."""
     with processes(2) as client:
         pool = new_pool(client, books, grace=0.3)
         wait([pool.submit(work, number, 0.1) for number in range(4)], DEADLINE)
@@ -221,7 +222,7 @@ def test_resources_of_a_worker_that_is_closed_while_it_works_are_destroyed(
 
 
 def grow_and_shrink(books: FileLedger, tasks: int) -> None:
-    """From one worker to four and back: no task runs twice, no resource is leaked or destroyed while in use."""
+    """Scale from 1 worker to 4 and back: no task runs twice, no resource is leaked or destroyed while in use."""
     policy = BacklogPolicy(threshold=2, step=3, interval=0.1)
     with processes(1) as client, new_pool(client, books) as pool:
         client.cluster.adapt(Adaptive=PolicyAdaptive, policy=policy, minimum=1, maximum=4, wait_count=2)

@@ -17,13 +17,13 @@ from typing_extensions import TypeVar, override
 
 from .._base import BaseExecutor
 from .._checks import check_bool, check_callable, check_count, check_seconds, wait_seconds
+from .._engine.calls import WithoutResource
 from .._engine.current import Caller, current, current_holder
 from .._engine.recorder import Recorder
 from .._engine.reserve import Reserve
 from .._engine.resources import ResourceSource
 from .._engine.settings import ResourceHooks
 from .._engine.state import State
-from .._executor import WithoutResource
 from .._options import TaskOptions
 from .._report import must_escape
 from .._sync import Latch, clock

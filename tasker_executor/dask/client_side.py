@@ -1,0 +1,564 @@
+"""What runs in the client: `DaskResourceExecutor`, which gives its tasks to the workers of a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import pickle
+import sys
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import wait as wait_for
+from typing import Any
+
+from distributed import Client
+from distributed import TimeoutError as DaskTimeoutError
+from typing_extensions import TypeVar, override
+
+from .._base import BaseExecutor
+from .._checks import check_bool, check_bounds, check_callable, check_count, check_max_workers, check_seconds
+from .._engine import process
+from .._engine.state import State
+from .._engine.threads import make_thread
+from .._executor import ResourceExecutor
+from .._map import ChunkRunner
+from .._options import TaskOptions
+from .._report import Logger, function_name
+from .._sync import clock, lock_timeout
+from .._types import AbortHook, CreateHook, DestroyHook, HealthHook, ResourceHook
+from ..exceptions import ResourceCreationError, ShutdownTimeout, TaskLost
+from ..observers import Observer
+from ..policies import ScalingPolicy
+from ..stats import ExecutorMetrics, ExecutorStats
+from .futures import Following, RemoteFuture
+from .reports import Report, add_up_metrics, add_up_stats
+from .scheduler_side import SchedulerSide, clear_up_here
+from .wire import Answer, Job, dumps, dumps_by_value
+from .worker_side import (
+    WATCH_INTERVAL,
+    WorkerSide,
+    cancel_here,
+    destroy_here,
+    drain_here,
+    hand_over,
+    report_here,
+    run_now_here,
+)
+
+__all__ = ["Carrier", "DaskResourceExecutor"]
+
+R = TypeVar("R", default=None)
+
+logger = Logger("tasker_executor.dask")
+
+#: Takes a piece of context to another machine: ``capture()``, called by `submit`, returns a plain value;
+#: ``restore(value)`` is called on the worker, in the context that the task will run in.
+Carrier = tuple[Callable[[], Any], Callable[[Any], object]]
+
+# How long `kill` and ``shutdown(cancel_futures=True)`` wait for workers to answer which tasks run.
+ASK_TIMEOUT = 5.0
+
+_numbers = itertools.count()
+
+#: All executors, weakly, by id. No WeakSet: another thread may make an executor while the exit hook iterates.
+_executors: dict[int, weakref.ref[DaskResourceExecutor[Any]]] = {}
+
+
+class DaskResourceExecutor(BaseExecutor[R]):
+    """A `ResourceExecutor` on a Dask cluster.
+
+    The description of the package tells how it works and what it guarantees. Tasks are called as there:
+    ``fn(resource, *args, **kwargs)``, or without `on_create` ``fn(*args, **kwargs)``. Futures are those of
+    `concurrent.futures`; their done-callbacks run on the client's event loop and must not block. Functions,
+    their arguments and results are pickled, functions with cloudpickle. Resources are not: each worker makes
+    its own.
+
+    Most arguments are those of `ResourceExecutor` and apply **to each Dask worker**. Hooks, policies and
+    observers are pickled and used there. Two arguments of `ResourceExecutor` are absent, `max_queued` and
+    `on_full`, because Dask does not tell clients when a task starts. For the same reason ``running()`` of a
+    future is never true, and ``cancel()`` of a future whose task runs returns True.
+
+    Args:
+        client: The client of the cluster. Close it after the executor.
+        max_workers: The most threads, and resources, of each Dask worker. It takes no more tasks at a time
+            than it has threads of Dask's own, so start it with as many (``--nthreads``). None: as many as it
+            has.
+        on_create, on_destroy, check_health, check_resource, check_after_idle, max_age, max_uses,
+            create_timeout, on_abort: The resources; see `ResourceExecutor`.
+        initializer, initargs, min_workers, policy, idle_timeout, resource_pool_size, observers: The workers;
+            likewise.
+        max_retries: How often a task is run again after its resource broke. 0: at most once, even if its
+            worker dies; such a task may end with `tasker_executor.exceptions.TaskLost`.
+        carriers: What to take along of the submitter's context: pairs of ``capture()``, called by `submit`,
+            and ``restore(value)``, called in the task's own context on the worker. (A `contextvars` context
+            does not pickle.)
+        grace: Seconds that tasks have to end when their worker is closed by its nanny, which kills it after
+            4. Then resources are destroyed though they are in use, as by ``kill(destroy=True)``.
+        name: What the executor is called in logs.
+
+    Raises:
+        ValueError, TypeError: An argument is wrong; the message names it and its value.
+        Exception: A worker could not set its executor up, for this reason. Nothing stays on the cluster.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        max_workers: int | None = None,
+        *,
+        on_create: CreateHook[R] | None = None,
+        on_destroy: DestroyHook[R] | None = None,
+        check_health: HealthHook | None = None,
+        check_resource: ResourceHook[R] | None = None,
+        check_after_idle: float = 0.5,
+        max_age: float | None = None,
+        max_uses: int | None = None,
+        create_timeout: float = 30.0,
+        on_abort: AbortHook[R] | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_retries: int = 3,
+        min_workers: int = 0,
+        policy: ScalingPolicy | None = None,
+        idle_timeout: float | None = None,
+        resource_pool_size: int = 0,
+        observers: Iterable[Observer] = (),
+        carriers: Iterable[Carrier] = (),
+        grace: float = 3.0,
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(client, Client):
+            raise TypeError(f"client must be a distributed.Client, not {client!r}")
+        if client.asynchronous:
+            raise TypeError(f"client must not be asynchronous, nor used on its own event loop: {client!r}")
+        self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
+        self._worker_limit = None if max_workers is None else check_max_workers(max_workers)
+        settings: dict[str, Any] = {
+            "max_workers": self._worker_limit,
+            "on_create": on_create,
+            "on_destroy": on_destroy,
+            "check_health": check_health,
+            "check_resource": check_resource,
+            "check_after_idle": check_after_idle,
+            "max_age": max_age,
+            "max_uses": max_uses,
+            "create_timeout": create_timeout,
+            "on_abort": on_abort,
+            "initializer": initializer,
+            "initargs": initargs,
+            "max_retries": max_retries,
+            "min_workers": min_workers,
+            "policy": policy,
+            "idle_timeout": idle_timeout,
+            "resource_pool_size": resource_pool_size,
+            "observers": tuple(observers),
+            "name": self.name,
+        }
+        _check_settings(settings)
+        self._create_timeout = check_seconds("create_timeout", create_timeout)
+        self._max_retries = check_count("max_retries", max_retries, 0)
+        self._client: Any = client  # whose methods are typed in part
+        self._loop: Any = client.loop
+        self._following = Following(self._loop)
+        self._turns = itertools.count()  # of the workers, for `run_now`
+        # Guards what follows.
+        self._lock = threading.RLock()
+        self._state = State.RUNNING
+        self._futures: set[RemoteFuture[Any]] = set()  # those not done
+        self._counts = {"completed": 0, "failed": 0, "cancelled": 0}
+        self._submitted = 0
+        self._winding_down = False  # a thread has begun to
+        self._wound_down = threading.Event()
+        self._last_reports: list[Report] = []  # the final ones
+        self._register(settings, _check_carriers(carriers), check_seconds("grace", grace))
+
+    def _register(self, settings: dict[str, Any], carriers: list[Carrier], grace: float) -> None:
+        """Put the executor's plugins on the cluster. After an error nothing stays there."""
+        self._capture = [capture for capture, _ in carriers]
+        unique = uuid.uuid4().hex
+        self._plugin = f"tasker-{self.name}-{unique}"
+        self._key_prefix = unique[:20]
+        self._keys = itertools.count()
+        pickled = dumps_by_value((settings, [restore for _, restore in carriers]))
+        try:
+            self._client.register_plugin(SchedulerSide(self._plugin, self._client.id), name=self._plugin)
+            self._set_up_workers(WorkerSide(self._plugin, pickled, grace))
+        except BaseException:
+            self._unregister()
+            raise
+        number = id(self)
+        _executors[number] = weakref.ref(self, lambda _: _executors.pop(number, None))
+
+    def _set_up_workers(self, plugin: WorkerSide) -> None:
+        """Set up all workers, those that join later included.
+
+        If a worker dies while Dask does so, Dask stops half-way; so this tries again, at most 5 times.
+        """
+        for attempt in itertools.count(1):
+            try:
+                self._client.register_plugin(plugin, name=self._plugin)
+                return
+            except OSError:
+                if attempt == 5 or self._client.status != "running":
+                    raise
+                logger.info("executor %r: a worker died while it was set up", self.name, exc_info=True)
+
+    # -- tasks
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _job(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Job:
+        """Return the job for a call, with the context that the carriers capture."""
+        retries = self._max_retries if options.max_retries is None else options.max_retries
+        function = fn.__wrapped__ if isinstance(fn, ChunkRunner) else fn
+        name = function_name(function)
+        # Dask groups what it learns and shows by the part of the key before the 32 hexadecimal digits.
+        key = f"{name.rpartition('.')[2].strip('<>')}-{self._key_prefix}{next(self._keys):012x}"
+        carried = [capture() for capture in self._capture]
+        call = dumps_by_value((fn, args, kwargs))
+        return Job(self._plugin, key, name, options, retries == 0, carried, call)
+
+    @override
+    def _enqueue(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
+    ) -> Future[Any]:
+        self._refuse_if_shut_down()
+        job = self._job(fn, args, kwargs, options)
+        blob = dumps(job)
+        chunk = args[-1] if isinstance(fn, ChunkRunner) else None
+        future: RemoteFuture[Any] = RemoteFuture(self, urgent=options.priority, chunk=chunk)
+        try:
+            with self._lock:
+                self._refuse_if_shut_down()
+                self._submitted += 1
+                self._futures.add(future)
+            future._remote = remote = self._client.submit(
+                hand_over, blob, key=job.key, pure=False, priority=int(options.priority)
+            )
+            if future.cancelled():  # by a shutdown in another thread, while `submit` ran
+                self._forget(future, None)
+            else:
+                self._following.follow(remote, future)
+        except BaseException:
+            # Dask refused, or an error was thrown in (Ctrl-C, a time limit). So the caller does not get the
+            # future, and a shutdown would wait for it. Dask forgets the task when its future is gone.
+            self._give_up(future)
+            raise
+        return future
+
+    def _give_up(self, future: RemoteFuture[Any]) -> None:
+        """Undo a submission that failed: the future is cancelled and not counted."""
+        with self._lock:
+            if future in self._futures:
+                self._submitted -= 1
+                self._futures.discard(future)
+        future.cancel()
+        self._forget(future, None)
+        self._following.wake()
+
+    def _refuse_if_shut_down(self) -> None:
+        if self._state is not State.RUNNING:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def _settle(self, future: RemoteFuture[Any], answer: Answer) -> None:
+        """Give a future the answer of its worker. Runs on the client's event loop."""
+        if answer.cancelled:
+            future.cancel()
+            return
+        chunk, future._chunk = future._chunk, None
+        if chunk is not None and answer.results is not None:
+            chunk.results = answer.results
+        # The count comes first, so that a caller who has the result finds it in `stats`.
+        self._forget(future, "completed" if answer.error is None else "failed")
+        try:
+            if answer.error is None:
+                future.set_result(answer.value)
+            else:
+                future.set_exception(answer.error)
+        except InvalidStateError:  # cancelled, and counted as that
+            pass
+        except BaseException:  # a done-callback's SystemExit, which would end the event loop
+            logger.exception("executor %r: a done-callback raised and was ignored", self.name, executor=self.name)
+
+    def _forget(self, future: RemoteFuture[Any], outcome: str | None) -> None:
+        """Count a future that is done, or about to be, and forget it, here and on the cluster."""
+        with self._lock:
+            if future in self._futures and outcome is not None:
+                self._futures.discard(future)
+                self._counts[outcome] += 1
+            remote, future._remote = future._remote, None
+        if remote is None:
+            return
+        try:
+            if outcome == "cancelled" or outcome is None:
+                # `Client.cancel` would block here; on the loop it would return a coroutine that nothing
+                # awaits.
+                self._loop.add_callback(self._client._cancel, [remote])
+            else:
+                remote.release()
+        except RuntimeError:  # the loop is closed
+            pass
+
+    @override
+    def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
+        """Run a call on a worker; each call takes the next one.
+
+        If the worker dies, the next worker runs the call, unless the task may run only once.
+        """
+        self._refuse_if_shut_down()
+        self._refuse_on_loop("run_now")
+        job = self._job(fn, args, kwargs, options)
+        deadline = clock() + self._create_timeout
+        while True:
+            workers = sorted(self._client.scheduler_info(n_workers=-1)["workers"])
+            if not workers:
+                try:
+                    self._client.wait_for_workers(1, timeout=max(0.001, lock_timeout(deadline - clock())))
+                except DaskTimeoutError as error:
+                    raise ResourceCreationError(f"executor {self.name!r}: the cluster has no worker for run_now") from error
+                continue
+            worker = workers[next(self._turns) % len(workers)]
+            reply = self._client.run(run_now_here, self._plugin, job, workers=[worker], on_error="return")[worker]
+            if isinstance(reply, bytes):
+                answer: Answer = pickle.loads(reply)
+                if answer.error is not None:
+                    raise answer.error
+                return answer.value
+            # The scheduler may not know yet that the worker is gone, and name it again.
+            if job.once or not isinstance(reply, OSError) or clock() > deadline:
+                raise TaskLost(f"{job.function}: worker {worker} is gone, or cannot be reached") from reply
+            time.sleep(WATCH_INTERVAL)
+
+    def _refuse_on_loop(self, what: str) -> None:
+        if self._inside():
+            raise RuntimeError(f"{what} would block the event loop of the client, which this was called from")
+
+    @override
+    def _inside(self) -> bool:
+        return bool(self._client.asynchronous)
+
+    @property
+    def _max_workers(self) -> int:
+        limit = self._worker_limit or sys.maxsize
+        workers: dict[str, int] = {} if self._inside() else self._client.nthreads()
+        return max(1, sum(min(limit, threads) for threads in workers.values()))
+
+    # -- the end
+    # ----------------------------------------------------------------------------------------------------------------
+
+    @override
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
+        """Accept no more tasks, run those accepted, and destroy every resource on every worker.
+
+        May be called any number of times, from any thread. On the client's event loop (in a done-callback) it
+        does not wait.
+
+        Args:
+            wait: Block until all that is done.
+            cancel_futures: Cancel the tasks that no worker has started.
+            timeout: Seconds to wait at most. None: no limit.
+
+        Raises:
+            ShutdownTimeout: It was not done in time. It goes on.
+        """
+        deadline = None if timeout is None else clock() + check_seconds("timeout", timeout)
+        with self._lock:
+            if self._state is State.RUNNING:
+                self._state = State.DRAINING
+        try:
+            if cancel_futures:
+                self._cancel_waiting()
+        finally:  # after Ctrl-C, too
+            self._close()
+        if wait and not self._inside():
+            ended = self._wound_down.wait(None if deadline is None else lock_timeout(deadline - clock()))
+            if not ended:
+                raise ShutdownTimeout(
+                    f"executor {self.name!r} has not shut down within {timeout} s: {len(self._futures)} tasks are not done; "
+                    "the drain goes on, kill() would cut it short"
+                )
+
+    def kill(self, *, destroy: bool = False) -> None:
+        """End as soon as possible: cancel what waits, and ask what runs, on all workers, to stop.
+
+        There, tasks see their cancel token, and `on_abort` is called. This returns when the workers have been
+        told. May be called any number of times, also after `shutdown`, which it cuts short.
+
+        Args:
+            destroy: Also destroy the resources that are in use, under their tasks. Each is destroyed once.
+                This waits for that at most 5 s; the workers go on.
+
+        Raises:
+            TypeError: `destroy` is no bool.
+        """
+        check_bool("destroy", destroy)
+        with self._lock:
+            if self._state < State.KILLED:
+                self._state = State.KILLED
+        try:
+            self._cancel_waiting(kill=True, destroy=destroy)
+        finally:
+            self._close()
+
+    @override
+    def __exit__(self, *exc_info: object) -> None:
+        self.shutdown(wait=self._state is not State.KILLED)
+
+    def _cancel_waiting(self, *, kill: bool = False, destroy: bool = False) -> None:
+        """Cancel the tasks that no worker has started. With `kill`, kill the executors of the workers, too."""
+
+        async def ask() -> None:
+            running: dict[str, list[str]] = await self._tell_workers(cancel_here, kill) or {}
+            keys = set(itertools.chain.from_iterable(running.values()))
+            with self._lock:
+                futures = list(self._futures)
+            for future in futures:
+                if future._remote is None or future._remote.key not in keys:
+                    future.cancel()
+            if destroy:
+                await self._tell_workers(destroy_here)
+
+        if self._inside():
+            self._loop.add_callback(ask)
+        elif self._client.status == "running":
+            self._client.sync(ask)
+
+    async def _tell_workers(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function on all workers, and return their answers; None if they do not come in time."""
+        try:
+            return await asyncio.wait_for(self._client._run(function, self._plugin, *args, on_error="ignore"), ASK_TIMEOUT)
+        except Exception:
+            logger.debug("executor %r: the workers do not answer", self.name, exc_info=True)
+            return None
+
+    def _close(self) -> None:
+        """Start the thread that winds down, unless it runs. If two are started at once, the second ends at once."""
+        if not self._winding_down:
+            make_thread(self._wind_down, f"{self.name}_closer").start()
+
+    def _wind_down(self) -> None:
+        """Wait until the last task is done; then drain the workers' executors, and remove the plugins."""
+        with self._lock:
+            if self._winding_down:
+                return
+            self._winding_down = True
+            futures = list(self._futures)
+        try:
+            wait_for(futures)
+            try:
+                # The removal of a plugin does not wait for every on_destroy, and a worker that dies in it
+                # spoils it. So the drain, which waits and minds no dead worker, comes first.
+                reports = self._client.run(drain_here, self._plugin, on_error="ignore")
+                self._last_reports = [report for report in reports.values() if report is not None]
+            except Exception:
+                # The client or the cluster was closed first. Then the workers end their executors themselves.
+                logger.debug("executor %r: the cluster is gone already", self.name, exc_info=True)
+            self._unregister()
+        finally:
+            with self._lock:
+                self._state = State.CLOSED
+            self._wound_down.set()
+
+    def _unregister(self) -> None:
+        """Remove the executor's plugins from the cluster, as far as that is possible."""
+        steps: list[Callable[[], Any]] = [
+            lambda: self._client.unregister_worker_plugin(self._plugin),
+            lambda: self._client.run_on_scheduler(clear_up_here, self._plugin),
+        ]
+        for step in steps:
+            if self._client.status != "running":
+                return
+            try:
+                step()
+            except Exception:  # never registered, or a worker has just died: then the scheduler has no plugin left
+                logger.debug("executor %r: its plugins could not be removed from the cluster", self.name, exc_info=True)
+
+    # -- numbers
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _reports(self, *, reset: bool = False) -> list[Report]:
+        """Ask all workers for their reports."""
+        self._refuse_on_loop("asking the workers")
+        if self._last_reports or self._client.status != "running":
+            return self._last_reports
+        reports = self._client.run(report_here, self._plugin, reset, on_error="ignore")
+        return [report for report in reports.values() if report is not None]
+
+    def stats(self) -> ExecutorStats:
+        """Return gauges and counters of the whole cluster.
+
+        The numbers of tasks that completed, failed or were cancelled are exact: the client counts them. The
+        rest is the sum over the workers that are there now. The resources of a worker that has left are no
+        longer counted, neither as created nor as destroyed.
+        """
+        reports = self._reports()
+        sums = add_up_stats(reports)
+        with self._lock:
+            urgent = sum(future._urgent for future in self._futures)
+            normal = len(self._futures) - urgent
+            running_urgent = min(urgent, sum(report.running_priority for report in reports))
+            running = running_urgent + min(normal, sums["running_tasks"] - running_urgent)
+            mine: dict[str, Any] = {
+                **self._counts,
+                "submitted": self._submitted,
+                "running_tasks": running,
+                "priority_tasks": urgent - running_urgent,
+                "queued_tasks": len(self._futures) - running - (urgent - running_urgent),
+                "state": self._state.name.lower(),
+            }
+        return ExecutorStats(**{**sums, **mine})
+
+    def metrics(self, *, reset: bool = False) -> ExecutorMetrics:
+        """Return durations and rates of the whole cluster: those of all workers that are there now, added up.
+
+        The time that tasks wait at the scheduler for a worker is not in them: `wait` is the time that they
+        wait on the worker.
+
+        Args:
+            reset: Start a new period on all workers.
+        """
+        return add_up_metrics(self._reports(reset=reset))
+
+    def __repr__(self) -> str:
+        with self._lock:
+            state, tasks = self._state.name.lower(), len(self._futures)
+        return f"<{type(self).__name__} {self.name!r} {state}: {tasks} tasks | {self._client!r}>"
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Raise in the caller's thread if a worker would refuse these settings."""
+    most = settings["max_workers"]
+    check_bounds(settings["min_workers"], sys.maxsize if most is None else most)
+    kept = check_count("resource_pool_size", settings["resource_pool_size"], 0)
+    # With no base, no reserve and no task this executor makes no thread and no resource. Observers must not
+    # hear of it.
+    harmless: dict[str, Any] = {"min_workers": 0, "resource_pool_size": 0, "observers": ()}
+    if settings["on_create"] is None and kept:
+        del harmless["resource_pool_size"]  # to be refused
+    for observer in settings["observers"]:
+        if not isinstance(observer, Observer):
+            raise TypeError(f"observers must be Observer instances, not {observer!r}")
+    ResourceExecutor(**{**settings, **harmless}).shutdown()
+
+
+def _check_carriers(carriers: Iterable[Carrier]) -> list[Carrier]:
+    """Return the carriers as a list, or raise, naming the function that is none."""
+    pairs = list(carriers)
+    for number, (capture, restore) in enumerate(pairs):
+        check_callable(f"carriers[{number}][0]", capture)
+        check_callable(f"carriers[{number}][1]", restore)
+    return pairs
+
+
+def _at_exit() -> None:
+    """Finish the accepted tasks before the interpreter joins its threads, as the standard library does."""
+    for reference in _executors.copy().values():
+        executor = reference()
+        if executor is not None and executor._state < State.KILLED and executor._client.status == "running":
+            executor.shutdown()
+
+
+process.at_exit(_at_exit)

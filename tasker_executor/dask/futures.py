@@ -1,0 +1,140 @@
+"""The client's futures: what a caller holds, and how the client's event loop sees each task to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections import deque
+from concurrent.futures import Future
+from concurrent.futures._base import CANCELLED
+from typing import Any, Protocol, TypeVar
+
+from distributed import KilledWorker
+from typing_extensions import override
+
+from .._checks import wait_seconds
+from ..exceptions import TaskLost
+from .wire import Answer
+
+__all__ = ["Following", "Owner", "RemoteFuture"]
+
+T = TypeVar("T")
+
+
+class Owner(Protocol):
+    """What a future needs of its executor."""
+
+    def _settle(self, future: RemoteFuture[Any], answer: Answer, /) -> None:
+        """Give the future its result, and forget it."""
+
+    def _forget(self, future: RemoteFuture[Any], outcome: str | None, /) -> None:
+        """Count the outcome of the future, and release its result on the cluster."""
+
+
+class RemoteFuture(Future[T]):
+    """A `concurrent.futures.Future` whose task may be on another machine."""
+
+    def __init__(self, owner: Owner, *, urgent: bool = False, chunk: Any = None) -> None:
+        super().__init__()
+        self._owner = owner
+        self._urgent = urgent
+        self._chunk = chunk  # of `map`: where the results go
+        self._remote: Any = None  # Dask's future, as long as its result is wanted
+
+    @override
+    def result(self, timeout: float | None = None) -> T:
+        return super().result(wait_seconds(timeout))
+
+    @override
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        return super().exception(wait_seconds(timeout))
+
+    @override
+    def cancel(self) -> bool:
+        """Cancel the future. Its task does not run, unless a worker has started it.
+
+        A task that a worker has started runs on, and its result is dropped. The standard library does not
+        cancel such a task; here only the worker knows that it has started.
+        """
+        if not super().cancel():
+            return False
+        with self._condition:
+            first = self._state == CANCELLED
+            if first:
+                self.set_running_or_notify_cancel()  # or `wait` and `as_completed` would not see it
+        if first:
+            self._owner._forget(self, "cancelled")
+        return True
+
+
+class Following:
+    """Sees tasks to their ends, on the client's event loop. One wake-up of the loop serves many tasks.
+
+    A wake-up costs as much as the rest of `submit`.
+    """
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self._to_follow: deque[tuple[Any, RemoteFuture[Any]]] = deque()
+        self._loop_woken = False
+        self._followers: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks by weak references
+
+    def follow(self, remote: Any, future: RemoteFuture[Any]) -> None:
+        """Have the event loop settle this future when Dask's future, `remote`, is done."""
+        self._to_follow.append((remote, future))
+        if not self._loop_woken:
+            self._loop_woken = True
+            self._loop.add_callback(self._follow_all)
+
+    def wake(self) -> None:
+        """Wake the event loop in any case.
+
+        Called after an error was thrown into `follow`: other submitters may rely on the wake-up that it did
+        not send.
+        """
+        try:
+            self._loop.add_callback(self._follow_all)
+        except RuntimeError:  # the loop is closed
+            pass
+
+    def _follow_all(self) -> None:
+        """Start to follow the tasks that have been submitted. Runs on the event loop."""
+        # The flag falls before the loop looks, and a submitter appends before it reads the flag: so one of
+        # the two sees the other.
+        self._loop_woken = False
+        while self._to_follow:
+            task = asyncio.create_task(self._follow(*self._to_follow.popleft()))
+            self._followers.add(task)
+            task.add_done_callback(self._followers.discard)
+
+    async def _follow(self, remote: Any, future: RemoteFuture[Any]) -> None:
+        """See one task to its end."""
+        try:
+            # Dask's ClientExecutor calls `_result`, too: it returns an error instead of raising it.
+            result: bytes | tuple[Any, ...] | BaseException = await remote._result(raiseit=False)
+            # Not `remote.status`: a worker that dies right after it has sent a result makes that "lost".
+            if isinstance(result, bytes):
+                answer: Answer = pickle.loads(result)
+            elif isinstance(result, tuple):  # as of sys.exc_info()
+                answer = Answer(error=_translate(result[1].with_traceback(result[2])))
+            else:
+                answer = Answer(error=_lost("the connection to the scheduler is lost or closed", result))
+        except asyncio.CancelledError as error:  # the loop ends
+            future._owner._settle(future, Answer(error=_lost("the client's event loop ends", error)))
+            raise
+        except BaseException as error:  # of the user's, in unpickling; SystemExit would end the loop
+            answer = Answer(error=error)
+        future._owner._settle(future, answer)
+
+
+def _translate(error: BaseException) -> BaseException:
+    """Return Dask's own error about a task as the error that callers of this package expect."""
+    if isinstance(error, KilledWorker):
+        return _lost("the workers that had it died one after the other; perhaps it kills them", error)
+    return error
+
+
+def _lost(why: str, cause: Any) -> TaskLost:
+    error = TaskLost(f"the task is lost: {why}")
+    error.__cause__ = cause if isinstance(cause, BaseException) else None
+    return error
