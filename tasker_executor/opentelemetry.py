@@ -127,16 +127,16 @@ class _Exporter:
 
     def _record(self) -> None:
         """Record what is new in the histograms since the last time."""
-        for name, cores in self.watched.by_name(closed=True).items():
-            for core in cores:
-                self._record_one(name, core)
+        for name, group in self.watched.by_name(closed=True).items():
+            for gauges in group:
+                self._record_one(name, gauges)
 
-    def _record_one(self, name: str, core: Core) -> None:
-        for distribution, by_labels in histograms([core]).items():
+    def _record_one(self, name: str, gauges: Gauges) -> None:
+        for distribution, by_labels in histograms([gauges]).items():
             record = self._histograms[distribution].record
             for labels, histogram in by_labels.items():
                 with self._lock:
-                    recorded = self._recorded.setdefault(core, {})
+                    recorded = self._recorded.setdefault(gauges, {})
                     values = histogram.new_since(recorded.get((distribution, labels), {}))
                     recorded[distribution, labels] = histogram.buckets
                 attributes = _attributes(name, distribution.labels, labels)
