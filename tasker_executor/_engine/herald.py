@@ -51,8 +51,7 @@ class Herald:
         self._check_terminated = check_terminated  # closes the executor, if this is its end
         self.thread: threading.Thread | None = None  # the last one that began to live
         self._news: deque[Callable[[], object]] = deque()
-        # Guards `_serving`, so that a thread which ends and a timer which adds news do not miss each other. A
-        # leaf.
+        # Guards `_serving`: a thread that ends and a timer that adds news must not miss each other. A leaf.
         self._lock = threading.RLock()
         self._serving = False  # is there a thread that will take all of `_news`?
         self._held = False  # is the timer about to add news?

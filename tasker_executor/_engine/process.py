@@ -19,7 +19,7 @@ registered. Then it tells all executors that their threads are gone, and forgets
 
 from __future__ import annotations
 
-import concurrent.futures.thread  # noqa: F401  # its exit hook must be registered before ours, see below
+import concurrent.futures.thread  # noqa: F401  # pyright: ignore[reportUnusedImport]  # see the end
 import os
 import threading
 from collections.abc import Callable
