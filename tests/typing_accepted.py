@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, assert_type
+from typing import TYPE_CHECKING, TypeVar, assert_type
 
 from typing_extensions import override
 
@@ -31,6 +31,10 @@ from tasker_executor import (
     TaskEvent,
     current_task,
 )
+from tasker_executor.testing import InlineExecutor
+
+if TYPE_CHECKING:  # it needs an extra, and no claim about it is run
+    from tasker_executor.dask import DaskResourceExecutor
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -77,6 +81,21 @@ def a_pool_without_brackets_is_one_of_none() -> None:
 
     with ResourceExecutor(1) as pool:
         assert count(pool, pool.with_options(priority=True), "to be") == 4
+
+
+def an_inline_executor_without_brackets_is_one_of_none() -> None:
+    def count(pool: InlineExecutor, text: str) -> int:
+        assert_type(pool, InlineExecutor[None])
+        return pool.submit(word_count, text).result()
+
+    with InlineExecutor() as pool:
+        assert count(pool, "to be") == 2
+
+
+def a_dask_executor_without_brackets_is_one_of_none(pool: DaskResourceExecutor) -> None:
+    """Not run: it takes an argument."""
+    assert_type(pool, DaskResourceExecutor[None])
+    assert_type(pool.submit(word_count, "to be"), Future[int])
 
 
 def on_create_may_be_none_for_code_that_hands_arguments_on() -> None:
