@@ -45,7 +45,7 @@ def test_every_python_snippet_is_one_that_pytest_runs() -> None:
 
 
 def test_the_guide_speaks_of_every_argument_of_the_executor() -> None:
-    arguments = [name for name in inspect.signature(ResourceExecutor[Any]).parameters if name != "initargs"]
+    arguments = [name for name in inspect.signature(ResourceExecutor).parameters if name != "initargs"]
 
     assert [name for name in arguments if name not in WORDS] == []
 
@@ -104,13 +104,15 @@ def test_it_is_restructuredtext_without_warnings() -> None:
 
 
 def test_every_name_in_the_changelog_exists() -> None:
-    names = re.findall(r"`(tasker_executor(?:\.\w+)+)[()`]", UNRELEASED)
+    gone = set(re.findall(r"^- `([\w.]+)(?:\(\))?` is now ", UNRELEASED, re.MULTILINE))
+    names = set(re.findall(r"`(tasker_executor(?:\.\w+)+)[()`]", UNRELEASED)) - gone - {"tasker_executor.lost"}  # a logger
 
     assert names
     for name in names:
         module, _, rest = name.removeprefix("tasker_executor.").partition(".")
-        if (ROOT / "tasker_executor" / f"{module}.py").exists():  # the class is looked for in its text: extras may be absent
-            text = (ROOT / "tasker_executor" / f"{module}.py").read_text("utf-8")
-            assert not rest or re.search(rf"^(?:class|def) {rest}\b", text, re.MULTILINE), name
+        files = [ROOT / "tasker_executor" / f"{module}.py", *(ROOT / "tasker_executor" / module).glob("*.py")]
+        texts = [file.read_text("utf-8") for file in files if file.exists()]
+        if texts:  # The class is looked for in the text of its module or package: extras may be absent.
+            assert not rest or re.search(rf"^(?:class|def) {rest}\b", "\n".join(texts), re.MULTILINE), name
         else:
             operator.attrgetter(name.removeprefix("tasker_executor."))(tasker_executor)
