@@ -99,6 +99,7 @@ __all__ = [
     "core_of",
     "count_starting",
     "current_holder",
+    "deadlines_lock",
     "deadlines_of",
     "dismisses",
     "end_a_hopeless_wait",
@@ -172,7 +173,6 @@ __all__ = [
     "submitters_see_idle",
     "thread_prefix_of",
     "threads_are_daemons",
-    "timer_lock",
     "timer_of",
     "unborn_workers",
     "use_idle_stack",
@@ -555,7 +555,7 @@ def deadlines_of(pool: Engine) -> list[Any]:
     return core_of(pool).deadlines._heap
 
 
-def timer_lock(pool: Engine) -> Any:
+def deadlines_lock(pool: Engine) -> Any:
     """Return the lock without which the timer expires no task."""
     return core_of(pool).deadlines._lock
 

@@ -352,12 +352,12 @@ def test_endless_timeout_is_a_timeout(make_pool: MakePool) -> None:
     pool.shutdown(timeout=math.inf)
 
 
-def test_supervisor_can_wait_for_ever(make_pool: MakePool, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+def test_timer_can_wait_for_ever(make_pool: MakePool, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
     patient = pool.with_options(start_within=math.inf).submit(int)
-    pool.with_options(start_within=0.0).submit(int).exception(DEADLINE)  # the supervisor is awake, and about to wait again
+    pool.with_options(start_within=0.0).submit(int).exception(DEADLINE)  # the timer is awake, and about to wait again
     gate.release()
     pool.shutdown()
 

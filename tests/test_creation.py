@@ -291,7 +291,7 @@ def test_attempts_that_fail_together_count_as_one_round(make_pool: MakePool, jit
 def test_factory_is_tried_again_after_the_last_attempt_of_a_round_has_failed(
     make_pool: MakePool, ledger: Ledger, jitter: Jitter, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1. Two attempts begin. 2. One fails. 3. The supervisor sees that another is under way. 4. That one fails as well."""
+    """1. Two attempts begin. 2. One fails. 3. The timer sees that another is under way. 4. That one fails as well."""
     turns: list[float | None] = []
     turn = Timer._turn
 
@@ -317,7 +317,7 @@ def test_factory_is_tried_again_after_the_last_attempt_of_a_round_has_failed(
     eventually(lambda: pool.stats().create_failures == 1, "the first failure")
     for expected in (len(turns) + 1, len(turns) + 2):  # the first of these turns may have begun before that
         kick(pool)
-        eventually(partial(has_length, turns, expected), "a turn of the supervisor")
+        eventually(partial(has_length, turns, expected), "a turn of the timer")
     gate.release()
 
     assert {future.result(timeout=10) for future in futures} <= {0, 1}
@@ -399,7 +399,7 @@ def test_while_one_worker_has_a_resource_tasks_do_not_time_out(
     waiting = pool.submit(FakeResource.use)
     ledger.wait_until_attempted(2)
     clock.pass_time(7200, pool)
-    ledger.wait_until_attempted(ledger.attempts + 2)  # the supervisor, which has them made, has looked at the queue before
+    ledger.wait_until_attempted(ledger.attempts + 2)  # the timer, which has them made, has looked at the queue before
     done_early = waiting.done()
     gate.release()
 
@@ -833,7 +833,7 @@ def test_attempts_that_hang_are_as_many_as_there_may_be_workers(make_pool: MakeP
 def test_task_that_waits_while_an_attempt_hangs_and_another_worker_is_busy_gets_a_third(
     make_pool: MakePool, ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No worker starts or ends, and no task is submitted: the supervisor must see it."""
+    """No worker starts or ends, and no task is submitted: the timer must see it."""
 
     def hold_first(resource: FakeResource) -> int:
         if resource.number == 0:
@@ -849,18 +849,18 @@ def test_task_that_waits_while_an_attempt_hangs_and_another_worker_is_busy_gets_
     calls = itertools.count()
     busy = threading.Event()
     pool = make_pool(3, on_create=create, on_destroy=ledger.destroy, create_timeout=0.1)
-    supervisor = timer_of(pool)
-    turn, dues = supervisor._turn, list[float | None]()
+    timer = timer_of(pool)
+    turn, dues = timer._turn, list[float | None]()
 
     def note_due() -> float | None:
         dues.append(turn())
         return dues[-1]
 
-    monkeypatch.setattr(supervisor, "_turn", note_due)
+    monkeypatch.setattr(timer, "_turn", note_due)
     pool.submit(hold_first)
     assert busy.wait(DEADLINE)
-    supervisor.kick()
-    eventually(lambda: bool(dues) and dues[-1] is None, "a supervisor that sleeps until it is woken")
+    timer.kick()
+    eventually(lambda: bool(dues) and dues[-1] is None, "a timer that sleeps until it is woken")
     waiting = pool.submit(hold_first)
 
     assert waiting.result(DEADLINE) == 1

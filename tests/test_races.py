@@ -452,7 +452,7 @@ def test_of_several_workers_hired_those_that_cannot_start_are_not_in_the_books(
 def test_a_task_that_comes_in_the_pause_after_no_thread_could_be_started_is_run(
     make_pool: MakePool, permits: list[None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 1. No worker can be started, and no supervisor. 2. There are threads again. 3. A task comes before the pause is over.
+    # 1. No worker can be started, and no timer. 2. There are threads again. 3. A task comes before the pause is over.
     patch_pauses(monkeypatch, 1.0)
     pool = make_pool(1)
     pool.resize(min_workers=1)
@@ -465,7 +465,7 @@ def test_a_task_that_comes_in_the_pause_after_no_thread_could_be_started_is_run(
 def test_a_task_that_comes_in_the_pause_while_no_thread_can_be_started_is_run_when_one_can(
     make_pool: MakePool, permits: list[None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 1. No worker can be started, and no supervisor. 2. A task comes in the pause, and the supervisor still cannot be started.
+    # 1. No worker can be started, and no timer. 2. A task comes in the pause, and the timer still cannot be started.
     # 3. There are threads again, and another task comes.
     patch_pauses(monkeypatch, 1.0)
     pool = make_pool(1)
@@ -936,7 +936,7 @@ def test_an_idle_worker_that_loses_the_race_for_an_urgent_task_goes_back_to_slee
 
 
 def test_a_task_that_a_worker_takes_while_the_queue_is_failed_is_run(make_pool: MakePool, gate: Gate) -> None:
-    # 1. The supervisor counts the tasks that have waited too long for a resource. 2. A worker takes the only one.
+    # 1. The timer counts the tasks that have waited too long for a resource. 2. A worker takes the only one.
     pool = make_pool(1)
     lane = RacedLane(pool, "normal")
     pool.submit(gate.hold)

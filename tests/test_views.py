@@ -172,13 +172,13 @@ def test_task_that_has_started_in_time_may_take_its_time(make_pool: MakePool, ga
     waiting = pool.with_options(start_within=200.0).submit(int)
     clock.pass_time(1000.0, pool)
 
-    assert isinstance(waiting.exception(DEADLINE), TaskExpired)  # so the supervisor has looked at both
+    assert isinstance(waiting.exception(DEADLINE), TaskExpired)  # so the timer has looked at both
     assert not started.done()
     gate.release()
     assert started.result() is None
 
 
-def test_expired_task_can_be_found_by_a_worker_before_the_supervisor_comes(
+def test_expired_task_can_be_found_by_a_worker_before_the_timer_comes(
     make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 

@@ -1,0 +1,145 @@
+"""Deadlines: tasks that do not start in time expire."""
+
+from __future__ import annotations
+
+import weakref
+from concurrent.futures import Future
+from functools import partial
+
+import pytest
+
+from engine import (
+    Step,
+    deadlines_of,
+    expire,
+    kick,
+    pretend_asleep,
+    pretend_awake,
+    replace_step,
+)
+from support import DEADLINE, Clock, Gate, MakePool, eventually
+from tasker_executor import (
+    TaskExpired,
+)
+from tasker_executor._sync import clock
+from timer_support import Turns, watch_turns
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
+    return watch_turns(monkeypatch)
+
+
+def test_later_deadline_wakes_a_timer_that_has_overslept(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    with monkeypatch.context() as patch:
+        replace_step(pool, Step.KICK, int, patch)
+        first = pool.with_options(start_within=0.0).submit(int)  # and nobody is told of it
+        pretend_asleep(pool)
+    kicks: list[None] = []
+    with monkeypatch.context() as patch:
+        replace_step(pool, Step.KICK, partial(kicks.append, None), patch)
+        pool.with_options(start_within=3600).submit(int)
+    pretend_awake(pool)
+    kick(pool)
+
+    assert kicks == [None]
+    assert isinstance(first.exception(DEADLINE), TaskExpired)
+
+
+def test_deadline_that_a_signal_handler_adds_while_others_are_forgotten_is_kept(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    late = [pool.with_options(start_within=3600).submit(int) for _ in range(70)]
+    comes: list[bool] = []
+    came: list[Future[int]] = []
+
+    def come_in_between() -> bool:
+        if not comes:
+            comes.append(True)
+            came.append(pool.with_options(start_within=0.01).submit(int))
+        return False
+
+    late[0].done = come_in_between  # type: ignore[method-assign]  # asked in the middle of it
+    for future in late[1:]:
+        future.cancel()
+    pool.with_options(start_within=3600).submit(int)
+
+    assert len(deadlines_of(pool)) < 10
+    assert isinstance(came[0].exception(DEADLINE / 2), TaskExpired)  # not when the gate gives up, and the worker finds it
+
+
+def test_task_expires_without_a_free_worker(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    ran: list[int] = []
+    future = pool.with_options(start_within=0.01).submit(ran.append, 1)
+    error = future.exception()
+    gate.release()
+    pool.shutdown()
+
+    assert isinstance(error, TaskExpired)
+    assert ran == []
+
+
+def test_task_that_starts_in_time_does_not_expire(make_pool: MakePool, turns: Turns) -> None:
+    pool = make_pool(1)
+
+    assert pool.with_options(start_within=3600).submit(int).result() == 0
+
+
+def test_task_that_runs_for_longer_than_it_may_wait_does_not_expire(make_pool: MakePool, gate: Gate, clock: Clock) -> None:
+    pool = make_pool(2)
+    running = pool.with_options(start_within=3600).submit(gate.hold)
+    gate.wait_until_held()
+    others = Gate()
+    with others:
+        pool.submit(others.hold)
+        others.wait_until_held()
+        waiting = pool.with_options(start_within=3700).submit(int)
+        clock.pass_time(3701, pool)
+        expired = waiting.exception()  # so the timer has looked at both
+        done_early = running.done()
+    gate.release()
+
+    assert isinstance(expired, TaskExpired)
+    assert not done_early
+    assert running.exception() is None
+
+
+def test_deadlines_are_kept_in_their_own_order(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    late = pool.with_options(start_within=3600).submit(int)
+    soon = pool.with_options(start_within=0.01).submit(int)
+
+    assert isinstance(soon.exception(), TaskExpired)
+    assert not late.done()
+
+
+def test_deadlines_of_tasks_that_are_done_are_forgotten(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    view = pool.with_options(start_within=3600)
+    for _ in range(1000):
+        view.submit(int).result()
+
+    assert len(deadlines_of(pool)) < 200
+
+
+def test_deadline_of_a_future_that_nobody_holds_any_more_is_dropped(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    future = pool.with_options(start_within=3600).submit(int)
+    reference = weakref.ref(future)
+    future.result()
+    del future
+    eventually(lambda: reference() is None, "the worker to forget the future")
+
+    assert expire(pool, clock() + 3601) is None
+    assert deadlines_of(pool) == []
