@@ -19,7 +19,8 @@ LAYERS = [
     {"_engine.task", "_engine.lanes", "_engine.resources", "_engine.recorder", "_engine.admission", "_engine.outage"},
     {"_engine.worker", "_engine.timer"},
     {"_engine.core", "_base", "recording"},
-    {"_executor", "_telemetry", "simulation"},
+    {"_executor", "_telemetry", "_load"},
+    {"simulation"},
     {"testing", "prometheus", "opentelemetry", "monitor", "plot", "dask"},
     {"__init__"},
 ]
