@@ -28,7 +28,7 @@ lint: $(VENV)/.tools
 types: $(VENV)/.tools
 	$(call heading,mypy: oldest and newest Python)
 	$(BIN)/mypy
-	$(BIN)/mypy --python-version 3.14
+	$(BIN)/mypy --python-version 3.15
 	$(call heading,pyright)
 	$(BIN)/pyright --warnings
 

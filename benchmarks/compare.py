@@ -134,7 +134,7 @@ def four_producers(pool: Executor, tasks: int) -> float:
 
 
 def one_by_one(pool: Executor, tasks: int) -> float:
-    """The median of stretches of 50: another program that gets the CPU meanwhile spoils a few stretches, and not the result."""
+    """Return the median of stretches of 50: another program that gets the CPU spoils a few stretches only."""
     submit = pool.submit
     stretches = []
     for _ in range(max(tasks // 50, 1)):

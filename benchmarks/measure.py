@@ -26,8 +26,8 @@ clock: Callable[[], float] = time.perf_counter
 def use_cpu_time() -> None:
     """Measure the CPU time of this process, all threads together, in place of the time that passes.
 
-    For a machine that is busy with other things: it does not count the time in which others had the CPU. Nor
-    does it count what threads wait for each other, or for a CPU to wake up.
+    For a machine that is busy with other things: it does not count the time in which other processes had the
+    CPU. Nor does it count the time that threads wait for each other, or for a CPU to wake up.
     """
     global clock
     clock = time.process_time
@@ -56,7 +56,7 @@ WITHOUT_CONTEXT = Contestant("propagate_context=False", partial(ResourceExecutor
 
 @dataclass
 class Costs:
-    """What each contestant paid, round by round; the first contestant is the one that the others are compared with."""
+    """The cost of each contestant, round by round. All are compared with the first contestant."""
 
     unit: str
     by_name: dict[str, list[float]] = field(default_factory=dict)
@@ -94,7 +94,7 @@ def in_rounds(jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]], round
     """Do every job ``rounds`` times, and inside each round once by each contestant, one right after the other.
 
     A machine that slows down slows both down, so the ratio inside a round is worth more than the numbers it
-    is made of. Who goes first changes from round to round.
+    is made of. The order changes from round to round.
     """
     costs = {job: Costs(unit, {name: [] for name in runs}) for job, (unit, runs) in jobs.items()}
     for number in range(rounds):
@@ -128,7 +128,7 @@ def start_all(pool: Executor, workers: int) -> None:
 
 @contextlib.contextmanager
 def one_cpu() -> Iterator[None]:
-    """Keep this thread, and those that it starts meanwhile, on one CPU, where the system lets us.
+    """Keep this thread, and the threads that it starts in the block, on one CPU, where the system allows it.
 
     To wake a thread that sleeps on another CPU takes several times as long as all that a pool does, and which
     CPU it sleeps on is the system's choice. Without a GIL there is no such hand-over to measure.

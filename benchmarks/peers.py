@@ -1,4 +1,4 @@
-"""The same workloads, run by thread pools that others have published, as far as they are installed.
+"""The same workloads, run by thread pools from PyPI, as far as they are installed.
 
 pip install futurist more-executors pebble threadlet ThreadPoolExecutorPlus
 """

@@ -171,7 +171,7 @@ RARE = {
             "wakes = map(methodcaller('release'), iter(stack.pop, None))",
         ),
         Part(
-            "somebody listens: make a sidecar, publish through it",
+            "a thread listens: make a sidecar, publish through it",
             "f = next(futures); f._observe(); f._finish(None, None)",
             "futures = iter([fresh() for _ in range(N)])",
         ),

@@ -127,7 +127,7 @@ def _loop(turns: int) -> int:
 
 
 def _turns(seconds: float) -> int:
-    """How many turns of the loop take so long here, when nobody disturbs."""
+    """Return how many turns of the loop take that long on an idle machine."""
     best = float("inf")
     for _ in range(20):
         begun = now()

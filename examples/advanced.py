@@ -1,10 +1,10 @@
-"""Bursting: 20 slow tasks for a base of two workers, a priority task in the midst of them, and an orderly end.
+"""Bursting: 20 slow tasks for a base of two workers, a priority task among them, and an orderly end.
 
     python examples/advanced.py
 
-A policy is asked every 50 ms how many workers there should be. While tasks pile up it wants more, up to
-eight; when the work is done it goes back to the base of two. A line of statistics every 100 ms shows burst
-workers come and go.
+Every 50 ms the executor asks a policy how many workers there should be. While tasks pile up the policy wants
+more, up to eight; when the work is done it goes back to the base of two. A line of statistics every 100 ms
+shows burst workers come and go.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ numbers = itertools.count(1)
 
 
 class Session:
-    """A session with some slow service. A real one would log in here and log out in close()."""
+    """A session with a slow service. A real one would log in here and log out in close()."""
 
     def __init__(self) -> None:
         self.number = next(numbers)

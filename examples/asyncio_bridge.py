@@ -2,8 +2,8 @@
 
     python examples/asyncio_bridge.py
 
-The resource is a SQLite connection. A future of the executor is a `concurrent.futures.Future`, so all that
-asyncio knows of those holds here, cancellation included.
+The resource is a SQLite connection. A future of the executor is a `concurrent.futures.Future`. So asyncio
+treats it like any other, cancellation included.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def connect() -> sqlite3.Connection:
 
 
 def count_primes(connection: sqlite3.Connection, below: int) -> int:
-    """A task that keeps its thread busy for a while."""
+    """Keep the thread of a worker busy for some time: a task."""
     return int(connection.execute(PRIMES, (below,)).fetchone()[0])
 
 
 async def tick(ticks: list[float]) -> None:
-    """Shows that the event loop is not blocked."""
+    """Count ticks, to show that the event loop is not blocked."""
     while True:
         ticks.append(asyncio.get_running_loop().time())
         await asyncio.sleep(0.005)
@@ -43,7 +43,7 @@ async def main(pool: ResourceExecutor[sqlite3.Connection]) -> None:
     ticks: list[float] = []
     ticking = asyncio.create_task(tick(ticks))
 
-    # 1. Submit as ever, and await the future. The task gets its worker's connection.
+    # 1. Submit the task and await its future. The task gets its worker's connection.
     counts = await asyncio.gather(*(asyncio.wrap_future(pool.submit(count_primes, below)) for below in (100, 1000, 5000)))
     print(f"1. wrap_future(pool.submit(...)):     {counts} primes below 100, 1000 and 5000")
     urgent = await asyncio.wrap_future(pool.submit_priority(count_primes, 50))
@@ -71,7 +71,7 @@ async def main(pool: ResourceExecutor[sqlite3.Connection]) -> None:
         sys.exit("FAILED: a result is wrong")
     if not worker.startswith("bridge"):
         sys.exit(f"FAILED: to_thread ran on {worker}")
-    # asyncio.run() shuts the default executor down. That ends the view, not the pool behind it.
+    # asyncio.run() shuts the default executor down. That ends the view, and not the pool behind it.
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tasker_executor import ResourceExecutor
 
 
 def say(text: str) -> None:
-    """Print a line in one piece. (print() writes the end of the line for itself, and another thread may come in between.)"""
+    """Print a line in one piece. (print() writes the end of the line separately; another thread may print first.)"""
     sys.stdout.write(f"{text}\n")
 
 
@@ -43,7 +43,7 @@ def factorial(calculator: Calculator, n: int) -> int:
 def main() -> None:
     print("Start:")
     with ResourceExecutor(2, min_workers=2, on_create=Calculator, on_destroy=Calculator.close, name="office") as pool:
-        pool.wait_ready()  # Only for the sake of the output: tasks may be submitted at once.
+        pool.wait_ready()  # Only for the order of the output: tasks may be submitted at once.
 
         print("\nTwo tasks:")
         total = pool.submit(add, 19, 23)  # an ordinary concurrent.futures.Future[int]
@@ -56,7 +56,7 @@ def main() -> None:
         print(f"  {stats.active_workers} workers, {stats.resources_created} calculators")
         print(f"  {stats.submitted} tasks submitted, {stats.completed} completed, {stats.failed} failed")
 
-        print("\nEnd:")  # Leaving the block drains the queue and gives every calculator up.
+        print("\nEnd:")  # The end of the block drains the queue and destroys every calculator.
 
     stats = pool.stats()
     print(f"\nAfterwards: {stats.active_workers} workers, {stats.resources_created} calculators made, ", end="")

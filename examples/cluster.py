@@ -5,16 +5,16 @@
     python examples/cluster.py SOMEWHERE    # any folder with Python files
 
 The cluster is a local one: three worker processes with two threads each. `Client("tls://scheduler:8786")`
-would be one of many machines, and no other line would change, but for the database: it would have to be a
-server's.
+makes it a cluster of many machines. Apart from the database, which then has to be on a server, no other line
+changes.
 
 - Each thread of each worker process owns a connection. It is made there, since a connection cannot be
   pickled.
-- Half-way one of the processes is killed with SIGKILL. Dask starts another and runs again what the dead one
-  had in hand: *at least once* is the promise. So a batch must do no harm when it is run twice, and it is
-  written like that (INSERT OR REPLACE).
-- The connections of the dead process are the only ones that nobody closes. What they had not committed,
-  SQLite rolls back.
+- Half-way one of the processes is killed with SIGKILL. Dask starts another one and runs the tasks of the dead
+  one again: *at least once* is the promise. So a batch must do no harm when it runs twice (INSERT OR
+  REPLACE).
+- The connections of the dead process are the only ones that are never closed. SQLite rolls back what they had
+  not committed.
 
 At the end every file found must be in the index, once, or the exit status is 1.
 """
@@ -57,7 +57,7 @@ def connect(database: Path) -> sqlite3.Connection:
 
 @dataclass(frozen=True)
 class Indexed:
-    """What became of a batch, and which process did it."""
+    """What came of a batch, and which process did it."""
 
     files: int
     size: int
@@ -74,13 +74,13 @@ def index(connection: sqlite3.Connection, batch: Files) -> Indexed:
 
 
 def count(connection: sqlite3.Connection) -> tuple[int, int]:
-    """How many rows are there, and how many different files?"""
+    """Return how many rows there are, and how many different files."""
     rows, files = connection.execute("SELECT count(*), count(DISTINCT path) FROM sources").fetchone()
     return int(rows), int(files)
 
 
 def mentions(connection: sqlite3.Connection, word: str) -> int:
-    """How many files have this word?"""
+    """Return how many files have this word."""
     return int(connection.execute("SELECT count(*) FROM sources WHERE instr(text, ?)", (word,)).fetchone()[0])
 
 
@@ -108,7 +108,7 @@ def main(folder: Path, database: Path) -> int:
         n_workers=3,
         threads_per_worker=2,
         dashboard_address=":0",
-        silence_logs=logging.CRITICAL,  # It has much to say about a dead process.
+        silence_logs=logging.CRITICAL,  # It logs a lot about a dead process.
     )
     client: Any
     pool: DaskResourceExecutor[sqlite3.Connection]

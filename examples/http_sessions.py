@@ -3,9 +3,9 @@
     python examples/http_sessions.py
 
 Each worker owns an `http.client` connection and uses it for one page after the other. The server, a local
-one, hangs up now and then: before it answers, or in the middle of a page. What the client sees is an error;
-the executor asks `is_healthy`, replaces worker and connection, and fetches the page again. (So tasks should
-be of the kind that may be done twice, as GET is.)
+one, hangs up at random: before it answers, or in the middle of a page. The client gets an error. The executor
+asks `is_healthy`, replaces worker and connection, and fetches the page again. (So tasks must do no harm when
+they run twice, as GET does none.)
 
 A page that does not exist is another matter: the connection is fine, and the error is for the caller.
 """
@@ -35,7 +35,7 @@ DROPS = 0.06  # the share of requests at which the server hangs up
 
 
 class Server(ThreadingHTTPServer):
-    """Serves /page/1, /page/2, ... and hangs up at random; with a seed, so that each run sees as many drops as the last."""
+    """Serves /page/1, /page/2, ... and hangs up at random; with a seed, so each run sees equally many drops."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -48,7 +48,7 @@ class Server(ThreadingHTTPServer):
             self.connections += 1
 
     def count_request(self) -> int:
-        """Count a request and tell whether to hang up on it: 0 for no, 1 for at once, 2 for in the middle of the page."""
+        """Count a request; return when to hang up on it: 0 for never, 1 for at once, 2 for in mid-page."""
         with self._lock:
             self.requests += 1
             if self._random.random() >= DROPS:
@@ -114,7 +114,7 @@ def fetch(connection: http.client.HTTPConnection, number: int) -> bytes:
 
 
 def is_healthy(error: BaseException) -> bool:
-    """After a task raised: is its connection still good? An answer is no reason to hang up; no answer is."""
+    """Return whether the connection is still good after this error. An answer shows that it is."""
     return not isinstance(error, (OSError, http.client.HTTPException))
 
 
@@ -130,7 +130,7 @@ class Causes(Observer):
 
 
 def main() -> None:
-    # The library warns each time it replaces a worker. Here that is the order of the day.
+    # The library warns each time it replaces a worker. Here that happens all the time.
     logging.getLogger("tasker_executor").setLevel(logging.ERROR)
     server = Server()
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -146,8 +146,8 @@ def main() -> None:
 def crawl(server: Server) -> None:
     def connect() -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
-        # Left alone, http.client opens another connection when this one was dropped. A session that logged
-        # in, or a database connection, could not do that; so let us be strict.
+        # By default, http.client opens another connection when the server has dropped this one. A session
+        # that logged in, or a database connection, could not do that. So it is turned off.
         connection.auto_open = 0
         connection.connect()
         return connection

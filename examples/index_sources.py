@@ -1,4 +1,4 @@
-"""Index Python's standard library in parallel, search it meanwhile, and survive a broken connection.
+"""Index Python's standard library in parallel, search it at the same time, and survive a broken connection.
 
     python examples/index_sources.py              # the standard library of the Python that runs this
     python examples/index_sources.py SOMEWHERE    # any folder with Python files
@@ -7,7 +7,7 @@ Each worker owns a connection to one SQLite database (FTS5 for full text, WAL so
 for the writer).
 
 - The files are indexed in batches: a batch is a task, and a transaction.
-- Meanwhile this thread searches. `submit_priority` lets each search overtake all the batches that wait.
+- At the same time this thread searches. `submit_priority` lets each search overtake all batches that wait.
 - Half-way a connection is closed in the middle of a transaction, on purpose. SQLite rolls back; the executor
   finds the connection broken, replaces the worker, and runs the batch again on another one.
 - The last query is made with `run_now`: in this thread, on a connection kept for that.
@@ -77,8 +77,8 @@ class Index:
         self._database = database
         self._folder = folder
         self._full_text = full_text
-        # SQLite lets one connection write at a time. It would have the others ask again and again, asleep in
-        # between; a lock wakes them in turn.
+        # SQLite lets one connection write at a time; a second one sleeps and asks again and again. A lock wakes
+        # them in turn.
         self._writing = threading.Lock()
         connection = self.connect()
         connection.execute("PRAGMA journal_mode = WAL")  # stays with the database
@@ -93,7 +93,7 @@ class Index:
         """The on_create hook: called on the thread of each worker."""
         return sqlite3.connect(
             self._database,
-            timeout=30.0,  # Should somebody else write to the database: wait for them so long.
+            timeout=30.0,  # How long to wait for another program that writes to the database.
             isolation_level=None,  # Transactions begin where we say BEGIN.
             check_same_thread=False,  # A worker's connection stays on its thread; but the one for run_now goes to any caller.
         )

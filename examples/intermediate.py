@@ -125,7 +125,7 @@ class ImageProcessor:
 
 
 def is_healthy(error: BaseException) -> bool:
-    """After a task raised: may its worker keep its processor?"""
+    """Return whether a worker may keep its processor after this error."""
     return not (isinstance(error, ProcessorError) and error.code == "processor_crash")
 
 
@@ -144,7 +144,7 @@ def preview(processor: ImageProcessor, source: Path) -> Image:
 
 
 class Log(Observer):
-    """Says what happens to workers. Its methods run on their threads, and so the log shows whose line it is."""
+    """Logs what happens to workers. Its methods run on their threads, so the log shows which worker it is."""
 
     @override
     def task_retried(self, event: TaskEvent) -> None:
@@ -216,7 +216,7 @@ def process(pictures: list[Path], urgent: Path, broken: Path) -> None:
         sys.exit(f"FAILED: one replacement, one retry and one failure were expected: {stats}")
     if not isinstance(error, ProcessorError) or error.code != "bad_format":
         sys.exit(f"FAILED: the file that is no picture gave {error!r}")
-    # Two workers, two pool resources and the successor; whatever the number, none is left.
+    # Two workers, two resources of the reserve and one successor made them. None may be left.
     if stats.resources_created != stats.resources_destroyed:
         sys.exit(f"FAILED: processors are left over: {stats}")
 

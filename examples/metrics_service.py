@@ -1,10 +1,10 @@
-"""A service that one can scrape: a pool of SQLite connections under a load that comes in waves, and its metrics over HTTP.
+"""A service for Prometheus to scrape: a pool of SQLite connections under a load that comes in waves.
 
     pip install tasker-executor[prometheus]
     python examples/metrics_service.py            # then look at http://127.0.0.1:8000/metrics
 
-Let Prometheus scrape it and import examples/grafana/tasker_executor.json into Grafana to see the whole
-picture. Ctrl-C ends it.
+Its metrics are served over HTTP. Let Prometheus scrape them and import examples/grafana/tasker_executor.json
+into Grafana to see the whole picture. Ctrl-C ends it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def serve(host: str, port: int, seconds: float) -> None:
 
 
 def make_waves(pool: ResourceExecutor[sqlite3.Connection], seconds: float) -> None:
-    """Submit tasks, between none and 100 a second, up and down every minute."""
+    """Submit tasks: between 0 and 100 a second, up and down every minute."""
     pause = threading.Event()
     begun = time.monotonic()
     while (elapsed := time.monotonic() - begun) < seconds:

@@ -3,7 +3,7 @@
 Numbers come from NumPy and `decimal`, too. A count is what `operator.index` takes, a duration is any real
 number. A bool is neither.
 
-There is no check for flags (``wait``, ``priority``, ``reset``). As in the standard library, any true value is
+Most flags (``wait``, ``priority``, ``reset``) need no check: as in the standard library, any true value is
 True.
 """
 

@@ -25,30 +25,19 @@ or share a database.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import islice
-from random import Random
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from typing_extensions import override
 
 from ._checks import check_bounds, check_finite, check_max_workers, check_seconds
+from ._load import Arrivals, Load, ServiceTime, make_load
 from .policies import ScalingPolicy, ask, check_policy, interval_of
-from .recording import Recording, read_recording
 from .stats import LoadSample
 
 __all__ = ["Arrivals", "Moment", "ServiceTime", "Simulation", "simulate"]
-
-#: When tasks arrive, in seconds: numbers, or the path of a recording.
-Arrivals: TypeAlias = Iterable[float] | str | os.PathLike[str]
-
-#: How long tasks run, in seconds: all the same, one after the other, drawn from a distribution, or as
-#: recorded (None).
-ServiceTime: TypeAlias = float | Iterable[float] | Callable[[Random], float] | None
 
 # The executor measures rates over this many seconds, in slots of one second.
 _WINDOW = 5
@@ -183,7 +172,7 @@ def simulate(
         check_policy("policy", policy)
     limit = check_max_workers(max_workers)
     base = check_bounds(min_workers, limit)
-    load = _load(arrivals, service_time, priority_share, seed)
+    load = make_load(arrivals, service_time, priority_share, seed)
     first = load.arrivals[0] if load.arrivals else 0.0
     begin = first if start is None else check_finite("start", start)
     if load.arrivals and first < begin:
@@ -192,14 +181,6 @@ def simulate(
         policy, load, base, limit, check_finite("create_time", create_time), begin, check_seconds("flap_window", flap_window)
     )
     return run.result(None if until is None else check_finite("until", until))
-
-
-class _Load(NamedTuple):
-    """The tasks, in order of arrival."""
-
-    arrivals: list[float]
-    durations: list[float]
-    priority: list[bool]  # is it in the priority lane?
 
 
 class _Run:
@@ -212,7 +193,7 @@ class _Run:
     def __init__(
         self,
         policy: ScalingPolicy | None,
-        load: _Load,
+        load: Load,
         min_workers: int,
         max_workers: int,
         create_time: float,
@@ -437,50 +418,3 @@ class _Run:
         moment = Moment(now, self._workers, len(self._running), self._queued(), self._oldest_wait(now), self._target)
         if not self._timeline or moment != self._timeline[-1]:
             self._timeline.append(moment)
-
-
-# -- the load
-
-
-def _load(arrivals: Arrivals, service_time: ServiceTime, priority_share: float, seed: int) -> _Load:
-    """Read and draw the tasks, and sort them by arrival."""
-    if isinstance(arrivals, (str, os.PathLike)):
-        recording = read_recording(arrivals, use_durations=service_time is None)
-    elif isinstance(arrivals, Iterable):
-        recording = Recording([check_finite(f"arrivals[{n}]", arrival) for n, arrival in enumerate(arrivals)])
-    else:
-        raise TypeError(f"arrivals must be numbers or the path of a file, not {arrivals!r}")
-    number = len(recording.arrivals)
-
-    # Service times and lanes have a generator each, so another share of priority tasks leaves the service
-    # times as they are. Neither is ``Random(seed)``: a caller may draw the arrivals from that, and they would
-    # keep step with the service times.
-    if service_time is not None:
-        durations = _draw(service_time, number, Random(f"service times {seed}"))
-    elif recording.durations is not None:
-        durations = recording.durations
-    else:
-        raise TypeError("service_time is needed unless arrivals is the path of a file with a column 'duration'")
-    if not check_finite("priority_share", priority_share) <= 1.0:
-        raise ValueError(f"priority_share must be at most 1.0, not {priority_share!r}")
-    if priority_share or recording.priority is None:
-        lottery = Random(f"lanes {seed}")
-        priority = [lottery.random() < priority_share for _ in range(number)]
-    else:
-        priority = recording.priority
-
-    # A recorder writes a task when it is done, so a recording need not be sorted by arrival.
-    order = sorted(range(number), key=recording.arrivals.__getitem__)
-    return _Load([recording.arrivals[n] for n in order], [durations[n] for n in order], [priority[n] for n in order])
-
-
-def _draw(service_time: float | Iterable[float] | Callable[[Random], float], number: int, random: Random) -> list[float]:
-    """Return the service times of `number` tasks."""
-    if callable(service_time):
-        return [check_finite("service_time(random)", service_time(random)) for _ in range(number)]
-    if isinstance(service_time, Iterable) and not isinstance(service_time, (str, bytes)):
-        durations = [check_finite(f"service_time[{n}]", duration) for n, duration in enumerate(islice(service_time, number))]
-        if len(durations) < number:
-            raise ValueError(f"service_time must have a number for each of the {number} arrivals, not {len(durations)}")
-        return durations
-    return [check_finite("service_time", service_time)] * number

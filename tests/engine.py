@@ -28,6 +28,7 @@ from tasker_executor._engine.admission import Admission, Ticket
 from tasker_executor._engine.core import Core
 from tasker_executor._engine.crew import Crew
 from tasker_executor._engine.current import current_holder
+from tasker_executor._engine.deadlines import Deadlines
 from tasker_executor._engine.deadlock import WaitInside
 from tasker_executor._engine.handoff import LIMIT, Handoff, HandoffLost, give_back
 from tasker_executor._engine.herald import Herald
@@ -64,6 +65,7 @@ __all__ = [
     "CannotStart",
     "ChunkRunner",
     "Core",
+    "Deadlines",
     "End",
     "Handoff",
     "HandoffLost",

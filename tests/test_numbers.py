@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
@@ -168,8 +169,23 @@ def watched_for_leaks(timeout: Any) -> None:
         ResourceExecutor(1).submit(int).result(DEADLINE)
 
 
+def asked(timeout: Any) -> None:
+    with ResourceExecutor(2) as pool, Gate() as gate:
+        futures = [pool.submit(gate.hold), pool.with_options(priority=True).submit(gate.hold)]
+        gate.wait_until_held()
+        threading.Timer(0.01, gate.release).start()
+        assert [futures[0].result(timeout), futures[1].exception(timeout)] == [None, None]
+
+
+def asked_inside(timeout: Any) -> None:
+    with ResourceExecutor(2) as pool:
+        pool.submit(lambda: pool.submit(time.sleep, 0.01).result(timeout)).result(DEADLINE)
+
+
 #: Each takes a number of seconds; 20 is a good one, and so is infinity.
 SECONDS: dict[str, Callable[[Any], object]] = {
+    "result(timeout)": asked,
+    "result(timeout) inside": asked_inside,
     "timeout": waited,
     "map(timeout)": lambda s: mapped(timeout=s),
     "inline": inline,

@@ -74,7 +74,7 @@ def test_an_executor_that_was_shut_down_keeps_its_words_at_exit() -> None:
         def late():
             while second.stats().state == "running":  # which is closed after the first
                 pass
-            say(pool._core.refusal())
+            say(pool._core.refuse())
         pool.submit(late)
         pool.shutdown(wait=False)
     """)
@@ -110,10 +110,10 @@ def test_in_the_child_of_a_fork_calls_are_made_in_their_order_before_the_executo
         pool = ResourceExecutor(1)
         pool.submit(int).result()
         for number in 1, 2:
-            process.after_fork_in_child(lambda number=number: say(number, pool._core.state.name))
+            process.after_fork_in_child(lambda number=number: say(number, pool._core.life.state.name))
         child = os.fork()
         if child == 0:
-            say("told", pool._core.state.name, process.executors(), process.ending.alive())
+            say("told", pool._core.life.state.name, process.executors(), process.ending.alive())
             os._exit(0)
         os.waitpid(child, 0)
         say("parent", pool.submit(int).result())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -173,51 +171,6 @@ def test_in_one_step_makes_the_calls_in_their_order_until_one_raises() -> None:
         in_one_step(partial(made.append, 1), partial(made.append, 2), list[int]().pop, partial(made.append, 3))
 
     assert made == [1, 2]
-
-
-@pytest.mark.parametrize("step", ["pop_into", "takes", "releases"])
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
-def test_a_signal_does_not_split_a_step(step: str) -> None:
-    # A timer interrupts a loop again and again, at any point. Whatever has left the source has arrived.
-    released: list[str] = []
-    stack = [Thing("a", released) for _ in range(50_000)]
-    moved: list[Thing] = []
-    taken: Thing | None = None
-    take, each = takes(stack.pop), releases(stack.pop)
-
-    def handler(_signal: int, _frame: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0.0002)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, handler)
-    interrupted, until = 0, time.monotonic() + 20
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.0002)
-        while stack and time.monotonic() < until:
-            try:
-                while stack:
-                    if step == "pop_into":
-                        pop_into(stack.pop, moved.append)
-                    elif step == "releases":
-                        next(each)
-                    else:
-                        for taken in take:  # noqa: B007  # stored in the same step
-                            break
-                        assert taken is not None
-                        moved.append(taken)
-                        taken = None
-            except KeyboardInterrupt:
-                interrupted += 1
-                if taken is not None and (not moved or moved[-1] is not taken):
-                    moved.append(taken)
-                taken = None
-    finally:
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-    assert interrupted
-    assert len(moved) + len(released) + len(stack) == 50_000
 
 
 def test_spend_stack_raises_if_so_many_frames_are_not_left() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine import Timer
+from engine import Deadlines
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken
 from tasker_executor import ExecutorView, ResourceExecutor, ShutdownTimeout, TaskExpired, current_task
 
@@ -185,7 +185,7 @@ def test_expired_task_can_be_found_by_a_worker_before_the_timer_comes(
     def sleep(*_: object) -> None:
         pass
 
-    monkeypatch.setattr(Timer, "watch", sleep)
+    monkeypatch.setattr(Deadlines, "watch", sleep)
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()

@@ -1,7 +1,7 @@
 """The hallway of the engine: it puts the rooms together, and is where submitters and workers come in.
 
-The executor object that the user holds is a handle; this is what it holds. Workers and the timer hold the core and never the
-handle. So a dropped executor is collected, and its core drains and ends.
+The executor object that the user holds is a handle; this is what it holds. Workers and the timer hold the
+core and never the handle. So a dropped executor is collected, and its core drains and ends.
 
 =================  ====================================================================
 the question       the room
@@ -141,8 +141,8 @@ class Core:
                 raise
             logger.warning("executor %r: cannot start another worker", self.name, exc_info=True, executor=self.name)
         except BaseException:
-            # Thrown in: Ctrl-C, a time limit, the end of the stack. The caller does not get the future, so the task must not
-            # run. First what needs no frame in Python, since there may be none left.
+            # Thrown in: Ctrl-C, a time limit, the end of the stack. The caller does not get the future, so
+            # the task must not run. First what needs no frame in Python, since there may be none left.
             with idle._lock:
                 if idle.line is ENOUGH:
                     idle.line = idle.stack
@@ -178,7 +178,8 @@ class Core:
         """Return whether this thread may block until a task is taken: not if it is a signal handler that must go on first."""
         may_block = self.nesting.of_submission()
         if may_block:
-            # The call that was interrupted may have queued a task, or taken Room off the stack, and have stopped there.
+            # The call that was interrupted may have queued a task, or taken Room off the stack, and have
+            # stopped there.
             self.crew.populate_or_retry()
             self.timer.start_if_wanted()
             self.wake_if_waiting()
@@ -361,7 +362,7 @@ class Core:
         return locks
 
     def reinit_after_fork(self) -> None:
-        """Give up all, in the child of a fork: threads, tasks and resources are the parent's, and locks may be held for ever."""
+        """Give up all, in the child of a fork: threads, tasks and resources are those of the parent."""
         for room in (self.life, self.idle, *self.lanes, self.recorder, self.admission):
             room.reinit_after_fork()
         if self.source is not None and self.reserve is not None:

@@ -1,17 +1,18 @@
 """The crew: which workers live, and how many should.
 
-**One place decides** whether a worker is started: `Crew._hire`, under the lock. It decides from the facts as they are (how many
-workers live, how many are starting, how many tasks wait), never from a count of requests. Each thread that changes a fact asks:
-a submitter that finds no idle worker, a worker that ends, the timer when the factory may be tried again, a call of `resize`. So
-the next change puts right what an interruption has left half-way.
+**One place decides** whether a worker is started: `Crew._hire`, under the lock. It decides from the facts as
+they are (how many workers live, how many are starting, how many tasks wait), never from a count of requests.
+Each thread that changes a fact asks: a submitter that finds no idle worker, a worker that ends, the timer
+when the factory may be tried again, a call of `resize`. So the next change puts right what an interruption
+has left half-way.
 
-**Decided under the lock, done outside of it.** `populate` starts the workers that `_hire` has entered into the books, and holds
-no lock while it does. `Thread.start` waits for the new thread; that thread may run a destructor that wants the lock before it
-can be said to have started.
+**Decided under the lock, done outside of it.** `populate` starts the workers that `_hire` has entered into
+the books, and holds no lock while it does. `Thread.start` waits for the new thread; that thread may run a
+destructor that wants the lock before it can be said to have started.
 
-**A call may be interrupted** between the two by a signal handler that calls us again, or by an error. The workers hired by the
-interrupted call are *unborn*: in the books, without a thread. The nested call disowns them, and so does the interrupted call
-itself when it fails.
+**A call may be interrupted** between the two by a signal handler that calls us again, or by an error. The
+workers hired by the interrupted call are *unborn*: in the books, without a thread. The nested call disowns
+them, and so does the interrupted call itself when it fails.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Crew:
         self.min_workers, self.max_workers = settings.min_workers, settings.max_workers
         #: The number of workers wanted: what the policy said last, within the bounds.
         self.wanted = settings.max_workers if settings.policy is None else settings.min_workers
-        #: The workers in the books. One that ends leaves before its successor enters, so there are never more than the limit.
+        #: The workers in the books. One that ends leaves before its successor enters, so there are never more
+        #: than the limit.
         self.workers: set[Worker] = set()
         self.leaving: set[Worker] = set()  # of these, those that have been retired and are about to end
         self.ended = Endings()  # threads that have left `workers`
@@ -68,7 +70,8 @@ class Crew:
         self.replaced = 0
         self.broken = False  # an initializer failed
         self.outage = Outage(settings.create_timeout, clock())
-        #: Not empty: there are more workers than there may be. A worker that is about to start a task then asks `dismisses`.
+        #: Not empty: there are more workers than there may be. A worker that is about to start a task then
+        #: asks `dismisses`.
         self.leave = place.leave
 
     # -- how many there are, and how many there may be
@@ -170,8 +173,8 @@ class Crew:
     def _hire(self, hired: list[Worker]) -> None:
         """Enter the workers that are needed into the books, and into `hired`, whose owner starts them. Lock held.
 
-        Room is offered before the last look at the lanes: a submitter that finds the stack empty has queued its task before
-        that.
+        Room is offered before the last look at the lanes: a submitter that finds the stack empty has queued
+        its task before that.
         """
         if self._unborn:
             self._disown_interrupted(hired)
@@ -198,15 +201,16 @@ class Crew:
     def _offer_room(self) -> None:
         """Offer Room if a worker may be started, and withdraw it if none may. Lock held.
 
-        It stays while the timer, whose thread could not be started, is missing: only a submitter then sees the end of a pause.
+        It stays while the timer, whose thread could not be started, is missing: only a submitter then sees
+        the end of a pause.
         """
         self._idle.offer_room(self._life.state is State.RUNNING and (self._may_start() or self._timer.wanted))
 
     def _disown_interrupted(self, hired: list[Worker]) -> None:
         """Disown the workers that this very thread has hired elsewhere than into `hired`, and not started. Lock held.
 
-        The call that was to start them has been interrupted: by the signal handler that calls this, which might wait for them,
-        or by an error.
+        The call that was to start them has been interrupted: by the signal handler that calls this, which
+        might wait for them, or by an error.
         """
         me = get_ident()
         for worker, starter in self._unborn.copy().items():
@@ -226,8 +230,8 @@ class Crew:
     def bury(self) -> None:
         """End the workers whose thread has died, and which are in the books all the same.
 
-        An error was thrown into the first steps of the thread, where no code of ours could see it, or again and again into its
-        last ones. Another worker runs the task that waits for such a worker.
+        An error was thrown into the first steps of the thread, where no code of ours could see it, or again
+        and again into its last ones. Another worker runs the task that waits for such a worker.
         """
         for worker in self.workers.copy():
             if worker not in self._unborn and not worker.thread.is_alive():
@@ -251,11 +255,12 @@ class Crew:
     def note_ready(self, worker: Worker, *, in_doubt: bool) -> bool:
         """Count a worker that owns its resource and is about to look at the lanes for the first time.
 
-        Return False if the factory fails and the resource is `in_doubt`: it has to pass its check before it counts as the end of
-        the outage. Else each new resource of a bad server would look like that end, and start all the workers.
+        Return False if the factory fails and the resource is `in_doubt`: it has to pass its check before it
+        counts as the end of the outage. Else each new resource of a bad server would look like that end, and
+        start all the workers.
 
-        Without resources this takes no lock: the thread that started the worker holds it, and a task should be in hand when
-        `submit` returns.
+        Without resources this takes no lock: the thread that started the worker holds it, and a task should
+        be in hand when `submit` returns.
         """
         if not self._owns_resources and not self.outage.failures:
             worker.ready = True
@@ -293,7 +298,8 @@ class Crew:
     def _judge_end(self, worker: Worker, end: End, error: BaseException | None) -> bool:
         """Note what the end of a worker says of the factory; return whether it is a failure to be reported. Lock held.
 
-        A worker that crashes before it has run a task makes a pause as well: whatever ended it may end its successor.
+        A worker that crashes before it has run a task makes a pause as well: whatever ended it may end its
+        successor.
         """
         if error is None or isinstance(error, UnfitResource):  # the latter has been counted
             return False
@@ -382,8 +388,8 @@ class Crew:
     def resize(self, min_workers: int, max_workers: int, *, wanted: int | None, wake_idle: bool) -> tuple[int, int]:
         """Change the bounds; return the number wanted before and after.
 
-        Surplus workers leave: idle ones at once, busy ones after their task. `wake_idle`: the time that the others may be idle
-        depends on the bounds, so they look up.
+        Surplus workers leave: idle ones at once, busy ones after their task. `wake_idle`: the time that the
+        others may be idle depends on the bounds, so they look up.
         """
         with self._life.lock:
             self.min_workers, self.max_workers = min_workers, max_workers

@@ -1,8 +1,8 @@
 """Who waits inside: a task that waits for another task of its own executor, and the end of a wait that is hopeless.
 
-If every worker waits for a task of this executor, another worker is started, whatever the policy says (`Crew.limit`). If no other
-may be started, no worker is left to run a task. The wait that began last then ends with `PoolDeadlockError`, unless one of the
-waits has a timeout: that one ends by itself.
+If every worker waits for a task of this executor, another worker is started, whatever the policy says
+(`Crew.limit`). If no other may be started, no worker is left to run a task. The wait that began last then
+ends with `PoolDeadlockError`, unless one of the waits has a timeout: that one ends by itself.
 """
 
 from __future__ import annotations

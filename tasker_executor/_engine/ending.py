@@ -1,14 +1,17 @@
 """The ending: how an executor stops accepting tasks, drains or is killed, and closes; and how a caller waits for that.
 
-**The end of submission.** `close` replaces what a submitter looks at after it has queued its task by a list that is always true
-(`Idle.close`). The slow path behind it takes the task back and refuses it, unless a worker has it already. A worker ends when it
-finds the executor draining and, looking afterwards, the lanes empty. So a task is either refused or run, without a lock.
+**The end of submission.** `close` replaces what a submitter looks at after it has queued its task by a list
+that is always true (`Idle.close`). The slow path behind it takes the task back and refuses it, unless a
+worker has it already. A worker ends when it finds the executor draining and, looking afterwards, the lanes
+empty. So a task is either refused or run, without a lock.
 
-**The kill.** `close` first puts an entry into `leave`. Each worker looks there with its next task in hand, before it starts it,
-and puts the task back. Then the tokens are set, and the queue is cancelled. So no task starts once its token is set.
+**The kill.** `close` first puts an entry into `leave`. Each worker looks there with its next task in hand,
+before it starts it, and puts the task back. Then the tokens are set, and the queue is cancelled. So no task
+starts once its token is set.
 
-**The close.** The executor is closed when it drains, no task waits, no worker lives, and no thread is about to tell of a task.
-Each thread that makes one of these true asks afterwards (`check_terminated`), so the last one closes it.
+**The close.** The executor is closed when it drains, no task waits, no worker lives, and no thread is about
+to tell of a task. Each thread that makes one of these true asks afterwards (`check_terminated`), so the last
+one closes it.
 """
 
 from __future__ import annotations
@@ -63,7 +66,8 @@ class Ending:
         self._owner = owner
         #: Makes the error for a submission that is refused.
         self.refusal: Callable[[], Exception] = _refuse_after_shutdown
-        #: A token for each thread that pops tasks to fail them. The executor does not close before they are told of.
+        #: A token for each thread that pops tasks to fail them. The executor does not close before they are
+        #: told of.
         self._failing: set[object] = set()
         #: The user's executor, while it lives.
         self.handle: weakref.ref[Any] | None = None
@@ -123,7 +127,8 @@ class Ending:
         if process.exiting() or self._life.state is State.CLOSED:  # all is done, and a thread that is no more may hold the lock
             return
         if (self._reserve is not None and self._reserve.available) or self._place.hub.hears("state_changed"):
-            # Hooks and observers must not run inside of the garbage collector: they get a thread of their own.
+            # Hooks and observers must not run inside of the garbage collector: they get a thread of their
+            # own.
             try:
                 make_thread(self.close, f"{self._place.settings.thread_name_prefix}_closer").start()
                 return
@@ -141,7 +146,8 @@ class Ending:
     def cancel_queue(self) -> None:
         """Cancel what waits. A task between two attempts gets the error of the last one.
 
-        Cancelled tasks stay where they are, as tombstones: if Ctrl-C interrupts this, what is left waits as before.
+        Cancelled tasks stay where they are, as tombstones: if Ctrl-C interrupts this, what is left waits as
+        before.
         """
         escaped: BaseException | None = None
         for lane in self._place.lanes:
@@ -205,7 +211,8 @@ class Ending:
         """Close the executor if it drains, no task waits, no worker lives, and no thread is about to tell of a task."""
         life, lanes, timer = self._life, self._place.lanes, self._timer
         with life.lock:
-            # Not `state is CLOSED`: if Ctrl-C came between that and the end of this method, the next caller finishes it.
+            # Not `state is CLOSED`: if Ctrl-C came between that and the end of this method, the next caller
+            # finishes it.
             if life.state < State.DRAINING or life.terminated.is_open or self._crew.workers:
                 return
             if lanes.look() and lanes.waiting():  # tombstones may stay
@@ -228,11 +235,11 @@ class Ending:
     def join(self, timeout: float | None, *, daemons: bool = True) -> None:
         """Block until the end, threads included. Raises ShutdownTimeout.
 
-        Without `daemons`, calls of ``run_now`` on daemon threads are not waited for: the interpreter does not wait for them
-        either.
+        Without `daemons`, calls of ``run_now`` on daemon threads are not waited for: the interpreter does not
+        wait for them either.
 
-        Returns at once on a thread of the executor itself, which would wait for itself; and in a signal handler that interrupted
-        its thread while that held a lock, since the workers need that to end.
+        Returns at once on a thread of the executor itself, which would wait for itself; and in a signal
+        handler that interrupted its thread while that held a lock, since the workers need that to end.
         """
         if current.owner is self._owner or self._nesting.must_not_join():
             return
@@ -294,7 +301,8 @@ def _fail_lane(lane: Lane, make_error: Callable[[float], BaseException], before:
     If an error is thrown into this, it ends the task in hand, too.
     """
     try:
-        # Each is popped and stored in one step of the interpreter. So are its two successors: the test, and the `try`.
+        # Each is popped and stored in one step of the interpreter. So are its two successors: the test, and
+        # the `try`.
         for task in takes(lane.popleft, times=len(lane)):
             if before is not None and task._submitted > before:
                 lane.appendleft(task)

@@ -1,7 +1,7 @@
 """What an executor tells of itself: this room reads, and never writes.
 
-It is the only door for all that looks at an executor from outside: `stats`, `metrics` and `workers` of the executor, exporters,
-the monitor, Dask; and inside, for the scaler, which shows the load to the policy.
+It is the only door for all that looks at an executor from outside: `stats`, `metrics` and `workers` of the
+executor, exporters, the monitor, Dask; and inside, for the scaler, which shows the load to the policy.
 """
 
 from __future__ import annotations
@@ -77,16 +77,17 @@ class Gauges:
         """The state of the executor."""
         return self._life.state
 
-    def wait_until_closed(self) -> None:
-        """Block until the executor has closed."""
-        self._life.terminated.wait()
+    def wait_until_closed(self, timeout: float | None = None) -> bool:
+        """Block until the executor has closed, for `timeout` seconds at most; return whether it has."""
+        return self._life.terminated.wait(timeout)
 
     def stats(self) -> ExecutorStats:
         """Return the gauges and counters of one consistent moment.
 
-        They are read against the way that a task takes, its end first and its beginning last. So a task that moves at the same
-        time may be missed for this moment, but is never counted twice. `submitted` never decreases, and a task missed is one in
-        hand. Only a retry goes the other way: if there was one, the reading is repeated.
+        They are read against the way that a task takes, its end first and its beginning last. So a task that
+        moves at the same time may be missed for this moment, but is never counted twice. `submitted` never
+        decreases, and a task missed is one in hand. Only a retry goes the other way: if there was one, the
+        reading is repeated.
         """
         with self._life.lock:
             normal, priority = self._lanes.normal, self._lanes.priority

@@ -1,25 +1,28 @@
 """The wake-up protocol: how a submitter and an idle worker find each other.
 
-**The idle stack** holds the seats of the workers that have nothing to do. The worker that became idle last is on top, so the
-warmest one works next. `Room` lies at the bottom while more workers may be started. A policy that pauses puts its alarm there,
-too. Threads push and pop without a lock: each step is a single call into C.
+**The idle stack** holds the seats of the workers that have nothing to do. The worker that became idle last is
+on top, so the warmest one works next. `Room` lies at the bottom while more workers may be started. A policy
+that pauses puts its alarm there, too. Threads push and pop without a lock: each step is a single call into C.
 
-**Taking turns.** A submitter appends its task to a lane first and looks at the idle stack afterwards. If the stack has an
-entry, the submitter pops the top one and releases it: exactly one wake-up. A worker that runs out of work registers on the
-stack first and looks at the lanes afterwards. One of the two sees the other, so no task is left behind.
+**Taking turns.** A submitter appends its task to a lane first and looks at the idle stack afterwards. If the
+stack has an entry, the submitter pops the top one and releases it: exactly one wake-up. A worker that runs
+out of work registers on the stack first and looks at the lanes afterwards. One of the two sees the other, so
+no task is left behind.
 
-**The permit.** From this follows the rule of a seat's `park` lock: *a seat on the stack has no permit; a seat that was popped
-gets exactly one.* A worker that finds a task although it is registered takes its seat off the stack. If the seat has been
-popped already, the worker takes the permit. Then it either runs a task at once, or passes the wake-up on.
+**The permit.** From this follows the rule of a seat's `park` lock: *a seat on the stack has no permit; a seat
+that was popped gets exactly one.* A worker that finds a task although it is registered takes its seat off the
+stack. If the seat has been popped already, the worker takes the permit. Then it either runs a task at once,
+or passes the wake-up on.
 
-**Few at a time.** At most `WAKES_AT_ONCE` workers are on their way from sleep to their first task. More of them would queue up
-for the interpreter, and most would find that the first ones had done all there was. While that many have a permit and have not
-taken it, submitters wake no worker: they see `ENOUGH`, which is empty, instead of the stack. A submitter looks at the permits
-after it has queued its task. A worker takes its permit first and looks at the lanes afterwards. If it finds more than one task
-there, it wakes another worker. So all workers that are needed come, one after the other.
+**Few at a time.** At most `WAKES_AT_ONCE` workers are on their way from sleep to their first task. More of
+them would queue up for the interpreter, and most would find that the first ones had done all there was. While
+that many have a permit and have not taken it, submitters wake no worker: they see `ENOUGH`, which is empty,
+instead of the stack. A submitter looks at the permits after it has queued its task. A worker takes its permit
+first and looks at the lanes afterwards. If it finds more than one task there, it wakes another worker. So all
+workers that are needed come, one after the other.
 
-**The end.** A closed executor shows `CLOSED`, which is always true. The slow path of the submitter then takes the task back and
-refuses it, unless a worker has it already.
+**The end.** A closed executor shows `CLOSED`, which is always true. The slow path of the submitter then takes
+the task back and refuses it, unless a worker has it already.
 """
 
 from __future__ import annotations
@@ -47,12 +50,13 @@ ENOUGH: list[Any] = []
 class Room:
     """Lies at the bottom of the idle stack while more workers may be started.
 
-    A submitter that pops it has found no idle worker, and starts one. The pop puts it back in the same step of the interpreter
-    (see `Idle.wake_top`). So whatever is thrown into the submitter, the next one finds it.
+    A submitter that pops it has found no idle worker, and starts one. The pop puts it back in the same step
+    of the interpreter (see `Idle.wake_top`). So whatever is thrown into the submitter, the next one finds it.
     """
 
     def __init__(self, stack: list[Any]) -> None:
-        #: Puts this back onto the stack, which is empty then. Returns a true value; the `release` of a seat returns None.
+        #: Puts this back onto the stack, which is empty then. Returns a true value; the `release` of a seat
+        #: returns None.
         self.release = partial(stack.__iadd__, (self,))
 
 
@@ -71,7 +75,8 @@ class Seat:
         self.park.acquire()
         #: Gives the permit: what pops the seat off the stack calls this.
         self.release = self.park.release
-        #: Set, before the permit, by the thread that takes the seat off the stack in order to retire the worker.
+        #: Set, before the permit, by the thread that takes the seat off the stack in order to retire the
+        #: worker.
         self.told_to_leave = False
         #: The worker is in the crew's books, and will take its permit.
         self.occupied = False
@@ -87,8 +92,8 @@ class Seat:
     def leave(self) -> bool:
         """Take the seat off the stack instead of going to sleep; return whether the worker was chosen to retire.
 
-        1. A submitter pops the seat for its task. 2. The worker finds a task itself, perhaps another one. 3. So the permit, come
-        or coming, is the worker's to take, and it passes the wake-up on if tasks wait.
+        1. A submitter pops the seat for its task. 2. The worker finds a task itself, perhaps another one. 3.
+        So the permit, come or coming, is the worker's to take, and it passes the wake-up on if tasks wait.
         """
         if not self.rise():
             self.take_permit()
@@ -122,11 +127,12 @@ class Idle:
         self.stack: list[Any] = []
         #: What submitters look at: the stack, or `ENOUGH`; `CLOSED` in the end.
         self.line = self.stack
-        # Guards changes of `line`. A leaf: a worker takes it when it wakes, and must not wait for the holder of another lock.
+        # Guards changes of `line`. A leaf: a worker takes it when it wakes, and must not wait for the holder
+        # of another lock.
         self._lock = RLock()
         self._room = Room(self.stack)
-        # Pops and releases in one step of the interpreter. Else Ctrl-C may come between the two: the worker would be off the
-        # stack and never be woken.
+        # Pops and releases in one step of the interpreter. Else Ctrl-C may come between the two: the worker
+        # would be off the stack and never be woken.
         self._wakes = releases(self.stack.pop)
         # The same without any effect: if the stack ends in there, it ends before the pop.
         self._rehearsals = rehearsals(_REHEARSAL)
@@ -195,7 +201,10 @@ class Idle:
         return [entry for entry in self.stack[:] if isinstance(entry, Seat)]
 
     def wake(self, seat: Seat) -> bool:
-        """Wake this worker; return False if it is not idle, or was just woken. It is off the stack if and only if it is woken."""
+        """Wake this worker; return False if it is not idle, or was just woken.
+
+        Its seat leaves the stack if and only if it is woken.
+        """
         spend_stack()
         try:
             in_one_step(partial(self.stack.remove, seat), seat.release)

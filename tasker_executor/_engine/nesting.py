@@ -1,7 +1,8 @@
 """Is a call nested in another one of ours, on the same thread?
 
-A signal handler, or a destructor that the garbage collector runs, may come at any point of our code, and call us again. If the
-interrupted call holds a lock that workers need, the nested call must not wait for a worker: its thread cannot go on.
+A signal handler, or a destructor that the garbage collector runs, may come at any point of our code, and call
+us again. If the interrupted call holds a lock that workers need, the nested call must not wait for a worker:
+its thread cannot go on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What follows when the factory fails: it is tried again in time, tasks fail that have waited too long, callers hear why.
 
-`Outage` says when; the crew keeps it. Here are the two duties of the timer that act on it, and all that is said about it.
+`Outage` says when; the crew keeps it. Here are the two duties of the timer that act on it, and all that is
+said about it.
 """
 
 from __future__ import annotations
@@ -85,8 +86,9 @@ class Recovery:
             due = None if oldest is None else outage.gives_up_at(oldest)
         if due is not None:
             return due
-        # A task queued from now on is due later than this. It wakes the timer only if it starts a worker. It starts none while a
-        # worker is on its way, or late, or ending, or while the factory is left in peace: then the timer must look by itself.
+        # A task queued from now on is due later than this. It wakes the timer only if it starts a worker. It
+        # starts none while a worker is on its way, or late, or ending, or while the factory is left in peace:
+        # then the timer must look by itself.
         return now + max(self._create_timeout, BACKOFF_FIRST) if self._crew.workers or now < outage.retry_at else None
 
     # -- what is said

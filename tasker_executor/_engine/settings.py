@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, TypeVar
 from .._checks import check_bounds, check_callable, check_count, check_max_workers, check_seconds
 from .._types import AbortHook, CreateHook, DestroyHook, HealthHook, ResourceHook
 from ..observers import Observer
-from ..policies import ScalingPolicy
+from ..policies import ScalingPolicy, check_policy, interval_of
 
 __all__ = ["OnFull", "ResourceHooks", "Settings"]
 
@@ -164,9 +164,7 @@ def _check_policy(policy: Any) -> ScalingPolicy | None:
     """Return the policy, or raise unless it has what the scaler asks for."""
     if policy is None:
         return None
-    if isinstance(policy, type) or not isinstance(policy, ScalingPolicy):
-        raise TypeError(f"policy must have an interval and a target(load), and {policy!r} has not")
-    check_seconds("policy.interval", policy.interval, above_zero=True)
+    interval_of(check_policy("policy", policy))
     return policy
 
 

@@ -30,8 +30,9 @@ class Lifecycle:
     __slots__ = ("changed", "killed", "lock", "state", "terminated")
 
     def __init__(self) -> None:
-        # Guards the state and the crew. Reentrant: a signal handler or a destructor may submit, shut down or ask for stats
-        # while its own thread is in here; so every step under it leaves the facts in order. Never held while user code runs.
+        # Guards the state and the crew. Reentrant: a signal handler or a destructor may submit, shut down or
+        # ask for stats while its own thread is in here; so every step under it leaves the facts in order.
+        # Never held while user code runs.
         self.lock = threading.RLock()
         self.state = State.RUNNING
         self.changed = Bell()  # rung when a worker is ready or has ended, and when the state changes

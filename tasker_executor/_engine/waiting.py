@@ -16,6 +16,7 @@ from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Protocol
 
+from .._checks import wait_seconds
 from .._report import Logger
 from .._sync import clock, lock_timeout
 from .current import current
@@ -43,6 +44,8 @@ class Awaited(Protocol):
 
 def join(task: Awaited, timeout: float | None) -> None:
     """Block until `task` is final. Raises TimeoutError, and CancelledError if it was cancelled."""
+    if timeout is not None:
+        timeout = wait_seconds(timeout)
     owner = current.owner
     inside = owner is not None and owner is task._lane.owner and (timeout is None or timeout > 0)
     loan: list[Handoff] = []

@@ -1,32 +1,35 @@
 """A worker: one thread, one resource, one loop. This is the hot path.
 
-**A worker is an immutable binding of a thread to a resource.** Whatever happens to it (its resource breaks, is too old or used
-up, it is one too many, the executor shuts down) it does the same: it destroys the resource, reports why, and ends. The exit
-path (`Employer.worker_ended`) alone decides whether a successor starts.
+**A worker is an immutable binding of a thread to a resource.** Whatever happens to it (its resource breaks,
+is too old or used up, it is one too many, the executor shuts down) it does the same: it destroys the
+resource, reports why, and ends. The exit path (`Employer.worker_ended`) alone decides whether a successor
+starts.
 
-**Two rooms.** A worker works (`_work`) while the lanes have tasks, and rests (`_rest`) while they have none. It registers as idle
-*before* it publishes its last result. So a caller in a ``submit().result()`` loop never starts a second thread. `_work` is left
-with the seat on the idle stack, or with a reason to end; `_rest` is left with the seat off the stack. ``idle.py`` says how the
-two sides of the wake-up find each other.
+**Two rooms.** A worker works (`_work`) while the lanes have tasks, and rests (`_rest`) while they have none.
+It registers as idle *before* it publishes its last result. So a caller in a ``submit().result()`` loop never
+starts a second thread. `_work` is left with the seat on the idle stack, or with a reason to end; `_rest` is
+left with the seat off the stack. ``idle.py`` says how the two sides of the wake-up find each other.
 
-**An error thrown into a worker.** rq, Celery and debuggers stop a task by an error that they throw into its thread
-(`PyThreadState_SetAsyncExc`). Inside of a task it is the task's. It may come a moment too late, though, between any two steps
-of the interpreter. What is promised then: the worker ends, its resource is destroyed once, a successor takes its place, and the
-task in hand reaches its end once. It ends with the result if it has returned, in its lane if it was to be retried, otherwise
-with the error. For that:
+**An error thrown into a worker.** rq, Celery and debuggers stop a task by an error that they throw into its
+thread (`PyThreadState_SetAsyncExc`). Inside of a task it is the task's. It may come a moment too late,
+though, between any two steps of the interpreter. What is promised then: the worker ends, its resource is
+destroyed once, a successor takes its place, and the task in hand reaches its end once. It ends with the
+result if it has returned, in its lane if it was to be retried, otherwise with the error. For that:
 
-- *A task leaves its lane and enters the variable `task` in one step* (the head of a ``for`` loop; see `takes`), and leaves the
-  variable before it is put back.
+- *A task leaves its lane and enters the variable `task` in one step* (the head of a ``for`` loop; see
+  `takes`), and leaves the variable before it is put back.
 - What a task has come to is known from what is stored (see `_salvage`), and counted in one step.
-- The last reference to a worker's life (`_Life`) goes with its thread. If the error hit the exit path, it is walked again then.
+- The last reference to a worker's life (`_Life`) goes with its thread. If the error hit the exit path, it is
+  walked again then.
 
-What is not promised: two such errors at the same worker, or one in the first steps of a thread, before `Worker.live`. Such a
-worker is missed only by `shutdown` while it waits, which looks once a second for threads that have died. Without the GIL a life
-goes late: when the thread that made it next looks for signals. What follows from a hit in the first step or in the exit path,
-such as a successor, waits for that.
+What is not promised: two such errors at the same worker, or one in the first steps of a thread, before
+`Worker.live`. Such a worker is missed only by `shutdown` while it waits, which looks once a second for
+threads that have died. Without the GIL a life goes late: when the thread that made it next looks for signals.
+What follows from a hit in the first step or in the exit path, such as a successor, waits for that.
 
-**No lock, no test per task that it does not need.** What a task may need besides its call (a listener, a deadline, a
-cancellation) is in its sidecar, and one load tells whether there is one. The end of a task serves as the start of the next.
+**No lock, no test per task that it does not need.** What a task may need besides its call (a listener, a
+deadline, a cancellation) is in its sidecar, and one load tells whether there is one. The end of a task serves
+as the start of the next.
 """
 
 from __future__ import annotations
@@ -154,7 +157,8 @@ class Worker:
         self.birth = allocate_lock()
         self.seat = Seat(place.idle)
         self.started_at = self.since = clock()
-        # A daemon, so that a task that ignores kill() cannot keep the interpreter from exiting; the exit hook joins all others.
+        # A daemon, so that a task that ignores kill() cannot keep the interpreter from exiting; the exit hook
+        # joins all others.
         self.thread = make_thread(_Life(self.live), self.name)
 
     # -- as the holder of the current task
@@ -311,8 +315,8 @@ class Worker:
             while end is None:
                 end = self._work(tools) or self._rest()
         except BaseException:
-            # Only off the stack: whether a permit is to come, has come, or is used up already, cannot be known. It need not be:
-            # the exit path looks at the lanes.
+            # Only off the stack: whether a permit is to come, has come, or is used up already, cannot be
+            # known. It need not be: the exit path looks at the lanes.
             self.seat.rise()
             raise
         return end
@@ -342,14 +346,19 @@ class Worker:
     def _work(self, tools: tuple[Any, ...]) -> End | None:
         """Run tasks while there are any; return None, registered as idle, or why the worker ends.
 
-        Longer than a function should be: a call more a task, and what it hands over, would cost 5 % of a burst.
+        Longer than a function should be: a call more a task, and what it hands over, would cost 5 % of a
+        burst.
+
+        At its end no variable holds the last task. The frame of a task that raised leads to this frame
+        (`f_back`), so an error that the user keeps would keep the task, which keeps the error.
         """
         # fmt: off
         (high, take_high, high_waits, high_runs, low, take_low, low_waits, low_runs,
          prefix, in_context, fresh_context, careful, leave, blocked, register) = tools
         # fmt: on
         log, seat = self.log, self.seat
-        # TaskFuture | None, and Context | None, without the tests that a checker would ask for: `_exception` holds arguments.
+        # TaskFuture | None, and Context | None, without the tests that a checker would ask for: `_exception`
+        # holds arguments.
         task: Any = None
         context: Any = None
         value: Any = _NOTHING  # what the task in hand has returned
@@ -381,6 +390,7 @@ class Worker:
                     # Asked with the task in hand: once `kill` has set `leave`, no task starts.
                     put_back, task = task, None
                     lane.appendleft(put_back)
+                    put_back = None
                     self.employer.task_came_back()
                     return last
 
@@ -416,6 +426,7 @@ class Worker:
                     if retry:
                         put_back, task, error = task, None, None  # its traceback leads to this frame: no cycle
                         lane.appendleft(put_back)  # whatever the bound
+                        put_back = None
                         self.employer.task_came_back()
                         return End.BROKEN
                 if careful and self._after(task, error, start, end_time) and last is None:
@@ -440,14 +451,12 @@ class Worker:
                         task._call_back(callbacks)
                         callbacks = None
                     start = clock()  # other threads may have had the interpreter since
-                if idle:
-                    log.until = start
-                    return None
-                if last:
+                if idle or last:
+                    log.until, task = start, None
                     return last
             else:
                 self.place.recorder.fold(log)
-            log.until = start
+            log.until, task = start, None
             register(seat)
             return None
         except BaseException as thrown:
@@ -468,8 +477,9 @@ class Worker:
     ) -> None:
         """See that the task in hand reaches its end once, and is counted once, after an error was thrown into `_work`.
 
-        1. It is final, or was not to be run: what may be missing is the rest of that, such as to tell its waiters.
-        2. It has returned a value: that stands. It is counted if it was not: `Worker.task` is reset when it has ended, and the
+        1. It is final, or was not to be run: what may be missing is the rest of that, such as to tell its
+        waiters. 2. It has returned a value: that stands. It is counted if it was not: `Worker.task` is reset
+        when it has ended, and the
            two numbers of a task are listed one after the other, so one too few is the last that is missing.
         3. It has raised: that stands. If it was counted as retried, it goes back to its lane.
         4. Neither: it gets the thrown error.
@@ -646,9 +656,10 @@ class Worker:
 class _Life(partial[None]):
     """The life of a worker, referred to by its thread alone: it goes when the thread ends, in whichever way.
 
-    An error thrown into the exit path, or between it and the end of the thread, would leave a worker in the books that lives no
-    more. So the path is walked again when the life goes, on the same thread. A partial, because a call of it makes no frame:
-    the traceback of the error, which a `threading.excepthook` may keep, would keep the life.
+    An error thrown into the exit path, or between it and the end of the thread, would leave a worker in the
+    books that lives no more. So the path is walked again when the life goes, on the same thread. A partial,
+    because a call of it makes no frame: the traceback of the error, which a `threading.excepthook` may keep,
+    would keep the life.
     """
 
     __slots__ = ()

@@ -70,7 +70,7 @@ def assert_no_leaks(timeout: float = 5.0, *, ignore_threads: Iterable[str] = ())
         if remaining <= 0 or not (cores or threads):
             break
         if cores:
-            cores[0].terminated.wait(remaining)
+            cores[0].gauges.wait_until_closed(remaining)
         else:
             threads[0].join(lock_timeout(remaining))
     left = [f"thread {thread.name}" for thread in threads]
