@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 
 import pytest
 
@@ -183,11 +184,29 @@ def test_a_signal_does_not_split_a_step(step: str) -> None:
     stack = [Thing("a", released) for _ in range(50_000)]
     moved: list[Thing] = []
     taken: Thing | None = None
+    over: list[bool] = []
     take, each = takes(stack.pop), releases(stack.pop)
 
-    def handler(_signal: int, _frame: object) -> None:
+    def move() -> None:
+        nonlocal taken
+        while stack:
+            if step == "pop_into":
+                pop_into(stack.pop, moved.append)
+            elif step == "releases":
+                next(each)
+            else:
+                for taken in take:  # noqa: B007  # stored in the same step
+                    break
+                assert taken is not None
+                moved.append(taken)
+                taken = None
+
+    def handler(_signal: int, frame: FrameType | None) -> None:
+        if over:
+            return
         signal.setitimer(signal.ITIMER_REAL, 0.0002)
-        raise KeyboardInterrupt
+        if frame is not None and move.__code__ in (frame.f_code, frame.f_back and frame.f_back.f_code):
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, handler)
     interrupted, until = 0, time.monotonic() + 20
@@ -195,24 +214,14 @@ def test_a_signal_does_not_split_a_step(step: str) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.0002)
         while stack and time.monotonic() < until:
             try:
-                while stack:
-                    if step == "pop_into":
-                        pop_into(stack.pop, moved.append)
-                    elif step == "releases":
-                        next(each)
-                    else:
-                        for taken in take:  # noqa: B007  # stored in the same step
-                            break
-                        assert taken is not None
-                        moved.append(taken)
-                        taken = None
+                move()
             except KeyboardInterrupt:
                 interrupted += 1
                 if taken is not None and (not moved or moved[-1] is not taken):
                     moved.append(taken)
                 taken = None
     finally:
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        over.append(True)  # or the handler would set the timer once more
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
