@@ -12,6 +12,7 @@ import random
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable
+from copy import copy
 from enum import Enum
 from threading import Thread
 from typing import Any, TypeAlias, TypeVar
@@ -331,6 +332,9 @@ def use_lane(pool: ResourceExecutor[Any], kind: type[L]) -> L:
 def show_submitters(pool: ResourceExecutor[Any], lane: object) -> None:
     """Let submitters append to `lane`, which may be no Lane. Workers see the true one."""
     setattr(pool, "_normal", lane)  # noqa: B010  # it may be no Lane, by type
+    core = core_of(pool)
+    core.lanes = copy(core.lanes)  # the long way of a submission looks there
+    setattr(core.lanes, "normal", lane)  # noqa: B010  # see above
 
 
 def fail_queue(pool: Engine, error: BaseException) -> None:

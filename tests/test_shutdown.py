@@ -274,10 +274,10 @@ def test_a_task_whose_retry_begins_as_it_is_about_to_be_given_up_is_run(
     pool = make_pool(1, on_create=FlakyFactory(ledger, gate), on_destroy=ledger.destroy, check_health=ledger.is_healthy)
 
     class Raced(Lane):
-        def withdraw(self, future: TaskFuture[Any], taken: list[object]) -> None:
+        def withdraw(self, task: TaskFuture[Any], taken: list[object]) -> None:
             gate.release()
-            future.result(DEADLINE)
-            super().withdraw(future, taken)
+            task.result(DEADLINE)
+            super().withdraw(task, taken)
 
     use_lane(pool, Raced)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from itertools import repeat
 from typing import Any, TypeVar
 
 from .._report import Logger, must_escape
-from .._sync import takes
 from .sidecar import calls_back
 
 __all__ = ["call_each", "call_one"]
@@ -16,13 +16,15 @@ T = TypeVar("T")
 
 futures_logger = Logger("concurrent.futures")
 
+_ZEROS = repeat(0)
+
 
 @calls_back
 def call_each(callbacks: list[Callable[[Future[Any]], object]], task: Future[Any]) -> None:
     """Call the callbacks of `task`, taking each off the list. Raise what must escape, after the last one."""
     # `for callback in take: break` takes one off the list and stores it in one step. Its call follows before
     # an error can come. So no callback is lost, and none is called twice.
-    take = takes(callbacks.pop, 0)
+    take = map(callbacks.pop, _ZEROS)  # `_sync.takes(callbacks.pop, 0)`, in line, without its frame
     callback: Any = None
     escaped = None
     while callbacks:

@@ -164,8 +164,9 @@ def _check_policy(policy: Any) -> ScalingPolicy | None:
     """Return the policy, or raise unless it has what the scaler asks for."""
     if policy is None:
         return None
-    interval_of(check_policy("policy", policy))
-    return policy
+    checked = check_policy("policy", policy)
+    interval_of(checked)
+    return checked
 
 
 def _check_observers(observers: Iterable[Any]) -> tuple[Observer, ...]:

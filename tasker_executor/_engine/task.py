@@ -51,6 +51,7 @@ from .waiting import join, note_lost
 __all__ = ["CANCELLED", "FINISHED", "PENDING", "RUNNING", "WITHDRAWN", "Sidecar", "TaskFuture"]
 
 T = TypeVar("T")
+_firsts = firsts  # CPython 3.11 is slower to call a method of an imported name
 
 
 class TaskFuture(Future[T]):
@@ -253,8 +254,7 @@ class TaskFuture(Future[T]):
         """
         sidecar = self._sidecar
         if sidecar is not None:
-            # Read before the task is counted: from then on the executor may close and detach the lane.
-            tell = self._lane.on_settled
+            tell = self._lane.on_settled  # before the task is counted: then the executor may close
             callbacks = self._publish()
             if callbacks and aside.post is not None:  # this thread keeps time, and runs no code of the user's
                 aside.post(partial(call_each, callbacks, self))
@@ -364,14 +364,14 @@ class TaskFuture(Future[T]):
             if handoff is not None:
                 made.handoff = handoff
             try:  # `adopt`, in line
-                winner = firsts.setdefault(self, made)
+                winner = _firsts.setdefault(self, made)
                 sidecar = self._sidecar
                 if sidecar is None:
                     sidecar = self._sidecar = winner
             finally:
-                if self._sidecar is None and (left := firsts.get(self)) is not None:
+                if self._sidecar is None and (left := _firsts.get(self)) is not None:
                     self._sidecar = left
-                firsts.pop(self, None)
+                _firsts.pop(self, None)
         if (self._status is FINISHED or sidecar.verdict is not None) and not sidecar.told:
             self._publish()  # the worker has missed the sidecar, or the thread that tells was interrupted
         return None if sidecar is FINAL else sidecar

@@ -13,7 +13,6 @@ from __future__ import annotations
 from _thread import allocate_lock
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Protocol
 
 from .._checks import wait_seconds
@@ -89,7 +88,7 @@ def await_handoff(sidecar: Sidecar, handoff: Handoff, timeout: float | None, now
     until = now() + left
     while not sidecar.published:
         if left <= 0:
-            raise FutureTimeoutError
+            raise TimeoutError
         step = min(left, _LOOK_EVERY)
         woken = handoff.wait(step)
         left = min(left if woken else left - step, until - now())  # ends, though the clock stands still
@@ -107,7 +106,7 @@ def _await_permit(task: Any, sidecar: Sidecar, timeout: float | None, *, inside:
         else:
             come = permit.acquire(True, lock_timeout(timeout))
         if not come and not sidecar.published:
-            raise FutureTimeoutError
+            raise TimeoutError
     finally:
         sidecar.drop_permit(permit)
 
