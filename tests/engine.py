@@ -215,7 +215,7 @@ def name_of(pool: Engine) -> str:
 
 def thread_prefix_of(pool: Engine) -> str:
     """Return what the names of all threads of the executor begin with."""
-    return core_of(pool).thread_name_prefix
+    return core_of(pool).settings.thread_name_prefix
 
 
 def bounds_of(pool: Engine) -> tuple[int, int]:

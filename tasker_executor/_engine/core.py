@@ -52,7 +52,8 @@ from .state import Lifecycle, State
 from .task import WITHDRAWN, TaskFuture
 from .threads import CannotStart
 from .timer import Timer
-from .worker import Worker, Workplace
+from .worker import Worker
+from .workplace import Workplace
 
 __all__ = ["Core"]
 
@@ -65,7 +66,6 @@ class Core:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.name = settings.name
-        self.thread_name_prefix = settings.thread_name_prefix
         self.propagate_context = settings.propagate_context
         self.life = life = Lifecycle()
         self.hub = ObserverHub(settings.observers)
@@ -82,17 +82,27 @@ class Core:
         herald = Herald(settings, self.hub, self, lambda: self.ending.is_near(), lambda: self.ending.check_terminated())
         self.timer = Timer(settings, life, herald, self)
         waits: dict[int, WaitInside] = {}
-        leave: list[None] = []
         self.admission = Admission(settings.max_queued, lambda: self.crew.overflow(), self._may_wait_at_the_door)
-        place = Workplace(settings, life, self.idle, self.lanes, self.admission, self.source, self.recorder, self.hub, leave)
-        self.crew = Crew(place, self.timer, waits, lambda index: Worker(place, self, index))
+        place = Workplace(
+            settings=settings,
+            life=life,
+            idle=self.idle,
+            lanes=self.lanes,
+            admission=self.admission,
+            source=self.source,
+            recorder=self.recorder,
+            hub=self.hub,
+            timer=self.timer,
+            leave=[],
+        )
+        self.crew = Crew(place, waits, lambda index: Worker(place, self, index))
         self.nesting = Nesting(self._locks)
-        self.ending = Ending(place, self.crew, self.reserve, self.timer, self.nesting, self)
+        self.ending = Ending(place, self.crew, self.reserve, self.nesting, self)
         self.deadlock = WaitsInside(self.name, life, self.crew, waits)
         self.recovery = Recovery(place, self.crew, self.ending.fail_queue)
         self.gauges = Gauges(self.name, life, self.crew, self.lanes, self.recorder, self.source, self.reserve)
         self.deadlines = Deadlines(self.timer, self.lanes)
-        self.scaler = Scaler(place, self.gauges, self.timer, self.want)
+        self.scaler = Scaler(place, self.gauges, self.want)
         self.timer.duties = (
             herald.settling(self.deadlines.expire),
             herald.settling(self.recovery.fail_starved),
@@ -205,10 +215,6 @@ class Core:
 
     # -- what workers report, and ask: see `Employer`
 
-    def worker_starting(self) -> None:
-        """A worker with resources begins to live: the timer may be started."""
-        self.timer.start_if_wanted()
-
     def worker_ready(self, worker: Worker, *, checked: bool) -> bool:
         """A worker owns its resource. Return False if that must pass its check first."""
         in_doubt = not checked and self.source is not None and self.source.hooks.check_resource is not None
@@ -219,18 +225,19 @@ class Core:
         if self.admission.blocked:
             self.admission.refill()
         logger.debug("executor %r: worker %s is ready", self.name, worker.name, executor=self.name, worker=worker.name)
-        worker.announce()
+        if self.hub.hears("worker_started"):
+            self.hub.tell("worker_started", WorkerEvent(self.name, worker.name))
         return True
 
     def resource_unfit(self, worker: Worker, fault: UnfitResource) -> None:
         """A worker's resource failed its check before it had served. No task need wait until it is destroyed."""
-        if self.crew.note_unfit(worker, fault):
+        if self.crew.supply.note_unfit(worker, fault):
             self.recovery.report(worker.name, fault)
         self.wake_if_waiting()
 
     def resource_given_up(self, worker: Worker) -> None:
         """A worker is about to destroy its resource."""
-        self.crew.note_giving_up()
+        self.crew.supply.note_giving_up()
 
     def task_came_back(self) -> None:
         """A worker has put a task back to the front of its lane: see that another worker takes it."""

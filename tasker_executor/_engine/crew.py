@@ -17,7 +17,6 @@ them, and so does the interrupted call itself when it fails.
 
 from __future__ import annotations
 
-import random
 import threading
 from _thread import get_ident
 from collections.abc import Callable, Collection
@@ -25,12 +24,12 @@ from collections.abc import Callable, Collection
 from .._report import Logger
 from .._sync import clock, spend_stack
 from .idle import Seat
-from .outage import Outage
-from .resources import REPLACED, End, UnfitResource
+from .resources import REPLACED, End
 from .state import State
+from .supply import Supply
 from .threads import CannotStart, Endings, start_thread
-from .timer import Timer
-from .worker import Worker, Workplace
+from .worker import Worker
+from .workplace import Workplace
 
 __all__ = ["Crew"]
 
@@ -40,9 +39,7 @@ logger = Logger("tasker_executor")
 class Crew:
     """The workers of one executor. All that is said to be done under the lock is done under `Lifecycle.lock`."""
 
-    def __init__(
-        self, place: Workplace, timer: Timer, waiting_inside: Collection[int], make_worker: Callable[[int], Worker]
-    ) -> None:
+    def __init__(self, place: Workplace, waiting_inside: Collection[int], make_worker: Callable[[int], Worker]) -> None:
         """`waiting_inside` holds the threads of workers that wait for a task of this executor."""
         settings = place.settings
         self._name = settings.name
@@ -51,7 +48,7 @@ class Crew:
         self._idle = place.idle
         self._lanes = place.lanes
         self._recorder = place.recorder
-        self._timer = timer
+        self._timer = place.timer
         self._waiting_inside = waiting_inside
         self._make_worker = make_worker
 
@@ -69,7 +66,8 @@ class Crew:
         self._unborn: dict[Worker, int] = {}
         self.replaced = 0
         self.broken = False  # an initializer failed
-        self.outage = Outage(settings.create_timeout, clock())
+        self.supply = Supply(place, lambda: self.workers)
+        self.outage = self.supply.outage
         #: Not empty: there are more workers than there may be. A worker that is about to start a task then
         #: asks `dismisses`.
         self.leave = place.leave
@@ -165,7 +163,7 @@ class Crew:
         """Have the timer try again: the system refuses a thread, and no submitter may hear of the tasks that wait."""
         with self._life.lock:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
-            self.note_failure(error, clock())
+            self.supply.note_failure(error, clock())
         del held
         self._timer.start_if_wanted()
         logger.error("executor %r: cannot start a worker", self._name, exc_info=error, executor=self._name)
@@ -242,13 +240,13 @@ class Crew:
 
     def _forget(self, worker: Worker, *, replaced: bool = False) -> None:
         """Strike a worker out of the books. Lock held."""
-        self._note_served()
+        self.supply.note_served()
         self._recorder.close_log(worker.log)
         self.leaving.discard(worker)
         self.replaced += replaced
         worker.seat.occupied = False
         self.workers.discard(worker)  # last: an error thrown in before it leaves the worker in the books, and this is repeated
-        self._note_bare()
+        self.supply.note_bare()
 
     # -- what workers report
 
@@ -290,22 +288,10 @@ class Crew:
             if worker in self.workers:
                 self.broken = self.broken or end is End.INITIALIZER_FAILED
                 self.ended.add(worker.thread)
-                failed = self._judge_end(worker, end, error)
+                failed = self.supply.note_end(worker, end, error)
                 self._forget(worker, replaced=end in REPLACED)
         del held
         return failed
-
-    def _judge_end(self, worker: Worker, end: End, error: BaseException | None) -> bool:
-        """Note what the end of a worker says of the factory; return whether it is a failure to be reported. Lock held.
-
-        A worker that crashes before it has run a task makes a pause as well: whatever ended it may end its
-        successor.
-        """
-        if error is None or isinstance(error, UnfitResource):  # the latter has been counted
-            return False
-        if end is End.CRASHED and not worker.log.attempts():
-            self.note_failure(error, worker.started_at)
-        return end is End.CREATION_FAILED and self.note_failure(error, worker.started_at)
 
     def dismisses(self, worker: Worker) -> End | None:
         """Return why this worker must go instead of taking a task; None if it may stay. Asked while `leave` is not empty."""
@@ -326,57 +312,6 @@ class Crew:
                 return False
             self.leaving.add(worker)
             return True
-
-    # -- what they say of the factory
-
-    def note_failure(self, error: BaseException, begun: float) -> bool:
-        """Note that a resource could not be made, in an attempt begun at `begun`; return whether it counts. Lock held."""
-        self._timer.kick(start=False)  # in any case: it waits for the last attempt of a round to end
-        self._note_served()
-        return self.outage.failed(error, begun, clock(), random.uniform)
-
-    def note_unfit(self, worker: Worker, fault: UnfitResource) -> bool:
-        """Note that a worker's resource failed its check before it had served a task; return whether that counts."""
-        with self._life.lock:
-            held = self.outage.error  # until the lock is free: to drop an error may run destructors
-            counts = self.note_failure(fault, worker.started_at)
-        del held
-        return counts
-
-    def note_giving_up(self) -> None:
-        """Note that a worker is about to destroy its resource, which may take its time."""
-        with self._life.lock:
-            self._note_served()
-            self._note_bare()
-            bare = self.outage.bare_since is not None
-        if bare:
-            self._timer.kick()  # for create_timeout, of the tasks that come from now on
-
-    def _note_served(self) -> None:
-        """Tell the outage which resources have served a task. Lock held."""
-        if self.outage.on_probation:
-            for worker in self.workers:
-                if worker.log.attempts():
-                    self.outage.served(worker.started_at)
-
-    def _note_bare(self) -> None:
-        """Tell the outage if no worker owns a resource any more. Lock held."""
-        if self.outage.bare_since is None and not any(worker.ready and worker.holding is not None for worker in self.workers):
-            self.outage.bare(clock())
-
-    def note_late(self, now: float) -> tuple[list[Worker], float | None]:
-        """Return the workers that turn out to be late, and when the next one will be. Lock held."""
-        late: list[Worker] = []
-        due: float | None = None
-        for worker in self.workers if self._owns_resources else ():
-            if not worker.ready and not worker.late:
-                when = worker.started_at + self.outage.create_timeout
-                if now >= when:
-                    worker.late = True
-                    late.append(worker)
-                else:
-                    due = when if due is None else min(due, when)
-        return late, due
 
     # -- wishes
 

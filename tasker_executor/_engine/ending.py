@@ -29,13 +29,13 @@ from . import process
 from .aborts import Target
 from .crew import Crew
 from .current import current
+from .gauges import worker_info
 from .lanes import Lane
 from .nesting import Nesting
 from .reserve import Reserve
 from .state import State
 from .threads import make_thread
-from .timer import Timer
-from .worker import Workplace
+from .workplace import Workplace
 
 __all__ = ["Ending"]
 
@@ -51,7 +51,6 @@ class Ending:
         place: Workplace,
         crew: Crew,
         reserve: Reserve[Any] | None,
-        timer: Timer,
         nesting: Nesting,
         owner: process.Member,
     ) -> None:
@@ -61,7 +60,7 @@ class Ending:
         self._life = place.life
         self._crew = crew
         self._reserve = reserve
-        self._timer = timer
+        self._timer = place.timer
         self._nesting = nesting
         self._owner = owner
         #: Makes the error for a submission that is refused.
@@ -268,7 +267,7 @@ class Ending:
     def _what_still_runs(self, timeout: float | None) -> str:
         """Name the tasks, workers and calls that keep the executor from its end."""
         workers = sorted(self._crew.workers.copy(), key=lambda worker: worker.index)
-        infos = [worker.info() for worker in workers]
+        infos = [worker_info(worker) for worker in workers]
         running = [
             f"{info.function} on {info.name} for {info.running_for:.3g} s" for info in infos if info.function is not None
         ]

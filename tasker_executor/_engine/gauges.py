@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from .._sync import clock
 from ..stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
+from .attempt import describe
 from .crew import Crew
 from .histogram import Histogram
 from .lanes import Lanes
@@ -19,8 +21,9 @@ from .recorder import Outcome, Recorder
 from .reserve import Reserve
 from .resources import ResourceSource
 from .state import Lifecycle, State
+from .worker import Worker
 
-__all__ = ["Gauges", "Reading"]
+__all__ = ["Gauges", "Reading", "worker_info"]
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Gauges:
 
     def worker_infos(self) -> tuple[WorkerInfo, ...]:
         """Return what each worker is doing, in the order of their names."""
-        return tuple(worker.info() for worker in sorted(self._crew.workers.copy(), key=lambda worker: worker.index))
+        return tuple(map(worker_info, sorted(self._crew.workers.copy(), key=attrgetter("index"))))
 
     def metrics(self, *, reset: bool) -> ExecutorMetrics:
         """Return durations and rates of the period; start a new one if `reset`."""
@@ -255,3 +258,15 @@ class Gauges:
             if stats.state == "closed":  # of the same moment as the numbers
                 assert not crew.workers, "closed, with workers"
                 assert stats.queued_tasks == stats.priority_tasks == stats.running_tasks == 0, stats
+
+
+def worker_info(worker: Worker) -> WorkerInfo:
+    """Return what a worker is doing now."""
+    task, holding, now = worker.task, worker.holding, clock()
+    function = "" if task is None else describe(task)
+    uses = worker.log.attempts()
+    age = 0.0 if holding is None else now - holding.born
+    if task is None or worker.task is not task:  # done by now, and perhaps its result described instead of its function
+        return WorkerInfo(worker.name, "idle" if worker.ready else "starting", None, None, 0, 0.0, uses, age)
+    running_for = max(0.0, now - worker.since)
+    return WorkerInfo(worker.name, "busy", function, task._lane.name, worker.attempt, running_for, uses, age)

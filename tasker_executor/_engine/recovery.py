@@ -16,7 +16,7 @@ from .crew import Crew
 from .outage import BACKOFF_FIRST
 from .resources import UnfitResource
 from .state import State
-from .worker import Workplace
+from .workplace import Workplace
 
 __all__ = ["Recovery"]
 
@@ -50,7 +50,7 @@ class Recovery:
         crew, lock = self._crew, self._life.lock
         paused_until = None
         with lock:
-            late, due = crew.note_late(now)
+            late, due = crew.supply.note_late(now)
             tended = bool((crew.outage.failures and not crew.starting()) or late)
             if tended:
                 paused_until = crew.outage.next_attempt(now, crew.starting())

@@ -15,8 +15,7 @@ from ..policies import ask, interval_of
 from .gauges import Gauges
 from .idle import Idle
 from .state import State
-from .timer import Timer
-from .worker import Workplace
+from .workplace import Workplace
 
 __all__ = ["Alarm", "Scaler"]
 
@@ -39,7 +38,7 @@ class Alarm:
 class Scaler:
     """Asks the policy, if there is one, and has the executor follow its answer."""
 
-    def __init__(self, place: Workplace, gauges: Gauges, timer: Timer, want: Callable[[int, str], object]) -> None:
+    def __init__(self, place: Workplace, gauges: Gauges, want: Callable[[int, str], object]) -> None:
         """Call ``want(workers, reason)`` with each answer of the policy."""
         self.policy = policy = place.settings.policy
         self._name = place.settings.name
@@ -47,7 +46,7 @@ class Scaler:
         self._idle = place.idle
         self._lanes = place.lanes
         self._gauges = gauges
-        self._timer = timer
+        self._timer = place.timer
         self._want = want
         self._next: float | None = None  # when the policy is asked next; None while the scaler pauses
         self.paused = False  # for a submitter that wakes a worker above the alarm: it resumes the scaler, too

@@ -10,22 +10,9 @@ It registers as idle *before* it publishes its last result. So a caller in a ``s
 starts a second thread. `_work` is left with the seat on the idle stack, or with a reason to end; `_rest` is
 left with the seat off the stack. ``idle.py`` says how the two sides of the wake-up find each other.
 
-**An error thrown into a worker.** rq, Celery and debuggers stop a task by an error that they throw into its
-thread (`PyThreadState_SetAsyncExc`). Inside of a task it is the task's. It may come a moment too late,
-though, between any two steps of the interpreter. What is promised then: the worker ends, its resource is
-destroyed once, a successor takes its place, and the task in hand reaches its end once. It ends with the
-result if it has returned, in its lane if it was to be retried, otherwise with the error. For that:
-
-- *A task leaves its lane and enters the variable `task` in one step* (the head of a ``for`` loop; see
-  `takes`), and leaves the variable before it is put back.
-- What a task has come to is known from what is stored (see `_salvage`), and counted in one step.
-- The last reference to a worker's life (`_Life`) goes with its thread. If the error hit the exit path, it is
-  walked again then.
-
-What is not promised: two such errors at the same worker, or one in the first steps of a thread, before
-`Worker.live`. Such a worker is missed only by `shutdown` while it waits, which looks once a second for
-threads that have died. Without the GIL a life goes late: when the thread that made it next looks for signals.
-What follows from a hit in the first step or in the exit path, such as a successor, waits for that.
+**Thrown errors.** What is promised for an error that another thread throws into a worker is said in
+``attempt.py``. For that, a task leaves its lane and enters the variable `task` in one step (the head of a
+``for`` loop; see `takes`), and leaves the variable before it is put back.
 
 **No lock, no test per task that it does not need.** What a task may need besides its call (a listener, a
 deadline, a cancellation) is in its sidecar, and one load tells whether there is one. The end of a task serves
@@ -35,32 +22,23 @@ as the start of the next.
 from __future__ import annotations
 
 from _thread import allocate_lock
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-from .._report import Logger, drop_frame, function_name
+from .._report import Logger, drop_frame
 from .._sync import Latch, clock, lock_timeout, takes
-from ..exceptions import TaskCancelled
-from ..observers import ObserverHub, TaskEvent, WorkerEvent
-from ..stats import WorkerInfo
-from .admission import Admission
+from .attempt import NOTHING, Attempts, describe
 from .current import current
 from .holding import Holding
-from .idle import Idle, Seat
-from .lanes import Lane, Lanes
-from .recorder import LULL, Outcome, Recorder, TaskLog
-from .resources import End, ResourceSource, UnfitResource, note_giving_up
-from .settings import Settings
-from .sidecar import locks_task
-from .state import Lifecycle, State
+from .idle import Seat
+from .recorder import LULL, Outcome, TaskLog
+from .resources import End, UnfitResource
+from .state import State
 from .task import FINISHED, RUNNING, TaskFuture
 from .threads import make_thread
+from .workplace import Employer, Workplace
 
-__all__ = ["Employer", "Worker", "Workplace", "describe"]
-
-#: What a task has returned that has not returned yet.
-_NOTHING: Any = object()
+__all__ = ["Worker"]
 
 logger = Logger("tasker_executor")
 futures_logger = Logger("concurrent.futures")
@@ -72,93 +50,34 @@ _TRIES = (None,) * 10  # at destroying a resource, while others throw exceptions
 _RUNNING = State.RUNNING  # looking up a member of an enum takes its time
 
 
-@dataclass(frozen=True)
-class Workplace:
-    """What the workers of one executor share."""
-
-    settings: Settings
-    life: Lifecycle
-    idle: Idle
-    lanes: Lanes
-    admission: Admission
-    source: ResourceSource[Any] | None
-    recorder: Recorder
-    hub: ObserverHub
-    #: Not empty: a worker that is about to start a task asks `Employer.dismisses`.
-    leave: list[None]
-
-
-class Employer(Protocol):
-    """What a worker reports to, and asks: its executor's engine."""
-
-    def worker_starting(self) -> None:
-        """A worker with resources begins to live, and holds no lock: the timer may be started."""
-
-    def worker_ready(self, worker: Worker, *, checked: bool) -> bool:
-        """It owns its resource and is about to look at the lanes. False: the resource must pass its check first."""
-        ...
-
-    def resource_unfit(self, worker: Worker, fault: UnfitResource) -> None:
-        """Its resource failed its check before it had served a task."""
-
-    def resource_given_up(self, worker: Worker) -> None:
-        """It is about to destroy its resource, which may take its time."""
-
-    def task_came_back(self) -> None:
-        """It has put a task back to the front of its lane."""
-
-    def dismisses(self, worker: Worker) -> End | None:
-        """Must it go instead of taking a task? Why?"""
-        ...
-
-    def may_retire(self, worker: Worker) -> bool:
-        """It has been idle for `idle_timeout`: may it go?"""
-        ...
-
-    def worker_ended(self, worker: Worker, end: End, error: BaseException | None) -> None:
-        """It ends. The one place that decides on a successor."""
-
-
 class Worker:
     """One thread and the resource that it owns."""
 
+    # fmt: off
     __slots__ = (
-        "__weakref__",
-        "broken_by",  # the error that showed the resource to be broken
-        "birth",  # taken by the thread when it begins to live, or by its starter, to disown it
-        "employer",
-        "holding",  # None before it is made, after it is destroyed, and without on_create
-        "index",
-        "late",  # has it been starting for create_timeout?
-        "log",
-        "name",
-        "over",  # it has walked its exit path to the end, or will never live
-        "place",
-        "ready",  # is it about to look at the lanes, or has it?
-        "seat",
-        "since",  # when it took the task in hand
-        "started_at",
-        "task",  # the task in hand
-        "thread",
-        "told_of_end",  # observers have heard of it
+        "__weakref__", "attempts", "birth", "broken_by", "employer", "holding", "index", "late", "log", "name", "over",
+        "place", "ready", "seat", "since", "started_at", "task", "thread", "told_of_end",
     )
+    # fmt: on
 
     def __init__(self, place: Workplace, employer: Employer, index: int) -> None:
         self.place = place
         self.employer = employer
         self.index = index
         self.name = f"{place.settings.thread_name_prefix}_{index}"
+        #: None before the resource is made, after it is destroyed, and without `on_create`.
         self.holding: Holding[Any] | None = None
-        self.task: TaskFuture[Any] | None = None
+        self.broken_by: BaseException | None = None  # the error that showed the resource to be broken
+        self.task: TaskFuture[Any] | None = None  # the task in hand
         self.log = TaskLog()
-        self.ready = self.late = False
-        self.told_of_end = self.over = False
-        self.broken_by: BaseException | None = None
-        self.birth = allocate_lock()
+        self.attempts = Attempts(place, self.log, self.name)
+        self.ready = False  # is it about to look at the lanes, or has it?
+        self.late = False  # has it been starting for `create_timeout`?
+        self.told_of_end = False  # have observers heard of its end?
+        self.over = False  # it has walked its exit path to the end, or will never live
+        self.birth = allocate_lock()  # taken by the thread when it begins to live, or by its starter, to disown it
         self.seat = Seat(place.idle)
-        self.started_at = self.since = clock()
-        # A daemon, so that a task that ignores kill() cannot keep the interpreter from exiting; the exit hook
-        # joins all others.
+        self.started_at = self.since = clock()  # `since`: when it took the task in hand
         self.thread = make_thread(_Life(self.live), self.name)
 
     # -- as the holder of the current task
@@ -197,18 +116,6 @@ class Worker:
         task = self.task
         return f"<Worker {self.name} {'idle' if task is None else describe(task)}>"
 
-    def info(self) -> WorkerInfo:
-        """Return what it is doing now."""
-        task, holding, now = self.task, self.holding, clock()
-        function = "" if task is None else describe(task)
-        uses = self.log.attempts()
-        age = 0.0 if holding is None else now - holding.born
-        if task is None or self.task is not task:  # done by now, and perhaps its result described instead of its function
-            return WorkerInfo(self.name, "idle" if self.ready else "starting", None, None, 0, 0.0, uses, age)
-        sidecar = task._sidecar
-        attempt = 1 if sidecar is None else 1 + sidecar.retries
-        return WorkerInfo(self.name, "busy", function, task._lane.name, attempt, max(0.0, now - self.since), uses, age)
-
     # -- a worker's life
 
     def live(self) -> None:
@@ -242,7 +149,7 @@ class Worker:
         if life.state >= State.KILLED:
             return End.DRAINED, None
         if source is not None:
-            employer.worker_starting()  # before the initializer: if that hangs, tasks fail after create_timeout
+            place.timer.start_if_wanted()  # before the initializer: if that hangs, tasks fail after create_timeout
         try:
             if settings.initializer is not None:
                 settings.initializer(*settings.initargs)
@@ -356,12 +263,12 @@ class Worker:
         (high, take_high, high_waits, high_runs, low, take_low, low_waits, low_runs,
          prefix, in_context, fresh_context, careful, leave, blocked, register) = tools
         # fmt: on
-        log, seat = self.log, self.seat
+        log, seat, attempts = self.log, self.seat, self.attempts
         # TaskFuture | None, and Context | None, without the tests that a checker would ask for: `_exception`
         # holds arguments.
         task: Any = None
         context: Any = None
-        value: Any = _NOTHING  # what the task in hand has returned
+        value: Any = NOTHING  # what the task in hand has returned
         error: BaseException | None = None  # or raised
         lane = low
         start = end_time = clock()
@@ -403,7 +310,7 @@ class Worker:
                 if blocked:
                     self.place.admission.refill()
                 if careful:
-                    self._before(task, start)
+                    attempts.begin(task, start)
                 try:
                     if in_context:
                         context = task._context
@@ -422,14 +329,16 @@ class Worker:
                     waits.append(start - task._submitted)
                     runs.append(end_time - start)
                 else:
-                    last, retry = self._judge(task, lane, error, start, end_time)
+                    broken, retry = attempts.judge(task, lane, self.holding, error, start, end_time)
+                    if broken:
+                        self.broken_by, last = error, End.BROKEN
                     if retry:
                         put_back, task, error = task, None, None  # its traceback leads to this frame: no cycle
                         lane.appendleft(put_back)  # whatever the bound
                         put_back = None
                         self.employer.task_came_back()
                         return End.BROKEN
-                if careful and self._after(task, error, start, end_time) and last is None:
+                if careful and attempts.end(task, self.holding, error, start, end_time) and last is None:
                     last = End.USED_UP
                 start = end_time
 
@@ -440,7 +349,7 @@ class Worker:
                 if idle := not (low or high or last):  # after the above, which may run destructors of what the task was given
                     register(seat)
                 task._status = FINISHED
-                value, error = _NOTHING, None
+                value, error = NOTHING, None
                 if task._sidecar is not None:
                     callbacks = task._publish()
                     if callbacks is not None:
@@ -462,47 +371,9 @@ class Worker:
         except BaseException as thrown:
             # Nothing in this loop raises, so this came from outside.
             if task is not None:
-                self._salvage(task, lane, value, error, thrown, start, end_time)
+                running, self.task = self.task is not None, None
+                attempts.salvage(task, lane, running, (value, error), thrown, self.since, start, end_time)
             raise
-
-    def _salvage(
-        self,
-        task: TaskFuture[Any],
-        lane: Lane,
-        value: Any,
-        error: BaseException | None,
-        thrown: BaseException,
-        start: float,
-        end: float,
-    ) -> None:
-        """See that the task in hand reaches its end once, and is counted once, after an error was thrown into `_work`.
-
-        1. It is final, or was not to be run: what may be missing is the rest of that, such as to tell its
-        waiters. 2. It has returned a value: that stands. It is counted if it was not: `Worker.task` is reset
-        when it has ended, and the
-           two numbers of a task are listed one after the other, so one too few is the last that is missing.
-        3. It has raised: that stands. If it was counted as retried, it goes back to its lane.
-        4. Neither: it gets the thrown error.
-        """
-        running, self.task = self.task is not None, None
-        log, sidecar = self.log, task._sidecar
-        noted = log.noted((id(task), self.since))  # `start` may be that of the next task already
-        if task._status is not RUNNING or (sidecar is not None and (sidecar.verdict is not None or sidecar.counted)):
-            task._fail_popped(thrown)
-        elif value is not _NOTHING and error is None:
-            with self.place.recorder.lock:
-                waits, runs = log.entries[lane.priority, Outcome.COMPLETED]
-                if running:
-                    waits.append(start - task._submitted)
-                if len(runs) < len(waits):
-                    runs.append(max(end, start) - start)
-            task._finish(value, None)
-        elif noted is Outcome.RETRIED:
-            lane.appendleft(task)
-        else:
-            if noted is None:
-                log.note(lane.priority, Outcome.FAILED, start - task._submitted, clock() - start)
-            task._finish(None, error or thrown)
 
     # -- resting
 
@@ -566,92 +437,6 @@ class Worker:
             self.broken_by = self.holding.fault
         return unfit
 
-    def _before(self, task: TaskFuture[Any], start: float) -> None:
-        """Tell observers that a task starts."""
-        hub = self.place.hub
-        if hub.hears("task_started"):
-            hub.tell("task_started", self._event(task, start, start))
-
-    def _after(self, task: TaskFuture[Any], error: BaseException | None, start: float, end: float) -> bool:
-        """Keep the resource's record, and tell observers; return whether the resource is used up."""
-        holding, hub, source = self.holding, self.place.hub, self.place.source
-        if holding is not None:
-            holding.uses += 1
-            holding.last_used = end
-            holding.rests_until = holding.expires
-            if error is not None and not isinstance(error, Exception):
-                holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
-        if hub.hears("task_finished"):
-            outcome = "completed" if error is None else "failed"
-            hub.tell("task_finished", self._event(task, start, end, outcome, error))
-        return holding is not None and source is not None and source.used_up(holding)
-
-    def _event(
-        self, task: TaskFuture[Any], start: float, end: float, outcome: str = "", error: BaseException | None = None
-    ) -> TaskEvent:
-        sidecar = task._sidecar
-        attempt = 1 if sidecar is None else 1 + sidecar.retries
-        return TaskEvent(
-            self.place.settings.name,
-            id(task),
-            describe(task),
-            task._lane.name,
-            attempt,
-            self.name,
-            max(0.0, start - task._submitted),
-            end - start,
-            outcome,
-            error,
-            task._context,
-        )
-
-    @locks_task
-    def _judge(
-        self, task: TaskFuture[Any], lane: Lane, error: BaseException, start: float, end: float
-    ) -> tuple[End | None, bool]:
-        """Return, for a task that raised, why the worker must end (its resource is broken), and whether the task is run again.
-
-        An error that is not the resource's fault is the task's own.
-        """
-        place, holding = self.place, self.holding
-        source, settings = place.source, place.settings
-        broken = (
-            holding is not None
-            and source is not None
-            and source.can_break
-            and isinstance(error, Exception)
-            and source.is_broken_after(error, holding)
-        )
-        duration, attempt = (start - task._submitted, end - start), (id(task), start)
-        if broken:
-            self.broken_by = error
-            sidecar = task._observe()
-            assert sidecar is not None
-            limit = settings.max_retries if sidecar.max_retries is None else sidecar.max_retries
-            if sidecar.retries < limit and place.life.state < State.KILLED:
-                if place.hub.hears("task_retried"):
-                    place.hub.tell("task_retried", self._event(task, start, end, error=error))
-                before = sidecar.error  # until the lock is free: to drop an error may run destructors
-                with sidecar:
-                    sidecar.started = True  # it may have come into being while the task ran
-                    sidecar.retries += 1
-                    sidecar.error = error
-                del before
-                self.log.note(lane.priority, Outcome.RETRIED, *duration, attempt)
-                task._submitted = clock()
-                return End.BROKEN, True
-            note_giving_up(error, sidecar.retries)
-        if not isinstance(error, TaskCancelled):  # the task's way of obeying `kill`
-            task._arm(settings.name, describe(task), error)
-        self.log.note(lane.priority, Outcome.FAILED, *duration, attempt)
-        return End.BROKEN if broken else None, False
-
-    def announce(self) -> None:
-        """Tell observers that the worker takes tasks from now on."""
-        hub, name = self.place.hub, self.place.settings.name
-        if hub.hears("worker_started"):
-            hub.tell("worker_started", WorkerEvent(name, self.name))
-
 
 class _Life(partial[None]):
     """The life of a worker, referred to by its thread alone: it goes when the thread ends, in whichever way.
@@ -671,8 +456,3 @@ class _Life(partial[None]):
         # Not born, and in the books: the error came before the first step of `Worker.live`.
         if worker.birth.locked() or (worker.seat.occupied and worker.birth.acquire(False)):
             worker.end(End.CRASHED, None)
-
-
-def describe(task: TaskFuture[Any]) -> str:
-    """Return the name of a task's function."""
-    return function_name(task._result)

@@ -1,0 +1,184 @@
+"""An attempt at a task: what it has come to, what is told of it, and what a thrown error leaves of it.
+
+**An error thrown into a worker.** rq, Celery and debuggers stop a task by an error that they throw into its
+thread (`PyThreadState_SetAsyncExc`). Inside of a task it is the task's. It may come too late, though, between
+any two steps of the interpreter. Then the worker ends, its resource is destroyed once, and a successor takes
+its place. The task in hand reaches its end once: with the result if it has returned, in its lane if it was to
+be retried, otherwise with the error. For that:
+
+- What a task has come to is known from what is stored (`Attempts.salvage`), and counted in one step.
+- The last reference to a worker's life (`_Life` in ``worker.py``) goes with its thread. If the error hit the
+  worker's exit path, the path is walked again then.
+
+Not promised: two such errors at the same worker, or one in the first steps of a thread, before `Worker.live`.
+Only a `shutdown` that waits misses such a worker: it looks once a second for threads that have died. Without
+the GIL a life goes late: when the thread that made it next looks for signals. What follows from a hit in the
+first step or in the exit path, such as a successor, waits for that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._report import function_name
+from .._sync import clock
+from ..exceptions import TaskCancelled
+from ..observers import TaskEvent
+from .holding import Holding
+from .lanes import Lane
+from .recorder import Outcome, TaskLog
+from .resources import note_giving_up
+from .sidecar import locks_task
+from .state import State
+from .task import RUNNING, TaskFuture
+from .workplace import Workplace
+
+__all__ = ["NOTHING", "Attempts", "describe"]
+
+#: What a task has returned that has not returned yet.
+NOTHING: Any = object()
+
+
+class Attempts:
+    """The attempts of one worker. Called by that worker only."""
+
+    __slots__ = ("_log", "_place", "_worker")
+
+    def __init__(self, place: Workplace, log: TaskLog, worker: str) -> None:
+        self._place = place
+        self._log = log
+        self._worker = worker
+
+    def begin(self, task: TaskFuture[Any], start: float) -> None:
+        """Tell observers that a task starts."""
+        hub = self._place.hub
+        if hub.hears("task_started"):
+            hub.tell("task_started", self._event(task, start, start))
+
+    def end(
+        self, task: TaskFuture[Any], holding: Holding[Any] | None, error: BaseException | None, start: float, end: float
+    ) -> bool:
+        """Keep the resource's record, and tell observers; return whether the resource is used up."""
+        hub, source = self._place.hub, self._place.source
+        if holding is not None:
+            holding.uses += 1
+            holding.last_used = end
+            holding.rests_until = holding.expires
+            if error is not None and not isinstance(error, Exception):
+                holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
+        if hub.hears("task_finished"):
+            outcome = "completed" if error is None else "failed"
+            hub.tell("task_finished", self._event(task, start, end, outcome, error))
+        return holding is not None and source is not None and source.used_up(holding)
+
+    @locks_task
+    def judge(
+        self,
+        task: TaskFuture[Any],
+        lane: Lane,
+        holding: Holding[Any] | None,
+        error: BaseException,
+        start: float,
+        end: float,
+    ) -> tuple[bool, bool]:
+        """Return, for a task that raised, whether its resource is broken, and whether the task is run again.
+
+        An error that is not the resource's fault is the task's own.
+        """
+        place = self._place
+        source, settings = place.source, place.settings
+        broken = (
+            holding is not None
+            and source is not None
+            and source.can_break
+            and isinstance(error, Exception)
+            and source.is_broken_after(error, holding)
+        )
+        duration, attempt = (start - task._submitted, end - start), (id(task), start)
+        if broken:
+            sidecar = task._observe()
+            assert sidecar is not None
+            limit = settings.max_retries if sidecar.max_retries is None else sidecar.max_retries
+            if sidecar.retries < limit and place.life.state < State.KILLED:
+                if place.hub.hears("task_retried"):
+                    place.hub.tell("task_retried", self._event(task, start, end, error=error))
+                before = sidecar.error  # until the lock is free: to drop an error may run destructors
+                with sidecar:
+                    sidecar.started = True  # it may have come into being while the task ran
+                    sidecar.retries += 1
+                    sidecar.error = error
+                del before
+                self._log.note(lane.priority, Outcome.RETRIED, *duration, attempt)
+                task._submitted = clock()
+                return True, True
+            note_giving_up(error, sidecar.retries)
+        if not isinstance(error, TaskCancelled):  # that is the task's way of obeying `kill`
+            task._arm(settings.name, describe(task), error)
+        self._log.note(lane.priority, Outcome.FAILED, *duration, attempt)
+        return broken, False
+
+    def salvage(
+        self,
+        task: TaskFuture[Any],
+        lane: Lane,
+        running: bool,
+        outcome: tuple[Any, BaseException | None],
+        thrown: BaseException,
+        began: float,
+        start: float,
+        end: float,
+    ) -> None:
+        """See that the task in hand reaches its end once, and is counted once, after `thrown` came into its worker.
+
+        `running`: the worker had not noted the end of the task. `outcome`: what the task had returned and
+        raised. `began`: when the worker took it in hand; `start` may be that of the next task already.
+
+        1. The task is final, or was not to be run. What may be missing is the rest of that, such as to tell
+           its waiters.
+        2. It has returned a value: that stands. It is counted if it was not. The two numbers of a task are
+           listed one after the other, so one too few is the last that is missing.
+        3. It has raised: that stands. If it was counted as retried, it goes back to its lane.
+        4. Neither: it gets the thrown error.
+        """
+        value, error = outcome
+        log, sidecar = self._log, task._sidecar
+        noted = log.noted((id(task), began))
+        if task._status is not RUNNING or (sidecar is not None and (sidecar.verdict is not None or sidecar.counted)):
+            task._fail_popped(thrown)
+        elif value is not NOTHING and error is None:
+            with self._place.recorder.lock:
+                waits, runs = log.entries[lane.priority, Outcome.COMPLETED]
+                if running:
+                    waits.append(start - task._submitted)
+                if len(runs) < len(waits):
+                    runs.append(max(end, start) - start)
+            task._finish(value, None)
+        elif noted is Outcome.RETRIED:
+            lane.appendleft(task)
+        else:
+            if noted is None:
+                log.note(lane.priority, Outcome.FAILED, start - task._submitted, clock() - start)
+            task._finish(None, error or thrown)
+
+    def _event(
+        self, task: TaskFuture[Any], start: float, end: float, outcome: str = "", error: BaseException | None = None
+    ) -> TaskEvent:
+        sidecar = task._sidecar
+        return TaskEvent(
+            self._place.settings.name,
+            id(task),
+            describe(task),
+            task._lane.name,
+            1 if sidecar is None else 1 + sidecar.retries,
+            self._worker,
+            max(0.0, start - task._submitted),
+            end - start,
+            outcome,
+            error,
+            task._context,
+        )
+
+
+def describe(task: TaskFuture[Any]) -> str:
+    """Return the name of a task's function."""
+    return function_name(task._result)

@@ -1,0 +1,63 @@
+"""The workplace: what the workers of one executor share, and what they ask of their employer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..observers import ObserverHub
+from .admission import Admission
+from .idle import Idle
+from .lanes import Lanes
+from .recorder import Recorder
+from .resources import End, ResourceSource, UnfitResource
+from .settings import Settings
+from .state import Lifecycle
+from .timer import Timer
+
+__all__ = ["Employer", "Workplace"]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What the workers of one executor share."""
+
+    settings: Settings
+    life: Lifecycle
+    idle: Idle
+    lanes: Lanes
+    admission: Admission
+    source: ResourceSource[Any] | None
+    recorder: Recorder
+    hub: ObserverHub
+    timer: Timer
+    #: Not empty: a worker that is about to start a task asks `Employer.dismisses`.
+    leave: list[None]
+
+
+class Employer(Protocol):
+    """What a worker reports to, and asks: the engine of its executor. `worker` is the worker that calls."""
+
+    def worker_ready(self, worker: Any, *, checked: bool) -> bool:
+        """Count a worker that owns its resource; return False if the resource must pass its check first."""
+        ...
+
+    def resource_unfit(self, worker: Any, fault: UnfitResource) -> None:
+        """Note that a worker's resource failed its check before it had served a task."""
+
+    def resource_given_up(self, worker: Any) -> None:
+        """Note that a worker is about to destroy its resource, which may take its time."""
+
+    def task_came_back(self) -> None:
+        """See that another worker takes a task that was put back to the front of its lane."""
+
+    def dismisses(self, worker: Any) -> End | None:
+        """Return why a worker must go instead of taking a task; None if it may stay."""
+        ...
+
+    def may_retire(self, worker: Any) -> bool:
+        """Return whether a worker that has been idle for `idle_timeout` may go."""
+        ...
+
+    def worker_ended(self, worker: Any, end: End, error: BaseException | None) -> None:
+        """Walk the exit path of a worker: the one place that decides on a successor."""
