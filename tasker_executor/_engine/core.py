@@ -1,22 +1,30 @@
-"""The hallway of the engine: it puts the rooms together, and is where submitters and workers come in.
+"""The hallway of the engine: it wires the rooms, and it is where submitters and workers come in.
 
 The executor object that the user holds is a handle; this is what it holds. Workers and the timer hold the
 core and never the handle. So a dropped executor is collected, and its core drains and ends.
 
-=================  ====================================================================
-the question       the room
-=================  ====================================================================
-idle.py            how do a submitter and an idle worker find each other?
-crew.py            which workers live, and how many should?
-outage.py          a failing factory: may it be tried, when next, which tasks have waited too long?
-recovery.py        what follows when the factory fails?
-deadlock.py        which tasks wait for a task of their own executor?
-admission.py       who may come in while the queue is full?
-timer.py           when is which duty due? (deadlines.py, scaler.py, recovery.py)
-reserve.py         which resource does ``run_now`` get?
-ending.py          how does it all end?
-gauges.py          what is going on?
-=================  ====================================================================
+===============================  ===============================================================
+the room                         the question that it answers
+===============================  ===============================================================
+``settings.py``                  what did the user ask for?
+``state.py``                     which states does an executor go through, and which lock guards them?
+``task.py``, ``sidecar.py``      what happens to a task, from submission to result?
+``waiting.py``, ``handoff.py``   how does a thread wait for a task?
+``lanes.py``, ``admission.py``   where do tasks wait, and which may come in while the queue is full?
+``idle.py``                      how do a submitter and an idle worker find each other?
+``crew.py``                      which workers live, and how many should?
+``worker.py``, ``attempt.py``    what does a worker do, and what has an attempt at a task come to?
+``resources.py``, ``holding.py`` how is a resource made, judged, aborted and given up?
+``reserve.py``, ``places.py``    which resource does ``run_now`` get, and which calls are under way?
+``supply.py``, ``outage.py``     what do the resources say of the factory; when may it be tried again?
+``recovery.py``                  what follows for the tasks that wait, and what is said?
+``deadlock.py``                  which tasks wait for a task of their own executor?
+``timer.py``, ``herald.py``      which duty is due, and which thread tells of what it did?
+``deadlines.py``, ``scaler.py``  which task is too late; how many workers does the policy want?
+``ending.py``, ``nesting.py``    how does it all end, and when must a caller not wait for that?
+``process.py``                   what happens at the exit of the interpreter, and in the child of a fork?
+``gauges.py``, ``recorder.py``   what is going on, and how often and how long did it happen?
+===============================  ===============================================================
 """
 
 from __future__ import annotations

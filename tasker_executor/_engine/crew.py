@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection
 
 from .._report import Logger
 from .._sync import clock, spend_stack
+from . import process
 from .idle import Seat
 from .resources import REPLACED, End
 from .state import State
@@ -114,7 +115,7 @@ class Crew:
         return not self.outage.failures or self.outage.may_try(clock(), self.starting())
 
     def _needed(self) -> bool:
-        """Return whether another worker is needed. Each that is starting will look at the lanes: only further tasks count."""
+        """Return whether another worker is needed. Those that are starting look at the lanes: only further tasks count."""
         starting = self.starting()
         while (waiting := self._lanes.waiting()) and starting != (now := self.starting()):
             starting = now  # one has begun to work since, and may have taken a task: count again
@@ -127,7 +128,7 @@ class Crew:
         """Return how many tasks wait beyond those that free workers are about to take; for the queue bound."""
         if self.outage.failures == 0:
             limit = self.limit()
-        else:  # and one to try the factory with, when it is time: without it, with max_queued=0, no task ever comes in
+        else:  # and one to try the factory with, in time: without it, with max_queued=0, no task ever comes in
             limit = sum(worker.ready for worker in self.workers.copy()) + self._may_start()
         return self._lanes.waiting() - max(0, limit - self.busy())
 
@@ -153,7 +154,7 @@ class Crew:
             raise
 
     def populate_or_retry(self) -> None:
-        """Do the same for a caller that has no one to raise to: a refused thread is like a resource that cannot be made."""
+        """Start the workers that are needed, for a caller that must not raise: the timer tries again for a refused thread."""
         try:
             self.populate()
         except CannotStart as error:
@@ -288,6 +289,7 @@ class Crew:
             if worker in self.workers:
                 self.broken = self.broken or end is End.INITIALIZER_FAILED
                 self.ended.add(worker.thread)
+                process.ending.add(worker.thread)
                 failed = self.supply.note_end(worker, end, error)
                 self._forget(worker, replaced=end in REPLACED)
         del held
