@@ -1,8 +1,9 @@
-"""Imports point strictly down the layers; the core needs the standard library and typing_extensions, and no extra."""
+"""Imports point strictly down the layers, type imports included. The core needs the standard library and typing_extensions alone."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import sys
 from pathlib import Path
 
@@ -57,7 +58,7 @@ CORE = [module for module in MODULES if module.partition(".")[0] not in EXTRAS]
 
 
 class Imports(ast.NodeVisitor):
-    """Collects what a module imports when it is run: in functions too, but not under ``if TYPE_CHECKING``."""
+    """Collects what a module imports: in functions too, and of our own modules under ``if TYPE_CHECKING``, too."""
 
     def __init__(self, module: str) -> None:
         self.module = module
@@ -65,10 +66,13 @@ class Imports(ast.NodeVisitor):
         self.others: set[str] = set()
 
     def visit_If(self, node: ast.If) -> None:
-        skipped = node.body if ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"} else []
-        for child in ast.iter_child_nodes(node):
-            if child not in skipped:
-                self.visit(child)
+        others = self.others.copy()
+        for child in node.body:
+            self.visit(child)
+        if ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+            self.others = others  # they need not be installed; but to know a type of ours is to know its module
+        for child in node.orelse:
+            self.visit(child)
 
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
@@ -118,7 +122,8 @@ def imports_of_module(module: str) -> Imports:
         ("import tasker_executor._types", "_types", ""),
         ("import tasker_executor", "__init__", ""),
         ("def lazy():\n    import rich", "", "rich"),
-        ("if TYPE_CHECKING:\n    from ._executor import ResourceExecutor\nelse:\n    import os", "", "os"),
+        ("if TYPE_CHECKING:\n    from ._executor import ResourceExecutor\nelse:\n    import os", "_executor", "os"),
+        ("if TYPE_CHECKING:\n    import rich", "", ""),
     ],
 )
 def test_every_form_of_import_is_seen(source: str, ours: str, others: str) -> None:
@@ -146,6 +151,12 @@ def test_imports_point_down(module: str) -> None:
     not_down = {name for name in imports_of_module(module).ours if LAYER_OF[name] >= LAYER_OF[module]}
 
     assert not not_down
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    sorter = graphlib.TopologicalSorter({module: imports_of_module(module).ours - {module} for module in MODULES})
+
+    sorter.prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("module", CORE)
