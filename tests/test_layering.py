@@ -1,4 +1,4 @@
-"""Imports point strictly down the layers, type imports included. The core needs the standard library and typing_extensions alone."""
+"""Imports point strictly down the layers, type imports included; the core needs no library but typing_extensions."""
 
 from __future__ import annotations
 
