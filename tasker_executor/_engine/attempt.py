@@ -28,7 +28,6 @@ from .holding import Holding
 from .lanes import Lane
 from .recorder import Outcome, TaskLog
 from .resources import note_giving_up
-from .sidecar import locks_task
 from .state import State
 from .task import RUNNING, TaskFuture
 from .workplace import Workplace
@@ -71,7 +70,6 @@ class Attempts:
             hub.tell("task_finished", self._event(task, start, end, outcome, error))
         return holding is not None and source is not None and source.used_up(holding)
 
-    @locks_task
     def judge(
         self,
         task: TaskFuture[Any],
@@ -102,12 +100,7 @@ class Attempts:
             if sidecar.retries < limit and place.life.state < State.KILLED:
                 if place.hub.hears("task_retried"):
                     place.hub.tell("task_retried", self._event(task, start, end, error=error))
-                before = sidecar.error  # until the lock is free: to drop an error may run destructors
-                with sidecar:
-                    sidecar.started = True  # it may have come into being while the task ran
-                    sidecar.retries += 1
-                    sidecar.error = error
-                del before
+                sidecar.begin_retry(error)
                 self._log.note(lane.priority, Outcome.RETRIED, *duration, attempt)
                 task._submitted = clock()
                 return True, True

@@ -30,6 +30,7 @@ from .aborts import Target
 from .crew import Crew
 from .current import current
 from .gauges import worker_info
+from .idle import CLOSED
 from .lanes import Lane
 from .nesting import Nesting
 from .reserve import Reserve
@@ -83,7 +84,8 @@ class Ending:
                 self._crew.leave[:] = [None]  # no worker starts another task: before the tokens are set, and the tasks obey
             elif life.state < State.DRAINING:
                 life.state = State.DRAINING
-            idle.close()
+            with idle._lock:  # in line: where a function begins, Ctrl-C may come between the store above and this
+                idle.line = CLOSED
             handle = None if self.handle is None else self.handle()
             if handle is not None:  # from now on `submit` and `run_now` refuse at once
                 handle._needs_care = True

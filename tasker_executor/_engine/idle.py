@@ -219,11 +219,6 @@ class Idle:
 
     # -- the end
 
-    def close(self) -> None:
-        """Show submitters that the executor accepts no more tasks."""
-        with self._lock:
-            self.line = CLOSED
-
     def forget_woken(self) -> None:
         """Drop the references to the seats woken last."""
         self._woken.clear()

@@ -107,12 +107,14 @@ def _at_exit() -> None:
 
 
 def _after_fork_in_child() -> None:
-    for call in _forked:
-        call()
-    for executor in executors():
-        executor.reinit_after_fork()
-    _executors.clear()
-    ending.clear()
+    try:
+        for call in _forked:
+            call()
+    finally:  # even if a call raises (EMFILE): an executor that is not told waits for the parent's threads
+        for executor in executors():
+            executor.reinit_after_fork()
+        _executors.clear()
+        ending.clear()
 
 
 # The interpreter calls the last one registered first. Our hook drains before that of the standard library's

@@ -200,6 +200,16 @@ class Sidecar(ReentrantLock):
         return True
 
     @locks_task
+    def begin_retry(self, error: BaseException) -> None:
+        """Note that the task is run again after `error`."""
+        before = self.error  # until the lock is free: to drop an error may run destructors
+        with self:
+            self.started = True  # the sidecar may have come into being while the task ran
+            self.retries += 1
+            self.error = error
+        del before
+
+    @locks_task
     def tell_waiters(self, task: Future[Any], error: BaseException | None) -> None:
         """Tell each waiter that `task`, which has come to `error` or none, is final. The sidecar is held.
 
