@@ -281,7 +281,7 @@ class Hysteresis(Combinable):
     def target(self, load: LoadSample, /) -> int:
         """Return the answer of the policy followed, or the last target if it is too early to shrink."""
         answers = self._answers
-        wanted = _answer(self._policy, load)
+        wanted = answer(self._policy, load)
         answers.append(wanted)
         if wanted >= load.target:
             return wanted
@@ -341,7 +341,7 @@ class Maximum(_Combination):
 
     def target(self, load: LoadSample, /) -> int:
         """Return the largest of the answers."""
-        return max([_answer(policy, load) for policy in self._policies])
+        return max([answer(policy, load) for policy in self._policies])
 
 
 class Minimum(_Combination):
@@ -354,7 +354,7 @@ class Minimum(_Combination):
 
     def target(self, load: LoadSample, /) -> int:
         """Return the smallest of the answers."""
-        return min([_answer(policy, load) for policy in self._policies])
+        return min([answer(policy, load) for policy in self._policies])
 
 
 def _grown(load: LoadSample, wanted: int) -> int:
@@ -396,19 +396,19 @@ def interval_of(policy: ScalingPolicy) -> float:
 def ask(policy: ScalingPolicy, load: LoadSample) -> int:
     """Ask `policy` about `load` and return its answer as an int, clamped to the bounds of `load`.
 
-    All that ask a policy ask here: the executor, the simulation and Dask's adaptive clusters.
+    All that ask a policy ask here or, where the bounds may change in the meantime, by `answer`.
 
     Raises:
         TypeError: The answer is not a whole number. An integer of NumPy is one, a bool or a float is not.
         Exception: Whatever the policy raises.
     """
-    return min(max(load.min_workers, _answer(policy, load)), load.max_workers)
+    return min(max(load.min_workers, answer(policy, load)), load.max_workers)
 
 
-def _answer(policy: ScalingPolicy, load: LoadSample) -> int:
+def answer(policy: ScalingPolicy, load: LoadSample) -> int:
     """Return the answer of `policy` as an int, or raise TypeError if it is not a whole number."""
-    answer = policy.target(load)
-    wanted = whole(answer)
+    said = policy.target(load)
+    wanted = whole(said)
     if wanted is None:
-        raise TypeError(f"{safe_repr(policy)} answered {safe_repr(answer)}, which is no number of workers")
+        raise TypeError(f"{safe_repr(policy)} answered {safe_repr(said)}, which is no number of workers")
     return wanted

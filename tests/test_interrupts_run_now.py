@@ -119,7 +119,7 @@ def check_the_pool_is_whole(pool: Pool, ledger: Ledger) -> None:
     if not resources._care:
         assert stats.available_resources == resources._size
     assert len(ledger.alive) == stats.available_resources + stats.active_workers
-    assert resources.in_use == []
+    assert [holding for holding in resources._all if holding.call is not None] == []
     assert resources.callers() == []
 
 

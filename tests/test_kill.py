@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from engine import Holding, aborts_under_way, join_aborts, workers_of
+from engine import Holding, aborts_under_way, join_aborts, reserve_of, workers_of
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, Watched, eventually
 from tasker_executor import Observer, ResourceExecutor, ShutdownTimeout, TaskCancelled, TaskEvent, current_task
 
@@ -625,3 +625,35 @@ def test_run_now_is_refused_in_a_callback_of_a_task_that_shutdown_cancels(
     pool.shutdown(wait=False, cancel_futures=True)
 
     assert len(refusals) == 1
+
+
+def test_a_resource_is_not_aborted_for_a_call_that_ended_while_the_killer_looked(make_pool: MakePool) -> None:
+    # 1. The killer sees a resource of the reserve in use. 2. The call of run_now ends. 3. No call uses it now.
+    aborted: list[object] = []
+
+    class Quick:
+        """A holding whose call ends as soon as the killer has looked."""
+
+        looks = 0
+        being_aborted = False
+
+        @property
+        def call(self) -> object:
+            self.looks += 1
+            return int if self.looks == 1 else None
+
+        def serves(self, call: object) -> bool:
+            return call is None
+
+        def abort(self, hook: Any, executor: str, in_use: Callable[[], bool]) -> None:
+            if in_use():
+                aborted.append(self)
+
+    pool = make_pool(1, on_create=object, on_abort=aborted.append)
+    reserve_of(pool)._all = {Quick()}  # type: ignore[arg-type]  # has what it takes
+
+    reserve_of(pool).abort(aborted.append, [])
+    join_aborts()
+    reserve_of(pool)._all = set()
+
+    assert aborted == []

@@ -249,3 +249,24 @@ def test_tasks_that_come_one_at_a_time_resume_the_tick_though_a_worker_lies_abov
     pool.submit(int).result(DEADLINE)
 
     eventually(lambda: bool(policy.loads), "the policy to be asked")
+
+
+def test_an_answer_is_clamped_to_the_bounds_that_hold_when_it_comes(make_pool: MakePool, gate: Gate) -> None:
+    # 1. The policy is shown a load with at most 1 worker. 2. `resize` allows 3. 3. The policy answers 3.
+    asked: list[int] = []
+
+    class Growing:
+        interval = 0.01
+
+        def target(self, load: LoadSample, /) -> int:
+            if not asked:
+                pool.resize(max_workers=3)
+            asked.append(load.max_workers)
+            return 3 if len(asked) == 1 else load.target
+
+    pool = make_pool(1, policy=Growing())
+    for _ in range(3):
+        pool.submit(gate.hold)
+
+    gate.wait_until_held(3)
+    assert asked[0] == 1

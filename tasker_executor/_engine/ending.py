@@ -1,7 +1,7 @@
 """The ending: how an executor stops accepting tasks, drains or is killed, and closes; and how a caller waits for that.
 
 **The end of submission.** `close` replaces what a submitter looks at after it has queued its task by a list
-that is always true (`Idle.close`). The slow path behind it takes the task back and refuses it, unless a
+that is always true (`CLOSED`). The slow path behind it takes the task back and refuses it, unless a
 worker has it already. A worker ends when it finds the executor draining and, looking afterwards, the lanes
 empty. So a task is either refused or run, without a lock.
 

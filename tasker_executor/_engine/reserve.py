@@ -129,11 +129,6 @@ class Reserve(Generic[R]):
         """How many resources are free."""
         return len(self._free)
 
-    @property
-    def in_use(self) -> list[Holding[R]]:
-        """The resources that a call of ``run_now`` has in hand."""
-        return [holding for holding in self._all.copy() if holding.call is not None]
-
     # -- a call
 
     # Longer than our functions are: each part taken out of it would cost a call per ``run_now``, or a point
@@ -357,7 +352,8 @@ class Reserve(Generic[R]):
 
     def abort(self, hook: AbortHook[R], targets: list[Target]) -> None:
         """Have `on_abort` called for `targets` and for what calls of ``run_now`` have in hand. Do not wait."""
-        targets = targets + [(holding, partial(holding.serves, holding.call)) for holding in self.in_use]
+        calls = [(holding, holding.call) for holding in self._all.copy()]
+        targets = targets + [(holding, partial(holding.serves, call)) for holding, call in calls if call is not None]
         # A second `kill` calls each hook again, unless the hook still hangs.
         targets = [(holding, in_use) for holding, in_use in targets if not holding.being_aborted]
         self._aborts += abort_all(targets, hook, self._source.name)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from .._report import Logger, safe_repr
 from .._sync import clock
-from ..policies import ask, interval_of
+from ..policies import answer, interval_of
 from .gauges import Gauges
 from .idle import Idle
 from .state import State
@@ -80,7 +80,7 @@ class Scaler:
         self._next = now + self._interval
         try:
             self._interval = interval_of(policy)
-            wanted = ask(policy, load)
+            wanted = answer(policy, load)  # the crew clamps it: the bounds may change while the policy is asked
             reason = safe_repr(policy)
             self._policy_failed = False
         except BaseException:

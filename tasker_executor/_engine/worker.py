@@ -278,6 +278,7 @@ class Worker:
             log.until = None
             for _ in _SHIFT:
                 if careful and (high or low) and (unfit := self._unfit()) is not None:
+                    task = None
                     return unfit
 
                 # -- take a task: priority first
