@@ -182,7 +182,7 @@ class ResourceExecutor(BaseExecutor[R]):
             name=name,
         )
         refuse_late_patching()
-        self._on_full = settings.on_full
+        self._on_full: OnFull = settings.on_full
         self._core = core = Core(settings)
         self._normal, self._priority = core.lanes.normal, core.lanes.priority
         self._open_reserve = core.reserve  # until the end begins

@@ -1,8 +1,10 @@
-"""The load of a simulation: its tasks in order of arrival, read from a recording or drawn at random."""
+"""The load of a simulation: its tasks in order of arrival, read from a recording or drawn at random; its rates."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
 from random import Random
@@ -11,7 +13,10 @@ from typing import NamedTuple, TypeAlias
 from ._checks import check_finite
 from .recording import Recording, read_recording
 
-__all__ = ["Arrivals", "Load", "ServiceTime", "make_load"]
+__all__ = ["Arrivals", "Load", "Rates", "ServiceTime", "make_load"]
+
+# The executor measures rates over this many seconds, in slots of one second.
+_WINDOW = 5
 
 #: When tasks arrive, in seconds: numbers, or the path of a recording.
 Arrivals: TypeAlias = Iterable[float] | str | os.PathLike[str]
@@ -71,3 +76,36 @@ def _draw(service_time: float | Iterable[float] | Callable[[Random], float], num
             raise ValueError(f"service_time must have a number for each of the {number} arrivals, not {len(durations)}")
         return durations
     return [check_finite("service_time", service_time)] * number
+
+
+class Rates:
+    """The rates of a `LoadSample`, measured as the executor measures them: over the last few seconds."""
+
+    def __init__(self, arrivals: list[float], start: float) -> None:
+        self._arrivals = arrivals
+        self._start = start
+        # The tasks that finished within the window, and the index of the first arrival in it.
+        self._finished: deque[tuple[float, float]] = deque()
+        self._finished_seconds = 0.0
+        self._first_in_window = 0
+        self._mean_duration = 0.0
+
+    def count_finished(self, task: tuple[float, float]) -> None:
+        """Count a task that is done: when, and how long it ran."""
+        self._finished.append(task)
+        self._finished_seconds += task[1]
+
+    def measure(self, now: float, arrived: int) -> tuple[float, float, float]:
+        """Return the rates of arrivals and completions, and the mean service time."""
+        window_start = math.floor(now - _WINDOW) + 1  # a whole second: the executor counts in slots
+        window = max(min(now - window_start, now - self._start), 1.0)
+        arrivals, finished = self._arrivals, self._finished
+        while self._first_in_window < arrived and arrivals[self._first_in_window] < window_start:
+            self._first_in_window += 1
+        while finished and finished[0][0] < window_start:
+            self._finished_seconds -= finished.popleft()[1]
+        if finished:
+            self._mean_duration = self._finished_seconds / len(finished)
+        else:
+            self._finished_seconds = 0.0  # So rounding errors do not add up for ever.
+        return (arrived - self._first_in_window) / window, len(finished) / window, self._mean_duration

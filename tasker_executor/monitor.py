@@ -18,41 +18,30 @@ The panel is a pure function of a `Snapshot`, which needs no terminal: ``print(l
 
 from __future__ import annotations
 
-import operator
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, as_completed
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
-from ._checks import check_count, check_seconds
+from ._checks import check_seconds
 from ._engine.gauges import Gauges
 from ._engine.threads import make_thread
 from ._executor import ResourceExecutor
 from ._report import Logger, must_escape, safe_str
-from ._sync import clock, lock_timeout
+from ._sync import lock_timeout
 from .stats import DurationSummary, ExecutorMetrics, ExecutorStats, WorkerInfo
 
 try:
     from rich.console import Console, Group
-    from rich.errors import LiveError
     from rich.live import Live
     from rich.panel import Panel
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
     from rich.segment import Segment
     from rich.table import Table
     from rich.text import Text
+
+    from ._progress import LINE_INTERVAL, duration_text, progress
 except ModuleNotFoundError as error:
     raise ImportError("rich is missing: pip install tasker-executor[monitor]") from error
 
@@ -61,12 +50,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Monitor", "Point", "Snapshot", "line", "monitor", "panel", "progress", "take_snapshot", "watch"]
 
-T = TypeVar("T")
-
 logger = Logger(__name__)
 
 _FRAME = 0.25  # seconds between two frames of the panel
-_LINE = 10.0  # seconds between two plain lines
 _HISTORY = 600  # points of the sparklines
 _ROWS = 10  # workers shown, at most
 
@@ -161,8 +147,8 @@ def line(snapshot: Snapshot) -> str:
         f"{stats.queued_tasks + stats.priority_tasks} queued ({stats.priority_tasks} priority)",
         f"{metrics.completion_rate:.1f}/s done",
         f"{stats.failed} failed",
-        f"wait p95 {_duration(metrics.wait.p95)}",
-        f"run p95 {_duration(metrics.run.p95)}",
+        f"wait p95 {duration_text(metrics.wait.p95)}",
+        f"run p95 {duration_text(metrics.run.p95)}",
     ]
     if snapshot.failures:
         parts.append(f"{_factory(snapshot)}: {snapshot.last_failure}")
@@ -189,7 +175,7 @@ def _facts(snapshot: Snapshot) -> Table:
         "workers": f"{stats.active_workers} of {snapshot.max_workers}: {snapshot.busy} busy, {stats.idle_workers} idle; "
         f"{stats.base_workers} base, {stats.burst_workers} burst; {snapshot.wanted_workers} wanted",
         "queued": f"{stats.queued_tasks} normal, {stats.priority_tasks} priority"
-        + (f"; the oldest waits for {_duration(snapshot.oldest_wait)}" if snapshot.oldest_wait else ""),
+        + (f"; the oldest waits for {duration_text(snapshot.oldest_wait)}" if snapshot.oldest_wait else ""),
         "rates": f"{metrics.arrival_rate:.1f}/s submitted, {metrics.completion_rate:.1f}/s done",
         "tasks": f"{stats.completed} completed, {stats.failed} failed, {stats.cancelled} cancelled; {stats.retried} retried",
     }
@@ -208,7 +194,7 @@ def _facts(snapshot: Snapshot) -> Table:
 
 
 def _factory(snapshot: Snapshot) -> str:
-    return f"on_create failed {snapshot.failures} times in a row, next attempt in {_duration(snapshot.retry_in)}"
+    return f"on_create failed {snapshot.failures} times in a row, next attempt in {duration_text(snapshot.retry_in)}"
 
 
 def _times(metrics: ExecutorMetrics) -> Table:
@@ -221,7 +207,7 @@ def _times(metrics: ExecutorMetrics) -> Table:
 
 
 def _percentiles(times: DurationSummary) -> list[str]:
-    return [_duration(seconds) for seconds in (times.p50, times.p95, times.p99, times.maximum)]
+    return [duration_text(seconds) for seconds in (times.p50, times.p95, times.p99, times.maximum)]
 
 
 def _workers(snapshot: Snapshot) -> list[RenderableType]:
@@ -234,11 +220,11 @@ def _workers(snapshot: Snapshot) -> list[RenderableType]:
     table.add_row(*(Text(name, "bold") for name in ("worker", "state", "for", "task", "resource")))
     with_resources = bool(snapshot.stats.resources_created)
     for worker in shown:
-        resource = f"{_duration(worker.resource_age)} old, {worker.resource_uses} uses"
+        resource = f"{duration_text(worker.resource_age)} old, {worker.resource_uses} uses"
         table.add_row(
             Text(worker.name),
             Text(worker.state, {"busy": "green", "starting": "yellow"}.get(worker.state, "dim")),
-            _duration(worker.running_for) if worker.state == "busy" else "",
+            duration_text(worker.running_for) if worker.state == "busy" else "",
             Text(_task(worker)),
             resource if with_resources and worker.state != "starting" else "",
         )
@@ -259,19 +245,6 @@ def _grid(columns: int, numbers: Collection[int] = ()) -> Table:
     for column in range(columns):
         table.add_column(justify="right" if column in numbers else "left", no_wrap=True, overflow="ellipsis")
     return table
-
-
-def _duration(seconds: float) -> str:
-    """Return a duration as text, in the unit that suits it."""
-    if seconds < 0.001:
-        return f"{seconds * 1e6:.0f} us" if seconds >= 5e-7 else "0 s"
-    if seconds < 1.0:
-        return f"{seconds * 1e3:.1f} ms"
-    if seconds < 60.0:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
 
 
 class _Sparkline:
@@ -316,7 +289,7 @@ class Monitor:
         self._working = True  # False once the console has failed
         self._live: Live | None = None
         if interval is None:
-            interval = _FRAME if self._console.is_terminal else _LINE
+            interval = _FRAME if self._console.is_terminal else LINE_INTERVAL
         self._interval = check_seconds("interval", interval, above_zero=True)
         self._history: deque[Point] = deque(maxlen=_HISTORY)
         self._stop = threading.Event()
@@ -410,95 +383,3 @@ def watch(pool: ResourceExecutor[Any], *, console: Console | None = None, interv
             pool._core.gauges.wait_until_closed()
         except KeyboardInterrupt:
             pass
-
-
-# -- progress
-
-
-class _RateColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        rate = task.finished_speed or task.speed or (task.completed / task.elapsed if task.elapsed else 0.0)
-        return Text(f"{rate:.1f}/s", "cyan")
-
-
-def progress(
-    work: Iterable[T],
-    *,
-    total: int | None = None,
-    description: str = "",
-    console: Console | None = None,
-) -> Iterator[T]:
-    """Yield results and show how far the work is, how fast it goes, and how long it will take.
-
-    Closing the iterator closes `work`, if it can be closed: leaving the loop early cancels the rest of
-    ``pool.map(...)``.
-
-    Args:
-        work: Results, such as ``pool.map(...)``, which come in their order; or a collection of futures, which
-            come as they complete.
-        total: How many results there will be. None for ``len(work)``; if it has no length, no remaining time
-            is shown.
-        description: What is being done.
-        console: The console to show it on. None for the standard output.
-    """
-    console = Console() if console is None else console
-    if total is not None:
-        total = check_count("total", total, 0)
-    if isinstance(work, Collection):
-        total = len(work) if total is None else total
-        if work and all(isinstance(item, Future) for item in work):
-            work = as_completed(work)  # type: ignore[assignment]  # T is Future, which the checker cannot see
-    elif total is None:
-        total = operator.length_hint(work) or None
-    return _shown(iter(work), total, description, console)
-
-
-def _shown(work: Iterator[T], total: int | None, description: str, console: Console) -> Iterator[T]:
-    try:
-        if console.is_terminal:
-            bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                _RateColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=console,
-            )
-            try:
-                bar.start()
-            except LiveError:  # an old rich, and another live display is shown, such as the panel
-                yield from _with_lines(work, total, description, console)
-                return
-            with bar:
-                yield from bar.track(work, total, description=description)
-        else:
-            yield from _with_lines(work, total, description, console)
-    finally:
-        close = getattr(work, "close", None)
-        if close is not None:
-            close()
-
-
-def _with_lines(work: Iterator[T], total: int | None, description: str, console: Console) -> Iterator[T]:
-    done = 0
-    begun = shown = clock()
-    for item in work:
-        yield item
-        done += 1
-        now = clock()
-        if now - shown >= _LINE:
-            shown = now
-            console.print(_progress_line(description, done, total, now - begun), soft_wrap=True, highlight=False, markup=False)
-    text = _progress_line(description, done, done, clock() - begun)
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-
-def _progress_line(description: str, done: int, total: int | None, seconds: float) -> str:
-    rate = done / seconds if seconds > 0.0 else 0.0
-    parts = [f"{done} done" if total is None else f"{done} of {total} done", f"{rate:.1f}/s"]
-    if total is not None and done < total and rate:
-        parts.append(f"{_duration((total - done) / rate)} to go")
-    else:
-        parts.append(f"in {_duration(seconds)}")
-    return f"{description}: {', '.join(parts)}" if description else ", ".join(parts)

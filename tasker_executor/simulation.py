@@ -4,6 +4,13 @@
 `LoadSample`. An hour of load takes about a second. The load is made up, or recorded in production
 (`tasker_executor.recording`).
 
+    >>> from tasker_executor.policies import BacklogPolicy
+    >>> step = [n / 10 for n in range(100)] + [10 + n / 100 for n in range(1000)]  # 10 tasks a second, then 100
+    >>> print(simulate(None, step, 0.1, min_workers=11, max_workers=11))
+    1100 tasks by 20.1 s: mean wait 0.000 s, p99 0.000 s | 221 worker-seconds, peak 11, created 11, flaps 0
+    >>> print(simulate(BacklogPolicy(), step, 0.1, min_workers=2, max_workers=16))
+    1100 tasks by 20.5 s: mean wait 0.008 s, p99 0.170 s | 151 worker-seconds, peak 14, created 14, flaps 1
+
 The simulation has these rules of the executor:
 
 - A task takes an idle worker, or else waits: priority tasks before normal ones, in order of arrival within
@@ -33,14 +40,11 @@ from typing import NamedTuple
 from typing_extensions import override
 
 from ._checks import check_bounds, check_finite, check_max_workers, check_seconds
-from ._load import Arrivals, Load, ServiceTime, make_load
+from ._load import Arrivals, Load, Rates, ServiceTime, make_load
 from .policies import ScalingPolicy, ask, check_policy, interval_of
 from .stats import LoadSample
 
 __all__ = ["Arrivals", "Moment", "ServiceTime", "Simulation", "simulate"]
-
-# The executor measures rates over this many seconds, in slots of one second.
-_WINDOW = 5
 
 # At most this many seconds after the last task, for a policy to come back to the base.
 _SETTLE = 60.0
@@ -133,13 +137,6 @@ def simulate(
     one seed two policies face the same tasks. A policy may remember what it was asked, so give each
     simulation a new one.
 
-        >>> from tasker_executor.policies import BacklogPolicy
-        >>> step = [n / 10 for n in range(100)] + [10 + n / 100 for n in range(1000)]  # 10 tasks a second, then 100
-        >>> print(simulate(None, step, 0.1, min_workers=11, max_workers=11))
-        1100 tasks by 20.1 s: mean wait 0.000 s, p99 0.000 s | 221 worker-seconds, peak 11, created 11, flaps 0
-        >>> print(simulate(BacklogPolicy(), step, 0.1, min_workers=2, max_workers=16))
-        1100 tasks by 20.5 s: mean wait 0.008 s, p99 0.170 s | 151 worker-seconds, peak 14, created 14, flaps 1
-
     Args:
         policy: The policy, which is asked at its interval. None for an executor without one: `max_workers`
             are wanted all the time.
@@ -173,18 +170,78 @@ def simulate(
     limit = check_max_workers(max_workers)
     base = check_bounds(min_workers, limit)
     load = make_load(arrivals, service_time, priority_share, seed)
+    begin = _check_start(start, load)
+    create_time = check_finite("create_time", create_time)
+    tally = _Tally(len(load.arrivals), begin, check_seconds("flap_window", flap_window))
+    run = _Run(policy, load, base, limit, create_time, begin, tally)
+    end = run.run(None if until is None else check_finite("until", until))
+    return tally.result(end, load.priority)
+
+
+def _check_start(start: float | None, load: Load) -> float:
+    """Return when the executor starts, or raise if a task arrives before."""
     first = load.arrivals[0] if load.arrivals else 0.0
     begin = first if start is None else check_finite("start", start)
     if load.arrivals and first < begin:
         raise ValueError(f"start must not be later than the first arrival at {first!r}, not {start!r}")
-    run = _Run(
-        policy, load, base, limit, check_finite("create_time", create_time), begin, check_seconds("flap_window", flap_window)
-    )
-    return run.result(None if until is None else check_finite("until", until))
+    return begin
+
+
+class _Tally:
+    """What comes of a simulation: the numbers that become a `Simulation`."""
+
+    def __init__(self, tasks: int, start: float, flap_window: float) -> None:
+        self.waits = [0.0] * tasks
+        self.creations = 0
+        self._worker_seconds = 0.0
+        self._counted_until = start
+        self._peak_workers = 0
+        self._flap_window = flap_window
+        self._flaps = 0
+        self._changed_at = -math.inf
+        self._grew = False
+        self._timeline: list[Moment] = []
+
+    def count_workers(self, now: float, before: int, after: int) -> None:
+        """Count the cost of the workers until now, when their number changes."""
+        self._worker_seconds += before * (now - self._counted_until)
+        self._counted_until = now
+        self._peak_workers = max(self._peak_workers, after)
+
+    def count_turn(self, now: float, grows: bool) -> None:
+        """Count a flap if the number wanted, which changes now, has just changed the other way."""
+        if grows != self._grew and now - self._changed_at < self._flap_window:
+            self._flaps += 1
+        self._grew = grows
+        self._changed_at = now
+
+    def record(self, moment: Moment) -> None:
+        """Add a point to the timeline."""
+        if not self._timeline or moment != self._timeline[-1]:
+            self._timeline.append(moment)
+
+    def result(self, end: float, priority: list[bool]) -> Simulation:
+        """Return the result of a simulation that has ended."""
+        waits = self.waits
+        ranked = sorted(waits)
+        return Simulation(
+            completed=len(waits),
+            mean_wait=math.fsum(waits) / len(waits) if waits else 0.0,
+            p99_wait=ranked[(99 * len(ranked) + 99) // 100 - 1] if ranked else 0.0,
+            max_wait=ranked[-1] if ranked else 0.0,
+            worker_seconds=self._worker_seconds,
+            creations=self.creations,
+            peak_workers=self._peak_workers,
+            flaps=self._flaps,
+            end=end,
+            timeline=tuple(self._timeline),
+            waits=tuple(waits),
+            priority=tuple(priority),
+        )
 
 
 class _Run:
-    """The state of a simulation, and the events that change it.
+    """The executor that is simulated, and the events that change its state.
 
     An event is: a task is done, a worker is ready, a task arrives, the policy is asked. Events of one moment
     happen in this order.
@@ -198,21 +255,21 @@ class _Run:
         max_workers: int,
         create_time: float,
         start: float,
-        flap_window: float,
+        tally: _Tally,
     ) -> None:
         self._policy = policy
         self._arrivals, self._durations, self._priority = load
         self._min_workers = min_workers
         self._max_workers = max_workers
         self._create_time = create_time
-        self._flap_window = flap_window
-
         self._start = start
+        self._tally = tally
+        self._rates = Rates(load.arrivals, start)
+
         self._target: int = max_workers if policy is None else min_workers
         self._workers = 0
         self._idle = 0
         self._arrived = 0
-        self._waits = [0.0] * len(load.arrivals)
         # The indices of the tasks that wait.
         self._normal_lane: deque[int] = deque()
         self._priority_lane: deque[int] = deque()
@@ -222,46 +279,17 @@ class _Run:
         # is sorted.
         self._starting: deque[float] = deque()
 
-        # For the rates: the tasks that finished within the window, and the index of the first arrival in it.
-        self._finished: deque[tuple[float, float]] = deque()
-        self._finished_seconds = 0.0
-        self._first_in_window = 0
-        self._mean_duration = 0.0
-
-        self._worker_seconds = 0.0
-        self._counted_until = start
-        self._creations = 0
-        self._peak_workers = 0
-        self._flaps = 0
-        self._changed_at = -math.inf
-        self._grew = False
-        self._timeline: list[Moment] = []
-
-    def result(self, until: float | None) -> Simulation:
-        """Run from start to end and return the result."""
+    def run(self, until: float | None) -> float:
+        """Run from start to end; return the time of the end."""
         end = self._simulate(until)
         self._change_workers(end, 0)
         self._record(end)
-        waits = self._waits
-        ranked = sorted(waits)
-        return Simulation(
-            completed=len(waits),
-            mean_wait=math.fsum(waits) / len(waits) if waits else 0.0,
-            p99_wait=ranked[(99 * len(ranked) + 99) // 100 - 1] if ranked else 0.0,
-            max_wait=ranked[-1] if ranked else 0.0,
-            worker_seconds=self._worker_seconds,
-            creations=self._creations,
-            peak_workers=self._peak_workers,
-            flaps=self._flaps,
-            end=end,
-            timeline=tuple(self._timeline),
-            waits=tuple(waits),
-            priority=tuple(self._priority),
-        )
+        return end
 
     def _simulate(self, until: float | None) -> float:
         """Let all events happen; return the time of the end."""
         arrivals, running, starting = self._arrivals, self._running, self._starting
+        count_finished = self._rates.count_finished
         tasks = len(arrivals)
         undone = tasks
         self._start_workers(self._start, self._min_workers)
@@ -279,8 +307,7 @@ class _Run:
                 return end
             if now == done:
                 task = heappop(running)
-                self._finished.append(task)
-                self._finished_seconds += task[1]
+                count_finished(task)
                 self._take_task(now)
                 undone -= 1
                 if not undone:
@@ -346,7 +373,7 @@ class _Run:
         else:
             self._idle += 1
             return
-        self._waits[task] = now - self._arrivals[task]
+        self._tally.waits[task] = now - self._arrivals[task]
         duration = self._durations[task]
         heappush(self._running, (now + duration, duration))
 
@@ -358,24 +385,19 @@ class _Run:
     def _start_workers(self, now: float, number: int) -> None:
         if number > 0:
             self._change_workers(now, number)
-            self._creations += number
+            self._tally.creations += number
             self._starting.extend([now + self._create_time] * number)
 
     def _change_workers(self, now: float, change: int) -> None:
-        self._worker_seconds += self._workers * (now - self._counted_until)
-        self._counted_until = now
+        before = self._workers
         self._workers += change
-        self._peak_workers = max(self._peak_workers, self._workers)
+        self._tally.count_workers(now, before, self._workers)
 
     def _ask(self, policy: ScalingPolicy, now: float) -> None:
         """Ask the policy, then retire and start workers, as the executor does."""
         target = ask(policy, self._sample(now))
         if target != self._target:
-            grows = target > self._target
-            if grows != self._grew and now - self._changed_at < self._flap_window:
-                self._flaps += 1
-            self._grew = grows
-            self._changed_at = now
+            self._tally.count_turn(now, target > self._target)
             self._target = target
         retired = min(self._workers - target, self._idle)
         if retired > 0:
@@ -385,17 +407,7 @@ class _Run:
 
     def _sample(self, now: float) -> LoadSample:
         """Return the sample that the executor would show the policy."""
-        window_start = math.floor(now - _WINDOW) + 1  # a whole second: the executor counts in slots
-        window = max(min(now - window_start, now - self._start), 1.0)
-        arrivals, finished = self._arrivals, self._finished
-        while self._first_in_window < self._arrived and arrivals[self._first_in_window] < window_start:
-            self._first_in_window += 1
-        while finished and finished[0][0] < window_start:
-            self._finished_seconds -= finished.popleft()[1]
-        if finished:
-            self._mean_duration = self._finished_seconds / len(finished)
-        else:
-            self._finished_seconds = 0.0  # So rounding errors do not add up for ever.
+        arrival_rate, completion_rate, mean_service_time = self._rates.measure(now, self._arrived)
         return LoadSample(
             time=now,
             workers=self._workers,
@@ -404,10 +416,10 @@ class _Run:
             queued_normal=len(self._normal_lane),
             queued_priority=len(self._priority_lane),
             oldest_wait=self._oldest_wait(now),
-            arrival_rate=(self._arrived - self._first_in_window) / window,
-            completion_rate=len(finished) / window,
-            mean_service_time=self._mean_duration,
-            mean_create_time=self._create_time if self._creations > len(self._starting) else 0.0,
+            arrival_rate=arrival_rate,
+            completion_rate=completion_rate,
+            mean_service_time=mean_service_time,
+            mean_create_time=self._create_time if self._tally.creations > len(self._starting) else 0.0,
             create_failures=0,
             min_workers=self._min_workers,
             max_workers=self._max_workers,
@@ -415,6 +427,5 @@ class _Run:
         )
 
     def _record(self, now: float) -> None:
-        moment = Moment(now, self._workers, len(self._running), self._queued(), self._oldest_wait(now), self._target)
-        if not self._timeline or moment != self._timeline[-1]:
-            self._timeline.append(moment)
+        wait = self._oldest_wait(now)
+        self._tally.record(Moment(now, self._workers, len(self._running), self._queued(), wait, self._target))

@@ -40,7 +40,7 @@ LAYERS = [
     {"_engine.core"},
     {"_engine.submission"},
     {"_executor"},
-    {"_telemetry", "testing.fakes", "testing.tasks"},
+    {"_telemetry", "_progress", "testing.fakes", "testing.tasks"},
     {"testing.inline"},
     {"testing.leaks"},
     {"testing.__init__"},
@@ -50,7 +50,7 @@ LAYERS = [
     {"dask.__init__"},
     {"__init__"},
 ]
-EXTRAS = {"prometheus", "opentelemetry", "monitor", "plot", "dask"}
+EXTRAS = {"prometheus", "opentelemetry", "monitor", "_progress", "plot", "dask"}
 
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 MODULES = sorted(".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in FOLDER.rglob("*.py"))

@@ -27,7 +27,7 @@ from rich.console import Console, RenderableType
 from rich.errors import LiveError
 from rich.progress import Progress
 
-from tasker_executor import monitor as live
+from tasker_executor._progress import duration_text
 from tasker_executor.monitor import Point, Snapshot, line, monitor, panel, progress, take_snapshot, watch
 
 README = Path(__file__).parent.parent / "README.rst"
@@ -288,7 +288,7 @@ def test_an_old_terminal_gets_plain_letters(snapshot: Snapshot) -> None:
     ],
 )
 def test_a_duration_is_shown_in_the_unit_that_suits_it(seconds: float, text: str) -> None:
-    assert live._duration(seconds) == text
+    assert duration_text(seconds) == text
 
 
 # -- live --
