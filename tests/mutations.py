@@ -98,8 +98,8 @@ MUTATIONS = [
     Mutation(
         "a retried task is queued again",
         "_engine/worker.py",
-        "lane.appendleft(put_back)  # whatever",
-        "id(put_back)  # whatever",
+        "                        lane.appendleft(put_back)",
+        "                        id(put_back)",
         "retries",
     ),
     Mutation("retries have a limit", "_engine/worker.py", "if sidecar.retries < limit and", "if", "retries"),
@@ -206,8 +206,8 @@ MUTATIONS = [
     Mutation(
         "a life that ends in any way walks the exit path",
         "_engine/worker.py",
-        "        if worker.over:\n            return\n        # Not born",
-        "        if worker:\n            return\n        # Not born",
+        "        if worker.over:",
+        "        if worker:",
         "thrown",
     ),
     Mutation(
@@ -523,8 +523,8 @@ MUTATIONS = [
     Mutation(
         "a retried task goes to the front of its lane",
         "_engine/worker.py",
-        "lane.appendleft(put_back)  # whatever",
-        "lane.append(put_back)  # whatever",
+        "                        lane.appendleft(put_back)",
+        "                        lane.append(put_back)",
         "retries lanes",
     ),
     # -- the factory
@@ -819,14 +819,14 @@ MUTATIONS = [
         "task",
     ),
     Mutation(
-        "all who wait have a permit",
+        "each thread that waits for a task has the permit",
         "_engine/sidecar.py",
         "            if self.permits is None:\n",
         "            if True:\n",
         "task handoff",
     ),
     Mutation(
-        "who waits by a handoff is woken",
+        "a thread that waits by a handoff is woken",
         "_engine/task.py",
         "                handoff.give()\n            except",
         "                pass\n            except",
@@ -854,14 +854,14 @@ MUTATIONS = [
         "task",
     ),
     Mutation(
-        "who adds a waiter publishes no end",
+        "a thread that adds a waiter publishes no end",
         "_engine/task.py",
         "sidecar = self._sidecar or self._observe() or self._seal()",
         "sidecar = self._observe() or self._seal()",
         "task",
     ),
     Mutation(
-        "a task that was settled and not told of is concluded by the next who meets it",
+        "a task that was settled and not told of is concluded by the next thread that meets it",
         "_engine/task.py",
         "(self._status is FINISHED or sidecar.verdict is not None)",
         "self._status is FINISHED",
@@ -896,21 +896,21 @@ MUTATIONS = [
         "task",
     ),
     Mutation(
-        "a file of another's is not written to",
+        "a file of other code is not written to",
         "_engine/handoff.py",
         "            self._check()\n            write",
         "            write",
         "handoff",
     ),
     Mutation(
-        "a file of another's is not read",
+        "a file of other code is not read",
         "_engine/handoff.py",
         "if not inheritable(self._eventfd):",
         "if True:",
         "handoff",
     ),
     Mutation(
-        "a file of another's is not closed",
+        "a file of other code is not closed",
         "_engine/handoff.py",
         "                    return\n                close(",
         "                    pass\n                close(",
@@ -963,7 +963,9 @@ MUTATIONS = [
         "claimed.extend([self.arguments])",
         "kill_destroy mutants interrupts",
     ),
-    Mutation("a break puts all others under suspicion", "_engine/resources.py", "self.breaks += 1", "pass", "resources"),
+    Mutation(
+        "a break puts all other resources under suspicion", "_engine/resources.py", "self.breaks += 1", "pass", "resources"
+    ),
     Mutation("max_age has a bounded jitter", "_engine/resources.py", "AGE_JITTER = 0.1", "AGE_JITTER = 0.5", "resources"),
     Mutation("None is no resource", "_engine/resources.py", "if made[0] is None:", "if False:", "creation"),
     Mutation(
@@ -1088,14 +1090,18 @@ MUTATIONS = [
     ),
     # -- the door, the clock, the books
     Mutation(
-        "who waits at the door looks for a place once more",
+        "a submitter that waits at the door looks for a place once more",
         "_engine/admission.py",
         "            self.refill()  # a worker may have",
         "            pass  # a worker may have",
         "admission mutants",
     ),
     Mutation(
-        "nobody overtakes at the door", "_engine/admission.py", "if not self.blocked and self", "if self", "admission mutants"
+        "no submitter overtakes another at the door",
+        "_engine/admission.py",
+        "if not self.blocked and self",
+        "if self",
+        "admission mutants",
     ),
     Mutation(
         "a place is reserved until its task is queued",
@@ -1161,7 +1167,7 @@ MUTATIONS = [
         "herald",
     ),
     Mutation(
-        "who waits for the end waits for what is told, too",
+        "a thread that waits for the end waits for what is told, too",
         "_engine/timer.py",
         "        threads = self.thread, self.herald.thread",
         "        threads = (self.thread,)",
@@ -1203,7 +1209,7 @@ MUTATIONS = [
         "timer",
     ),
     Mutation(
-        "a deadline that comes while others are forgotten is kept",
+        "a deadline that comes while other deadlines are forgotten is kept",
         "_engine/deadlines.py",
         "            if entry[1] > number:",
         "            if False:",
@@ -1222,8 +1228,8 @@ MUTATIONS = [
     Mutation(
         "a worker that ends makes room at the door",
         "_engine/core.py",
-        "        if self.admission.blocked:  # a place may be free",
-        "        if False:  # a place may be free",
+        "self.recovery.fail_queue(error)\n        if self.admission.blocked:",
+        "self.recovery.fail_queue(error)\n        if False:",
         "admission",
     ),
     Mutation(
@@ -1421,7 +1427,7 @@ MUTATIONS = [
         "monitor",
     ),
     Mutation(
-        "an interrupted write keeps nobody from closing",
+        "an interrupted write keeps no thread from closing",
         "recording.py",
         "self._writing = threading.RLock()",
         "self._writing = threading.Lock()",
@@ -1526,15 +1532,15 @@ MUTATIONS = [
     Mutation(
         "the error of an attempt is in no cycle with the frame of a worker's life",
         "_engine/worker.py",
-        "            del cause  #",
-        "            pass  #",
+        "            del cause",
+        "            pass",
         "crossings",
     ),
     Mutation(
         "the error of on_create is in no cycle with the frame of a worker's life",
         "_engine/worker.py",
-        "                del error  #",
-        "                pass  #",
+        "                del error",
+        "                pass",
         "crossings",
     ),
     Mutation(
