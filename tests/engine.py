@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from _thread import allocate_lock
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from enum import Enum
 from threading import Thread
 from typing import Any, TypeAlias, TypeVar
@@ -329,21 +329,6 @@ def use_lane(pool: ResourceExecutor[Any], kind: type[L]) -> L:
 def show_submitters(pool: ResourceExecutor[Any], lane: object) -> None:
     """Let submitters append to `lane`, which may be no Lane. Workers see the true one."""
     setattr(pool, "_normal", lane)  # noqa: B010  # it may be no Lane, by type
-    setattr(core_of(pool), "lanes", _Shown(lanes_of(pool), lane))  # noqa: B010  # for the long way of a submission
-
-
-class _Shown:
-    """The lanes of an executor, with another normal lane for the caller that asks for it by name."""
-
-    def __init__(self, lanes: Lanes, normal: object) -> None:
-        self._lanes = lanes
-        self.normal = normal
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._lanes, name)
-
-    def __iter__(self) -> Iterator[Lane]:
-        return iter(self._lanes)
 
 
 def fail_queue(pool: Engine, error: BaseException) -> None:

@@ -173,48 +173,6 @@ MUTATIONS = [
         "            return True\n        pass",
         "races",
     ),
-    Mutation(
-        "a worker that has left the books is not on its way",
-        "_engine/crew.py",
-        "        worker.seat.occupied = False\n",
-        "",
-        "races",
-    ),
-    Mutation(
-        "a worker of the books that was woken is on its way",
-        "_engine/crew.py",
-        "worker.seat.occupied = True",
-        "worker.seat.occupied = False",
-        "races",
-    ),
-    Mutation(
-        "submitters that hold back are told when a woken worker takes its permit",
-        "_engine/idle.py",
-        "            if self.line is ENOUGH:\n                self.line = self.stack",
-        "            pass",
-        "races",
-    ),
-    Mutation(
-        "a submission that an error is thrown into takes its sign down",
-        "_engine/core.py",
-        "                if idle.line is ENOUGH:\n                    idle.line = idle.stack",
-        "                pass",
-        "races interrupts",
-    ),
-    Mutation(
-        "a submission that an error is thrown into looks after tasks that relied on it",
-        "_engine/core.py",
-        "            finally:\n                self.scaler.resume()",
-        "            except ArithmeticError:\n                self.scaler.resume()",
-        "races interrupts scaler",
-    ),
-    Mutation(
-        "a worker knows since when it is idle",
-        "_engine/worker.py",
-        "                    log.until = start\n                    return None",
-        "                    return None",
-        "crew mutants",
-    ),
     # -- kill against a worker that is about to start a task
     Mutation(
         "once kill has set its state no task starts",
@@ -407,20 +365,6 @@ MUTATIONS = [
         "except (IndexError, RuntimeError):",
         "except IndexError:",
         "races",
-    ),
-    Mutation(
-        "a thread that waits for the end looks for workers whose thread has died",
-        "_engine/ending.py",
-        "                self._crew.bury()\n",
-        "",
-        "thrown",
-    ),
-    Mutation(
-        "a worker whose thread has died walks its exit path",
-        "_engine/crew.py",
-        "                    worker.end(End.CRASHED, None)",
-        "                    pass",
-        "thrown",
     ),
     # -- waiting inside
     Mutation(
@@ -727,27 +671,6 @@ MUTATIONS = [
         "max(expires, self.born + LEAST_REST)",
         "expires",
         "creation",
-    ),
-    Mutation(
-        "the factory is tried again when the pause is over",
-        "_engine/recovery.py",
-        "if tended and paused_until is None:",
-        "if False:",
-        "creation",
-    ),
-    Mutation(
-        "a task that came later waits longer",
-        "_engine/recovery.py",
-        "before=now - self._create_timeout",
-        "before=None",
-        "creation",
-    ),
-    Mutation(
-        "a task that came back too late for the killer is settled",
-        "_engine/core.py",
-        "        elif self.life.state >= State.KILLED:\n            self.ending.cancel_queue()",
-        "        elif False:\n            pass",
-        "mutants kill races",
     ),
     # -- the end
     Mutation(
@@ -1200,13 +1123,6 @@ MUTATIONS = [
         "heapq.heappush(self._heap, (deadline",
         "self._heap.append((deadline",
         "deadlines",
-    ),
-    Mutation(
-        "a submitter that wakes a worker above the alarm ends the pause of the policy",
-        "_engine/core.py",
-        "elif self.scaler.paused:",
-        "elif False:",
-        "scaler",
     ),
     Mutation(
         "a policy that pauses is woken by the next task",
