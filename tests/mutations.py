@@ -814,7 +814,7 @@ MUTATIONS = [
     Mutation(
         "one sidecar for a future",
         "_engine/task.py",
-        "                winner = firsts.setdefault(self, made)",
+        "                winner = _firsts.setdefault(self, made)",
         "                winner = made",
         "task",
     ),
