@@ -102,7 +102,13 @@ MUTATIONS = [
         "                        id(put_back)",
         "retries",
     ),
-    Mutation("retries have a limit", "_engine/worker.py", "if sidecar.retries < limit and", "if", "retries"),
+    Mutation(
+        "retries have a limit",
+        "_engine/attempt.py",
+        "if sidecar.retries < limit and",
+        "if",
+        "retries",
+    ),
     Mutation(
         "a task may raise what is no Exception",
         "_engine/worker.py",
@@ -126,7 +132,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a killed task is not retried",
-        "_engine/worker.py",
+        "_engine/attempt.py",
         "limit and place.life.state < State.KILLED",
         "limit",
         "kill retries mutants",
@@ -173,6 +179,55 @@ MUTATIONS = [
         "            return True\n        pass",
         "races",
     ),
+    Mutation(
+        "a worker that has left the books is not on its way",
+        "_engine/crew.py",
+        "        worker.seat.occupied = False\n",
+        "",
+        "races",
+    ),
+    Mutation(
+        "a worker of the books that was woken is on its way",
+        "_engine/crew.py",
+        "worker.seat.occupied = True",
+        "worker.seat.occupied = False",
+        "races",
+    ),
+    Mutation(
+        "submitters that hold back are told when a woken worker takes its permit",
+        "_engine/idle.py",
+        "            if self.line is ENOUGH:\n                self.line = self.stack",
+        "            pass",
+        "races",
+    ),
+    Mutation(
+        "a submission that an error is thrown into takes its sign down",
+        "_engine/core.py",
+        "                if idle.line is ENOUGH:\n                    idle.line = idle.stack",
+        "                pass",
+        "races interrupts",
+    ),
+    Mutation(
+        "a submission that an error is thrown into looks after tasks that relied on it",
+        "_engine/core.py",
+        "            finally:\n                self.scaler.resume()",
+        "            except ArithmeticError:\n                self.scaler.resume()",
+        "races interrupts scaler",
+    ),
+    Mutation(
+        "the frame of the loop keeps no finished task",
+        "_engine/worker.py",
+        "                    log.until, task = start, None",
+        "                    log.until = start",
+        "drop",
+    ),
+    Mutation(
+        "a worker knows since when it is idle",
+        "_engine/worker.py",
+        "                    log.until, task = start, None",
+        "                    task = None",
+        "crew",
+    ),
     # -- kill against a worker that is about to start a task
     Mutation(
         "once kill has set its state no task starts",
@@ -191,7 +246,8 @@ MUTATIONS = [
     Mutation(
         "a worker that is dismissed with a task in hand puts it back",
         "_engine/worker.py",
-        "lane.appendleft(put_back)\n                    self.employer.task_came_back()\n                    return last",
+        "lane.appendleft(put_back)\n                    put_back = None\n"
+        "                    self.employer.task_came_back()\n                    return last",
         "return last",
         "races",
     ),
@@ -220,41 +276,41 @@ MUTATIONS = [
     Mutation(
         "a task in hand reaches its end",
         "_engine/worker.py",
-        "                self._salvage(task,",
+        "                attempts.salvage(task,",
         "                str.format('', task,",
         "thrown",
     ),
     Mutation(
         "a value that was returned stands",
-        "_engine/worker.py",
-        "        elif value is not _NOTHING and error is None:",
+        "_engine/attempt.py",
+        "        elif value is not NOTHING and error is None:",
         "        elif False:",
         "thrown",
     ),
     Mutation(
         "an attempt that was noted is counted once",
-        "_engine/worker.py",
+        "_engine/attempt.py",
         "            if noted is None:",
         "            if True:",
         "thrown",
     ),
     Mutation(
         "an attempt is known by its start",
-        "_engine/worker.py",
-        "log.noted((id(task), self.since))",
+        "_engine/attempt.py",
+        "log.noted((id(task), began))",
         "log.noted((id(task), start))",
         "thrown",
     ),
     Mutation(
         "a task that was to be retried goes back",
-        "_engine/worker.py",
+        "_engine/attempt.py",
         "        elif noted is Outcome.RETRIED:",
         "        elif False:",
         "thrown",
     ),
     Mutation(
         "a task that was settled, or failed without being run, is not counted again",
-        "_engine/worker.py",
+        "_engine/attempt.py",
         "(sidecar.verdict is not None or sidecar.counted)",
         "(sidecar.verdict is not None)",
         "thrown",
@@ -290,8 +346,8 @@ MUTATIONS = [
     Mutation(
         "a worker leaves the books last of all",
         "_engine/crew.py",
-        "        self._note_served()\n        self._recorder.close_log(worker.log)",
-        "        self.workers.discard(worker)\n        self._note_served()\n        self._recorder.close_log(worker.log)",
+        "        self.supply.note_served()\n        self._recorder.close_log(worker.log)",
+        "        self.workers.discard(worker)\n        self.supply.note_served()\n        self._recorder.close_log(worker.log)",
         "thrown",
     ),
     Mutation(
@@ -365,6 +421,20 @@ MUTATIONS = [
         "except (IndexError, RuntimeError):",
         "except IndexError:",
         "races",
+    ),
+    Mutation(
+        "a thread that waits for the end looks for workers whose thread has died",
+        "_engine/ending.py",
+        "                self._crew.bury()\n",
+        "",
+        "thrown",
+    ),
+    Mutation(
+        "a worker whose thread has died walks its exit path",
+        "_engine/crew.py",
+        "                    worker.end(End.CRASHED, None)",
+        "                    pass",
+        "thrown",
     ),
     # -- waiting inside
     Mutation(
@@ -554,8 +624,8 @@ MUTATIONS = [
     ),
     Mutation(
         "create_timeout counts from when the last resource went",
-        "_engine/crew.py",
-        "            self.outage.bare(clock())",
+        "_engine/supply.py",
+        "            outage.bare(clock())",
         "            pass",
         "creation resources",
     ),
@@ -577,8 +647,8 @@ MUTATIONS = [
     Mutation(
         "a failed check is counted before another worker is woken",
         "_engine/core.py",
-        "        if self.crew.note_unfit(worker, fault):",
-        "        self.wake_if_waiting()\n        if self.crew.note_unfit(worker, fault):",
+        "        if self.crew.supply.note_unfit(worker, fault):",
+        "        self.wake_if_waiting()\n        if self.crew.supply.note_unfit(worker, fault):",
         "creation",
     ),
     Mutation(
@@ -611,7 +681,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the outage learns of what has served",
-        "_engine/crew.py",
+        "_engine/supply.py",
         "                if worker.log.attempts():\n                    self.outage.served(worker.started_at)",
         "                pass",
         "creation",
@@ -660,7 +730,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a worker that crashes before its first task has no successor at once",
-        "_engine/crew.py",
+        "_engine/supply.py",
         "if end is End.CRASHED and not worker.log.attempts():",
         "if worker.employer is None:",
         "creation",
@@ -671,6 +741,27 @@ MUTATIONS = [
         "max(expires, self.born + LEAST_REST)",
         "expires",
         "creation",
+    ),
+    Mutation(
+        "the factory is tried again when the pause is over",
+        "_engine/recovery.py",
+        "if tended and paused_until is None:",
+        "if False:",
+        "creation",
+    ),
+    Mutation(
+        "a task that came later waits longer",
+        "_engine/recovery.py",
+        "before=now - self._create_timeout",
+        "before=None",
+        "creation",
+    ),
+    Mutation(
+        "a task that came back too late for the killer is settled",
+        "_engine/core.py",
+        "        elif self.life.state >= State.KILLED:\n            self.ending.cancel_queue()",
+        "        elif False:\n            pass",
+        "thrown",
     ),
     # -- the end
     Mutation(
@@ -1125,6 +1216,13 @@ MUTATIONS = [
         "deadlines",
     ),
     Mutation(
+        "a submitter that wakes a worker above the alarm ends the pause of the policy",
+        "_engine/core.py",
+        "elif self.scaler.paused:",
+        "elif False:",
+        "scaler",
+    ),
+    Mutation(
         "a policy that pauses is woken by the next task",
         "_engine/scaler.py",
         "            stack.append(self._alarm)",
@@ -1504,7 +1602,7 @@ MUTATIONS = [
     Mutation(
         "the timer watches an initializer, too",
         "_engine/worker.py",
-        "            employer.worker_starting()",
+        "            place.timer.start_if_wanted()",
         "            pass",
         "crossings",
     ),
