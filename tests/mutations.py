@@ -863,6 +863,13 @@ MUTATIONS = [
         "process",
     ),
     Mutation(
+        "the interpreter waits for workers that are about to end",
+        "_engine/crew.py",
+        "                process.ending.add(worker.thread)\n",
+        "",
+        "process",
+    ),
+    Mutation(
         "an executor that refuses says what it said before at exit, too",
         "_engine/ending.py",
         "        if self._life.state is State.RUNNING:\n            self.refusal =",
