@@ -222,6 +222,7 @@ def test_tasks_fail_in_time_while_the_initializer_hangs(make_pool: MakePool, led
         future = pool.submit(id)
         hung.wait_until_held()
         eventually(lambda: timer_of(pool).thread is not None, "the timer")
+        hung.wait_until_held()  # still: the end of the worker would start the timer, too
         clock.pass_time(3601.0, pool)
         with pytest.raises(ResourceCreationError):
             future.result(DEADLINE)

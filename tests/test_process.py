@@ -102,6 +102,29 @@ def test_exit_waits_for_a_thread_that_is_about_to_end() -> None:
     assert output == ["ended"]
 
 
+def test_exit_waits_for_a_worker_that_has_left_the_books_and_is_about_to_end() -> None:
+    output = run("""
+        pool = ResourceExecutor(1)
+        pool.submit(int).result()
+        [thread] = [thread for thread in threading.enumerate() if thread.name.endswith("_0")]
+        gate = threading.Event()
+        delete, join = thread._delete, thread.join
+        def end():  # what a thread does last
+            gate.wait()
+            say("ended")
+            delete()
+        def let_it_end():
+            gate.set()
+            join()
+        thread._delete, thread.join = end, let_it_end
+        pool.shutdown(wait=False)
+        while pool.stats().state != "closed":
+            pass
+    """)
+
+    assert output == ["ended"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_in_the_child_of_a_fork_calls_are_made_in_their_order_before_the_executors_are_told() -> None:
     output = run("""

@@ -16,6 +16,7 @@ import pytest
 
 from engine import (
     WAKES_AT_ONCE,
+    End,
     Lane,
     Lanes,
     Seat,
@@ -36,6 +37,7 @@ from engine import (
     patch_new_task,
     patch_pauses,
     replace_step,
+    report_end,
     show_idle_stack,
     show_submitters,
     source_of,
@@ -1472,6 +1474,24 @@ def test_a_worker_that_will_never_come_is_not_counted_on(make_pool: MakePool, mo
     assert [future.result(DEADLINE) for future in futures] == [7, 8]
     eventually(lambda: submitters_see_idle(pool), "the worker that died to be counted on no more")
     assert pool.submit(int, "9").result(DEADLINE) == 9
+
+
+def test_workers_that_have_left_the_books_are_not_on_their_way(make_pool: MakePool) -> None:
+    # 1. Submitters wake as many workers as may be on their way. 2. An error from outside ends each before it takes its permit.
+    pool = make_pool(1)
+    workers = [stranger(pool, 100 + number) for number in range(WAKES_AT_ONCE)]
+    for worker in workers:
+        workers_of(pool).add(worker)
+        worker.seat.occupied = True
+        worker.seat.release()
+    use_woken(pool, deque((worker.seat for worker in workers), maxlen=WAKES_AT_ONCE))
+    assert enough_on_their_way(pool)
+
+    for worker in workers:
+        report_end(pool, worker, End.RETIRED, None)
+
+    assert not enough_on_their_way(pool)
+    assert pool.submit(int, "7").result(DEADLINE) == 7
 
 
 class Lingering:
