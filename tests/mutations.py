@@ -766,9 +766,9 @@ MUTATIONS = [
     # -- the end
     Mutation(
         "shutdown refuses new tasks",
-        "_engine/idle.py",
-        "            self.line = CLOSED",
-        "            pass",
+        "_engine/ending.py",
+        "                idle.line = CLOSED",
+        "                pass",
         "shutdown",
     ),
     Mutation(
@@ -1411,8 +1411,8 @@ MUTATIONS = [
     Mutation(
         "a policy's answer is cut to the bounds",
         "policies.py",
-        "return min(max(load.min_workers, _answer(policy, load)), load.max_workers)",
-        "return _answer(policy, load)",
+        "return min(max(load.min_workers, answer(policy, load)), load.max_workers)",
+        "return answer(policy, load)",
         "policies",
     ),
     # -- arguments

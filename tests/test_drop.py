@@ -6,12 +6,13 @@ import contextvars
 import gc
 import threading
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
-from engine import core_of, workers_of
+from engine import core_of, idle_workers, workers_of
 from support import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, eventually, join_all, needs_gil
 from tasker_executor import Observer, ResourceExecutor, StateEvent
 
@@ -400,3 +401,56 @@ def test_a_worker_does_not_keep_the_context_of_who_started_it(ledger: Ledger) ->
 
     assert collected(reference)
     pool.shutdown()
+
+
+# -- an error that the user keeps: its frames lead to those of the worker (`f_back`) --
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Only reference counts free anything."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def fail() -> None:
+    raise WatchedError
+
+
+def rest(pool: ResourceExecutor[Any]) -> None:
+    """Wait until the worker sleeps: so it has left the function that runs tasks."""
+    (worker,) = workers_of(pool)
+    eventually(lambda: worker.log.until is not None and idle_workers(pool) == [worker], "the worker to rest")
+    pool._check()
+
+
+@needs_gil
+@pytest.mark.usefixtures("no_collector")
+def test_a_task_that_failed_last_is_freed_without_the_garbage_collector() -> None:
+    with ResourceExecutor(1) as pool:
+        future = pool.submit(fail)
+        error = future.exception(DEADLINE)
+        rest(pool)
+        kept_future, kept_error = weakref.ref(future), weakref.ref(error)
+        del future
+        eventually(lambda: kept_future() is None, "the future to be freed, though its error is kept")
+        del error
+        eventually(lambda: kept_error() is None, "the error to be freed")
+
+
+@needs_gil
+@pytest.mark.usefixtures("no_collector")
+def test_an_error_that_is_kept_does_not_keep_the_result_of_a_later_task(gate: Gate) -> None:
+    with ResourceExecutor(1) as pool:
+        pool.submit(gate.hold)
+        failing, later = pool.submit(fail), pool.submit(Thing)  # run in one go
+        gate.release()
+        error = failing.exception(DEADLINE)
+        result = weakref.ref(later.result(DEADLINE))
+        del failing, later
+        rest(pool)
+        eventually(lambda: result() is None, "the result to be freed")
+
+    assert isinstance(error, WatchedError)

@@ -318,3 +318,37 @@ def test_fork_inside_of_a_task_leaves_the_child_nothing_of_the_parents(end: str)
         "worker ended",
         "worker started",
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs eventfds")
+def test_a_fork_without_descriptors_closes_the_executors_all_the_same() -> None:
+    # A thread waits by an eventfd, which the child replaces. There is no descriptor left to do so.
+    program = """
+    import os, resource, threading
+    from tasker_executor import ResourceExecutor
+
+    pool = ResourceExecutor(1)
+    gate = threading.Event()
+    future = pool.submit(gate.wait)
+    threading.Thread(target=future.result).start()
+    while future._sidecar is None or future._sidecar.handoff is None:
+        pass
+    reading, writing = os.pipe()
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
+    child = os.fork()
+    if not child:
+        try:
+            pool.submit(int)
+            os.write(writing, b"accepted")
+        except RuntimeError:
+            os.write(writing, b"refused")
+        os._exit(0)
+    os.waitpid(child, 0)
+    gate.set()
+    print(os.read(reading, 100).decode(), flush=True)
+    os._exit(0)
+    """
+
+    assert run_python(textwrap.dedent(program), "-W", "ignore").stdout == "refused\n"

@@ -6,13 +6,24 @@ See `interruptions`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import pytest
 
-from interruptions import AFTER_SHUTDOWN, ERRORS, Call, Pool, at_every_point, break_the_first, run_one, thrower
-from support import DEADLINE, FakeResource
+from interruptions import (
+    AFTER_SHUTDOWN,
+    ERRORS,
+    AtPoint,
+    Call,
+    Pool,
+    TimeLimit,
+    at_every_point,
+    break_the_first,
+    run_one,
+    thrower,
+)
+from support import DEADLINE, FakeResource, MakePool
 
 CALLS: dict[str, Call] = {
     "submit, first": Call(lambda pool: pool.submit(FakeResource.use)),
@@ -76,3 +87,33 @@ def test_a_signal_handler_may_use_the_pool_anywhere(scenario: Call, handler: Cal
 
     assert points >= 5
     assert [future for future in futures if not future.done()] == []
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["shutdown", "kill"])
+def test_no_task_is_left_behind_after_an_end_that_was_interrupted(make_pool: MakePool, kill: bool) -> None:
+    # 1. The state says that the executor drains. 2. An error is thrown in. 3. `submit` must not accept what no worker will run.
+    at, where = 0, ""
+    while where is not None:
+        at += 1
+        pool = make_pool(1)
+        pool.submit(int).result(DEADLINE)
+        point = AtPoint(at, raise_time_limit)
+        with point:
+            try:
+                pool.kill() if kill else pool.shutdown(wait=False)
+            except TimeLimit:
+                pass
+        where = point.where  # type: ignore[assignment]  # None ends the loop
+        for _ in range(2):
+            try:
+                future = pool.submit(int)
+            except RuntimeError:
+                continue
+            assert not wait([future], DEADLINE).not_done, f"interrupted at {where}"
+        pool.shutdown()
+
+    assert at >= 5
+
+
+def raise_time_limit() -> None:
+    raise TimeLimit

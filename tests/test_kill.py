@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import sqlite3
 import threading
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, wait
 from typing import Any, cast
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextvars
 import threading
 from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
-from support import FakeResource, Gate, Ledger, MakePool, ResourceBroken
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken
 from tasker_executor import QueueFull, ResourceExecutor, current_task
 
 Pool = ResourceExecutor[FakeResource]
@@ -454,3 +455,33 @@ def test_check_resource_that_raises_before_a_task_costs_the_task_nothing(make_po
     )
 
     assert pool.submit(FakeResource.use).result() == 1
+
+
+@pytest.mark.parametrize("hook", ["check_health", "check_resource"])
+def test_a_hook_that_judges_an_error_may_wait_for_another_executor(make_pool: MakePool, hook: str, gate: Gate) -> None:
+    # The hook runs inside of our code; but no lock is held, so a shutdown of another executor waits as anywhere else.
+    done: list[str] = []
+
+    def slowly() -> None:
+        gate.hold()
+        done.append("ran")
+
+    def release_when_held() -> None:
+        gate.wait_until_held()
+        gate.release()
+
+    def judge(_: object) -> bool:
+        with ResourceExecutor(1) as other:
+            other.submit(slowly)
+            threading.Thread(target=release_when_held).start()
+        done.append("shut down")
+        return True
+
+    def fail(_: object) -> None:
+        raise ResourceBroken
+
+    options: dict[str, Any] = {hook: judge}
+    pool = make_pool(1, on_create=object, check_after_idle=100, **options)
+
+    assert isinstance(pool.submit(fail).exception(DEADLINE), ResourceBroken)
+    assert done[:2] == ["ran", "shut down"]
