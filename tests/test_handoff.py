@@ -444,7 +444,7 @@ def test_the_next_task_is_not_charged_with_the_time_that_the_interpreter_was_awa
 
 
 OTHERS = """
-import os, sys, tempfile, threading, time
+import os, queue, sys, tempfile, threading, time
 from tasker_executor import ResourceExecutor
 from tasker_executor._engine import handoff as _handoff
 pool = ResourceExecutor(1)
@@ -489,13 +489,20 @@ def test_a_file_that_got_the_number_is_neither_read_nor_written_nor_closed() -> 
 
 def test_a_file_that_gets_the_number_while_a_thread_waits_is_not_written_to() -> None:
     run_with_others("""
+        polls = queue.SimpleQueue()
+        poll = handoff._poll
+        class Poll:
+            def poll(self, timeout):
+                polls.put(timeout)
+                return poll.poll(timeout)
+        handoff._poll = Poll()
         go = threading.Event()
         future = pool.submit(go.wait)
         answers = []
         asker = threading.Thread(target=lambda: answers.append(future.result(20)))
         asker.start()
-        while future._sidecar is None or future._sidecar.handoff is None:
-            time.sleep(0.001)
+        polls.get()
+        time.sleep(0.05)  # now it sleeps on our file, and looks no more whose the number is
         path = take_its_number()
         go.set()
         asker.join()
