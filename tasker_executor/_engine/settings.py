@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from .._checks import check_bounds, check_callable, check_count, check_max_workers, check_seconds
+from .._report import safe_repr
 from .._types import AbortHook, CreateHook, DestroyHook, HealthHook, ResourceHook
 from ..observers import Observer
 from ..policies import ScalingPolicy, check_policy, interval_of
@@ -106,47 +107,27 @@ class Settings:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")  # the standard library's words
         min_workers = check_bounds(min_workers, max_workers)
-        callables = {
-            "on_create": on_create,
-            "on_destroy": on_destroy,
-            "check_health": check_health,
-            "check_resource": check_resource,
-            "on_abort": on_abort,
-        }
-        for argument, value in callables.items():
-            check_callable(argument, value)
         resource_pool_size = check_count("resource_pool_size", resource_pool_size, 0)
-        if on_create is None:
-            needing = {**callables, "max_age": max_age, "max_uses": max_uses, "resource_pool_size": resource_pool_size or None}
-            for argument, value in needing.items():
-                if value is not None:
-                    raise ValueError(f"{argument}={value!r} is of no use without on_create")
-        # Checked without `on_create`, too: their defaults are no None, so they are of no harm there.
-        check_after_idle = check_seconds("check_after_idle", check_after_idle)
-        create_timeout = check_seconds("create_timeout", create_timeout)
-        max_age = None if max_age is None else check_seconds("max_age", max_age, above_zero=True)
-        max_uses = None if max_uses is None else check_count("max_uses", max_uses, 1)
+        hooks = _check_hooks(
+            on_create=on_create,
+            on_destroy=on_destroy,
+            check_health=check_health,
+            check_resource=check_resource,
+            check_after_idle=check_after_idle,
+            max_age=max_age,
+            max_uses=max_uses,
+            on_abort=on_abort,
+            resource_pool_size=resource_pool_size,
+        )
         if on_full not in ("block", "raise", "caller"):
-            raise ValueError(f"on_full must be 'block', 'raise' or 'caller', not {on_full!r}")
-        hooks: ResourceHooks[Any] | None = None
-        if on_create is not None:
-            hooks = ResourceHooks(
-                on_create=on_create,
-                on_destroy=on_destroy,
-                check_health=check_health,
-                check_resource=check_resource,
-                check_after_idle=check_after_idle,
-                max_age=max_age,
-                max_uses=max_uses,
-                on_abort=on_abort,
-            )
+            raise ValueError(f"on_full must be 'block', 'raise' or 'caller', not {safe_repr(on_full)}")
         settings: dict[str, Any] = {
             "min_workers": min_workers,
             "max_workers": max_workers,
             "initializer": initializer,
             "initargs": initargs,
             "hooks": hooks,
-            "create_timeout": create_timeout,
+            "create_timeout": check_seconds("create_timeout", create_timeout),
             "max_retries": check_count("max_retries", max_retries, 0),
             "max_queued": None if max_queued is None else check_count("max_queued", max_queued, 0),
             "on_full": on_full,
@@ -158,6 +139,45 @@ class Settings:
         }
         name = str(name or thread_name_prefix or f"{kind}-{next(_numbers)}")  # no number for an executor that is refused
         return cls(name=name, thread_name_prefix=str(thread_name_prefix or name), **settings)
+
+
+def _check_hooks(
+    *,
+    on_create: Any,
+    on_destroy: Any,
+    check_health: Any,
+    check_resource: Any,
+    check_after_idle: Any,
+    max_age: Any,
+    max_uses: Any,
+    on_abort: Any,
+    resource_pool_size: int,
+) -> ResourceHooks[Any] | None:
+    """Return what the user said about resources, None without `on_create`; or raise unless the arguments fit together."""
+    hooks = {
+        "on_create": on_create,
+        "on_destroy": on_destroy,
+        "check_health": check_health,
+        "check_resource": check_resource,
+        "on_abort": on_abort,
+    }
+    for argument, value in hooks.items():
+        check_callable(argument, value)
+    if on_create is None:
+        needing = {**hooks, "max_age": max_age, "max_uses": max_uses, "resource_pool_size": resource_pool_size or None}
+        for argument, value in needing.items():
+            if value is not None:
+                raise ValueError(f"{argument}={safe_repr(value)} is of no use without on_create")
+    # Checked without `on_create`, too. Its default is not None, so the loop above cannot tell whether the user gave it.
+    check_after_idle = check_seconds("check_after_idle", check_after_idle)
+    if on_create is None:
+        return None
+    return ResourceHooks(
+        **hooks,
+        check_after_idle=check_after_idle,
+        max_age=None if max_age is None else check_seconds("max_age", max_age, above_zero=True),
+        max_uses=None if max_uses is None else check_count("max_uses", max_uses, 1),
+    )
 
 
 def _check_policy(policy: Any) -> ScalingPolicy | None:
@@ -172,9 +192,9 @@ def _check_policy(policy: Any) -> ScalingPolicy | None:
 def _check_observers(observers: Iterable[Any]) -> tuple[Observer, ...]:
     """Return the observers of any iterable, or raise unless each is one."""
     if not isinstance(observers, Iterable):
-        raise TypeError(f"observers must be an iterable of Observer instances, not {observers!r}")
+        raise TypeError(f"observers must be an iterable of Observer instances, not {safe_repr(observers)}")
     members = tuple(observers)
     for member in members:
         if not isinstance(member, Observer):
-            raise TypeError(f"observers must be Observer instances, not {member!r}")
+            raise TypeError(f"observers must be Observer instances, not {safe_repr(member)}")
     return members

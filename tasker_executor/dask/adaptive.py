@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from distributed import Adaptive
 from typing_extensions import override
 
-from .._checks import check_seconds
 from .._report import Logger, safe_repr
 from .._sync import clock
-from ..policies import ScalingPolicy, ask
+from ..policies import ScalingPolicy, ask, check_policy, interval_of
 from ..stats import LoadSample
 from .scheduler_side import IdleOnly
 from .wire import dumps_by_value
@@ -144,14 +143,12 @@ class PolicyAdaptive(Adaptive):
 
     def __init__(self, cluster: Any, policy: ScalingPolicy, interval: Any = None, **kwargs: Any) -> None:
         self.state = "inactive"  # the destructor reads it, if the next lines raise
-        if isinstance(policy, type) or not isinstance(policy, ScalingPolicy):
-            raise TypeError(f"policy must have an interval and a target(load), and {policy!r} has not")
-        self._policy = policy
+        self._policy = check_policy("policy", policy)
         self._policy_failed = False
         self._wanted: int | None = None
         self._metered = False
         if interval is None:
-            interval = check_seconds("policy.interval", policy.interval, above_zero=True)
+            interval = interval_of(policy)
         super().__init__(cluster, interval=interval, **kwargs)
 
     @override

@@ -20,14 +20,15 @@ from distributed import TimeoutError as DaskTimeoutError
 from typing_extensions import TypeVar, override
 
 from .._base import BaseExecutor
-from .._checks import check_bool, check_bounds, check_callable, check_count, check_max_workers, check_seconds
+from .._checks import check_bool, check_callable, check_seconds
 from .._engine import process
+from .._engine.handoff import refuse_late_patching
+from .._engine.settings import Settings
 from .._engine.state import State
 from .._engine.threads import make_thread
-from .._executor import ResourceExecutor
 from .._map import ChunkRunner
 from .._options import TaskOptions
-from .._report import Logger, function_name
+from .._report import Logger, function_name, safe_repr
 from .._sync import clock, lock_timeout
 from .._types import AbortHook, CreateHook, DestroyHook, HealthHook, ResourceHook
 from ..exceptions import ResourceCreationError, ShutdownTimeout, TaskLost
@@ -132,13 +133,12 @@ class DaskResourceExecutor(BaseExecutor[R]):
         name: str | None = None,
     ) -> None:
         if not isinstance(client, Client):
-            raise TypeError(f"client must be a distributed.Client, not {client!r}")
+            raise TypeError(f"client must be a distributed.Client, not {safe_repr(client)}")
         if client.asynchronous:
-            raise TypeError(f"client must not be asynchronous, nor used on its own event loop: {client!r}")
+            raise TypeError(f"client must not be asynchronous, nor used on its own event loop: {safe_repr(client)}")
         self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
-        self._worker_limit = None if max_workers is None else check_max_workers(max_workers)
         settings: dict[str, Any] = {
-            "max_workers": self._worker_limit,
+            "max_workers": max_workers,
             "on_create": on_create,
             "on_destroy": on_destroy,
             "check_health": check_health,
@@ -155,12 +155,15 @@ class DaskResourceExecutor(BaseExecutor[R]):
             "policy": policy,
             "idle_timeout": idle_timeout,
             "resource_pool_size": resource_pool_size,
-            "observers": tuple(observers),
+            "observers": observers,
             "name": self.name,
         }
-        _check_settings(settings)
-        self._create_timeout = check_seconds("create_timeout", create_timeout)
-        self._max_retries = check_count("max_retries", max_retries, 0)
+        checked = _check_settings(settings)
+        self._worker_limit = None if max_workers is None else checked.max_workers
+        settings["max_workers"] = self._worker_limit
+        settings["observers"] = checked.observers  # `observers` may be an iterator, which is at its end now
+        self._create_timeout = checked.create_timeout
+        self._max_retries = checked.max_retries
         self._client: Any = client  # whose methods are typed in part
         self._loop: Any = client.loop
         self._following = Following(self._loop)
@@ -528,20 +531,13 @@ class DaskResourceExecutor(BaseExecutor[R]):
         return f"<{type(self).__name__} {self.name!r} {state}: {tasks} tasks | {self._client!r}>"
 
 
-def _check_settings(settings: dict[str, Any]) -> None:
-    """Raise in the caller's thread if a worker would refuse these settings."""
-    most = settings["max_workers"]
-    check_bounds(settings["min_workers"], sys.maxsize if most is None else most)
-    kept = check_count("resource_pool_size", settings["resource_pool_size"], 0)
-    # With no base, no reserve and no task this executor makes no thread and no resource. Observers must not
-    # hear of it.
-    harmless: dict[str, Any] = {"min_workers": 0, "resource_pool_size": 0, "observers": ()}
-    if settings["on_create"] is None and kept:
-        del harmless["resource_pool_size"]  # to be refused
-    for observer in settings["observers"]:
-        if not isinstance(observer, Observer):
-            raise TypeError(f"observers must be Observer instances, not {observer!r}")
-    ResourceExecutor(**{**settings, **harmless}).shutdown()
+def _check_settings(settings: dict[str, Any]) -> Settings:
+    """Return the settings as a worker reads them, or raise in the caller's thread if it would refuse them."""
+    refuse_late_patching()
+    # Without a limit, a worker has as many threads as Dask gives it. The client does not know that number.
+    most = sys.maxsize if settings["max_workers"] is None else settings["max_workers"]
+    absent: dict[str, Any] = {"thread_name_prefix": "", "max_queued": None, "on_full": "block", "propagate_context": True}
+    return Settings.checked("", **{**settings, **absent, "max_workers": most})
 
 
 def _check_carriers(carriers: Iterable[Carrier]) -> list[Carrier]:
