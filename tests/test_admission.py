@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import queue
 import signal
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import tasker_executor
 from engine import (
     FINISHED,
     Admission,
@@ -768,6 +770,17 @@ def test_lost_error_of_a_caller_is_logged(full: list[ResourceExecutor[None]], ca
     assert "task fail raised, and its exception was never retrieved" in caplog.text
 
 
+def our_locals(error: BaseException) -> list[tuple[str, object]]:
+    """Return the variables of our frames to which the frame of a task that raised leads."""
+    assert error.__traceback__ is not None
+    frame, found = error.__traceback__.tb_frame.f_back, list[tuple[str, object]]()
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(os.path.dirname(tasker_executor.__file__)):
+            found += frame.f_locals.items()
+        frame = frame.f_back
+    return found
+
+
 @pytest.mark.parametrize("priority", [False, True])
 def test_failed_task_of_a_caller_keeps_nothing(
     full: list[ResourceExecutor[None]], gate: Gate, no_collector: None, priority: bool
@@ -779,6 +792,7 @@ def test_failed_task_of_a_caller_keeps_nothing(
     error = future.exception()
     assert error is not None
     assert traceback.extract_tb(error.__traceback__)[0].name == "fail"
+    assert [name for name, value in our_locals(error) if value is core_of(full[0]) or value == (argument,)] == []
     del argument
     full.clear()
 
