@@ -312,6 +312,7 @@ def test_a_flag_is_whatever_is_true_as_in_the_standard_library(on: Any, off: Any
     assert ran == ["sooner", "later", "last"]
 
     inline = InlineExecutor(deferred=on)
+    assert inline.deferred is True
     inline.submit(int)
     assert inline.step()
     inline.shutdown()
