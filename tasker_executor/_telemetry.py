@@ -1,10 +1,12 @@
 """What the exporters export: the table of measures, and where each comes from.
 
 There is one table, so Prometheus and OpenTelemetry export the same numbers. They read on request: a watched
-executor does nothing for it, and does not know. The watched executors are held weakly. A core lives as long
-as its executor is referenced or has work to do, so a dropped executor is exported until its queue is empty.
+executor does nothing for it, and does not know. The gauges of the watched executors are held weakly. They
+live as long as their executor is referenced or has work to do. So a dropped executor is exported until its
+queue is empty.
 
-Only `Reading.of`, `histograms` and `Watched` look into a core.
+The numbers come from the gauges: a `Reading` from ``gauges.read()``, and the histograms. Only `Watched` looks
+into an executor, for its gauges.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ where the event happens, never under a lock of the executor. A method that raise
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
@@ -139,16 +138,10 @@ EVENTS = [name for name in vars(Observer) if not name.startswith("_")]
 class ObserverHub:
     """The methods that listen to each event, found out once."""
 
-    def __init__(self, observers: Iterable[Observer]) -> None:
-        if not isinstance(observers, Iterable):
-            raise TypeError(f"observers must be an iterable of Observer instances, not {safe_repr(observers)}")
-        members = list(observers)
-        for member in members:
-            if not isinstance(member, Observer):
-                raise TypeError(f"observers must be Observer instances, not {safe_repr(member)}")
+    def __init__(self, observers: tuple[Observer, ...]) -> None:
         self._listeners = {
             event: tuple(
-                getattr(member, event) for member in members if getattr(type(member), event) is not getattr(Observer, event)
+                getattr(member, event) for member in observers if getattr(type(member), event) is not getattr(Observer, event)
             )
             for event in EVENTS
         }

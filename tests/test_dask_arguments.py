@@ -20,6 +20,7 @@ from dask_cluster import THREADS, WORKERS, AnyClient, MakePool, everything, on_s
 from dask_support import FOREIGN_THREADS
 from tasker_executor import (
     BacklogPolicy,
+    Observer,
     QueueWaitPolicy,
     RatePolicy,
 )
@@ -58,6 +59,12 @@ def test_bad_argument_is_refused_in_the_callers_thread(
     with pytest.raises(error, match=message):
         DaskResourceExecutor(client, **arguments)
     assert on_scheduler(client, residue) == before
+
+
+def test_observers_may_come_from_an_iterator(make_dask: MakePool) -> None:
+    pool = make_dask(observers=iter([Observer()]))
+
+    assert pool.submit(len, "abc").result() == 3
 
 
 def test_client_must_be_one() -> None:

@@ -46,7 +46,7 @@ CALLS: dict[str, Call] = {
     "run_now, resource in doubt": Call(
         lambda pool: pool.run_now(FakeResource.use), options={"resource_pool_size": 1, "max_age": DEADLINE, "max_uses": 1}
     ),
-    "shutdown, resource pool": Call(lambda pool: pool.shutdown(), options={"resource_pool_size": 2}),
+    "shutdown, reserve": Call(lambda pool: pool.shutdown(), options={"resource_pool_size": 2}),
 }
 
 

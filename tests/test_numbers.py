@@ -272,6 +272,10 @@ def test_what_refuses_to_be_shown_is_refused_all_the_same() -> None:
         ResourceExecutor(Shy())  # type: ignore[arg-type]  # bad on purpose
     with pytest.raises(TypeError, match=r"idle_timeout must be a number of seconds, not <.*Shy"):
         ResourceExecutor(idle_timeout=Shy())  # type: ignore[arg-type]  # bad on purpose
+    with pytest.raises(TypeError, match=r"observers must be Observer instances, not <.*Shy"):
+        ResourceExecutor(observers=[Shy()])  # type: ignore[list-item]  # bad on purpose
+    with pytest.raises(ValueError, match=r"on_full must be .*, not <.*Shy"):
+        ResourceExecutor(on_full=Shy())  # type: ignore[arg-type]  # bad on purpose
 
 
 def test_sizes_beyond_the_machine_are_sizes() -> None:
@@ -312,6 +316,7 @@ def test_a_flag_is_whatever_is_true_as_in_the_standard_library(on: Any, off: Any
     assert ran == ["sooner", "later", "last"]
 
     inline = InlineExecutor(deferred=on)
+    assert inline.deferred is True
     inline.submit(int)
     assert inline.step()
     inline.shutdown()

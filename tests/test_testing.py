@@ -530,6 +530,17 @@ def test_a_negative_timeout_is_refused_and_nothing_is_shut_down(make_inline: Mak
     assert pool.stats().state == "closed"
 
 
+def test_a_negative_timeout_of_wait_ready_is_refused_as_by_the_real_executor(make_inline: MakeInline, ledger: Ledger) -> None:
+    pool = make_inline()
+
+    with pytest.raises(ValueError, match="timeout must not be negative"):
+        pool.wait_ready(-1.0)
+    assert ledger.created == []
+    pool.wait_ready(0.0)
+
+    assert len(ledger.created) == 1
+
+
 def test_after_kill_nothing_is_retried(make_inline: MakeInline, ledger: Ledger) -> None:
     pool = make_inline()
 

@@ -16,7 +16,7 @@ from typing import Any
 from typing_extensions import TypeVar, override
 
 from .._base import BaseExecutor
-from .._checks import check_bool, check_callable, check_count, check_seconds, wait_seconds
+from .._checks import check_bool, check_callable, check_count, check_seconds
 from .._engine.calls import WithoutResource
 from .._engine.current import Caller, current, current_holder
 from .._engine.recorder import Recorder
@@ -25,7 +25,7 @@ from .._engine.resources import ResourceSource
 from .._engine.settings import ResourceHooks
 from .._engine.state import State
 from .._options import TaskOptions
-from .._report import must_escape
+from .._report import must_escape, safe_repr
 from .._sync import Latch, clock
 from .._types import CreateHook, DestroyHook, HealthHook, ResourceHook
 from ..exceptions import NoCurrentTask, PoolDeadlockError, TaskExpired
@@ -105,9 +105,9 @@ class InlineExecutor(BaseExecutor[R]):
         for argument, hook in hooks.items():
             check_callable(argument, hook)
             if on_create is None and hook is not None:
-                raise ValueError(f"{argument}={hook!r} is of no use without on_create")
+                raise ValueError(f"{argument}={safe_repr(hook)} is of no use without on_create")
         self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
-        self.deferred = deferred
+        self.deferred = bool(deferred)
         self._max_retries = check_count("max_retries", max_retries, 0)
         # Guards what follows, and is never held while a task or a hook runs.
         self._lock = threading.RLock()
@@ -353,7 +353,8 @@ class InlineExecutor(BaseExecutor[R]):
             ResourceCreationError: `on_create` failed; ``__cause__`` is its error.
             RuntimeError: The executor has been shut down.
         """
-        wait_seconds(timeout)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         reserve = self._reserve
         if reserve is None:
             self._under_way(int)
