@@ -21,6 +21,7 @@ import tasker_executor
 from engine import (
     FINISHED,
     Admission,
+    Lane,
     Step,
     TaskFuture,
     Ticket,
@@ -28,8 +29,10 @@ from engine import (
     core_of,
     engine_lock,
     is_terminated,
+    normal_lane,
     patch_door_lock,
     replace_step,
+    show_submitters,
     start_thread,
     step_of,
 )
@@ -860,3 +863,61 @@ def test_a_place_that_comes_free_before_the_waiter_can_be_seen_is_taken() -> Non
 
     assert entered == [True]
     assert not door.blocked
+
+
+# -- a place between two steps --
+
+
+def test_a_place_that_comes_free_before_the_caller_at_the_door_can_be_seen_is_taken(make_pool: MakePool) -> None:
+    # 1. The queue is full: a caller finds no place. 2. The worker takes the queued task and looks whether anybody waits at the
+    # door: nobody. 3. The caller begins to wait there, and has to look for a place once more.
+    pool = make_pool(1, max_queued=1)
+    admission = admission_of(pool)
+    waiting = admission._waiting
+    with Gate() as first, Gate() as second:
+        pool.submit(first.hold)
+        first.wait_until_held()
+        pool.submit(second.hold)
+
+        def look_late() -> int:
+            admission._waiting = waiting
+            found = waiting()
+            first.release()
+            second.wait_until_held()
+            return found
+
+        admission._waiting = look_late
+        caller = threading.Thread(target=pool.submit, args=(int,))
+        caller.start()
+
+        assert join_all([caller]) == []
+        assert pool.stats().queued_tasks == 1
+
+
+def test_a_place_is_taken_from_the_moment_when_somebody_is_let_in(make_pool: MakePool, gate: Gate) -> None:
+    # 1. A caller finds a place in the queue. 2. Another comes before the first has queued its task: there is none left.
+    class LateLane:
+        def __init__(self, lane: Lane) -> None:
+            self._lane = lane
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._lane, name)
+
+        def append(self, future: Any) -> None:
+            if not refused:
+                refused.append(False)
+                with pytest.raises(QueueFull):
+                    pool.submit(int)
+                refused[0] = True
+            self._lane.append(future)
+
+    pool = make_pool(1, max_queued=1, on_full="raise")
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    refused: list[bool] = []
+    show_submitters(pool, LateLane(normal_lane(pool)))
+
+    pool.submit(int)
+
+    assert refused == [True]
+    assert pool.stats().queued_tasks == 1

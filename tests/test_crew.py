@@ -1,18 +1,46 @@
-"""Idle workers and `resize`: how many workers there really are."""
+"""The crew: which workers live and how many should; idle workers, `resize`, and races with those that start or end."""
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
 from engine import (
     End,
+    Seat,
+    Step,
     Worker,
+    ask_to_leave,
     bounds_of,
+    dismisses,
+    engine_lock,
+    idle_stack,
     idle_workers,
+    leaving_workers,
+    may_retire,
+    normal_lane,
+    note_may_retire,
+    replace_step,
+    show_idle_stack,
+    stats_of,
+    step_of,
+    stranger,
+    thread_prefix_of,
+    use_leaving_workers,
+    use_waiting_inside,
+    use_workers,
+    waiting_inside,
+    want,
+    worker_limit,
+    workers_of,
 )
-from support import FakeResource, Gate, Ledger, MakePool, eventually
+from races import Once
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import (
     ResourceExecutor,
 )
@@ -248,3 +276,393 @@ def test_resize_refuses_bounds_that_make_no_sense_and_changes_nothing(
         pool.resize(**bounds)
 
     assert bounds_of(pool) == (1, 4)
+
+
+# -- workers that are hired under the lock and started outside of it --
+
+
+def test_two_submitters_at_once_start_a_worker_each(make_pool: MakePool) -> None:
+    # 1. A submitter finds no idle worker, and decides for one under the lock. 2. Another submitter queues its task, and finds
+    # no idle worker either. 3. The tasks wait for each other.
+    pool = make_pool(2)
+    barrier = threading.Barrier(2)
+    hire = step_of(pool, Step.HIRE)
+    futures: list[Future[int]] = []
+    other = threading.Thread(target=lambda: futures.append(pool.submit(barrier.wait, DEADLINE)))
+
+    def submit_meanwhile() -> None:
+        other.start()
+        eventually(lambda: len(normal_lane(pool)) == 2, "the task of the other submitter")
+
+    once = Once(submit_meanwhile)
+
+    def hire_late(hired: list[Worker]) -> None:
+        once()
+        hire(hired)
+
+    replace_step(pool, Step.HIRE, hire_late)
+    futures.append(pool.submit(barrier.wait, DEADLINE))
+    other.join(DEADLINE)
+
+    assert sorted(future.result(DEADLINE) for future in futures) == [0, 1]
+
+
+@pytest.mark.parametrize("call", ["stats", "submit"])
+def test_a_destructor_may_use_the_pool_while_the_thread_of_a_worker_starts(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    # 1. submit() starts a worker, and waits until its thread runs. 2. The garbage collector runs in that thread before that.
+    pool = make_pool(2)
+    set_ident: Any = threading.Thread._set_ident  # type: ignore[attr-defined]  # not in typeshed
+    used: list[object] = []
+    use = Once(lambda: used.append(pool.stats() if call == "stats" else pool.submit(len, "x")))
+
+    def set_ident_and_collect(thread: threading.Thread) -> None:
+        set_ident(thread)
+        if thread.name.startswith(thread_prefix_of(pool)):
+            use()
+
+    monkeypatch.setattr(threading.Thread, "_set_ident", set_ident_and_collect)
+    futures: list[Future[int]] = []
+    submitter = threading.Thread(target=lambda: futures.append(pool.submit(len, "xx")), daemon=True)
+    submitter.start()
+    submitter.join(DEADLINE)
+
+    assert futures[0].result(DEADLINE) == 2
+    assert len(used) == 1
+
+
+def test_a_worker_that_is_ready_while_the_tasks_are_counted_is_not_counted_on(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A submitter counts the workers that are starting: two. 2. One is ready, and has a task of its own, and then the other.
+    # 3. The submitter counts the tasks that wait: one. It must not leave that to those workers.
+    pool = make_pool(2)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    counts = iter([2, 1])
+    replace_step(pool, Step.COUNT_STARTING, lambda: next(counts, 0), monkeypatch)
+
+    assert pool.submit(int, "7").result(DEADLINE / 2) == 7  # before the gate gives up
+
+
+def test_ctrl_c_just_after_a_worker_began_to_live_keeps_that_worker(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. submit() starts a worker's thread. 2. That begins to live. 3. Ctrl-C comes before submit() goes on.
+    pool = make_pool(1)
+    start = threading.Thread.start
+    begun: list[Worker] = []
+
+    def start_and_be_interrupted(thread: threading.Thread) -> None:
+        begun.extend(workers_of(pool))
+        start(thread)
+        eventually(begun[0].birth.locked, "the thread to begin")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.submit(int)
+    monkeypatch.undo()
+
+    assert pool.submit(threading.get_ident).result(DEADLINE) == begun[0].thread.ident
+    assert workers_of(pool) == set(begun)
+
+
+def test_a_thread_that_begins_after_ctrl_c_gave_it_up_does_nothing(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. submit() starts a worker's thread. 2. Ctrl-C comes, and the worker is given up. 3. The thread begins.
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy)
+    late: list[threading.Thread] = []
+
+    def be_interrupted(thread: threading.Thread) -> None:
+        late.append(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.submit(FakeResource.use)
+    monkeypatch.undo()
+    assert pool.stats().active_workers == 0
+
+    late[0].start()
+    late[0].join(DEADLINE)
+
+    assert ledger.attempts == 0
+    assert pool.stats().active_workers == 0
+    assert pool.submit(FakeResource.use).result(DEADLINE) == 0
+
+
+# -- submit against the end of a worker --
+
+
+def test_a_task_that_comes_while_the_last_worker_retires_is_run(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1. The only worker has been idle for long enough, and is off the idle stack. 2. A task is queued: nobody to wake.
+    # 3. The worker is allowed to retire, and ends. 4. Its exit path finds the task.
+    pool = make_pool(1, idle_timeout=0.001)
+    futures: list[Future[int]] = []
+    submit = Once(lambda: futures.append(pool.submit(int, "7")))
+    may_retire: Callable[[Worker], bool] = step_of(pool, Step.MAY_RETIRE)
+
+    def retire(worker: Worker) -> bool:
+        submit()
+        return may_retire(worker)
+
+    replace_step(pool, Step.MAY_RETIRE, retire, monkeypatch)
+
+    pool.submit(int).result(DEADLINE)
+    eventually(lambda: bool(futures), "the worker to retire")
+
+    assert futures[0].result(DEADLINE) == 7
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_task_that_comes_during_the_exit_of_the_last_worker_is_run(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    # 1. The only worker has looked at the lanes for the last time. 2. A task is queued, before or after 3. the worker leaves
+    # the set of workers. Before, its exit path starts a successor; after, the submitter finds that there is room.
+    pool = make_pool(1, idle_timeout=0.001)
+    futures: list[Future[int]] = []
+    submit = Once(lambda: futures.append(pool.submit(int, "7")))
+    worker_ended = step_of(pool, Step.WORKER_ENDED)
+
+    def end(*args: Any) -> None:
+        if when == "before":
+            submit()
+        worker_ended(*args)
+        submit()
+
+    replace_step(pool, Step.WORKER_ENDED, end, monkeypatch)
+
+    pool.submit(int).result(DEADLINE)
+    eventually(lambda: bool(futures), "the worker to end")
+
+    assert futures[0].result(DEADLINE) == 7
+
+
+def test_a_worker_that_is_told_to_leave_does_not_take_a_wake_up_with_it(make_pool: MakePool) -> None:
+    # 1. Two workers are idle. 2. resize() takes one off the stack, and tells it to leave. 3. A task comes before it has woken.
+    pool = make_pool(2)
+    barrier = threading.Barrier(2)
+    for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(2)]:
+        future.result(DEADLINE)
+    eventually(lambda: len(idle_workers(pool)) == 2, "two idle workers")
+    futures: list[Future[int]] = []
+    retire_idle = step_of(pool, Step.RETIRE_IDLE)
+
+    def retire() -> None:
+        retire_idle()
+        futures.append(pool.submit(int, "7"))
+
+    replace_step(pool, Step.RETIRE_IDLE, retire)
+
+    pool.resize(max_workers=1)
+
+    assert futures[0].result(DEADLINE) == 7
+    eventually(lambda: pool.stats().active_workers == 1, "one worker to leave")
+
+
+def test_a_worker_told_to_leave_leaves_its_task_to_others(make_pool: MakePool, gate: Gate) -> None:
+    # 1. Both workers are busy. 2. resize() wants one to leave, and a task is queued. 3. Who comes free leaves first.
+    pool = make_pool(2)
+    held = [pool.submit(gate.hold) for _ in range(2)]
+    gate.wait_until_held(2)
+    pool.resize(max_workers=1)
+    queued = [pool.submit(int, "7") for _ in range(5)]
+
+    gate.release()
+
+    assert [future.result(DEADLINE) for future in queued] == [7] * 5
+    assert all(future.exception(DEADLINE) is None for future in held)
+    eventually(lambda: pool.stats().active_workers == 1, "one worker to leave")
+
+
+class Stale:
+    """The idle stack as somebody sees it who acts upon an earlier look at all of it: after that number `at`, it changes."""
+
+    def __init__(self, stack: list[Any], at: int, change: Callable[[], object]) -> None:
+        self._stack, self._left, self._change = stack, at, change
+
+    def __getitem__(self, index: int | slice) -> Any:
+        seen = self._stack[index]
+        if isinstance(index, slice):
+            self._left -= 1
+            if self._left == 0:
+                self._change()
+        return seen
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._stack
+
+    def __len__(self) -> int:
+        return len(self._stack)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stack, name)
+
+
+@pytest.mark.parametrize("look, idle_timeout, most", [(1, None, 1), (2, 3600.0, 3)], ids=["to retire", "to look up"])
+def test_workers_woken_for_tasks_while_resize_picks_them_are_left_to_their_tasks(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch, look: int, idle_timeout: float | None, most: int
+) -> None:
+    # 1. resize() looks who is idle, to have them retire, or look up because of the idle_timeout. 2. Two tasks take them off
+    # the stack, and keep them off. 3. resize() finds them gone from there.
+    pool = make_pool(2, idle_timeout=idle_timeout)
+    barrier = threading.Barrier(2)
+    for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(2)]:
+        future.result(DEADLINE)
+    eventually(lambda: len(idle_workers(pool)) == 2, "two idle workers")
+    futures: list[Future[None]] = []
+
+    def take_both() -> None:
+        futures.extend(pool.submit(gate.hold) for _ in range(2))
+
+    stack = Stale(idle_stack(pool), look, take_both)
+    show_idle_stack(monkeypatch, pool, stack)
+
+    pool.resize(max_workers=most)  # one that has a wake-up, but no task yet, may be the one to leave
+    gate.release()
+
+    assert [future.exception(DEADLINE) for future in futures] == [None, None]
+    eventually(lambda: pool.stats().active_workers <= most, "those too many to leave")
+
+
+def test_a_base_worker_that_is_no_more_wanted_when_its_idle_time_is_up_leaves(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. An idle worker's time is up, so it is off the stack; but as one of the base it stays. 2. resize() finds nobody idle.
+    # 3. The worker goes back to the stack: it must look whether it is still wanted.
+    pool = make_pool(2, min_workers=2, idle_timeout=0.001)
+    shrink = Once(lambda: pool.resize(min_workers=1, max_workers=1))
+    may_retire: Callable[[Worker], bool] = step_of(pool, Step.MAY_RETIRE)
+    worked = threading.Event()
+
+    def stay(worker: Worker) -> bool:
+        may = may_retire(worker)
+        if worked.is_set():  # not in its first rest, or there is none to work
+            shrink()
+        return may
+
+    replace_step(pool, Step.MAY_RETIRE, stay, monkeypatch)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    pool.submit(worked.set).result(DEADLINE)
+
+    eventually(lambda: pool.stats().active_workers == 1, "the idle worker to leave")
+
+    assert pool.stats().idle_workers == 0
+
+
+def test_a_base_worker_is_asked_whether_it_may_retire_and_stays(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = note_may_retire(monkeypatch)
+    pool = make_pool(4, on_create=ledger.create, on_destroy=ledger.destroy, min_workers=2, idle_timeout=0.001)
+    eventually(lambda: len(answers) == 2, "two workers to be idle for long enough")
+    stack = idle_stack(pool)  # where they are now for good: a task that comes at no other moment starts no third worker
+    eventually(lambda: sum(isinstance(idle, Seat) for idle in stack[:]) == 2, "them to be asleep")
+    for _ in range(2):
+        pool.submit(FakeResource.use).result(DEADLINE)
+
+    eventually(lambda: len(answers) >= 3, "a worker to be idle again for long enough")
+    assert not any(answers)
+    assert len(ledger.destroyed) == 0
+
+
+# -- the books --
+
+
+class GuardedSet(set[Any]):
+    """Notes the changes that are made while the lock is not held by who makes them."""
+
+    def __init__(self, lock: Any) -> None:
+        super().__init__()
+        self._lock = lock
+        self.changes = 0
+        self.unguarded = 0
+
+    def _note(self) -> None:
+        self.changes += 1
+        self.unguarded += not self._lock._is_owned()
+
+    def add(self, element: Any, /) -> None:
+        self._note()
+        super().add(element)
+
+    def discard(self, element: Any, /) -> None:
+        self._note()
+        super().discard(element)
+
+
+def test_the_workers_there_are_change_only_under_the_lock(make_pool: MakePool) -> None:
+    pool = make_pool(4)
+    workers = use_workers(pool, GuardedSet(engine_lock(pool)))
+    barrier = threading.Barrier(4)
+
+    for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(4)]:
+        future.result(DEADLINE)
+    pool.shutdown()
+
+    assert workers.changes == 8
+    assert workers.unguarded == 0
+
+
+def test_the_workers_that_leave_change_only_under_the_lock(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(4)
+    leaving = use_leaving_workers(pool, GuardedSet(engine_lock(pool)))
+    for _ in range(4):
+        pool.submit(gate.hold)
+    gate.wait_until_held(4)
+
+    pool.resize(max_workers=1)
+    gate.release()
+    eventually(lambda: pool.stats().active_workers == 1, "three workers to leave")
+
+    assert leaving.changes >= 3
+    assert leaving.unguarded == 0
+
+
+def test_a_worker_that_is_late_makes_no_other_one_too_many(make_pool: MakePool, ledger: Ledger, clock: Clock) -> None:
+    attempts = itertools.count()
+    with Gate() as hung:
+
+        def create() -> FakeResource:
+            if next(attempts) == 1:
+                hung.hold()
+            return ledger.create()
+
+        pool = make_pool(4, min_workers=2, on_create=create, on_destroy=ledger.destroy, create_timeout=3600.0)
+        hung.wait_until_held()
+        clock.pass_time(3601.0, pool)
+        eventually(lambda: len(idle_workers(pool)) == 2, "the base, beside the worker that hangs")
+
+        want(pool, 2, "as the policy says at each tick")
+        assert not leaving_workers(pool)
+        ask_to_leave(pool)
+        assert dismisses(pool, idle_workers(pool)[0]) is None
+        assert not may_retire(pool, idle_workers(pool)[0])
+
+        hung.release()
+        eventually(lambda: len(workers_of(pool)) == 2, "the one too many to go when it is no longer late")
+    assert stats_of(pool).resources_destroyed == 1
+
+
+def test_the_door_may_count_while_another_thread_hires(make_pool: MakePool) -> None:
+    # A submitter at the door counts the workers that wait inside, without the lock; another thread starts a worker meanwhile.
+    pool = make_pool(3, max_queued=5)
+
+    class Hiring(dict[int, Any]):
+        def __contains__(self, ident: object) -> bool:
+            workers_of(pool).add(stranger(pool, 100 + len(workers_of(pool))))
+            return False
+
+    pool.submit(int).result(DEADLINE)
+    real, before = workers_of(pool).copy(), waiting_inside(pool)
+    use_waiting_inside(pool, Hiring({0: None}))
+    try:
+        assert worker_limit(pool) == 3
+    finally:
+        use_waiting_inside(pool, before)
+        use_workers(pool, real)

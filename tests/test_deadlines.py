@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from engine import (
     pretend_awake,
     replace_step,
 )
-from support import DEADLINE, Clock, Gate, MakePool, eventually
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import (
     TaskExpired,
 )
@@ -143,3 +144,21 @@ def test_deadline_of_a_future_that_nobody_holds_any_more_is_dropped(make_pool: M
 
     assert expire(pool, clock() + 3601) is None
     assert deadlines_of(pool) == []
+
+
+def test_a_task_that_has_started_does_not_expire_before_its_retry(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
+
+    def work(resource: FakeResource) -> int:
+        if resource.number == 0:
+            gate.hold()
+            resource.break_down()
+        return resource.use()
+
+    future: Any = pool.with_options(start_within=DEADLINE).submit(work)
+    gate.wait_until_held()
+    future._sidecar.deadline = 0.0  # is over, as if the first attempt had taken so long
+
+    gate.release()
+
+    assert future.result(DEADLINE) == 1

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import logging
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
-from engine import core_of, idle_workers, workers_of
-from support import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, eventually, join_all, needs_gil
+from engine import (
+    CannotStart,
+    End,
+    UnfitResource,
+    Worker,
+    core_of,
+    engine_lock,
+    idle_workers,
+    pretend_outage,
+    report_end,
+    report_ready,
+    report_unfit,
+    retry_later,
+    stranger,
+    workers_of,
+)
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, join_all, needs_gil
 from tasker_executor import Observer, ResourceExecutor, StateEvent
 
 
@@ -454,3 +470,123 @@ def test_an_error_that_is_kept_does_not_keep_the_result_of_a_later_task(gate: Ga
         eventually(lambda: result() is None, "the result to be freed")
 
     assert isinstance(error, WatchedError)
+
+
+# -- destructors run under no lock, and errors go in time --
+
+
+class Told:
+    """Calls `ask` when it goes, and notes the answer."""
+
+    def __init__(self, ask: Callable[[], bool], answers: list[bool]) -> None:
+        self._ask = ask
+        self._answers = answers
+
+    def __call__(self) -> None:
+        """To be submitted."""
+
+    def __del__(self) -> None:
+        self._answers.append(self._ask())
+
+
+def test_what_a_cancelled_task_was_given_goes_under_no_lock(busy: ResourceExecutor[None]) -> None:
+    held: list[bool] = []
+    futures: list[Future[Any]] = []
+
+    def lock_is_held() -> bool:
+        return futures[0]._condition._is_owned()  # type: ignore[attr-defined, no-any-return]  # not in typeshed
+
+    futures.append(busy.submit(id, Told(lock_is_held, held)))
+    futures[0].cancel()
+    eventually(lambda: len(held) == 1, "the argument to go")
+    assert held == [False]
+
+
+def says_no(error: BaseException) -> bool:
+    return False
+
+
+class ErrorWithLuggage(Exception):
+    """Has a `Told` among its arguments."""
+
+
+def test_the_error_of_the_attempt_before_goes_under_no_lock(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    held: list[bool] = []
+
+    def fail_once(resource: FakeResource) -> None:
+        if not resource.number:
+            raise LookupError
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=says_no)
+    pool.submit(gate.hold)
+    future = pool.submit(fail_once)
+    sidecar: Any = future._condition
+    sidecar.error = ErrorWithLuggage(Told(sidecar._is_owned, held))  # with no traceback, which would make a cycle
+    gate.release()
+    assert future.result(DEADLINE) is None
+    assert held == [False]
+
+
+def check_failed(pool: ResourceExecutor[Any], worker: Worker) -> None:
+    report_unfit(pool, worker, UnfitResource("a second one"))
+
+
+def worker_ready(pool: ResourceExecutor[Any], worker: Worker) -> None:
+    report_ready(pool, worker)
+
+
+def worker_ended(pool: ResourceExecutor[Any], worker: Worker) -> None:
+    workers_of(pool).add(another := stranger(pool, 8))
+    report_end(pool, another, End.CREATION_FAILED, LookupError("no"))
+
+
+def cannot_start(pool: ResourceExecutor[Any], worker: Worker) -> None:
+    retry_later(pool, CannotStart("no"))
+
+
+@pytest.mark.parametrize("event", [check_failed, worker_ready, worker_ended, cannot_start])
+def test_the_error_of_a_failing_factory_goes_under_no_lock(
+    event: Callable[[ResourceExecutor[Any], Worker], None], make_pool: MakePool, ledger: Ledger
+) -> None:
+    held: list[bool] = []
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    [worker] = workers_of(pool)
+    pretend_outage(pool, ErrorWithLuggage(Told(engine_lock(pool)._is_owned, held)))
+    event(pool, worker)
+    assert held == [False]
+
+
+def never_healthy(_: BaseException) -> bool:
+    return False
+
+
+class Failed(Exception):
+    """Can be referred to weakly."""
+
+
+@pytest.mark.parametrize("where", ["in a task", "in on_create"])
+def test_the_error_of_an_attempt_goes_with_the_next(
+    where: str, make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Without the garbage collector: the traceback of an error leads to the frames of the worker, which had the error in hand.
+    caplog.set_level(logging.CRITICAL, "tasker_executor")  # or its records would keep the errors
+    errors: list[weakref.ref[Failed]] = []
+
+    def fail_twice(place: str) -> None:
+        if place == where and len(errors) < 2:
+            error = [Failed()]
+            errors.append(weakref.ref(error[0]))
+            raise error.pop()
+
+    def create() -> FakeResource:
+        fail_twice("in on_create")
+        return ledger.create()
+
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, check_health=never_healthy)
+    gc.disable()
+    try:
+        pool.submit(lambda resource: fail_twice("in a task")).result(DEADLINE)
+        eventually(lambda: [error() for error in errors] == [None, None], "both errors to go")
+    finally:
+        gc.enable()

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from engine import Lane, TaskFuture
+from engine import Lane, TaskFuture, use_lane
 from support import FakeResource, Gate, Ledger, MakePool
 
 
@@ -247,3 +247,45 @@ def test_lane_that_shrinks_while_arrivals_are_counted_had_none() -> None:
     lane.changes = lambda: setattr(lane, "changes", lane.clear)  # at the second look at its length, that of the search
 
     assert lane.submitted_since(0.5) == 0
+
+
+# -- cancelled tasks that are passed by --
+
+
+def test_a_cancelled_task_that_a_worker_is_just_popping_is_not_counted_as_waiting(make_pool: MakePool, gate: Gate) -> None:
+    # 1. stats() asks how long the lane is. 2. A worker pops a cancelled task and takes it off the count of those. 3. stats()
+    # asks for that count. To count the task as cancelled and as waiting would be wrong for ever: `submitted` never decreases.
+    pool = make_pool(1)
+    pop: list[Callable[[], object]] = []
+
+    class Raced(Lane):
+        def __len__(self) -> int:
+            length = super().__len__()
+            if pop:
+                pop.pop()()
+                self.tombstones -= 1
+            return length
+
+    lane = use_lane(pool, Raced)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    pool.submit(int).cancel()
+    pop.append(lane.popleft)
+
+    stats = pool.stats()
+
+    assert (stats.submitted, stats.cancelled, stats.queued_tasks) == (2, 1, 0)
+
+
+def test_a_cancelled_task_that_was_passed_by_is_not_missing_from_those_that_wait(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    with Gate() as first, Gate() as second:
+        pool.submit(first.hold)
+        first.wait_until_held()
+        assert pool.submit(int).cancel()
+        pool.submit(second.hold)
+        first.release()
+        second.wait_until_held()
+        pool.submit(int)
+
+        assert pool.stats().queued_tasks == 1

@@ -7,7 +7,8 @@ import textwrap
 
 import pytest
 
-from support import run_python
+from engine import patch_exiting
+from support import MakePool, run_python
 
 HEADER = """
 import os, sys, threading
@@ -143,3 +144,17 @@ def test_in_the_child_of_a_fork_calls_are_made_in_their_order_before_the_executo
     """)
 
     assert output == ["1 RUNNING", "2 RUNNING", "told CLOSED [] []", "parent 0"]
+
+
+# -- too late --
+
+
+def test_an_executor_made_while_the_interpreter_exits_refuses_tasks_and_starts_no_worker(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch_exiting(monkeypatch)
+    pool = make_pool(2, min_workers=2)
+
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after interpreter shutdown"):
+        pool.submit(int)
+    assert pool.stats().active_workers == 0

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from engine import patch_random
-from support import Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import ResourceCreationError, ResourceExecutor, current_task
 
 
@@ -556,3 +556,22 @@ def test_wait_ready_raises_when_the_executor_is_shut_down(make_pool: MakePool, l
 
     with pytest.raises(RuntimeError, match="after shutdown"):
         pool.wait_ready()
+
+
+# -- a check that raises --
+
+
+def test_a_resource_whose_check_raises_is_replaced(make_pool: MakePool, ledger: Ledger) -> None:
+    def check(resource: FakeResource) -> bool:
+        if resource.number == 0:
+            raise OSError("no answer")
+        return True
+
+    def work(resource: FakeResource) -> int:
+        if resource.number == 0:
+            raise ValueError("half an answer")
+        return resource.number
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_resource=check)
+
+    assert pool.submit(work).result(DEADLINE) == 1

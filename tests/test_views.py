@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
@@ -466,3 +467,12 @@ def test_shutdown_of_a_view_while_its_futures_are_dropped(make_pool: MakePool, m
 
     assert futures == []
     assert [reference() for reference in view._futures] == [kept]
+
+
+# -- signatures --
+
+
+def test_options_that_were_not_mentioned_show_as_unset(make_pool: MakePool) -> None:
+    signature = inspect.signature(make_pool(1).with_options)
+
+    assert str(signature.parameters["priority"]).endswith(" = UNSET")

@@ -1,11 +1,8 @@
-"""What would hang, or get lost, without a word: a pool that waits for itself, an error that nobody asks for."""
+"""Deadlock: tasks that wait for a task of their own executor, and an executor that waits for itself."""
 
 from __future__ import annotations
 
-import gc
-import logging
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from typing import Any
@@ -19,8 +16,6 @@ from engine import (
     busy_workers,
     end_a_hopeless_wait,
     normal_lane,
-    patch_pauses,
-    shorten_pauses,
     waiting_inside,
     worker_limit,
     workers_of,
@@ -31,26 +26,20 @@ from tasker_executor import (
     Hysteresis,
     LoadSample,
     PoolDeadlockError,
-    QueueFull,
     QueueWaitPolicy,
     RatePolicy,
     ResourceExecutor,
     ScalingPolicy,
-    current_task,
 )
-
-Pool = ResourceExecutor[None]
-
 
 # -- a pool that waits for itself --
 
 
+Pool = ResourceExecutor[None]
+
+
 def wait_for_a_task_of(pool: Pool) -> int:
     return pool.submit(int, "7").result()
-
-
-def until_waiting_inside(pool: ResourceExecutor[Any], n: int = 1) -> None:
-    eventually(lambda: len(waiting_inside(pool)) == n, f"{n} workers to wait")
 
 
 def test_the_only_worker_that_waits_for_a_queued_task_is_told(make_pool: MakePool) -> None:
@@ -132,6 +121,10 @@ def test_nobody_is_told_while_another_worker_is_free(make_pool: MakePool) -> Non
     pool = make_pool(2)
 
     assert pool.submit(wait_for_a_task_of, pool).result(DEADLINE) == 7
+
+
+def until_waiting_inside(pool: ResourceExecutor[Any], n: int = 1) -> None:
+    eventually(lambda: len(waiting_inside(pool)) == n, f"{n} workers to wait")
 
 
 def test_nobody_is_told_while_another_worker_is_busy_with_a_task_that_waits_for_nothing(
@@ -235,7 +228,7 @@ def test_threads_that_are_no_workers_wait_as_long_as_they_like(make_pool: MakePo
     assert got == [7]
 
 
-# -- a policy, and a number of workers that changes
+# -- a policy, and a number of workers that changes --
 
 
 class WantsOne:
@@ -245,10 +238,6 @@ class WantsOne:
 
     def target(self, load: LoadSample) -> int:
         return 1
-
-
-def nest(pool: Pool, depth: int) -> int:
-    return 0 if depth == 0 else 1 + pool.submit(nest, pool, depth - 1).result()
 
 
 POLICIES: dict[str, ScalingPolicy] = {
@@ -266,6 +255,10 @@ def test_another_worker_starts_for_what_is_waited_for_whatever_the_policy_wants(
     pool = make_pool(4, min_workers=1, policy=policy)
 
     assert pool.submit(wait_for_a_task_of, pool).result(DEADLINE) == 7
+
+
+def nest(pool: Pool, depth: int) -> int:
+    return 0 if depth == 0 else 1 + pool.submit(nest, pool, depth - 1).result()
 
 
 def test_tasks_nested_three_deep_have_as_many_workers_as_there_may_be(make_pool: MakePool) -> None:
@@ -425,233 +418,3 @@ def test_a_task_that_runs_in_the_thread_of_its_caller_is_waited_for(make_pool: M
 
     assert outer.result(DEADLINE) == 7
     normal_lane(pool).withdrawn += 1  # for the books: nobody has counted it
-
-
-# -- a queue that nobody may enter --
-
-
-def test_with_max_queued_0_the_pool_recovers_from_an_outage_too(
-    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # 1. The factory fails, and so there is no worker. 2. The task that wanted one goes away. 3. With no worker there is no
-    # place for a task, and without a task nobody tries the factory again; so one must be let in, when it is time to try.
-    shorten_pauses(monkeypatch, 0.001)
-    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_queued=0, on_full="raise")
-    ledger.outage = OSError("outage")
-    future = pool.submit(lambda resource: resource.use())
-    ledger.wait_until_attempted(1)
-    eventually(lambda: pool.stats().create_failures > 0, "the failure")
-    future.cancel()
-
-    ledger.outage = None
-
-    futures: list[Future[int]] = []
-
-    def let_in() -> bool:
-        try:
-            futures.append(pool.submit(lambda resource: resource.use()))
-        except QueueFull:
-            return False
-        return True
-
-    eventually(let_in, "the pool to let a task in")
-    assert futures[0].result(DEADLINE) == 0
-
-
-def test_with_max_queued_0_a_blocked_submit_gets_in_after_an_outage(
-    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_queued=0)
-    patch_pauses(monkeypatch, 1.0)
-    ledger.outage = OSError("outage")
-    future = pool.submit(lambda resource: resource.use())
-    eventually(lambda: pool.stats().create_failures > 0, "the failure")
-    future.cancel()
-    ledger.outage = None
-
-    futures: list[Future[int]] = []
-    submitter = threading.Thread(target=lambda: futures.append(pool.submit(lambda resource: resource.use())))
-    submitter.start()
-    submitter.join(DEADLINE)
-
-    assert futures[0].result(DEADLINE) == 0
-
-
-# -- an error that nobody asks for --
-
-
-class Lost(Exception):
-    """The error of the tasks here."""
-
-
-def fail() -> None:
-    raise Lost
-
-
-class Records(logging.Handler):
-    """Keeps what was logged. (`caplog.records` is another list in a fixture than in its test.)"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
-@pytest.fixture
-def lost() -> Iterator[list[logging.LogRecord]]:
-    """What was logged of errors that nobody asked for."""
-    logger, handler = logging.getLogger("tasker_executor.lost"), Records()
-    logger.addHandler(handler)
-    yield handler.records
-    logger.removeHandler(handler)
-
-
-def run_to_its_end(pool: Pool, task: Callable[[], object] = fail) -> Future[object]:
-    """Return the future of a task that has ended, of which the worker holds nothing any more."""
-    future = pool.submit(task)
-    wait_for([future], DEADLINE)
-    pool.shutdown()
-    return future
-
-
-def test_an_error_that_nobody_asked_for_is_logged_when_the_future_goes(
-    make_pool: MakePool, lost: list[logging.LogRecord]
-) -> None:
-    future = run_to_its_end(make_pool(1, name="crawler"))
-    assert lost == []
-
-    del future
-    gc.collect()
-
-    assert [record.getMessage() for record in lost] == [
-        "executor 'crawler': task fail raised, and its exception was never retrieved"
-    ]
-    assert lost[0].exc_info is not None
-    assert lost[0].exc_info[0] is Lost
-
-
-def test_the_log_record_can_be_searched_by_its_fields(make_pool: MakePool, lost: list[logging.LogRecord]) -> None:
-    future = run_to_its_end(make_pool(1, name="crawler"))
-
-    del future
-    gc.collect()
-
-    assert (vars(lost[0])["tasker_executor"], vars(lost[0])["tasker_function"]) == ("crawler", "fail")
-
-
-def test_fire_and_forget_loses_no_error(make_pool: MakePool, lost: list[logging.LogRecord]) -> None:
-    pool = make_pool(1)
-
-    pool.submit(fail)
-    pool.shutdown()
-    gc.collect()
-
-    assert len(lost) == 1
-
-
-@pytest.mark.parametrize("ask", ["result", "exception"])
-def test_an_error_that_somebody_asked_for_is_not_logged(ask: str, make_pool: MakePool, lost: list[logging.LogRecord]) -> None:
-    future = run_to_its_end(make_pool(1))
-
-    try:
-        getattr(future, ask)()
-    except Lost:
-        pass
-    del future
-    gc.collect()
-
-    assert lost == []
-
-
-def test_an_error_that_was_only_waited_for_is_logged(make_pool: MakePool, lost: list[logging.LogRecord]) -> None:
-    future = run_to_its_end(make_pool(1))
-
-    assert future.done()
-    wait_for([future])
-    del future
-    gc.collect()
-
-    assert len(lost) == 1
-
-
-def test_an_error_that_came_out_of_map_is_not_logged(make_pool: MakePool, lost: list[logging.LogRecord]) -> None:
-    pool = make_pool(1)
-
-    with pytest.raises(ValueError, match="invalid literal"):
-        list(pool.map(int, ["x"]))
-    pool.shutdown()
-    gc.collect()
-
-    assert lost == []
-
-
-def test_a_task_that_returned_logs_nothing(make_pool: MakePool, lost: list[logging.LogRecord]) -> None:
-    future = run_to_its_end(make_pool(1), int)
-
-    del future
-    gc.collect()
-
-    assert lost == []
-
-
-def test_a_cancelled_task_logs_nothing(make_pool: MakePool, gate: Gate, lost: list[logging.LogRecord]) -> None:
-    pool = make_pool(1)
-    pool.submit(gate.hold)
-    gate.wait_until_held()
-    future = pool.submit(fail)
-
-    future.cancel()
-    gate.release()
-    pool.shutdown()
-    del future
-    gc.collect()
-
-    assert lost == []
-
-
-def test_a_task_that_obeyed_kill_logs_nothing(make_pool: MakePool, gate: Gate, lost: list[logging.LogRecord]) -> None:
-    pool = make_pool(1)
-
-    def obey() -> None:
-        gate.hold()
-        current_task().raise_if_cancelled()
-
-    future = pool.submit(obey)
-    gate.wait_until_held()
-    pool.kill()
-    gate.release()
-    wait_for([future], DEADLINE)
-    pool.shutdown()
-    assert future.done()
-    del future
-    gc.collect()
-
-    assert lost == []
-
-
-def test_an_error_after_the_last_retry_is_logged_once(
-    make_pool: MakePool, ledger: Ledger, lost: list[logging.LogRecord]
-) -> None:
-    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, max_retries=2)
-
-    pool.submit(lambda resource: resource.break_down())
-    pool.shutdown()
-    gc.collect()
-
-    assert len(lost) == 1
-
-
-def test_the_logger_of_lost_errors_can_be_disabled(make_pool: MakePool, lost: list[logging.LogRecord]) -> None:
-    logger = logging.getLogger("tasker_executor.lost")
-    logger.disabled = True
-    try:
-        pool = make_pool(1)
-        pool.submit(fail)
-        pool.shutdown()
-        gc.collect()
-    finally:
-        logger.disabled = False
-
-    assert lost == []
