@@ -19,11 +19,11 @@ get the number. Eight bytes of ours must not end up in a file of the user's. Thr
   (``F_SETSIG``), which it never is. The kernel keeps it with the open file; it is 0 in a file that did not
   set it. (``fstat`` takes longer, and all eventfds have the same inode.)
 - Before every read we look whether the number is inheritable. It is if `os.dup2` has given it to another
-  file. The mark would say more. But a look at the mark releases the GIL, and the worker would wake up for
-  nothing.
+  file. The mark would say more. But a look at the mark releases the GIL, and the worker would wake up
+  for nothing.
 
-A handoff whose number belongs to another file is *lost*: it is thrown away, and the thread waits on a lock
-instead.
+A handoff whose number belongs to another file is *lost*: it is thrown away, and the thread waits on a
+lock instead.
 
 A thread that already sleeps when its descriptor is closed cannot be woken by it any more. With a timeout it
 looks for itself, once a second; without one it sleeps on. To sleep by `poll` or by an epoll in every case was

@@ -2,8 +2,8 @@
 
 A worker writes two numbers per task, how long it waited and how long it ran, to lists of its own. Every few
 hundred tasks, and whenever a caller asks for numbers, these lists are *folded* into the histograms, in bulk
-and mostly in C. So a task costs one `extend`. Exact counts are there at any time: what is folded plus what is
-listed.
+and mostly in C. So a task costs one `extend`. Exact counts are there at any time: what is folded plus what
+is listed.
 """
 
 from __future__ import annotations
@@ -259,8 +259,8 @@ class Recorder:
     def rates(self, lanes: Iterable[Arrivals], in_hand: list[float]) -> tuple[float, float, float]:
         """Return (arrivals per second, completions per second, mean service time) over the last few seconds.
 
-        A log knows the arrival of a task when the task has ended. So the caller tells of the tasks that have
-        not.
+        A log knows the arrival of a task when the task has ended. So the caller tells of the tasks that
+        have not.
 
         Args:
             lanes: The lanes, with the tasks that wait.
