@@ -109,7 +109,10 @@ def _complain(message: str) -> None:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note to a user's error, unless it refuses: a frozen dataclass does, or one whose notes are a tuple."""
+    """Add a note to a user's error, unless the error refuses it.
+
+    A frozen dataclass refuses, and an error whose notes are a tuple.
+    """
     try:
         error.add_note(note)
     except BaseException as refused:
@@ -118,7 +121,7 @@ def add_note(error: BaseException, note: str) -> None:
 
 
 def traceback_of(error: BaseException) -> TracebackType | None:
-    """Return the traceback of an error, also if its class redefines that attribute."""
+    """Return the traceback of an error, even if its class redefines that attribute."""
     trace: TracebackType | None = _traceback.__get__(error)
     return trace
 

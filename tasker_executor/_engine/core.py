@@ -258,7 +258,7 @@ class Core:
     def task_came_back(self) -> None:
         """Make another worker take a task that was put back to the front of its lane."""
         if self.life.state >= State.KILLED:
-            self.ending.cancel_queue()  # the thread that kills may have looked at the lane before
+            self.ending.cancel_queue()  # the killer may have looked at the lane before
         else:
             self.wake_if_waiting()
 
@@ -289,7 +289,7 @@ class Core:
         if self.crew.broken:
             self.ending.close_broken()
         elif self.life.state >= State.KILLED:
-            self.ending.cancel_queue()  # a task may have come back after the thread that kills looked
+            self.ending.cancel_queue()  # a task may have come back after the killer looked
         if failed:
             self.recovery.report(worker.name, error)
         if end is End.CREATION_FAILED and isinstance(error, NoResource):  # a mistake, not an outage: waiting does not help

@@ -77,7 +77,7 @@ class Caller:
 
 
 class _Here:
-    """The task that runs on one thread. A call looks it up once: each look-up in a `threading.local` is slow."""
+    """The task of one thread. A call looks it up once, since each look-up in a `threading.local` is slow."""
 
     __slots__ = ("holder",)
 
@@ -132,7 +132,7 @@ class TaskContext:
             raise TaskCancelled("the executor was killed while this task ran")
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Sleep until the task is cancelled, for `timeout` seconds at most; return whether it is cancelled."""
+        """Sleep until the task is cancelled, at most `timeout` seconds; return whether it is cancelled."""
         return self._killed.wait(wait_seconds(timeout))
 
     def __repr__(self) -> str:

@@ -50,7 +50,7 @@ class WaitsInside:
     """All waits inside of one executor."""
 
     def __init__(self, name: str, life: Lifecycle, crew: Crew, waits: dict[int, WaitInside]) -> None:
-        """Keep the waits in `waits`, by thread. Guarded by the executor's lock; the crew looks at its keys."""
+        """Keep the waits in `waits`, by thread. The executor's lock guards it; the crew looks at its keys."""
         self._name = name
         self._life = life
         self._crew = crew

@@ -89,7 +89,7 @@ class Ending:
                 self._crew.leave[:] = [None]  # no worker starts another task: set before the tokens, which tasks obey
             elif life.state < State.DRAINING:
                 life.state = State.DRAINING
-            # Not a call: at a function's first step, Ctrl-C may come after the store above and before this one.
+            # Not a call: Ctrl-C may come at the first step of a function, before it stores this.
             with idle._lock:
                 idle.line = CLOSED
             handle = None if self.handle is None else self.handle()
@@ -130,7 +130,7 @@ class Ending:
         self.fail_queue(lambda _: BrokenThreadPool(message))
 
     def close_dropped(self) -> None:
-        """Close because the user's last reference is gone. The garbage collector may call this at any point."""
+        """Close because the user's last reference is gone. The garbage collector may call this anywhere."""
         # Nothing is left to do, and a thread that no longer exists may hold the lock.
         if process.exiting() or self._life.state is State.CLOSED:
             return

@@ -90,7 +90,7 @@ class HandoffLost(Exception):
 class Handoff:
     """Wakes one waiter at a time, from any thread, any number of times, perhaps for nothing."""
 
-    lost = False  # thrown away
+    lost = False  # whether it was thrown away
     #: Other systems have no eventfds. Without a GIL there is nothing to hand over. Green threads (gevent,
     #: eventlet) share one real thread, which must not sleep.
     supported = (
@@ -233,9 +233,10 @@ def discard(handoff: Handoff) -> bool:
 
 
 def _after_fork_in_child() -> None:
-    """The parent goes on using the same ones: close them and make others.
+    """Replace the handoffs, which the parent goes on using: close them, so that others are made.
 
-    But not one whose borrower may be this very thread, in a signal handler that forked. It goes on waiting, on another eventfd.
+    One that is lent out is not closed. Its borrower may be this very thread, in a signal handler that forked.
+    So it gets another eventfd, and the borrower goes on waiting.
     """
     for handoff in set(_made).difference(_free):
         handoff.renew()

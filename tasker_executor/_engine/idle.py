@@ -114,7 +114,7 @@ class Seat:
             idle.note_arrival()
 
     def sleep(self, timeout: float) -> bool:
-        """Sleep until the permit comes, for `timeout` seconds at most (-1: no limit); return whether it came."""
+        """Sleep until the permit comes, at most `timeout` seconds (-1: no limit); return whether it came."""
         if not self.park.acquire(True, timeout):
             return False
         idle = self._idle
@@ -127,7 +127,7 @@ class Idle:
     """The submitters' half: the idle stack, and what submitters see of it."""
 
     def __init__(self, pass_on: Callable[[], object]) -> None:
-        """Call `pass_on` to wake another worker, after a worker was woken for a task that it does not take."""
+        """Call `pass_on` to wake another worker, after one was woken for a task that it does not take."""
         self.pass_on = pass_on
         #: The seats of idle workers; the worker that became idle last is on top. See "The idle stack".
         self.stack: list[Any] = []
@@ -174,7 +174,10 @@ class Idle:
         return len(woken) == WAKES_AT_ONCE and not any(seat.park.locked() or not seat.occupied for seat in woken)
 
     def hold_back(self) -> bool:
-        """Show submitters no worker while enough are waking; return whether that is so. See "Few at a time"."""
+        """Show submitters no worker while enough are waking; return whether enough are.
+
+        See "Few at a time" in the module's docstring.
+        """
         with self._lock:
             if self.line is self.stack:
                 self.line = ENOUGH
@@ -184,7 +187,7 @@ class Idle:
         return False
 
     def note_arrival(self) -> None:
-        """Show submitters the stack again: a woken worker has taken its permit and looks at the lanes next."""
+        """Show submitters the stack again: a worker has taken its permit and looks at the lanes next."""
         with self._lock:
             if self.line is ENOUGH:
                 self.line = self.stack

@@ -29,7 +29,7 @@ class Nesting:
         self._locks = locks
 
     def holds_a_lock(self) -> bool:
-        """Return whether this thread holds one of the locks. `_is_owned` is private, but Condition uses it."""
+        """Return whether this thread holds a lock. `_is_owned` is private, but Condition uses it."""
         return any(lock._is_owned() for lock in self._locks())
 
     def must_not_join(self) -> bool:

@@ -1,7 +1,7 @@
 """Recovery from a failing factory.
 
-The factory is tried again in time, tasks that have waited too long fail, and callers and the log are told why.
-`Outage`, which the crew keeps, decides when. This room has the two duties of the timer that act on it.
+The factory is tried again in time, tasks that have waited too long fail, and callers and the log are told
+why. `Outage`, which the crew keeps, decides when. This room has the two duties of the timer that act on it.
 """
 
 from __future__ import annotations

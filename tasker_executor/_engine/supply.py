@@ -28,7 +28,7 @@ class Supply:
         self.outage = Outage(place.settings.create_timeout, clock())
 
     def note_failure(self, error: BaseException, begun: float) -> bool:
-        """Note that an attempt that began at `begun` made no resource; return whether it counts. Lock held."""
+        """Note that an attempt, begun at `begun`, made no resource; return whether it counts. Lock held."""
         self._timer.kick(start=False)  # in any case: the timer waits for the last attempt of a round to end
         self.note_served()
         return self.outage.failed(error, begun, clock(), random.uniform)

@@ -190,7 +190,7 @@ class Worker:
         self.holding = holding
 
     def _give_up(self) -> None:
-        """Destroy the resource, if there is one, even if errors are thrown into this thread at the same time."""
+        """Destroy the resource, if there is one, even while errors are thrown into this thread."""
         source = self.place.source
         holding, self.holding = self.holding, None
         if holding is None or source is None:
