@@ -1,27 +1,26 @@
 """The queue bound: which submission may queue its task, and which must wait for a place.
 
-`max_queued` counts the tasks that must wait: the tasks in the lanes that no free worker is about to take. So
-a pool of 8 idle workers with ``max_queued=10`` accepts 18 tasks at once. With ``max_queued=0``, it accepts a
-task only if a worker is free for it.
+`max_queued` counts the tasks in the lanes that no free worker is about to take. So a pool of 8 idle workers
+with ``max_queued=10`` accepts 18 tasks at once. With ``max_queued=0``, it accepts a task only if a worker is
+free for it.
 
 **First come, first served.** A free place is promised to the submitter that has waited longest. No other
 thread overtakes it.
 
-**No free place is missed.** Each thread that changes what `waiting` counts looks at `blocked` afterwards. If
-a submitter is there, the thread calls `refill`. The changes are: a worker has taken a task, is about to
-sleep, is ready, or has ended, with a successor or without; a task was settled; another number of workers is
-wanted. A submitter registers in `blocked` first and looks at the count afterwards. So one of the two sees
-the other.
+**No free place is missed.** A submitter registers in `blocked` and then looks at the count. A thread that
+changes the count then looks at `blocked`, and calls `refill`. So one of the two sees the other. The count
+changes when a worker has taken a task, is about to sleep, is ready, or has ended, with a successor or
+without; when a task was settled; when another number of workers is wanted.
 
 **A thread never waits for itself.** A signal handler, or a destructor, may submit while it interrupts its own
-thread in here. There are three cases:
+thread in here:
 
-- The interrupted submission was promised a place, and cannot take it before the handler returns. So a promise
-  binds other threads only. The handler's submission may go first; then the bound is exceeded by one task for
-  a moment.
-- The interrupted submission waits for a place. It is promised the next place in its turn, and the first
+- The interrupted submission was promised a place, and cannot take it before the handler returns. So a
+  promise binds other threads only. The handler's submission may go first, and exceed the bound by one task
+  for a moment.
+- The interrupted submission waits for a place. It is promised the next one in its turn, and the first
   case follows.
-- The thread holds a lock that workers need, or is starting a worker. No place would ever come free. So the
+- The thread holds a lock that workers need, or is starting a worker. No place would ever come free, so the
   handler's submission is let in at once.
 """
 
@@ -44,7 +43,7 @@ class Ticket:
         self.thread = get_ident()
 
     def line_up(self) -> None:
-        """Make the lock that the submission waits for. Few submissions wait."""
+        """Make the lock to wait for: few submissions do."""
         lock = allocate_lock()
         lock.acquire()
         self.wait, self.release = lock.acquire, lock.release
@@ -54,10 +53,9 @@ class Admission:
     """Promises places in the queue of an executor with ``max_queued``."""
 
     def __init__(self, limit: int | None, waiting: Callable[[], int], may_wait: Callable[[], bool] = lambda: True) -> None:
-        """Let in up to `limit` tasks; `waiting()` returns how many are in already.
+        """Let in up to `limit` tasks; `waiting()` returns how many are in.
 
-        `may_wait()` returns whether the submitter's thread may block. It is called before the wait, without
-        the lock.
+        `may_wait()`, called without the lock, returns whether the submitter's thread may block.
         """
         self.limit = limit
         self._waiting = waiting
@@ -66,7 +64,7 @@ class Admission:
         self._lock = RLock()
         #: The tickets of the submitters that wait, oldest first. Workers look whether it is empty.
         self.blocked: deque[Ticket] = deque()
-        #: The tickets of the submitters that were promised a place and have not queued their task yet.
+        #: The tickets with a promise, whose tasks are not queued yet.
         self._reserved: set[Ticket] = set()
         self._closed = False
 
@@ -78,7 +76,7 @@ class Admission:
         assert self.limit is not None
         with self._lock:
             if self._closed:
-                return True  # the submission then sees that the executor is closed, and raises the error
+                return True  # the submission finds out, and raises the error
             if not self.blocked and self._waiting() + len(self._reserved) < self.limit:
                 self._reserved.add(ticket)
                 return True
@@ -96,9 +94,9 @@ class Admission:
         return True
 
     def leave(self, ticket: Ticket) -> None:
-        """Give back the place of `ticket`, or end its wait. A second call does nothing.
+        """Give back the place of `ticket`, whose task is queued or given up; or end its wait.
 
-        Called when the task is queued, when the submission gives up its place, and when it stops waiting.
+        A second call does nothing.
         """
         with self._lock:
             self._reserved.discard(ticket)
@@ -128,8 +126,8 @@ class Admission:
     def _next(self) -> Ticket | None:
         """Return the ticket to be let in now. Lock held.
 
-        Each ticket is let in after the one before has queued its task. Two threads that are let in at once
-        could queue their tasks in the wrong order. Two tickets of one thread cannot.
+        Each is let in after the one before has queued its task: two threads let in at once could queue their
+        tasks in the wrong order. Two tickets of one thread cannot.
         """
         assert self.limit is not None
         promised = {ticket.thread for ticket in self._reserved.copy()}
@@ -154,9 +152,9 @@ class Admission:
                 self.refill()
 
     def reinit_after_fork(self) -> None:
-        """Close, in the child of a fork, where the other submitters' threads do not exist.
+        """Close, in the child of a fork.
 
-        A submission that this very thread has interrupted is let in.
+        The other submitters' threads are gone. A submission that this very thread has interrupted is let in.
         """
         self._lock = RLock()
         self._reserved.clear()

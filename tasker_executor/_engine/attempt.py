@@ -1,19 +1,19 @@
 """An attempt at a task: its outcome, what observers hear of it, and what a thrown error leaves of it.
 
 **An error thrown into a worker.** rq, Celery and debuggers stop a task by an error that they throw into its
-thread (`PyThreadState_SetAsyncExc`). Inside of a task it is the task's error. But it may come too late,
+thread (`PyThreadState_SetAsyncExc`). Inside of a task it is the task's error. It may come too late, though,
 between any two steps of the interpreter. Then the worker ends, its resource is destroyed once, and a
-successor takes its place. The task in hand reaches its end once. If it has returned, it keeps its result; if
-it was to be retried, it goes back to its lane; otherwise it fails with the error. For that:
+successor takes its place. The task in hand ends once: with its result if it has returned, otherwise with the
+error. If it was to be retried, it goes back to its lane. For that:
 
 - What is stored shows how far a task has come (`Attempts.salvage`). Each task is counted in one step.
 - The last reference to a worker's life (`_Life` in ``worker.py``) goes with its thread. If the error hit the
-  worker's exit path, the path is then walked again.
+  exit path, the path is then walked again.
 
 Not promised: two such errors at the same worker, or one in the first steps of a thread, before `Worker.live`.
-Only a `shutdown` that waits finds such a worker: it looks once a second for threads that have died. Without
-the GIL a life goes late: when the thread that made it next looks for signals. What follows from an error in
-the first step or in the exit path, such as a successor, waits for that.
+Only a `shutdown` that waits finds such a worker: it looks once a second for dead threads. Without the GIL a
+life goes late: when the thread that made it next looks for signals. What follows from an error in the first
+step or in the exit path, such as a successor, waits for that.
 """
 
 from __future__ import annotations
@@ -126,12 +126,12 @@ class Attempts:
         `running`: the worker had not noted the end of the task. `outcome`: what the task had returned and
         raised. `began`: when the worker took it in hand; `start` may be that of the next task already.
 
-        1. If the task is final, or was not to be run, the rest of that is done: perhaps its waiters are yet
-           to be told.
-        2. If it has returned a value, the value stands. The task is counted unless it was. Its two durations
-           are listed one after the other, so if one is missing, it is the last one.
+        1. If the task is final, or was not to be run, its end is completed: perhaps its waiters are yet to
+           be told.
+        2. If it has returned a value, the value stands, and the task is counted unless it was. Its two
+           durations are listed one after the other, so only the last one can be missing.
         3. If it has raised, its error stands. If it was counted as retried, it goes back to its lane.
-        4. If it has done neither, it fails with the thrown error.
+        4. Otherwise it fails with the thrown error.
         """
         value, error = outcome
         log, sidecar = self._log, task._sidecar

@@ -159,8 +159,8 @@ class Core:
                 raise
             logger.warning("executor %r: cannot start another worker", self.name, exc_info=True, executor=self.name)
         except BaseException:
-            # Ctrl-C, a time limit or the end of the stack comes here. The caller does not get the future, so
-            # the task must not run. The steps that need no frame in Python come first: perhaps none is left.
+            # Ctrl-C, a time limit or the end of the stack comes here. The caller gets no future, so the task
+            # must not run. The steps without a frame in Python come first: perhaps none is left.
             with idle._lock:
                 if idle.line is ENOUGH:
                     idle.line = idle.stack
@@ -185,10 +185,7 @@ class Core:
             raise self.refuse()
 
     def wake_if_waiting(self) -> None:
-        """Wake a worker if tasks wait.
-
-        Called when a woken worker did not take a task, and when tasks came back to their lanes.
-        """
+        """Wake a worker if tasks wait: a woken worker took none, or tasks came back to their lanes."""
         if self.lanes.look():
             try:
                 self._wake_top()
@@ -196,10 +193,7 @@ class Core:
                 self.crew.retry_later(error)
 
     def _may_wait_at_the_door(self) -> bool:
-        """Return whether this thread may block until a task is taken.
-
-        It must not if it runs a signal handler that must return first.
-        """
+        """Return whether this thread may block: not in a signal handler that must return first."""
         may_block = self.nesting.of_submission()
         if may_block:
             # The interrupted call may have queued a task, or taken Room off the stack, and got no further.
@@ -243,10 +237,7 @@ class Core:
         return True
 
     def resource_unfit(self, worker: Worker, fault: UnfitResource) -> None:
-        """Report that a worker's resource failed its check before it had served.
-
-        Another worker takes the tasks that wait, while this one destroys the resource.
-        """
+        """Report a resource that failed its first check; another worker takes the tasks that wait."""
         if self.crew.supply.note_unfit(worker, fault):
             self.recovery.report(worker.name, fault)
         self.wake_if_waiting()
@@ -256,7 +247,7 @@ class Core:
         self.crew.supply.note_giving_up()
 
     def task_came_back(self) -> None:
-        """Make another worker take a task that was put back to the front of its lane."""
+        """Make another worker take a task that was put back into its lane."""
         if self.life.state >= State.KILLED:
             self.ending.cancel_queue()  # the killer may have looked at the lane before
         else:
@@ -368,10 +359,7 @@ class Core:
         self.ending.refuse_at_exit()
 
     def join_at_exit(self) -> None:
-        """Block until the executor has ended, unless it was killed.
-
-        This does not wait for calls of ``run_now`` on daemon threads.
-        """
+        """Block until the executor has ended, unless it was killed; for ``run_now`` see `Ending.join`."""
         if self.life.state is not State.KILLED:
             self.ending.join(None, daemons=False)
 

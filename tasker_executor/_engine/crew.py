@@ -4,15 +4,15 @@
 (how many workers live, how many are starting, how many tasks wait), never from a count of requests. Each
 thread that changes a fact calls it: a submitter that finds no idle worker, a worker that ends, the timer
 when the factory may be tried again, a call of `resize`. So the next change repairs what an interruption has
-left unfinished.
+left undone.
 
-**Decided under the lock, done outside of it.** `_hire` adds workers to the crew; `populate` starts their
-threads, and holds no lock while it does. `Thread.start` waits until the new thread says that it has started.
-Before that, the new thread may run a destructor that needs the lock.
+**Decided under the lock, done outside of it.** `_hire` adds workers to the crew, and `populate` then starts
+their threads without the lock. `Thread.start` waits for the new thread, and that may run a destructor that
+needs the lock before it counts as started.
 
-**A call may be interrupted** between the two, by a signal handler that calls this module again, or by an
-error. The workers hired by the interrupted call are *unborn*: in the crew, without a thread. The nested call
-disowns them. The interrupted call does so itself when it fails.
+**A call may be interrupted** between the two, by a signal handler that calls it again, or by an error. Its
+workers are *unborn*: in the crew, without a thread. The nested call disowns them; after an error the
+interrupted call does.
 """
 
 from __future__ import annotations
@@ -79,10 +79,7 @@ class Crew:
         return sum(not (worker.ready or worker.late) for worker in self.workers.copy())
 
     def _late(self) -> int:
-        """Return how many workers have been starting for `create_timeout`.
-
-        No task counts on them, so other workers may try.
-        """
+        """Return how many workers have been starting for `create_timeout`: no task counts on them."""
         return sum(worker.late for worker in self.workers.copy())
 
     def busy(self) -> int:
@@ -100,10 +97,7 @@ class Crew:
         return max(self.wanted, self.min_workers, min(waiting + 1, self.max_workers))
 
     def _most(self) -> int:
-        """Return the limit of workers' threads.
-
-        Late workers do not count among the workers wanted, but they do among the threads.
-        """
+        """Return the limit of workers' threads. Late workers count here, but not among the workers wanted."""
         return min(self.limit() + self._late(), self.max_workers)
 
     def _surplus(self) -> int:
@@ -119,11 +113,11 @@ class Crew:
     def _needed(self) -> bool:
         """Return whether another worker is needed.
 
-        The workers that are starting look at the lanes, so only the tasks beyond their number count.
+        Workers that are starting look at the lanes, so only the tasks beyond their number count.
         """
         starting = self.starting()
         while (waiting := self._lanes.waiting()) and starting != (now := self.starting()):
-            starting = now  # a worker has become ready since then, and may have taken a task: count again
+            starting = now  # a worker became ready, and may have taken a task: count again
         if waiting > starting:
             return True
         present = len(self.workers) - len(self.leaving) - self._late()
@@ -160,20 +154,14 @@ class Crew:
             raise
 
     def populate_or_retry(self) -> None:
-        """Start the workers that are needed, for a caller that must not raise.
-
-        If the system refuses a thread, the timer tries again.
-        """
+        """Start the workers that are needed. If the system refuses a thread, the timer tries again."""
         try:
             self.populate()
         except CannotStart as error:
             self.retry_later(error)
 
     def retry_later(self, error: CannotStart) -> None:
-        """Have the timer try again to start workers, after the system has refused a thread.
-
-        Tasks wait, and perhaps no submitter is there that could raise the error.
-        """
+        """Have the timer start workers for the tasks that wait, after the system has refused a thread."""
         with self._life.lock:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
             self.supply.note_failure(error, clock())
@@ -184,8 +172,8 @@ class Crew:
     def _hire(self, hired: list[Worker]) -> None:
         """Add the workers that are needed to the crew, and to `hired`, whose owner starts them. Lock held.
 
-        Room is offered before the last look at the lanes. A submitter that finds the stack empty before that
-        has queued its task already, so this look sees the task.
+        Room is offered before the last look at the lanes. So this look sees the task of a submitter that
+        found the stack empty.
         """
         if self._unborn:
             self._disown_interrupted(hired)
@@ -221,8 +209,8 @@ class Crew:
     def _disown_interrupted(self, hired: list[Worker]) -> None:
         """Disown the workers that an interrupted call on this thread has hired and not started. Lock held.
 
-        The call was interrupted by an error, or by the signal handler that calls this and might wait for the
-        workers. Those in `hired` belong to the present call, and stay.
+        An error, or the signal handler that calls this and might wait for the workers, has interrupted that
+        call. The workers in `hired` belong to the present call.
         """
         me = get_ident()
         for worker, starter in self._unborn.copy().items():
@@ -230,11 +218,8 @@ class Crew:
                 self._disown(worker)
 
     def _disown(self, worker: Worker) -> None:
-        """Remove a worker that is not to live.
-
-        Its thread could not be started, or an error was thrown in before that.
-        """
-        if worker.birth.acquire(False):  # it has not begun to live, and can no longer begin
+        """Remove a worker that is not to live: its start was refused, or an error was thrown in before it."""
+        if worker.birth.acquire(False):  # it has not begun to live, and now cannot
             worker.over = True
             with self._life.lock:
                 self._forget(worker)
@@ -245,8 +230,8 @@ class Crew:
     def bury(self) -> None:
         """End the workers whose thread has died while they are still in the crew.
 
-        An error was thrown into the first steps of the thread, before any code of ours could catch it, or
-        repeatedly into its last ones. Another worker runs the task that waits for such a worker.
+        An error was thrown into the first steps of the thread, before our code could catch it, or repeatedly
+        into its last ones. Another worker runs the task that waits for such a worker.
         """
         for worker in self.workers.copy():
             if worker not in self._unborn and not worker.thread.is_alive():
@@ -271,12 +256,11 @@ class Crew:
     def note_ready(self, worker: Worker, *, in_doubt: bool) -> bool:
         """Count a worker that owns its resource and is about to look at the lanes for the first time.
 
-        Return False if the factory fails and the resource is `in_doubt`. Then the resource must pass its
-        check before it ends the outage. Otherwise each new resource of a bad server would end it, and start
-        all the workers.
+        Return False if the factory fails and the resource is `in_doubt`: it must pass its check before it
+        ends the outage. Otherwise each new resource of a bad server would end it, and start all the workers.
 
-        Without resources this takes no lock. The thread that starts the worker holds the lock, and the worker
-        should have its task in hand when `submit` returns.
+        Without resources this takes no lock: its starter holds the lock, and the worker should have its task
+        in hand when `submit` returns.
         """
         if not self._owns_resources and not self.outage.failures:
             worker.ready = True
@@ -299,7 +283,7 @@ class Crew:
         return True
 
     def note_end(self, worker: Worker, end: End, error: BaseException | None) -> bool:
-        """Remove a worker that ends; return whether the factory has failed and that is to be reported."""
+        """Remove a worker that ends; return whether it reports a failure of the factory."""
         failed = False
         with self._life.lock:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
@@ -345,8 +329,8 @@ class Crew:
     def resize(self, min_workers: int, max_workers: int, *, wanted: int | None, wake_idle: bool) -> tuple[int, int]:
         """Change the bounds; return the number of workers wanted before and after.
 
-        Surplus workers leave: idle ones at once, busy ones after their task. `wake_idle` wakes all idle
-        workers: how long each may be idle depends on the bounds, so each looks at them again.
+        Surplus workers leave: idle ones at once, busy ones after their task. `wake_idle` wakes the idle
+        workers, whose idle time depends on the bounds.
         """
         with self._life.lock:
             self.min_workers, self.max_workers = min_workers, max_workers
@@ -364,10 +348,7 @@ class Crew:
         return before, self.wanted
 
     def _retire_idle(self) -> None:
-        """Retire idle workers above the number wanted. Lock held.
-
-        The longest idle go first, so that warm resources stay.
-        """
+        """Retire the longest idle workers above the number wanted, so that warm ones stay. Lock held."""
         surplus = self._surplus()
         owners: dict[Seat, Worker] = {worker.seat: worker for worker in self.workers} if surplus > 0 else {}
         for seat in self._idle.seats() if surplus > 0 else ():

@@ -1,9 +1,8 @@
 """Waits inside: a task waits for another task of its own executor. A hopeless wait is ended.
 
-If every worker waits for a task of this executor, another worker is started, whatever the policy says
-(`Crew.limit`). If none may be started, no worker is left to run a task. Then the wait that began last
-ends with `PoolDeadlockError`. But if one of the waits has a timeout, that wait ends by itself, and no
-other is ended.
+If every worker waits inside, another worker is started, whatever the policy says (`Crew.limit`). If none may
+be started, no worker is left to run a task. Then the wait that began last ends with `PoolDeadlockError`. But
+none does while one of them has a timeout: that wait ends by itself.
 """
 
 from __future__ import annotations

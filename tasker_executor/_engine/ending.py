@@ -1,9 +1,9 @@
 """The ending: how an executor stops accepting tasks, drains or is killed, closes, and is waited for.
 
-**The end of submission.** A submitter queues its task and then looks at `Idle.line`. `close` replaces that by
-a list that is always true (`CLOSED`). So the submitter enters its slow path, which takes the task back and
-refuses it, unless a worker has it already. A worker ends when it finds the executor draining and, looking
-afterwards, the lanes empty. So a task is either refused or run, without a lock.
+**The end of submission.** A submitter queues its task and then looks at `Idle.line`, which `close` replaces
+by a list that is always true (`CLOSED`). So the submitter takes the task back and refuses it, unless a worker
+has it already. A worker ends when it finds the executor draining and, looking afterwards, the lanes empty. So
+a task is either refused or run, without a lock.
 
 **The kill.** No task starts once its token is set:
 
@@ -11,9 +11,8 @@ afterwards, the lanes empty. So a task is either refused or run, without a lock.
 2. Each worker looks there with its next task in hand, before it starts it, and puts the task back.
 3. `close` sets the tokens, and cancels the queue.
 
-**The close.** The executor is closed when it drains, no task waits, no worker lives, and no thread has yet to
-tell of a task. Each thread that makes one of these true calls `check_terminated` afterwards. So the last one
-closes it.
+**The close.** The executor closes when it drains, no task waits, no worker lives, and no thread has yet to
+tell of a task. Each thread that makes one of these true calls `check_terminated`, so the last one closes it.
 """
 
 from __future__ import annotations
@@ -68,8 +67,7 @@ class Ending:
         self._owner = owner
         #: Makes the error for a submission that is refused.
         self.refusal: Callable[[], Exception] = _refuse_after_shutdown
-        #: A token for each thread that pops tasks to fail them. The executor does not close while there
-        #: is one.
+        #: A token for each thread that pops tasks to fail them. It keeps the executor from closing.
         self._failing: set[object] = set()
         #: The user's executor, while it lives.
         self.handle: weakref.ref[Any] | None = None
@@ -222,7 +220,7 @@ class Ending:
         """Close the executor if nothing is left to do: see "The close" in the module's docstring."""
         life, lanes, timer = self._life, self._place.lanes, self._timer
         with life.lock:
-            # Not `state is CLOSED`: if Ctrl-C came after that store, the next caller finishes this method.
+            # Not `state is CLOSED`: if Ctrl-C comes after that store, the next caller finishes this method.
             if life.state < State.DRAINING or life.terminated.is_open or self._crew.workers:
                 return
             if lanes.look() and lanes.waiting():  # tombstones may stay
@@ -245,12 +243,10 @@ class Ending:
     def join(self, timeout: float | None, *, daemons: bool = True) -> None:
         """Block until the executor has closed and its threads have ended. Raises ShutdownTimeout.
 
-        Without `daemons`, this does not wait for calls of ``run_now`` on daemon threads. Nor does
-        the interpreter.
+        Without `daemons`, calls of ``run_now`` on daemon threads are left out, as by the interpreter.
 
-        Returns at once on a thread of the executor itself, which would wait for itself. Returns at once in a
-        signal handler, too, if the handler interrupted its thread while that held a lock: the workers need
-        the lock.
+        Returns at once on a thread of the executor itself, which would wait for itself. So it does in a
+        signal handler that interrupted its thread under a lock, since the workers need the lock to end.
         """
         if current.owner is self._owner or self._nesting.must_not_join():
             return
@@ -277,7 +273,7 @@ class Ending:
             raise ShutdownTimeout(self._what_still_runs(timeout))
 
     def _what_still_runs(self, timeout: float | None) -> str:
-        """Return the message that names the tasks, workers and calls that keep the executor from its end."""
+        """Return what keeps the executor from its end: the names of tasks, workers and calls."""
         workers = sorted(self._crew.workers.copy(), key=lambda worker: worker.index)
         infos = [worker_info(worker) for worker in workers]
         running = [
@@ -312,8 +308,8 @@ def _fail_lane(lane: Lane, make_error: Callable[[float], BaseException], before:
     If an error is thrown into this, the task in hand fails with it.
     """
     try:
-        # Each task is popped and stored in one step of the interpreter, and so are the two steps that follow:
-        # the test, and the entry into `try`.
+        # Each task is popped and stored in one step of the interpreter. So are the next two: the test, and
+        # the `try`.
         for task in takes(lane.popleft, times=len(lane)):
             if before is not None and task._submitted > before:
                 lane.appendleft(task)

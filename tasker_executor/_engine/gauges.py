@@ -1,6 +1,6 @@
 """The gauges of an executor. This room reads the other rooms and changes none of them.
 
-All readers use it: `stats`, `metrics` and `workers` of the executor, exporters, the monitor, Dask, and the
+All readers come here: `stats`, `metrics` and `workers` of the executor, exporters, the monitor, Dask, and the
 scaler, which shows the load to the policy.
 """
 
@@ -88,9 +88,9 @@ class Gauges:
         """Return the gauges and counters of one consistent moment.
 
         They are read against the direction in which a task moves: its end first, its beginning last. So a
-        task that moves at the same time may be missed for this moment, but is never counted twice.
-        `submitted` never decreases, so a task that is missed counts as running. Only a retry moves in the
-        other direction. If there was one, the reading is repeated.
+        task that moves at the same time may be missed, but is never counted twice. `submitted` never
+        decreases, so a task that is missed counts as running. Only a retry moves backwards: after one, the
+        reading is repeated.
         """
         with self._life.lock:
             normal, priority = self._lanes.normal, self._lanes.priority

@@ -54,14 +54,13 @@ ENOUGH: list[Any] = []
 class Room:
     """The entry at the bottom of the idle stack while more workers may be started.
 
-    A submitter that pops it has found no idle worker, and starts one. The pop puts it back in the same
-    step of the interpreter (see `Idle.wake_top`). So the next submitter finds it, whatever is thrown into
-    this one.
+    A submitter that pops it has found no idle worker, and starts one. The pop puts it back in the same step
+    (see `Idle.wake_top`). So the next submitter finds it, whatever is thrown into this one.
     """
 
     def __init__(self, stack: list[Any]) -> None:
-        #: Puts this back onto the stack, which is empty then, and returns a true value. The `release` of a
-        #: seat returns None.
+        #: Puts this back onto the stack, which is then empty. Returns a true value; `Seat.release`
+        #: returns None.
         self.release = partial(stack.__iadd__, (self,))
 
 
@@ -80,10 +79,9 @@ class Seat:
         self.park.acquire()
         #: Gives the permit. The thread that pops the seat off the stack calls this.
         self.release = self.park.release
-        #: True if the seat is taken off the stack in order to retire the worker. Set before the permit
-        #: is given.
+        #: Set, before the permit, by the thread that takes the seat off the stack to retire the worker.
         self.told_to_leave = False
-        #: True while the worker is a member of the crew, and will take its permit.
+        #: The worker is in the crew, and will take its permit.
         self.occupied = False
 
     def rise(self) -> bool:
@@ -133,12 +131,12 @@ class Idle:
         self.stack: list[Any] = []
         #: What submitters look at: the stack, `ENOUGH`, or, in the end, `CLOSED`.
         self.line = self.stack
-        # Guards changes of `line`. No other lock is taken under it: a worker takes it when it wakes, and must
-        # not wait for the holder of another lock.
+        # Guards changes of `line`. No lock is taken under it: a waking worker must not wait for
+        # another holder.
         self._lock = RLock()
         self._room = Room(self.stack)
-        # Pops and releases in one step of the interpreter. Otherwise Ctrl-C may come between the two: the
-        # worker would be off the stack and never be woken.
+        # Pops and releases in one step of the interpreter. If Ctrl-C came between the two, the worker would
+        # be off the stack and never be woken.
         self._wakes = releases(self.stack.pop)
         # The same steps without any effect. If they exhaust the stack of calls, the error comes before
         # the pop.

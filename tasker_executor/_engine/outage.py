@@ -1,16 +1,15 @@
 """A failing factory: whether and when it may be tried again, and which tasks have waited too long.
 
-Pure: no clock, no thread, no lock. The caller passes the time to each method. The crew keeps one `Outage` and
-guards it with the executor's lock.
+Pure: no clock, no thread, no lock. Each method is told the time. The executor's lock guards its `Outage`.
 
-**Back-off.** The pause between two attempts doubles, with full jitter. So the clients of a server that comes
-back do not all connect in the same moment. The pause is at most a quarter of `create_timeout`. So a task that
-waits its whole time sees at least 3 attempts, and the first task after a long outage is served. A new task
-does not shorten the pause: with a stream of tasks there would be no pause.
+**Back-off.** The pause between two attempts doubles, with full jitter, so that the clients of a server that
+comes back do not all connect at once. It is at most a quarter of `create_timeout`: a task that waits its
+whole time sees at least 3 attempts, and the first task after a long outage is served. A new task does not
+shorten the pause: a stream of tasks would leave none.
 
-**What ends a row of failures.** A new resource ends the outage for the time being. But that resource may fail
-its check before it has served a task. Then the row of failures goes on, and so does the time that tasks have
-waited without a resource. Only a resource that has *served* a task ends the row for good.
+**What ends a row of failures.** A new resource ends the outage for the time being. If it fails its check
+before it has served a task, the row goes on, and so does the time that tasks have waited. Only a resource
+that has *served* a task ends the row for good.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Outage:
         self.failed_at = self.retry_at = 0.0
         #: The time since which no worker has owned a resource; None while one does.
         self.bare_since: float | None = now
-        # The row and the wait that go on if the resource that ended an outage fails before it has served.
+        # What goes on if the resource that ended an outage fails before it has served.
         self._row = 0
         self._waited_since: float | None = None
 
@@ -50,8 +49,8 @@ class Outage:
     def failed(self, error: BaseException, begun: float, now: float, draw: Callable[[float, float], float]) -> bool:
         """Note that an attempt that began at `begun` failed; return whether it counts.
 
-        `draw` picks the pause between two bounds. An attempt that began before the last counted failure
-        belongs to the same round, and does not count: the pause stays.
+        `draw` picks the pause between two bounds. An attempt that began before the last failure is of the
+        same round, and does not stretch the pause.
         """
         self.total += 1
         self.error = error

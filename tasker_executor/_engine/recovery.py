@@ -1,7 +1,7 @@
 """Recovery from a failing factory.
 
-The factory is tried again in time, tasks that have waited too long fail, and callers and the log are told
-why. `Outage`, which the crew keeps, decides when. This room has the two duties of the timer that act on it.
+The factory is tried again, tasks that have waited too long fail, and callers and the log are told why.
+`Outage`, which the crew keeps, decides when. The two duties of the timer that act on it are here.
 """
 
 from __future__ import annotations
@@ -32,10 +32,7 @@ class Recovery:
         crew: Crew,
         fail_queue: Callable[[Callable[[float], BaseException], float | None], object],
     ) -> None:
-        """Call ``fail_queue(make_error, before)`` to fail the tasks queued before that moment.
-
-        Without `before`, it fails all tasks queued.
-        """
+        """Call ``fail_queue(make_error, before)`` to fail the tasks queued before that moment; None: all."""
         self._name = place.settings.name
         self._create_timeout = place.settings.create_timeout
         self._owns_resources = place.settings.hooks is not None
@@ -49,10 +46,7 @@ class Recovery:
     # -- duties of the timer
 
     def try_again(self, now: float) -> float | None:
-        """Start a worker when the factory may be tried again, or when an attempt takes too long.
-
-        Return when to look again.
-        """
+        """Try the factory when it is time, or an attempt takes too long; return when to look again."""
         crew, lock = self._crew, self._life.lock
         paused_until = None
         with lock:
@@ -80,10 +74,7 @@ class Recovery:
         return due
 
     def fail_starved(self, now: float) -> float | None:
-        """Fail the tasks that have waited too long for a worker with a resource.
-
-        Return when the next one is due.
-        """
+        """Fail the tasks that have waited too long for a resource; return when the next one is due."""
         outage = self._crew.outage
         if not self._owns_resources or outage.bare_since is None or self._life.state >= State.KILLED:
             return None
@@ -96,8 +87,8 @@ class Recovery:
         if due is not None:
             return due
         # A task queued from now on is due later than this. It wakes the timer only if it starts a worker. It
-        # starts none while a worker is starting, late or ending, or during the pause of the factory. So the
-        # timer must then look by itself.
+        # starts none while a worker is starting, late or ending, or during a pause: then the timer must look
+        # by itself.
         return now + max(self._create_timeout, BACKOFF_FIRST) if self._crew.workers or now < outage.retry_at else None
 
     # -- what is said

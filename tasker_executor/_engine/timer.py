@@ -83,7 +83,7 @@ class Timer:
         self.wanted = True
         lock: Any = self._life.lock
         if start and lock._is_owned():  # private, but Condition relies on it
-            # A signal handler or destructor has interrupted the core, so start a thread without waiting for it.
+            # A signal handler or destructor interrupted the core, so start a thread without waiting for it.
             try:
                 _thread.start_new_thread(self.start, (), {"quiet": True})
             except RuntimeError as error:  # the next kick tries again

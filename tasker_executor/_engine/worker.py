@@ -1,23 +1,20 @@
 """A worker: one thread, one resource, one loop. This is the hot path.
 
-**A worker binds one thread to one resource for life.** It ends when its resource breaks, is too old or is
-used up, when there are too many workers, and when the executor shuts down. Each time it does the same: it
-destroys the resource, reports the reason, and ends. The exit path (`Employer.worker_ended`) alone decides
-whether a successor starts.
+**One resource for life.** A worker ends when its resource breaks, is too old or is used up, when there are
+too many workers, or when the executor shuts down. It then destroys its resource, and reports the reason. The
+exit path (`Employer.worker_ended`) alone decides whether a successor starts.
 
 **Work and rest.** A worker works (`_work`) while the lanes have tasks, and rests (`_rest`) while they have
-none. It registers as idle *before* it publishes its last result. So a caller in a ``submit().result()`` loop
-never starts a second thread. At the end of `_work` the seat is on the idle stack, or there is a reason to
-end. At the end of `_rest` the seat is off the stack. ``idle.py`` says how the two sides of the wake-up find
-each other.
+none. After `_work` its seat is on the idle stack, unless it ends; after `_rest` the seat is off the stack. It
+registers as idle *before* it publishes its last result, so a caller in a ``submit().result()`` loop never
+starts a second thread. ``idle.py`` describes the wake-up.
 
-**Thrown errors.** ``attempt.py`` says what is promised for an error that another thread throws into a worker.
-For that, a task leaves its lane and enters the variable `task` in one step: the head of a ``for`` loop (see
-`takes`). A task leaves the variable before it is put back.
+**Thrown errors.** ``attempt.py`` says what is promised when another thread throws an error into a worker. For
+that, a task leaves its lane and enters the variable `task` in one step: the head of a ``for`` loop (see
+`takes`). It leaves the variable before it is put back.
 
-**No lock and no test that a task does not need.** What a task may need besides its call (a listener, a
-deadline, a cancellation) is in its sidecar. One load tells whether there is one. The end of a task serves as
-the start of the next.
+**No lock and no test that a task does not need.** What few tasks need (a listener, a deadline, a
+cancellation) is in a sidecar: one load tells whether there is one. The end of a task starts the next.
 """
 
 from __future__ import annotations
@@ -44,10 +41,9 @@ __all__ = ["Worker"]
 logger = Logger("tasker_executor")
 futures_logger = Logger("concurrent.futures")
 
-#: The tasks between two foldings of the log. A tuple, since an iteration over one makes no objects.
-_SHIFT = (None,) * 512
+_SHIFT = (None,) * 512  # the tasks between two foldings of the log; a tuple is iterated over without making objects
 _NEVER = float("inf")
-_TRIES = (None,) * 10  # at destroying a resource, while other threads throw exceptions into this one
+_TRIES = (None,) * 10  # attempts to destroy a resource, while other threads throw errors into this one
 _RUNNING = State.RUNNING  # a look-up in an enum is slow
 
 
@@ -75,8 +71,8 @@ class Worker:
         self.ready = False  # whether it has looked at the lanes, or is about to
         self.late = False  # whether it has been starting for `create_timeout`
         self.told_of_end = False  # whether observers were told of its end
-        self.over = False  # whether it has walked its exit path to the end, or will never live
-        self.birth = allocate_lock()  # taken by the thread when it begins to live, or by its starter, which disowns it
+        self.over = False  # whether its exit path is done, or it will never live
+        self.birth = allocate_lock()  # taken by the thread as it begins to live, or by its starter to disown it
         self.seat = Seat(place.idle)
         self.started_at = self.since = clock()  # `since`: when it took its last task in hand
         self.thread = make_thread(_Life(self.live), self.name)
@@ -137,10 +133,7 @@ class Worker:
                 del error  # its traceback leads to this frame
 
     def end(self, end: End, error: BaseException | None) -> None:
-        """Give up the resource and walk the exit path.
-
-        If an error is thrown into this, it is called again.
-        """
+        """Give up the resource and walk the exit path. Called again if an error is thrown into this."""
         self.task = None
         self.seat.rise()
         self._give_up()
@@ -226,8 +219,7 @@ class Worker:
             while end is None:
                 end = self._work(tools) or self._rest()
         except BaseException:
-            # Only take the seat off the stack. Whether a permit is to come, has come or was taken cannot be
-            # known here. It need not be known: the exit path looks at the lanes.
+            # Whether the permit comes, has come or was taken is unknown; the exit path looks at the lanes.
             self.seat.rise()
             raise
         return end
@@ -246,8 +238,7 @@ class Worker:
             *log.entries[False, Outcome.COMPLETED],
             () if holding is None else holding.arguments,
             place.settings.propagate_context,
-            # A retry must not see the context variables that the attempt before it set.
-            source is not None and source.can_break,
+            source is not None and source.can_break,  # a retry must not see what the attempt before it set
             place.hub.hears_tasks or (source is not None and source.needs_care),
             place.leave,
             place.admission.blocked,
@@ -257,18 +248,17 @@ class Worker:
     def _work(self, tools: tuple[Any, ...]) -> End | None:
         """Run tasks while there are any; return None, registered as idle, or why the worker ends.
 
-        Longer than a function should be: one more call a task, with its arguments, would cost 5 % of a burst.
+        Longer than a function should be: one more call a task would cost 5 % of a burst.
 
-        At its end no variable holds the last task. The frame of a task that raised leads to this frame
-        (`f_back`). So an error that the user keeps would keep the task, which keeps the error.
+        At its end no variable holds the last task. The frame of a task that raised leads here (`f_back`), so
+        an error that the user keeps would keep the task, which keeps the error.
         """
         # fmt: off
         (high, take_high, high_waits, high_runs, low, take_low, low_waits, low_runs,
          prefix, in_context, fresh_context, careful, leave, blocked, register) = tools
         # fmt: on
         log, seat, attempts = self.log, self.seat, self.attempts
-        # A TaskFuture or None, and a Context or None. `Any` saves the tests that a type checker would ask
-        # for: `_exception` holds the arguments before the task runs.
+        # `Any`, not `TaskFuture | None` and `Context | None`: a type checker would ask for tests.
         task: Any = None
         context: Any = None
         value: Any = NOTHING  # what the task in hand has returned
@@ -383,10 +373,7 @@ class Worker:
     # -- resting
 
     def _rest(self) -> End | None:
-        """Sleep, registered as idle; return None when woken for a task, or why the worker ends.
-
-        The seat is off the idle stack at return, in either case.
-        """
+        """Sleep, registered as idle; return None, or why the worker ends. The seat is then off the stack."""
         place, seat, holding = self.place, self.seat, self.holding
         idle, lanes, admission, leave = place.idle, place.lanes, place.admission, place.leave
         idle_limit = place.settings.idle_timeout
@@ -447,12 +434,9 @@ class Worker:
 class _Life(partial[None]):
     """The life of a worker. Only its thread refers to it, so it is dropped when the thread ends.
 
-    1. An error is thrown into the exit path, or between the exit path and the end of the thread.
-    2. The worker would stay in the crew although its thread is dead.
-    3. So `__del__` walks the path again, on the same thread.
-
-    A partial, because a call of it makes no frame. The traceback of the error, which a `threading.excepthook`
-    may keep, would keep a frame and with it the life.
+    An error thrown into the exit path, or after it, would leave the worker in the crew although its thread is
+    dead. So `__del__` walks the path again, on the same thread. A partial, because its call makes no frame: a
+    kept traceback (`threading.excepthook`) would keep the frame, and with it the life.
     """
 
     __slots__ = ()
