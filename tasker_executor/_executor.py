@@ -81,8 +81,8 @@ class ResourceExecutor(BaseExecutor[R]):
             False or raises, the resource is replaced and the task is run again. It is not asked about errors
             that are no `Exception` (SystemExit, KeyboardInterrupt): they are the task's own.
         check_resource: Asked with a resource: is it still good? It is asked after a task raised. It is also
-            asked before a task, if the resource was idle for longer than `check_after_idle`, or if another
-            resource was found broken since this one was last known to be good.
+            asked before a task if the resource was idle for longer than `check_after_idle`. It is asked, too,
+            if another resource was found broken since this one was last known to be good.
         check_after_idle: Seconds that a resource may be idle without a check.
         max_age: Seconds after which a resource is replaced between two tasks, plus or minus 10 %, so that
             workers do not replace theirs in step. None: no limit.
@@ -257,8 +257,8 @@ class ResourceExecutor(BaseExecutor[R]):
             future._context = copy_context() if propagate else None
             future._lane = lane
             future._submitted = clock()
-            # In this order. After Ctrl-C between the two lines the caller cancels `futures`, and a task that
-            # is cancelled but in no lane would be counted as a tombstone there.
+            # In this order. After Ctrl-C between the two lines, the caller cancels `futures`. A task that is
+            # cancelled but in no lane would be counted as a tombstone there.
             append(future)
             note(future)
             if core.idle.line:

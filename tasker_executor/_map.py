@@ -117,9 +117,9 @@ class ChunkRunner:
         """Make the calls that have no result yet. `args` are the resource, if there is one, and the chunk."""
         *resource, chunk = args
         fn = partial(self.__wrapped__, *resource) if resource else self.__wrapped__
-        # The results are noted one by one, so those before a call that raises are kept. This is a plain loop,
-        # because loops of the standard library (`map`, `starmap`) take a StopIteration of the function for
-        # the end of the calls.
+        # The results are noted one by one, so those before a call that raises are kept. This is a plain loop:
+        # loops of the standard library (`map`, `starmap`) take a StopIteration of the function for the end of
+        # the calls.
         note = chunk.results.append
         for call in chunk.calls[len(chunk.results) :]:
             note(fn(*call))

@@ -19,8 +19,8 @@ from typing import Any
 
 __all__ = ["Logger", "add_note", "aside", "drop_frame", "function_name", "must_escape", "safe_repr", "safe_str", "traceback_of"]
 
-#: Before the name of each field of our records, so that it meets neither the attributes of
-#: `logging.LogRecord` nor those that an application's record factory or filter adds.
+#: Before the name of each field of our records. So no field has the name of an attribute of
+#: `logging.LogRecord`, or of one that an application's record factory or filter adds.
 FIELD_PREFIX = "tasker_"
 
 _traceback: Any = vars(BaseException)["__traceback__"]  # the descriptor, whatever a subclass has in its place

@@ -1,7 +1,7 @@
 """The ending: how an executor stops accepting tasks, drains or is killed, closes, and is waited for.
 
-**The end of submission.** A submitter queues its task and then looks at `Idle.line`, which `close` replaces
-by a list that is always true (`CLOSED`). So the submitter takes the task back and refuses it, unless a worker
+**The end of submission.** A submitter queues its task and then looks at `Idle.line`. `close` replaces that by
+a list that is always true (`CLOSED`). So the submitter takes the task back and refuses it, unless a worker
 has it already. A worker ends when it finds the executor draining and, looking afterwards, the lanes empty. So
 a task is either refused or run, without a lock.
 

@@ -1,10 +1,10 @@
 """Handoff: wake a thread, and let it have the interpreter in the same step.
 
-A thread that releases a lock keeps the GIL. The thread that slept on that lock begins to run, finds the GIL
-taken, and goes back to sleep until the waker blocks. For a caller that waits for one task, and the worker
-that runs it, that makes 6 switches of threads. A write to an eventfd is made without the GIL, so the thread
-that it wakes can find the GIL free. That makes 2 switches, and on one CPU takes half of the time. Mach called
-it handoff scheduling: the waker gives its turn to the thread that it wakes.
+A thread that releases a lock keeps the GIL. The thread that slept on that lock wakes, finds the GIL taken,
+and sleeps again until the waker blocks. For a caller that waits for one task, and the worker that runs it,
+that makes 6 switches of threads. A write to an eventfd is made without the GIL, so the thread that it wakes
+can find the GIL free. That makes 2 switches, and on one CPU takes half of the time. Mach called it handoff
+scheduling: the waker gives its turn to the thread that it wakes.
 
 That suits a waker that has nothing else to do. A worker with a full lane would be interrupted after each
 task: there, use a lock.

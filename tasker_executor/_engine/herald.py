@@ -5,7 +5,7 @@ observers and log handlers as *news*, and the herald makes these calls in their 
 lives as long as there is news.
 
 **The end of the executor is the last news.** The executor does not close between the end of a task and the
-calls that tell of it: `busy` is true from the start of a duty that settles tasks (`settling`) until the
+calls that tell of it. `busy` is true from the start of a duty that settles tasks (`settling`) until the
 herald has made the last call.
 """
 

@@ -2,14 +2,14 @@
 
 Pure: no clock, no thread, no lock. Each method is told the time. The executor's lock guards its `Outage`.
 
-**Back-off.** The pause between two attempts doubles, with full jitter, so that the clients of a server that
-comes back do not all connect at once. It is at most a quarter of `create_timeout`: a task that waits its
+**Back-off.** The pause between two attempts doubles, with full jitter. So the clients of a server that comes
+back do not all connect at once. The pause is at most a quarter of `create_timeout`: a task that waits its
 whole time sees at least 3 attempts, and the first task after a long outage is served. A new task does not
 shorten the pause: a stream of tasks would leave none.
 
-**What ends a row of failures.** A new resource ends the outage for the time being. If it fails its check
-before it has served a task, the row goes on, and so does the time that tasks have waited. Only a resource
-that has *served* a task ends the row for good.
+**What ends a row of failures.** A new resource ends the outage for the time being. But it may fail its check
+before it has served a task. Then the row goes on, and so does the wait of the tasks. Only a resource that has
+*served* a task ends the row for good.
 """
 
 from __future__ import annotations

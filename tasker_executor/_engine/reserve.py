@@ -60,8 +60,8 @@ class Reserve(Generic[R]):
     used next. `pop` and `append` are atomic, so a resource belongs to the call that takes it, without a lock.
     A temporary resource never lies there: its caller makes, uses and destroys it.
 
-    A call into which two errors are thrown, the second while it gives its resource back, may leave the
-    resource in no place but `_all`. Any thread that sees, after the end, that no thread is inside, destroys
+    Two errors may be thrown into a call, the second while it gives its resource back. Then the resource may
+    be left in no place but `_all`. Any thread that sees, after the end, that no thread is inside, destroys
     what is left there.
 
     Args:
@@ -131,8 +131,8 @@ class Reserve(Generic[R]):
 
     # -- a call
 
-    # Longer than our functions are: each part taken out of it would cost a call per ``run_now``, or a point
-    # at which Ctrl-C could come between a resource and the variable that holds it.
+    # Longer than our functions are: each part taken out of it would cost a call per ``run_now``, or Ctrl-C
+    # could come between a resource and the variable that holds it.
     def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int | None) -> T:
         """Call `fn` with a resource, as the current task of this thread.
 
@@ -363,8 +363,8 @@ class Reserve(Generic[R]):
         """Destroy, after `abort`, what calls of ``run_now`` have in hand, and these resources of workers.
 
         First, the `on_abort` hooks have `ABORT_PATIENCE` seconds to return. A resource that is still being
-        aborted after that is left to its owner. No hook expects its resource to be destroyed while it runs,
-        and a wait for a hook that hangs would keep all the other resources.
+        aborted after that is left to its owner. No hook expects its resource to be destroyed while it runs. A
+        wait for a hook that hangs would keep all the other resources.
         """
         join_aborts(self._aborts)
         place = self._local.mine or self._places.arrive()

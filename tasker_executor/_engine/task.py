@@ -2,9 +2,9 @@
 
 All that this library knows of the insides of `concurrent.futures._base.Future` is here and in `sidecar`.
 
-**Why not the standard future.** `ThreadPoolExecutor` spends most of its time for a task on a `Condition` that
-no thread waits on, a work item beside the future, and the locks around both. Here a task is one object with
-seven slots. What only few tasks need is in its `Sidecar`, made when it is first needed.
+**Why not the standard future.** `ThreadPoolExecutor` makes a `Condition` that no thread waits on, a work item
+beside the future, and locks around both. These take most of its time for a task. Here a task is one object
+with seven slots. What only few tasks need is in its `Sidecar`, made when it is first needed.
 
 **Which thread goes first.** The worker takes no lock for a task that no thread observes. Where it meets a
 listener or a canceller, each side *stores its own slot first and loads the other's afterwards*. So at least
@@ -23,10 +23,10 @@ stores into *one* object, the thread that stores later has seen what the other s
 attributes of the sidecar; and hence the canceller stores ``_sidecar`` again even if it is there already.
 
 **Interrupted.** Ctrl-C, or any error that a signal handler throws, may end a call between any two steps. So a
-task is settled by one store, under the sidecar's lock, and all that follows is a list of steps which any
-thread may go on with: `_conclude`. The next thread that meets the task does so: in `cancel`, `result`,
-`exception`, `add_done_callback`, `done`, `wait` or `as_completed`, or as the worker that pops the tombstone.
-`_publish` runs no code of the user's. Callbacks and observers wait for a caller that holds no lock.
+task is settled by one store, under the sidecar's lock. All that follows is a list of steps that any thread
+may go on with: `_conclude`. The next thread that meets the task does so: in `cancel`, `result`, `exception`,
+`add_done_callback`, `done`, `wait` or `as_completed`, or as the worker that pops the tombstone. `_publish`
+runs no code of the user's. Callbacks and observers wait for a caller that holds no lock.
 """
 
 from __future__ import annotations

@@ -71,8 +71,8 @@ class Timer:
     def kick(self, *, start: bool = True) -> None:
         """Have the timer run its duties now. Never block.
 
-        Starts the thread if there is none yet. With ``start=False`` that is left to `start_if_wanted`, which
-        the caller, or the worker that it starts, calls as soon as it holds no lock.
+        Starts the thread if there is none yet. With ``start=False`` that is left to `start_if_wanted`. The
+        caller, or the worker that it starts, calls that as soon as it holds no lock.
         """
         try:
             self._park.release()

@@ -1,8 +1,8 @@
 """A worker: one thread, one resource, one loop. This is the hot path.
 
-**One resource for life.** A worker ends when its resource breaks, is too old or is used up, when there are
-too many workers, or when the executor shuts down. It then destroys its resource, and reports the reason. The
-exit path (`Employer.worker_ended`) alone decides whether a successor starts.
+**One resource for life.** A worker ends when its resource breaks, is too old or is used up. It also ends when
+there are too many workers, or when the executor shuts down. It then destroys its resource, and reports the
+reason. The exit path (`Employer.worker_ended`) alone decides whether a successor starts.
 
 **Work and rest.** A worker works (`_work`) while the lanes have tasks, and rests (`_rest`) while they have
 none. After `_work` its seat is on the idle stack, unless it ends; after `_rest` the seat is off the stack. It
