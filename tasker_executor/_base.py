@@ -54,11 +54,14 @@ class BaseExecutor(Executor, Generic[R]):
     @property
     @abstractmethod
     def _max_workers(self) -> int:
-        """Return the upper bound of workers. Dask and others read it, because `ThreadPoolExecutor` has it."""
+        """Return the upper bound of workers.
+
+        `ThreadPoolExecutor` has this attribute, so Dask and other libraries read it.
+        """
 
     @abstractmethod
     def _inside(self) -> bool:
-        """Return whether this is a thread of the executor itself, which must not wait for the executor's tasks."""
+        """Return whether this is a thread of the executor itself, which must not wait for its tasks."""
 
     # -- tasks
 
@@ -297,9 +300,9 @@ class ExecutorView(BaseExecutor[R]):
 
     @override
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
-        """Accept no more tasks through this view, and wait for those submitted. The executor behind it goes on.
+        """Accept no more tasks through this view, and wait for those submitted.
 
-        On a thread of the executor itself it does not wait.
+        The executor behind it goes on. On a thread of the executor itself it does not wait.
 
         Args:
             wait: Block until the tasks submitted through this view are done.

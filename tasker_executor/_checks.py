@@ -3,8 +3,8 @@
 Numbers come from NumPy and `decimal`, too. A count is what `operator.index` takes, a duration is any real
 number. A bool is neither.
 
-Most flags (``wait``, ``priority``, ``reset``) need no check: as in the standard library, any true value is
-True.
+Most flags (``wait``, ``priority``, ``reset``) need no check: as in the standard library, any true value
+is True.
 """
 
 from __future__ import annotations

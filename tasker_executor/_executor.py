@@ -81,8 +81,8 @@ class ResourceExecutor(BaseExecutor[R]):
             False or raises, the resource is replaced and the task is run again. It is not asked about errors
             that are no `Exception` (SystemExit, KeyboardInterrupt): they are the task's own.
         check_resource: Asked with a resource: is it still good? It is asked after a task raised. It is also
-            asked before a task, if the resource was idle for longer than `check_after_idle`, or if another
-            resource was found broken since this one was last known to be good.
+            asked before a task if the resource was idle for longer than `check_after_idle`. It is asked, too,
+            if another resource was found broken since this one was last known to be good.
         check_after_idle: Seconds that a resource may be idle without a check.
         max_age: Seconds after which a resource is replaced between two tasks, plus or minus 10 %, so that
             workers do not replace theirs in step. None: no limit.
@@ -257,8 +257,8 @@ class ResourceExecutor(BaseExecutor[R]):
             future._context = copy_context() if propagate else None
             future._lane = lane
             future._submitted = clock()
-            # In this order. After Ctrl-C between the two lines the caller cancels `futures`, and a task that
-            # is cancelled but in no lane would be counted as a tombstone there.
+            # In this order. After Ctrl-C between the two lines, the caller cancels `futures`. A task that is
+            # cancelled but in no lane would be counted as a tombstone there.
             append(future)
             note(future)
             if core.idle.line:
@@ -288,9 +288,9 @@ class ResourceExecutor(BaseExecutor[R]):
         return run_now(self._core, fn, args, kwargs, options)
 
     def current_resource(self) -> R:
-        """Return the resource of the task that this is called from.
+        """Return the resource of the task that calls this; None if the executor has no resources.
 
-        Of use for code that no caller hands the resource to. None if the executor has no resources.
+        For code that does not get the resource as an argument.
 
         Raises:
             NoCurrentTask: Called outside of a task of this executor.
@@ -313,8 +313,8 @@ class ResourceExecutor(BaseExecutor[R]):
     def resize(self, *, min_workers: int | Unset = UNSET, max_workers: int | Unset = UNSET) -> None:
         """Change the bounds of the number of workers. A bound that is not given stays.
 
-        New base workers start at once, others with the tasks that need them. Workers above the new maximum
-        retire: idle ones at once, busy ones after their task. This call does not wait for them.
+        New base workers start at once, other workers with the tasks that need them. Workers above the new
+        maximum retire: idle ones at once, busy ones after their task. This call does not wait for them.
 
         Args:
             min_workers: The new base.
@@ -375,11 +375,11 @@ class ResourceExecutor(BaseExecutor[R]):
         """End as soon as possible: cancel what waits, ask what runs to stop, and return at once.
 
         The cancel token of every running task is set (`current_task`), and `on_abort` is called for every
-        resource in use. A task that takes no notice of either runs on, since threads cannot be killed in
-        Python. But it does not keep the interpreter from exiting, and leaving a ``with`` block after `kill`
-        does not wait for it. `shutdown` does.
+        resource in use. A task that ignores both runs on, since threads cannot be killed in Python. But it
+        does not keep the interpreter from exiting, and leaving a ``with`` block after `kill` does not wait
+        for it. `shutdown` does.
 
-        May be called any number of times, from anywhere, also after `shutdown`, which it cuts short.
+        May be called any number of times, from anywhere, also after `shutdown`, whose drain it ends.
 
         Args:
             destroy: Destroy the resources that are in use, too, at once and from this thread. This is for a
@@ -397,7 +397,7 @@ class ResourceExecutor(BaseExecutor[R]):
     def __exit__(self, *exc_info: object) -> None:
         self.shutdown(wait=not self._core.life.killed.is_open)
 
-    # -- what it tells of itself
+    # -- what it reports
 
     def stats(self) -> ExecutorStats:
         """Return gauges and counters, all of the same moment."""

@@ -1,7 +1,8 @@
-"""`map`: the tasks are submitted in order, in chunks if wanted, and their results are handed out in the same order.
+"""`map`: the tasks are submitted in order, and their results are handed out in the same order.
 
-`map_results` is all of it. It submits through a function that the executor hands in, so this module knows no
-executor. With `buffersize`, a task is submitted only when the result of another one has been fetched.
+The executor hands `map_results` a function that submits, so this module knows no executor. With `chunksize`,
+a task makes several calls. With `buffersize`, a task is submitted only when the result of another one has
+been fetched.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def map_results(
     `submit_each(fn, calls)` submits one task for each of `calls`, which are tuples of arguments. It returns
     their futures.
     """
-    # A negative timeout is legal, as in the standard library: it is what is left of a time that has run out.
+    # A negative timeout is legal, as in the standard library: the caller's own time has run out.
     deadline = None if timeout is None else clock() + check_number("timeout", timeout, "a number of seconds")
     chunksize, buffersize = _check_sizes(chunksize, buffersize)
     calls: Iterator[tuple[Any, ...]] = zip(*iterables)  # noqa: B905  # the shortest decides, as in the standard library
@@ -62,7 +63,10 @@ def cancel_all(futures: Iterable[Future[Any]]) -> None:
 
 
 def _check_sizes(chunksize: Any, buffersize: Any) -> tuple[int, int | None]:
-    """Return both as plain ints, or raise. Where the standard library refuses a value, the error has its words."""
+    """Return both as plain ints, or raise.
+
+    Where the standard library refuses a value, the error has its words.
+    """
     size = whole(chunksize)
     if size is None:
         raise TypeError(f"chunksize must be an integer, not {safe_repr(chunksize)}")
@@ -82,8 +86,8 @@ def _wait(future: Future[Any], deadline: float | None) -> None:
     """Block until the future is final.
 
     Raises:
-        TimeoutError: It is not final at the deadline.
-        CancelledError: It was cancelled.
+        TimeoutError: The future is not final at the deadline.
+        CancelledError: The future was cancelled.
     """
     future.exception(None if deadline is None else deadline - clock())
 
@@ -113,9 +117,9 @@ class ChunkRunner:
         """Make the calls that have no result yet. `args` are the resource, if there is one, and the chunk."""
         *resource, chunk = args
         fn = partial(self.__wrapped__, *resource) if resource else self.__wrapped__
-        # The results are noted one by one, so those before a call that raises are kept. This is a plain loop,
-        # because loops of the standard library (`map`, `starmap`) take a StopIteration of the function for
-        # the end of the calls.
+        # The results are noted one by one, so those before a call that raises are kept. This is a plain loop:
+        # loops of the standard library (`map`, `starmap`) take a StopIteration of the function for the end of
+        # the calls.
         note = chunk.results.append
         for call in chunk.calls[len(chunk.results) :]:
             note(fn(*call))
@@ -133,11 +137,11 @@ def _chunked(calls: Iterator[tuple[Any, ...]], size: int, chunks: deque[_Chunk])
 
 
 class _Results(chain[T]):
-    """What `map` returns: a generator's results, at no cost for each, and a `close` that works before the first of them.
+    """The results of a generator, at no cost for each, with a `close` that works before the first result.
 
     A generator that has not begun does nothing when it is closed, so `close` cancels the futures itself. Such
-    a generator does nothing when it is dropped either, and that is wanted: a caller who ignores the results
-    of `map` wants its tasks run.
+    a generator does nothing when it is dropped either. That is wanted: a caller who ignores the results of
+    `map` wants its tasks run.
     """
 
     _generator: Generator[T]
@@ -203,7 +207,7 @@ def _ready_in_order(
 
 
 def _chunk_results_in_order(ready: Iterator[Future[None]], chunks: deque[_Chunk]) -> Generator[Any]:
-    """Yield the results of each chunk. Raise the error of a chunk after the results of the calls before it."""
+    """Yield the results of each chunk. Raise the error of a call after the results before it."""
     try:
         for future in ready:
             error = future.exception()

@@ -19,8 +19,8 @@ from typing import Any
 
 __all__ = ["Logger", "add_note", "aside", "drop_frame", "function_name", "must_escape", "safe_repr", "safe_str", "traceback_of"]
 
-#: Before the name of each field of our records, so that it meets neither the attributes of
-#: `logging.LogRecord` nor those that an application's record factory or filter adds.
+#: Before the name of each field of our records. So no field has the name of an attribute of
+#: `logging.LogRecord`, or of one that an application's record factory or filter adds.
 FIELD_PREFIX = "tasker_"
 
 _traceback: Any = vars(BaseException)["__traceback__"]  # the descriptor, whatever a subclass has in its place
@@ -109,7 +109,10 @@ def _complain(message: str) -> None:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note to a user's error, unless it refuses: a frozen dataclass does, or one whose notes are a tuple."""
+    """Add a note to a user's error, unless the error refuses it.
+
+    A frozen dataclass refuses, and an error whose notes are a tuple.
+    """
     try:
         error.add_note(note)
     except BaseException as refused:
@@ -118,7 +121,7 @@ def add_note(error: BaseException, note: str) -> None:
 
 
 def traceback_of(error: BaseException) -> TracebackType | None:
-    """Return the traceback of an error, also if its class redefines that attribute."""
+    """Return the traceback of an error, even if its class redefines that attribute."""
     trace: TracebackType | None = _traceback.__get__(error)
     return trace
 

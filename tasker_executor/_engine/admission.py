@@ -1,20 +1,27 @@
-"""The queue bound: who may come in, and who waits at the door.
+"""The queue bound: which submission may queue its task, and which must wait for a place.
 
-`max_queued` counts the tasks that must wait: those in the lanes beyond what free workers are about to take. So a pool of 8 idle
-workers with ``max_queued=10`` takes 18 tasks at once, and ``max_queued=0`` takes a task only if a worker is free for it.
+`max_queued` counts the tasks in the lanes that no free worker is about to take. So a pool of 8 idle workers
+with ``max_queued=10`` accepts 18 tasks at once. With ``max_queued=0``, it accepts a task only if a worker is
+free for it.
 
-Places are handed over: the submitter that waits longest gets the next one, and nobody overtakes. Each change of what `waiting`
-counts is followed by a look whether somebody is `blocked`, and by `refill`: a worker has taken a task, is about to sleep, is
-ready, or has ended (whether it gets a successor or not); a task was settled; another number of workers is wanted. The waiter
-registers first and looks at the count afterwards, the others the other way round: one of them sees the other.
+**First come, first served.** A free place is promised to the submitter that has waited longest. No other
+thread overtakes it.
 
-**A thread never waits for itself.** A signal handler, or a destructor, may submit while its own thread is in here:
+**No free place is missed.** A submitter registers in `blocked` and then looks at the count. A thread that
+changes the count then looks at `blocked`, and calls `refill`. So one of the two sees the other. The count
+changes when a worker has taken a task, is about to sleep, is ready, or has ended, with a successor or
+without; when a task was settled; when another number of workers is wanted.
 
-- Its thread has been promised a place, and cannot take it before the handler returns. So a promise binds other threads only:
-  the handler's submission may go first, and then the bound is exceeded by one task for a moment.
-- Its thread waits for a place. That submission is promised the next place in its turn, and the above follows.
-- Its thread holds a lock that workers need, or is just starting one. No place would ever come free: the handler's submission is
-  let in at once.
+**A thread never waits for itself.** A signal handler, or a destructor, may submit while it interrupts its own
+thread in here:
+
+- The interrupted submission was promised a place, and cannot take it before the handler returns. So a
+  promise binds other threads only. The handler's submission may go first, and exceed the bound by one task
+  for a moment.
+- The interrupted submission waits for a place. It is promised the next one in its turn, and the first
+  case follows.
+- The thread holds a lock that workers need, or is starting a worker. No place would ever come free, so the
+  handler's submission is let in at once.
 """
 
 from __future__ import annotations
@@ -28,7 +35,7 @@ __all__ = ["Admission", "Ticket"]
 
 
 class Ticket:
-    """One submission at the door."""
+    """One submission that asks for a place."""
 
     __slots__ = ("release", "thread", "wait")
 
@@ -36,40 +43,40 @@ class Ticket:
         self.thread = get_ident()
 
     def line_up(self) -> None:
-        """It is about to wait: few do."""
+        """Make the lock to wait for: few submissions do."""
         lock = allocate_lock()
         lock.acquire()
         self.wait, self.release = lock.acquire, lock.release
 
 
 class Admission:
-    """Guards the door of an executor with ``max_queued``."""
+    """Promises places in the queue of an executor with ``max_queued``."""
 
     def __init__(self, limit: int | None, waiting: Callable[[], int], may_wait: Callable[[], bool] = lambda: True) -> None:
-        """Let in up to `limit` tasks; `waiting()` tells how many are in already.
+        """Let in up to `limit` tasks; `waiting()` returns how many are in.
 
-        `may_wait()` is asked by a submitter before it waits, under no lock of the door: may its thread block?
+        `may_wait()`, called without the lock, returns whether the submitter's thread may block.
         """
         self.limit = limit
         self._waiting = waiting
         self._may_wait = may_wait
         # Guards the fields below, and every iteration over them. `waiting` takes leaf locks only.
         self._lock = RLock()
-        #: Tickets of the submitters at the door, oldest first. Workers look whether it is empty.
+        #: The tickets of the submitters that wait, oldest first. Workers look whether it is empty.
         self.blocked: deque[Ticket] = deque()
-        #: Tickets of submitters that have been promised a place and have not queued their task yet.
+        #: The tickets with a promise, whose tasks are not queued yet.
         self._reserved: set[Ticket] = set()
         self._closed = False
 
     def enter(self, ticket: Ticket, *, block: bool) -> bool:
-        """Reserve a place for `ticket`; wait for one if `block`. False: there is none.
+        """Reserve a place for `ticket`; wait for one if `block`. Return False if there is none.
 
-        In any case, Ctrl-C included, follow up with `leave`.
+        `leave` must follow in every case, after Ctrl-C too.
         """
         assert self.limit is not None
         with self._lock:
             if self._closed:
-                return True  # the submission finds out by itself, and says why
+                return True  # the submission finds out, and raises the error
             if not self.blocked and self._waiting() + len(self._reserved) < self.limit:
                 self._reserved.add(ticket)
                 return True
@@ -82,12 +89,15 @@ class Admission:
                 self._reserved.add(ticket)
                 return True
             self.blocked.append(ticket)
-            self.refill()  # a worker may have taken a task before it could see us
+            self.refill()  # a worker may have taken a task before this ticket was in `blocked`
         ticket.wait()
         return True
 
     def leave(self, ticket: Ticket) -> None:
-        """The place reserved is taken by a queued task, or given up; or a submitter waits no more. Twice is as good as once."""
+        """Give back the place of `ticket`, whose task is queued or given up; or end its wait.
+
+        A second call does nothing.
+        """
         with self._lock:
             self._reserved.discard(ticket)
             if self.blocked:
@@ -95,20 +105,20 @@ class Admission:
                 self.refill()
 
     def refill(self) -> None:
-        """Let in the submitters there is room for."""
+        """Let in the submitters that there is room for."""
         try:
             self._refill()
-        except BaseException:  # thrown in by a signal handler: nobody else might come by
+        except BaseException:  # a signal handler threw this; perhaps no other thread calls `refill` again
             self._refill()
             raise
 
     def _refill(self) -> None:
         with self._lock:
             while (ticket := self._next()) is not None:
-                # In this order: after Ctrl-C between two lines the next refill does them again.
+                # In this order: if Ctrl-C comes between two lines, the next refill repeats them.
                 try:
                     ticket.release()
-                except RuntimeError:  # it has been
+                except RuntimeError:  # it was released before
                     pass
                 self._reserved.add(ticket)
                 self._unblock(ticket)
@@ -116,8 +126,8 @@ class Admission:
     def _next(self) -> Ticket | None:
         """Return the ticket to be let in now. Lock held.
 
-        One after the other, each when the one before has queued its task: two let in at once could overtake each other on their
-        way to the lane. Those of one thread cannot.
+        Each is let in after the one before has queued its task: two threads let in at once could queue their
+        tasks in the wrong order. Two tickets of one thread cannot.
         """
         assert self.limit is not None
         promised = {ticket.thread for ticket in self._reserved.copy()}
@@ -135,14 +145,17 @@ class Admission:
             pass
 
     def close(self) -> None:
-        """Let everybody through: they will be told that the executor is shut down."""
+        """Let all submitters in: each then learns that the executor is shut down."""
         with self._lock:
             self._closed = True
             if self.limit is not None:
                 self.refill()
 
     def reinit_after_fork(self) -> None:
-        """In the child: the submitters are gone, but for one that this very thread has interrupted. It is let through."""
+        """Close, in the child of a fork.
+
+        The other submitters' threads are gone. A submission that this very thread has interrupted is let in.
+        """
         self._lock = RLock()
         self._reserved.clear()
         self.close()

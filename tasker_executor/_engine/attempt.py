@@ -1,19 +1,19 @@
-"""An attempt at a task: what it has come to, what is told of it, and what a thrown error leaves of it.
+"""An attempt at a task: its outcome, what observers hear of it, and what a thrown error leaves of it.
 
 **An error thrown into a worker.** rq, Celery and debuggers stop a task by an error that they throw into its
-thread (`PyThreadState_SetAsyncExc`). Inside of a task it is the task's. It may come too late, though, between
-any two steps of the interpreter. Then the worker ends, its resource is destroyed once, and a successor takes
-its place. The task in hand reaches its end once: with the result if it has returned, in its lane if it was to
-be retried, otherwise with the error. For that:
+thread (`PyThreadState_SetAsyncExc`). Inside of a task it is the task's error. It may come too late, though,
+between any two steps of the interpreter. Then the worker ends, its resource is destroyed once, and a
+successor takes its place. The task in hand ends once: with its result if it has returned, otherwise with the
+error. If it was to be retried, it goes back to its lane. For that:
 
-- What a task has come to is known from what is stored (`Attempts.salvage`), and counted in one step.
+- What is stored shows how far a task has come (`Attempts.salvage`). Each task is counted in one step.
 - The last reference to a worker's life (`_Life` in ``worker.py``) goes with its thread. If the error hit the
-  worker's exit path, the path is walked again then.
+  exit path, the path is then walked again.
 
 Not promised: two such errors at the same worker, or one in the first steps of a thread, before `Worker.live`.
-Only a `shutdown` that waits misses such a worker: it looks once a second for threads that have died. Without
-the GIL a life goes late: when the thread that made it next looks for signals. What follows from a hit in the
-first step or in the exit path, such as a successor, waits for that.
+Only a `shutdown` that waits finds such a worker: it looks once a second for dead threads. Without the GIL a
+life goes late: when the thread that made it next looks for signals. What follows from an error in the first
+step or in the exit path, such as a successor, waits for that.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from .workplace import Workplace
 
 __all__ = ["NOTHING", "Attempts", "describe"]
 
-#: What a task has returned that has not returned yet.
+#: The value of a task that has not returned yet.
 NOTHING: Any = object()
 
 
 class Attempts:
-    """The attempts of one worker. Called by that worker only."""
+    """The attempts of one worker. Only that worker calls the methods."""
 
     __slots__ = ("_log", "_place", "_worker")
 
@@ -57,14 +57,14 @@ class Attempts:
     def end(
         self, task: TaskFuture[Any], holding: Holding[Any] | None, error: BaseException | None, start: float, end: float
     ) -> bool:
-        """Keep the resource's record, and tell observers; return whether the resource is used up."""
+        """Record the use of the resource, and tell observers; return whether the resource is used up."""
         hub, source = self._place.hub, self._place.source
         if holding is not None:
             holding.uses += 1
             holding.last_used = end
             holding.rests_until = holding.expires
             if error is not None and not isinstance(error, Exception):
-                holding.good_at = -1  # interrupted half-way: look at the resource before it is used again
+                holding.good_at = -1  # the task was interrupted: check the resource before its next use
         if hub.hears("task_finished"):
             outcome = "completed" if error is None else "failed"
             hub.tell("task_finished", self._event(task, start, end, outcome, error))
@@ -79,7 +79,7 @@ class Attempts:
         start: float,
         end: float,
     ) -> tuple[bool, bool]:
-        """Return, for a task that raised, whether its resource is broken, and whether the task is run again.
+        """Return whether the resource of a task that raised is broken, and whether the task is run again.
 
         An error that is not the resource's fault is the task's own.
         """
@@ -105,7 +105,7 @@ class Attempts:
                 task._submitted = clock()
                 return True, True
             note_giving_up(error, sidecar.retries)
-        if not isinstance(error, TaskCancelled):  # that is the task's way of obeying `kill`
+        if not isinstance(error, TaskCancelled):  # a task raises this to obey `kill`
             task._arm(settings.name, describe(task), error)
         self._log.note(lane.priority, Outcome.FAILED, *duration, attempt)
         return broken, False
@@ -121,17 +121,17 @@ class Attempts:
         start: float,
         end: float,
     ) -> None:
-        """See that the task in hand reaches its end once, and is counted once, after `thrown` came into its worker.
+        """End the task in hand once, and count it once, after `thrown` came into its worker.
 
         `running`: the worker had not noted the end of the task. `outcome`: what the task had returned and
         raised. `began`: when the worker took it in hand; `start` may be that of the next task already.
 
-        1. The task is final, or was not to be run. What may be missing is the rest of that, such as to tell
-           its waiters.
-        2. It has returned a value: that stands. It is counted if it was not. The two numbers of a task are
-           listed one after the other, so one too few is the last that is missing.
-        3. It has raised: that stands. If it was counted as retried, it goes back to its lane.
-        4. Neither: it gets the thrown error.
+        1. If the task is final, or was not to be run, its end is completed: perhaps its waiters are yet to
+           be told.
+        2. If it has returned a value, the value stands, and the task is counted unless it was. Its two
+           durations are listed one after the other, so only the last one can be missing.
+        3. If it has raised, its error stands. If it was counted as retried, it goes back to its lane.
+        4. Otherwise it fails with the thrown error.
         """
         value, error = outcome
         log, sidecar = self._log, task._sidecar

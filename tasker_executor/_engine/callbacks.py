@@ -35,7 +35,7 @@ def call_each(callbacks: list[Callable[[Future[Any]], object]], task: Future[Any
             break
         try:
             callback(task)
-        except BaseException as error:  # SystemExit: no reason to forget the other callbacks, or end a worker
+        except BaseException as error:  # SystemExit, too: the other callbacks are still called, and the worker does not end
             if must_escape(error):
                 escaped = error
             else:

@@ -1,7 +1,7 @@
-"""How a call becomes a task: its keywords are bound, it is wrapped if it wants no resource, and a future carries it.
+"""Calls: how a call becomes a task.
 
-Also what is left of the call in an error: if the task ran in the thread that submitted it, its error leads to
-    our frames.
+Its keywords are bound, it is wrapped if it wants no resource, and a future carries it. If a task ran in the
+thread that submitted it, its error leads to our frames. `drop_frames` removes the call from these.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def new_task(call: Callable[..., T], args: tuple[Any, ...], lane: Lane, propagat
 
 
 def bind(fn: Callable[..., T], kwargs: dict[str, Any]) -> Callable[..., T]:
-    """Return a call of `fn` with keywords. If `fn` is not callable, the call raises that error, so the future gets it."""
+    """Return a call of `fn` with keywords.
+
+    If `fn` is not callable, the returned call raises that error, so the future gets it.
+    """
     try:
         return partial(fn, **kwargs)
     except TypeError:
@@ -59,11 +62,11 @@ class WithoutResource:
 
 
 def drop_frames(error: BaseException, files: Collection[str]) -> BaseException:
-    """Drop the outermost frames that come from `files` from an error's traceback, and their locals; return the error.
+    """Drop our outermost frames, and their locals, from an error's traceback; return the error.
 
-    A frame of the task leads to the frames of its callers (`f_back`), with or without a traceback. So each of
-    our frames must let go of the executor, the arguments and the future. Otherwise an error that the user
-    keeps would keep them all.
+    Ours are those from `files`. A frame of the task leads to the frames of its callers (`f_back`), with or
+    without a traceback. So each of our frames must let go of the executor, the arguments and the future.
+    Otherwise an error that the user keeps would keep them all.
     """
     while (trace := traceback_of(error)) is not None and trace.tb_frame.f_code.co_filename in files:
         frame = trace.tb_frame

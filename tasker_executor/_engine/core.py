@@ -1,7 +1,7 @@
-"""The hallway of the engine: it wires the rooms, and it is where submitters and workers come in.
+"""The hallway of the engine: it connects the rooms, and submitters and workers enter here.
 
-The executor object that the user holds is a handle; this is what it holds. Workers and the timer hold the
-core and never the handle. So a dropped executor is collected, and its core drains and ends.
+The executor object that the user holds is a handle, and holds the core. Workers and the timer hold the core
+and never the handle. So a dropped executor is collected, and its core drains and ends.
 
 ===============================  ===============================================================
 the room                         the question that it answers
@@ -13,17 +13,17 @@ the room                         the question that it answers
 ``lanes.py``, ``admission.py``   where do tasks wait, and which may come in while the queue is full?
 ``idle.py``                      how do a submitter and an idle worker find each other?
 ``crew.py``                      which workers live, and how many should?
-``worker.py``, ``attempt.py``    what does a worker do, and what has an attempt at a task come to?
+``worker.py``, ``attempt.py``    what does a worker do, and how does an attempt at a task end?
 ``resources.py``, ``holding.py`` how is a resource made, judged, aborted and given up?
-``reserve.py``, ``places.py``    which resource does ``run_now`` get, and which calls are under way?
-``supply.py``, ``outage.py``     what do the resources say of the factory; when may it be tried again?
-``recovery.py``                  what follows for the tasks that wait, and what is said?
+``reserve.py``, ``places.py``    which resource does ``run_now`` get, and which calls run?
+``supply.py``, ``outage.py``     what do the resources tell of the factory; when may it be tried again?
+``recovery.py``                  what follows for the tasks that wait, and what is logged?
 ``deadlock.py``                  which tasks wait for a task of their own executor?
-``timer.py``, ``herald.py``      which duty is due, and which thread tells of what it did?
+``timer.py``, ``herald.py``      which duty is due, and which thread tells of its results?
 ``deadlines.py``, ``scaler.py``  which task is too late; how many workers does the policy want?
-``ending.py``, ``nesting.py``    how does it all end, and when must a caller not wait for that?
+``ending.py``, ``nesting.py``    how does an executor end, and when must a caller not wait for that?
 ``process.py``                   what happens at the exit of the interpreter, and in the child of a fork?
-``gauges.py``, ``recorder.py``   what is going on, and how often and how long did it happen?
+``gauges.py``, ``recorder.py``   what does the executor do now, and how often and how long did it?
 ===============================  ===============================================================
 """
 
@@ -69,7 +69,7 @@ logger = Logger("tasker_executor")
 
 
 class Core:
-    """See the module's docstring. All attributes are private to this package."""
+    """The engine of one executor: see the module's docstring. All attributes are private to this package."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -119,7 +119,7 @@ class Core:
         )
 
     def start(self, handle: object) -> None:
-        """Make the reserve and start the base workers. Raises what prevents that, with nothing left behind."""
+        """Make the reserve and start the base workers. If that raises, nothing is left behind."""
         process.enter(self)
         self.ending.handle = weakref.ref(handle, self._handle_gone)
         try:
@@ -141,9 +141,9 @@ class Core:
     # -- submission, the slow half
 
     def wake(self, task: TaskFuture[Any]) -> None:
-        """Wake a worker for `task`, which has been queued; or take it back, if the executor accepts no more tasks.
+        """Wake a worker for `task`, which was queued; or take the task back if the executor accepts no more.
 
-        Raises RuntimeError if it was refused; then the task does not run.
+        Raises RuntimeError if the task was refused; then it does not run.
         """
         idle = self.idle
         if idle.line is CLOSED:
@@ -153,39 +153,39 @@ class Core:
             if not (idle.enough_on_their_way() and idle.hold_back()):
                 self._wake_top()
         except CannotStart:
-            # If there are other workers, one of them runs the task.
+            # If other workers live, one of them runs the task.
             if not self.crew.workers and task._settle(WITHDRAWN):
-                self.wake_if_waiting()  # other submitters may have relied on the worker that was not to be
+                self.wake_if_waiting()  # other submitters may have relied on the worker that did not start
                 raise
             logger.warning("executor %r: cannot start another worker", self.name, exc_info=True, executor=self.name)
         except BaseException:
-            # Thrown in: Ctrl-C, a time limit, the end of the stack. The caller does not get the future, so
-            # the task must not run. First what needs no frame in Python, since there may be none left.
+            # Ctrl-C, a time limit or the end of the stack comes here. The caller gets no future, so the task
+            # must not run. The steps without a frame in Python come first: perhaps none is left.
             with idle._lock:
                 if idle.line is ENOUGH:
                     idle.line = idle.stack
             try:
                 task._settle(WITHDRAWN)
             finally:
-                self.scaler.resume()  # its alarm may have been popped, and not have rung
-                self.wake_if_waiting()  # other submitters may have seen our sign, or our worker, and relied on it
+                self.scaler.resume()  # the policy's alarm may have been popped without being released
+                self.wake_if_waiting()  # other submitters may have relied on the wake-up that this call did not make
             raise
 
     def _wake_top(self) -> None:
         """Wake the worker on top of the idle stack; start one if there is none. Raises CannotStart."""
         if self.idle.wake_top():
             self.crew.populate()
-        elif self.scaler.paused:  # its alarm lies further down
+        elif self.scaler.paused:  # the policy's alarm lies further down
             self.scaler.resume()
 
     def _take_back(self, task: TaskFuture[Any]) -> None:
-        """Raise, since no task is accepted any more, unless a worker was quicker and has the task."""
+        """Take the task back and raise, unless a worker was quicker and has it."""
         if task._settle(WITHDRAWN) or task.cancel():
             self.ending.check_terminated()
             raise self.refuse()
 
     def wake_if_waiting(self) -> None:
-        """Wake a worker if tasks wait: one that was woken for a task did not take one, or tasks came back."""
+        """Wake a worker if tasks wait: a woken worker took none, or tasks came back to their lanes."""
         if self.lanes.look():
             try:
                 self._wake_top()
@@ -193,18 +193,17 @@ class Core:
                 self.crew.retry_later(error)
 
     def _may_wait_at_the_door(self) -> bool:
-        """Return whether this thread may block until a task is taken: not if it is a signal handler that must go on first."""
+        """Return whether this thread may block: not in a signal handler that must return first."""
         may_block = self.nesting.of_submission()
         if may_block:
-            # The call that was interrupted may have queued a task, or taken Room off the stack, and have
-            # stopped there.
+            # The interrupted call may have queued a task, or taken Room off the stack, and got no further.
             self.crew.populate_or_retry()
             self.timer.start_if_wanted()
             self.wake_if_waiting()
         return may_block is not False
 
     def _task_settled(self, task: TaskFuture[Any]) -> None:
-        """Tell of a task that was ended before it started."""
+        """Let submissions in, and tell observers, after a task has ended without being run."""
         if self.admission.blocked:
             self.admission.refill()
         sidecar = task._sidecar
@@ -214,7 +213,7 @@ class Core:
             outcome = "cancelled" if error is None else "failed"
             event = TaskEvent(self.name, id(task), "", task._lane.name, 0, None, waited, 0.0, outcome, error)
             self.hub.tell("task_finished", event)
-        if self.life.state >= State.DRAINING:  # afterwards: the end of the executor is the last that observers hear
+        if self.life.state >= State.DRAINING:  # afterwards: observers hear of the executor's end last
             self.ending.check_terminated()
 
     def wait_inside(self, task: TaskFuture[Any], permit: LockType, timeout: float | None) -> bool:
@@ -224,7 +223,7 @@ class Core:
     # -- what workers report, and ask: see `Employer`
 
     def worker_ready(self, worker: Worker, *, checked: bool) -> bool:
-        """A worker owns its resource. Return False if that must pass its check first."""
+        """Count a worker that owns its resource; return False if that must pass its check first."""
         in_doubt = not checked and self.source is not None and self.source.hooks.check_resource is not None
         if not self.crew.note_ready(worker, in_doubt=in_doubt):
             return False
@@ -238,17 +237,17 @@ class Core:
         return True
 
     def resource_unfit(self, worker: Worker, fault: UnfitResource) -> None:
-        """A worker's resource failed its check before it had served. No task need wait until it is destroyed."""
+        """Report a resource that failed its first check; another worker takes the tasks that wait."""
         if self.crew.supply.note_unfit(worker, fault):
             self.recovery.report(worker.name, fault)
         self.wake_if_waiting()
 
     def resource_given_up(self, worker: Worker) -> None:
-        """A worker is about to destroy its resource."""
+        """Note that a worker is about to destroy its resource."""
         self.crew.supply.note_giving_up()
 
     def task_came_back(self) -> None:
-        """A worker has put a task back to the front of its lane: see that another worker takes it."""
+        """Make another worker take a task that was put back into its lane."""
         if self.life.state >= State.KILLED:
             self.ending.cancel_queue()  # the killer may have looked at the lane before
         else:
@@ -263,11 +262,11 @@ class Core:
         return self.crew.may_retire(worker)
 
     def worker_ended(self, worker: Worker, end: End, error: BaseException | None) -> None:
-        """Walk the exit path of a worker, on its thread, its resource being gone: the one place that decides on a successor.
+        """Walk the exit path of a worker, on its thread, after its resource is gone.
 
-        If an error is thrown into it, it is called again.
+        It alone decides whether a successor starts. If an error is thrown into it, it is called again.
         """
-        if self.hub.hears("worker_ended") and not worker.told_of_end:  # before a successor of the same name is told of
+        if self.hub.hears("worker_ended") and not worker.told_of_end:  # before observers hear of a successor of the same name
             worker.told_of_end = True
             self.hub.tell("worker_ended", WorkerEvent(self.name, worker.name, end.value, error))
         failed = self.crew.note_end(worker, end, error)
@@ -277,16 +276,16 @@ class Core:
         level = logging.WARNING if end in {End.BROKEN, End.CRASHED} else logging.DEBUG
         ids = {"executor": self.name, "worker": worker.name, "reason": end.value}
         logger.log(level, "executor %r: worker %s ends: %s", self.name, worker.name, end.value, **ids)
-        self.idle.note_arrival()  # or it will not come any more
+        self.idle.note_arrival()  # submitters must not wait for this worker to take its permit
         if self.crew.broken:
             self.ending.close_broken()
         elif self.life.state >= State.KILLED:
-            self.ending.cancel_queue()  # a task that came back too late for the killer
+            self.ending.cancel_queue()  # a task may have come back after the killer looked
         if failed:
             self.recovery.report(worker.name, error)
-        if end is End.CREATION_FAILED and isinstance(error, NoResource):  # no outage, but a mistake: waiting will not help
+        if end is End.CREATION_FAILED and isinstance(error, NoResource):  # a mistake, not an outage: waiting does not help
             self.recovery.fail_queue(error)
-        if self.admission.blocked:  # a place may be free with it, though no worker is needed in its place yet
+        if self.admission.blocked:  # a place may be free now, even if no successor is needed yet
             self.admission.refill()
         self.wake_if_waiting()
         self.deadlock.end_a_hopeless_wait()
@@ -296,7 +295,7 @@ class Core:
     # -- what the executor and the scaler wish
 
     def want(self, wanted: int, reason: str) -> None:
-        """Have that many workers from now on, within the bounds."""
+        """Set the number of workers wanted, within the bounds."""
         self._follow(*self.crew.want(wanted), reason)
 
     def resize(self, min_workers: int, max_workers: int) -> None:
@@ -307,7 +306,7 @@ class Core:
         self._follow(*change, f"resize to {min_workers}..{max_workers}")
 
     def _follow(self, before: int, after: int, reason: str) -> None:
-        """Do what follows from another number of workers wanted, and tell of it."""
+        """Act on a new number of workers wanted: start workers, let submissions in, tell observers."""
         self.crew.populate_or_retry()
         self.timer.start_if_wanted()
         self.wake_if_waiting()
@@ -330,7 +329,7 @@ class Core:
                 self.hub.tell("scaled", ScaleEvent(self.name, before, after, reason))
 
     def wait_ready(self, timeout: float) -> Exception | None:
-        """Block until the base workers are ready; return None, or what to raise."""
+        """Block until the base workers are ready; return None, or the error to raise."""
         begun = clock()
         crew, life = self.crew, self.life
         change: Latch | None = None
@@ -344,7 +343,7 @@ class Core:
             if isinstance(failure, NoResource) or remaining <= 0:
                 return self.recovery.error(failure, clock() - begun)
             if change is None:
-                change = life.changed.listen()  # and look again, before the wait
+                change = life.changed.listen()  # look once more before the wait
             else:
                 change.wait(remaining)
                 change = None
@@ -360,12 +359,12 @@ class Core:
         self.ending.refuse_at_exit()
 
     def join_at_exit(self) -> None:
-        """Block until the end, unless it was killed; calls of ``run_now`` on daemon threads are not waited for."""
+        """Block until the executor has ended, unless it was killed; for ``run_now`` see `Ending.join`."""
         if self.life.state is not State.KILLED:
             self.ending.join(None, daemons=False)
 
     def _handle_gone(self, _: object, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not exiting():  # or the modules may be empty by then: without the GIL they are
+        if not exiting():  # the modules may be empty then; without the GIL they are
             self.ending.close_dropped()
 
     def _locks(self) -> list[Any]:
@@ -377,7 +376,7 @@ class Core:
         return locks
 
     def reinit_after_fork(self) -> None:
-        """Give up all, in the child of a fork: threads, tasks and resources are those of the parent."""
+        """Give up everything, in the child of a fork: threads, tasks and resources belong to the parent."""
         for room in (self.life, self.idle, *self.lanes, self.recorder, self.admission):
             room.reinit_after_fork()
         if self.source is not None and self.reserve is not None:

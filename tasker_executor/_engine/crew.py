@@ -1,18 +1,18 @@
 """The crew: which workers live, and how many should.
 
-**One place decides** whether a worker is started: `Crew._hire`, under the lock. It decides from the facts as
-they are (how many workers live, how many are starting, how many tasks wait), never from a count of requests.
-Each thread that changes a fact asks: a submitter that finds no idle worker, a worker that ends, the timer
-when the factory may be tried again, a call of `resize`. So the next change puts right what an interruption
-has left half-way.
+**One place decides** whether a worker is started: `Crew._hire`, under the lock. It decides from the facts
+(how many workers live, how many are starting, how many tasks wait), never from a count of requests. Each
+thread that changes a fact calls it: a submitter that finds no idle worker, a worker that ends, the timer
+when the factory may be tried again, a call of `resize`. So the next change repairs what an interruption has
+left undone.
 
-**Decided under the lock, done outside of it.** `populate` starts the workers that `_hire` has entered into
-the books, and holds no lock while it does. `Thread.start` waits for the new thread; that thread may run a
-destructor that wants the lock before it can be said to have started.
+**Decided under the lock, done outside of it.** `_hire` adds workers to the crew, and `populate` then starts
+their threads without the lock. `Thread.start` waits for the new thread, and that may run a destructor that
+needs the lock before it counts as started.
 
-**A call may be interrupted** between the two by a signal handler that calls us again, or by an error. The
-workers hired by the interrupted call are *unborn*: in the books, without a thread. The nested call disowns
-them, and so does the interrupted call itself when it fails.
+**A call may be interrupted** between the two, by a signal handler that calls it again, or by an error. Its
+workers are *unborn*: in the crew, without a thread. The nested call disowns them; after an error the
+interrupted call does.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ logger = Logger("tasker_executor")
 
 
 class Crew:
-    """The workers of one executor. All that is said to be done under the lock is done under `Lifecycle.lock`."""
+    """The workers of one executor. "Lock held" means `Lifecycle.lock`."""
 
     def __init__(self, place: Workplace, waiting_inside: Collection[int], make_worker: Callable[[int], Worker]) -> None:
-        """`waiting_inside` holds the threads of workers that wait for a task of this executor."""
+        """Look in `waiting_inside` for the threads of workers that wait for a task of this executor."""
         settings = place.settings
         self._name = settings.name
         self._owns_resources = settings.hooks is not None
@@ -53,24 +53,23 @@ class Crew:
         self._waiting_inside = waiting_inside
         self._make_worker = make_worker
 
-        # Guarded by the lock, all that follows.
+        # The lock guards all that follows.
         self.min_workers, self.max_workers = settings.min_workers, settings.max_workers
-        #: The number of workers wanted: what the policy said last, within the bounds.
+        #: The number of workers wanted: the last answer of the policy, within the bounds.
         self.wanted = settings.max_workers if settings.policy is None else settings.min_workers
-        #: The workers in the books. One that ends leaves before its successor enters, so there are never more
-        #: than the limit.
+        #: The workers in the crew. A worker that ends leaves before its successor enters, so the limit holds.
         self.workers: set[Worker] = set()
-        self.leaving: set[Worker] = set()  # of these, those that have been retired and are about to end
-        self.ended = Endings()  # threads that have left `workers`
+        self.leaving: set[Worker] = set()  # those of `workers` that have been retired and are about to end
+        self.ended = Endings()  # the threads of workers that have left `workers`
         self._hiring = False
-        #: Those of `workers` whose thread is yet to be started, and the thread that is to start it.
+        #: Those of `workers` whose thread is yet to be started, each with the thread that is to start it.
         self._unborn: dict[Worker, int] = {}
         self.replaced = 0
         self.broken = False  # an initializer failed
         self.supply = Supply(place, lambda: self.workers)
         self.outage = self.supply.outage
-        #: Not empty: there are more workers than there may be. A worker that is about to start a task then
-        #: asks `dismisses`.
+        #: Not empty while there are more workers than there may be. A worker that is about to start a task
+        #: then asks `dismisses`.
         self.leave = place.leave
 
     # -- how many there are, and how many there may be
@@ -80,7 +79,7 @@ class Crew:
         return sum(not (worker.ready or worker.late) for worker in self.workers.copy())
 
     def _late(self) -> int:
-        """Return how many workers have been starting for `create_timeout`. No task counts on them: another may try."""
+        """Return how many workers have been starting for `create_timeout`: no task counts on them."""
         return sum(worker.late for worker in self.workers.copy())
 
     def busy(self) -> int:
@@ -88,9 +87,9 @@ class Crew:
         return sum(worker.task is not None for worker in self.workers.copy())
 
     def limit(self) -> int:
-        """Return how many workers there may be: as many as wanted, but at least one that does not wait inside.
+        """Return the limit of workers: the number wanted, and at least one that does not wait inside.
 
-        A worker that waits for a task of this executor needs another one to run it.
+        A worker that waits for a task of this executor needs another worker to run it.
         """
         waiting = 0
         if self._waiting_inside:
@@ -98,14 +97,11 @@ class Crew:
         return max(self.wanted, self.min_workers, min(waiting + 1, self.max_workers))
 
     def _most(self) -> int:
-        """Return how many threads of workers there may be.
-
-        Late workers do not count among the workers wanted, but they do among the threads.
-        """
+        """Return the limit of workers' threads. Late workers count here, but not among the workers wanted."""
         return min(self.limit() + self._late(), self.max_workers)
 
     def _surplus(self) -> int:
-        """Return how many workers there are too many. Lock held."""
+        """Return the number of workers above the limit. Lock held."""
         return len(self.workers) - len(self.leaving) - self._most()
 
     def _may_start(self) -> bool:
@@ -115,20 +111,24 @@ class Crew:
         return not self.outage.failures or self.outage.may_try(clock(), self.starting())
 
     def _needed(self) -> bool:
-        """Return whether another worker is needed. Those that are starting look at the lanes: only further tasks count."""
+        """Return whether another worker is needed.
+
+        Workers that are starting look at the lanes, so only the tasks beyond their number count.
+        """
         starting = self.starting()
         while (waiting := self._lanes.waiting()) and starting != (now := self.starting()):
-            starting = now  # one has begun to work since, and may have taken a task: count again
+            starting = now  # a worker became ready, and may have taken a task: count again
         if waiting > starting:
             return True
         present = len(self.workers) - len(self.leaving) - self._late()
         return self._life.state is State.RUNNING and present < self.min_workers
 
     def overflow(self) -> int:
-        """Return how many tasks wait beyond those that free workers are about to take; for the queue bound."""
+        """Return how many tasks wait beyond those that free workers are about to take; for `max_queued`."""
         if self.outage.failures == 0:
             limit = self.limit()
-        else:  # and one to try the factory with, in time: without it, with max_queued=0, no task ever comes in
+        else:
+            # One more worker may try the factory, in time: else no task ever comes in at `max_queued=0`.
             limit = sum(worker.ready for worker in self.workers.copy()) + self._may_start()
         return self._lanes.waiting() - max(0, limit - self.busy())
 
@@ -141,11 +141,11 @@ class Crew:
             with self._life.lock:
                 self._hire(hired)
             if hired and self._owns_resources:
-                self._timer.kick(start=False)  # for create_timeout; the worker starts it
+                self._timer.kick(start=False)  # for `create_timeout`; the new worker starts the timer
             elif not hired:
-                self._timer.start_if_wanted()  # for the pause that may be the reason: perhaps no other thread does
+                self._timer.start_if_wanted()  # for the pause that may be the reason; perhaps no other thread starts the timer
             while hired:
-                if not hired[-1].over:  # not disowned by a signal handler that has interrupted this call
+                if not hired[-1].over:  # no signal handler that interrupted this call has disowned it
                     start_thread(hired[-1].thread)
                 self._unborn.pop(hired.pop(), None)
         except BaseException:
@@ -154,14 +154,14 @@ class Crew:
             raise
 
     def populate_or_retry(self) -> None:
-        """Start the workers that are needed, for a caller that must not raise: the timer tries again for a refused thread."""
+        """Start the workers that are needed. If the system refuses a thread, the timer tries again."""
         try:
             self.populate()
         except CannotStart as error:
             self.retry_later(error)
 
     def retry_later(self, error: CannotStart) -> None:
-        """Have the timer try again: the system refuses a thread, and no submitter may hear of the tasks that wait."""
+        """Have the timer start workers for the tasks that wait, after the system has refused a thread."""
         with self._life.lock:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
             self.supply.note_failure(error, clock())
@@ -170,14 +170,15 @@ class Crew:
         logger.error("executor %r: cannot start a worker", self._name, exc_info=error, executor=self._name)
 
     def _hire(self, hired: list[Worker]) -> None:
-        """Enter the workers that are needed into the books, and into `hired`, whose owner starts them. Lock held.
+        """Add the workers that are needed to the crew, and to `hired`, whose owner starts them. Lock held.
 
-        Room is offered before the last look at the lanes: a submitter that finds the stack empty has queued
-        its task before that.
+        Room is offered before the last look at the lanes. So this look sees the task of a submitter that
+        found the stack empty.
         """
         if self._unborn:
             self._disown_interrupted(hired)
-        while not self._hiring:  # a signal handler, or a destructor, that interrupts this leaves it to the outer call
+        # A signal handler, or a destructor, that interrupts this leaves the work to the interrupted call.
+        while not self._hiring:
             self._hiring = True
             try:
                 self._offer_room()
@@ -189,7 +190,7 @@ class Crew:
                     hired.append(worker)
                     self._recorder.add_log(worker.log)
                     self._unborn[worker] = get_ident()
-                    worker.seat.occupied = True  # with the next step: an error comes only after a call
+                    worker.seat.occupied = True  # in one step with the next line: an error comes only after a call
                     self.workers.add(worker)
                     self._offer_room()
             finally:
@@ -200,16 +201,16 @@ class Crew:
     def _offer_room(self) -> None:
         """Offer Room if a worker may be started, and withdraw it if none may. Lock held.
 
-        It stays while the timer, whose thread could not be started, is missing: only a submitter then sees
-        the end of a pause.
+        Room stays while the timer's thread could not be started: only a submitter then sees the end of
+        a pause.
         """
         self._idle.offer_room(self._life.state is State.RUNNING and (self._may_start() or self._timer.wanted))
 
     def _disown_interrupted(self, hired: list[Worker]) -> None:
-        """Disown the workers that this very thread has hired elsewhere than into `hired`, and not started. Lock held.
+        """Disown the workers that an interrupted call on this thread has hired and not started. Lock held.
 
-        The call that was to start them has been interrupted: by the signal handler that calls this, which
-        might wait for them, or by an error.
+        An error, or the signal handler that calls this and might wait for the workers, has interrupted that
+        call. The workers in `hired` belong to the present call.
         """
         me = get_ident()
         for worker, starter in self._unborn.copy().items():
@@ -217,36 +218,37 @@ class Crew:
                 self._disown(worker)
 
     def _disown(self, worker: Worker) -> None:
-        """Strike out a worker that is not to live: its thread could not be started, or an error was thrown in before that."""
-        if worker.birth.acquire(False):  # it has not begun to live, and now never will
+        """Remove a worker that is not to live: its start was refused, or an error was thrown in before it."""
+        if worker.birth.acquire(False):  # it has not begun to live, and now cannot
             worker.over = True
             with self._life.lock:
                 self._forget(worker)
                 self._offer_room()
-            worker.thread = threading.main_thread()  # its own, which never ran, refers to it: see `Endings`
+            worker.thread = threading.main_thread()  # its own thread never ran, and refers to it: see `Endings`
         self._unborn.pop(worker, None)
 
     def bury(self) -> None:
-        """End the workers whose thread has died, and which are in the books all the same.
+        """End the workers whose thread has died while they are still in the crew.
 
-        An error was thrown into the first steps of the thread, where no code of ours could see it, or again
-        and again into its last ones. Another worker runs the task that waits for such a worker.
+        An error was thrown into the first steps of the thread, before our code could catch it, or repeatedly
+        into its last ones. Another worker runs the task that waits for such a worker.
         """
         for worker in self.workers.copy():
             if worker not in self._unborn and not worker.thread.is_alive():
-                self._disown(worker)  # if it has never lived
+                self._disown(worker)  # if it has not begun to live
                 if not worker.over:
                     worker.end(End.CRASHED, None)
         self.populate_or_retry()
 
     def _forget(self, worker: Worker, *, replaced: bool = False) -> None:
-        """Strike a worker out of the books. Lock held."""
+        """Remove a worker from the crew. Lock held."""
         self.supply.note_served()
         self._recorder.close_log(worker.log)
         self.leaving.discard(worker)
         self.replaced += replaced
         worker.seat.occupied = False
-        self.workers.discard(worker)  # last: an error thrown in before it leaves the worker in the books, and this is repeated
+        # Last: an error thrown in before this leaves the worker in the crew, and the removal is repeated.
+        self.workers.discard(worker)
         self.supply.note_bare()
 
     # -- what workers report
@@ -254,12 +256,11 @@ class Crew:
     def note_ready(self, worker: Worker, *, in_doubt: bool) -> bool:
         """Count a worker that owns its resource and is about to look at the lanes for the first time.
 
-        Return False if the factory fails and the resource is `in_doubt`: it has to pass its check before it
-        counts as the end of the outage. Else each new resource of a bad server would look like that end, and
-        start all the workers.
+        Return False if the factory fails and the resource is `in_doubt`: it must pass its check before it
+        ends the outage. Otherwise each new resource of a bad server would end it, and start all the workers.
 
-        Without resources this takes no lock: the thread that started the worker holds it, and a task should
-        be in hand when `submit` returns.
+        Without resources this takes no lock: its starter holds the lock, and the worker should have its task
+        in hand when `submit` returns.
         """
         if not self._owns_resources and not self.outage.failures:
             worker.ready = True
@@ -271,18 +272,18 @@ class Crew:
             recovered = self.outage.made()
         del held
         if recovered:
-            self.populate_or_retry()  # this worker counts as starting still: it has yet to look at the lanes
+            self.populate_or_retry()  # this worker still counts as starting: it has yet to look at the lanes
         with self._life.lock:
             worker.ready = True
             self.outage.bare_since = None  # whatever happened while the lock was free
             if worker.late:
                 worker.late = False
                 if self._surplus() > 0:
-                    self.leave[:] = [None]  # another has taken its place
+                    self.leave[:] = [None]  # another worker has taken its place
         return True
 
     def note_end(self, worker: Worker, end: End, error: BaseException | None) -> bool:
-        """Strike out a worker that ends; return whether its end is a failure of the factory that is to be reported."""
+        """Remove a worker that ends; return whether it reports a failure of the factory."""
         failed = False
         with self._life.lock:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
@@ -296,7 +297,10 @@ class Crew:
         return failed
 
     def dismisses(self, worker: Worker) -> End | None:
-        """Return why this worker must go instead of taking a task; None if it may stay. Asked while `leave` is not empty."""
+        """Return why this worker must go instead of taking a task; None if it may stay.
+
+        A worker asks this while `leave` is not empty.
+        """
         with self._life.lock:
             if self._life.state >= State.KILLED:
                 return End.DRAINED
@@ -307,7 +311,7 @@ class Crew:
             return End.RETIRED
 
     def may_retire(self, worker: Worker) -> bool:
-        """Return whether a worker that has been idle for `idle_timeout` may go: it is above the base."""
+        """Return whether a worker that was idle for `idle_timeout` may go: it is above the base."""
         with self._life.lock:
             present = len(self.workers) - len(self.leaving) - self._late()
             if self._life.state is State.RUNNING and present <= self.min_workers:
@@ -318,15 +322,15 @@ class Crew:
     # -- wishes
 
     def want(self, wanted: int) -> tuple[int, int]:
-        """Take the number of workers wanted, within the bounds; return it before and after."""
+        """Set the number of workers wanted, within the bounds; return it before and after."""
         with self._life.lock:
             return self._set_wanted(wanted)
 
     def resize(self, min_workers: int, max_workers: int, *, wanted: int | None, wake_idle: bool) -> tuple[int, int]:
-        """Change the bounds; return the number wanted before and after.
+        """Change the bounds; return the number of workers wanted before and after.
 
-        Surplus workers leave: idle ones at once, busy ones after their task. `wake_idle`: the time that the
-        others may be idle depends on the bounds, so they look up.
+        Surplus workers leave: idle ones at once, busy ones after their task. `wake_idle` wakes the idle
+        workers, whose idle time depends on the bounds.
         """
         with self._life.lock:
             self.min_workers, self.max_workers = min_workers, max_workers
@@ -338,13 +342,13 @@ class Crew:
         return change
 
     def _set_wanted(self, wanted: int) -> tuple[int, int]:
-        """Take the number wanted, and retire idle workers above it. Lock held."""
+        """Set the number of workers wanted, and retire idle workers above it. Lock held."""
         before, self.wanted = self.wanted, min(max(wanted, self.min_workers), self.max_workers)
         self._retire_idle()
         return before, self.wanted
 
     def _retire_idle(self) -> None:
-        """Retire idle workers above the number wanted, the longest idle first, so that warm resources stay. Lock held."""
+        """Retire the longest idle workers above the number wanted, so that warm ones stay. Lock held."""
         surplus = self._surplus()
         owners: dict[Seat, Worker] = {worker.seat: worker for worker in self.workers} if surplus > 0 else {}
         for seat in self._idle.seats() if surplus > 0 else ():

@@ -1,4 +1,4 @@
-"""The current task, seen from inside of it."""
+"""The current task, as its own code sees it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Caller", "Holder", "TaskContext", "current", "current_holder", "curr
 
 
 class Holder(Protocol):
-    """What runs tasks with a resource: a worker, or a call of ``run_now``."""
+    """A worker, or a call of ``run_now``, that runs tasks with a resource."""
 
     @property
     def name(self) -> str:
@@ -37,7 +37,7 @@ class Holder(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Is a task in hand?"""
+        """Whether a task is in hand."""
         ...
 
     @property
@@ -67,7 +67,7 @@ class Caller:
 
     @property
     def busy(self) -> bool:
-        """Is the call under way?"""
+        """Whether the call is under way."""
         return self.call is not None
 
     @property
@@ -77,21 +77,21 @@ class Caller:
 
 
 class _Here:
-    """What runs on one thread. A call looks it up once, because a look-up in a `threading.local` is slow."""
+    """The task of one thread. A call looks it up once, since each look-up in a `threading.local` is slow."""
 
     __slots__ = ("holder",)
 
     def __init__(self) -> None:
-        #: The `Holder` of the task at hand. The annotation is Any: mypy takes slots for variables, which the
-        #: properties of a Protocol are not.
+        #: The `Holder` of the task in hand. The annotation is Any: mypy takes slots for variables, and the
+        #: properties of a Protocol are none.
         self.holder: Any = None
 
 
 class _Current(threading.local):
     owner: object = None
-    """The core whose own thread this is, if any."""
+    """The core that this thread works for; None on other threads."""
 
-    def __init__(self) -> None:  # called on each thread, when the thread first asks
+    def __init__(self) -> None:  # called once on each thread, at the first access from it
         self.here = _Here()
 
 
@@ -99,7 +99,7 @@ current = _Current()
 
 
 def current_holder() -> Holder:
-    """Return the holder of the task at hand. Raises NoCurrentTask outside of a task."""
+    """Return the holder of the task in hand. Raises NoCurrentTask outside of a task."""
     holder: Holder | None = current.here.holder
     if holder is None or not holder.busy:
         raise NoCurrentTask("there is no current task: this was not called from inside a task")
@@ -107,9 +107,9 @@ def current_holder() -> Holder:
 
 
 class TaskContext:
-    """The current task's view of itself. Obtained from `current_task`, of use only while the task runs.
+    """The current task's view of itself. `current_task` returns it; it is valid while the task runs.
 
-    Its cancel token is set by ``kill()``, and by nothing else: a drain lets every task finish.
+    Only ``kill()`` sets its cancel token. A drain lets every task finish.
     """
 
     __slots__ = ("_killed", "attempt", "worker_name")
@@ -118,12 +118,12 @@ class TaskContext:
         self._killed = holder.killed
         #: 1 in the first run of the task, 2 in its first retry, and so on.
         self.attempt = holder.attempt
-        #: Name of the worker that runs the task; of the calling thread in ``run_now``.
+        #: The name of the worker that runs the task; in ``run_now``, of the calling thread.
         self.worker_name = holder.name
 
     @property
     def cancelled(self) -> bool:
-        """Has the executor been killed? A long task asks this now and then and returns early."""
+        """Whether the executor has been killed. A long task asks this now and then, and returns early."""
         return self._killed.is_open
 
     def raise_if_cancelled(self) -> None:
@@ -140,7 +140,7 @@ class TaskContext:
 
 
 def current_task() -> TaskContext:
-    """Return the context of the task that this is called from.
+    """Return the context of the task that calls this.
 
     Raises:
         NoCurrentTask: Called outside of a task. Done-callbacks and hooks are outside, too.

@@ -17,7 +17,7 @@ __all__ = ["Deadlines"]
 
 
 class Deadlines:
-    """Knows until when tasks must have started; its duty ends those that have not."""
+    """Keeps the deadlines of tasks; its duty ends the tasks that have not started in time."""
 
     def __init__(self, timer: Timer, lanes: Lanes) -> None:
         self._timer = timer

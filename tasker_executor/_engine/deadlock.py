@@ -1,8 +1,8 @@
-"""Who waits inside: a task that waits for another task of its own executor, and the end of a wait that is hopeless.
+"""Waits inside: a task waits for another task of its own executor. A hopeless wait is ended.
 
-If every worker waits for a task of this executor, another worker is started, whatever the policy says
-(`Crew.limit`). If no other may be started, no worker is left to run a task. The wait that began last then
-ends with `PoolDeadlockError`, unless one of the waits has a timeout: that one ends by itself.
+If every worker waits inside, another worker is started, whatever the policy says (`Crew.limit`). If none may
+be started, no worker is left to run a task. Then the wait that began last ends with `PoolDeadlockError`. But
+none does while one of them has a timeout: that wait ends by itself.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ __all__ = ["WaitInside", "WaitsInside"]
 
 
 class WaitInside:
-    """A thread of the executor waits for one of the executor's own tasks."""
+    """The wait of a thread of the executor for one of the executor's own tasks."""
 
     __slots__ = ("gate", "hopeless", "task", "timed")
 
     def __init__(self, task: TaskFuture[Any], *, timed: bool) -> None:
         self.task = task
-        self.timed = timed  # it ends by itself, and is never hopeless
+        self.timed = timed  # the wait ends by itself, and is never hopeless
         self.gate = allocate_lock()
         self.gate.acquire()
-        self.hopeless = False  # it waits no more, since no worker is left to run the task
+        self.hopeless = False  # whether the wait was ended because no worker is left to run the task
 
     def __call__(self, future: Future[Any]) -> None:
         """End the wait: the task's done-callback."""
         try:
             self.gate.release()
-        except RuntimeError:  # ended already
+        except RuntimeError:  # the wait has ended before
             pass
 
     def give_up(self) -> None:
@@ -46,19 +46,19 @@ class WaitInside:
 
 
 class WaitsInside:
-    """The waits inside of one executor."""
+    """All waits inside of one executor."""
 
     def __init__(self, name: str, life: Lifecycle, crew: Crew, waits: dict[int, WaitInside]) -> None:
-        """`waits` holds the waits by thread. Changed under the executor's lock; the crew looks at its keys."""
+        """Keep the waits in `waits`, by thread. The executor's lock guards it; the crew looks at its keys."""
         self._name = name
         self._life = life
         self._crew = crew
         self._waits = waits
 
     def wait(self, task: TaskFuture[Any], permit: LockType, timeout: float | None) -> bool:
-        """Acquire `permit`, which is released when `task` is done, on a thread of the executor; return False at the timeout.
+        """Acquire `permit`, which is released when `task` is done; return False at the timeout.
 
-        Raises PoolDeadlockError: see the module's docstring.
+        Called on a thread of the executor. Raises PoolDeadlockError: see the module's docstring.
         """
         me = get_ident()
         wait = WaitInside(task, timed=timeout is not None)
@@ -97,7 +97,8 @@ class WaitsInside:
                 task = wait.task
                 if wait.timed or task.done() or task.may_expire() or wait.hopeless:
                     return
-                if task.running() and id(task) not in hands:  # it runs in its caller's thread, or is about to be told of
+                # The task runs on its caller's thread, or its waiters are about to be told of its end.
+                if task.running() and id(task) not in hands:
                     return
             last = next(reversed([wait for wait in self._waits.values() if wait in waits]))
         last.give_up()

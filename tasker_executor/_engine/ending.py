@@ -1,17 +1,18 @@
-"""The ending: how an executor stops accepting tasks, drains or is killed, and closes; and how a caller waits for that.
+"""The ending: how an executor stops accepting tasks, drains or is killed, closes, and is waited for.
 
-**The end of submission.** `close` replaces what a submitter looks at after it has queued its task by a list
-that is always true (`CLOSED`). The slow path behind it takes the task back and refuses it, unless a
-worker has it already. A worker ends when it finds the executor draining and, looking afterwards, the lanes
-empty. So a task is either refused or run, without a lock.
+**The end of submission.** A submitter queues its task and then looks at `Idle.line`. `close` replaces that by
+a list that is always true (`CLOSED`). So the submitter takes the task back and refuses it, unless a worker
+has it already. A worker ends when it finds the executor draining and, looking afterwards, the lanes empty. So
+a task is either refused or run, without a lock.
 
-**The kill.** `close` first puts an entry into `leave`. Each worker looks there with its next task in hand,
-before it starts it, and puts the task back. Then the tokens are set, and the queue is cancelled. So no task
-starts once its token is set.
+**The kill.** No task starts once its token is set:
 
-**The close.** The executor is closed when it drains, no task waits, no worker lives, and no thread is about
-to tell of a task. Each thread that makes one of these true asks afterwards (`check_terminated`), so the last
-one closes it.
+1. `close` puts an entry into `leave`.
+2. Each worker looks there with its next task in hand, before it starts it, and puts the task back.
+3. `close` sets the tokens, and cancels the queue.
+
+**The close.** The executor closes when it drains, no task waits, no worker lives, and no thread has yet to
+tell of a task. Each thread that makes one of these true calls `check_terminated`, so the last one closes it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from .workplace import Workplace
 
 __all__ = ["Ending"]
 
-#: Seconds between two looks for threads that have died without a word, while `join` waits.
+#: Seconds between two looks for threads that have died unnoticed, while `join` waits.
 _GLANCE = 1.0
 
 
@@ -55,7 +56,7 @@ class Ending:
         nesting: Nesting,
         owner: process.Member,
     ) -> None:
-        """`owner` is the engine, as its threads and the process know it."""
+        """Use `owner`, the engine, as the name of this executor for its threads and for the process."""
         self._name = place.settings.name
         self._place = place
         self._life = place.life
@@ -66,8 +67,7 @@ class Ending:
         self._owner = owner
         #: Makes the error for a submission that is refused.
         self.refusal: Callable[[], Exception] = _refuse_after_shutdown
-        #: A token for each thread that pops tasks to fail them. The executor does not close before they are
-        #: told of.
+        #: A token for each thread that pops tasks to fail them. It keeps the executor from closing.
         self._failing: set[object] = set()
         #: The user's executor, while it lives.
         self.handle: weakref.ref[Any] | None = None
@@ -75,23 +75,27 @@ class Ending:
     # -- how it begins
 
     def close(self, *, cancel: bool = False, kill: bool = False) -> None:
-        """Accept no more tasks, and drain; `cancel` cancels what waits; `kill` also sets the tokens and aborts resources."""
+        """Accept no more tasks, and drain.
+
+        `cancel` cancels the queued tasks. `kill` also sets the tokens and aborts resources.
+        """
         life, idle = self._life, self._place.idle
         with life.lock:
             before = life.state
             if kill and life.state < State.KILLED:
                 life.state = State.KILLED
-                self._crew.leave[:] = [None]  # no worker starts another task: before the tokens are set, and the tasks obey
+                self._crew.leave[:] = [None]  # no worker starts another task: set before the tokens, which tasks obey
             elif life.state < State.DRAINING:
                 life.state = State.DRAINING
-            with idle._lock:  # in line: where a function begins, Ctrl-C may come between the store above and this
+            # Not a call: Ctrl-C may come at the first step of a function, before it stores this.
+            with idle._lock:
                 idle.line = CLOSED
             handle = None if self.handle is None else self.handle()
-            if handle is not None:  # from now on `submit` and `run_now` refuse at once
+            if handle is not None:  # `submit` and `run_now` refuse at once from now on
                 handle._needs_care = True
                 handle._open_reserve = None
             after = life.state
-        self._crew.populate_or_retry()  # tasks may wait with no worker there to run them
+        self._crew.populate_or_retry()  # tasks may wait while no worker lives to run them
         life.changed.ring()
         if kill:
             life.killed.open()
@@ -99,7 +103,7 @@ class Ending:
         if cancel or kill:
             try:
                 self.cancel_queue()
-            except BaseException as error:  # first things first
+            except BaseException as error:  # raised after the rest is done
                 escaped = error
         idle.wake_all()
         self._place.admission.close()
@@ -117,19 +121,20 @@ class Ending:
             raise escaped
 
     def close_broken(self) -> None:
-        """End for good because the initializer failed, as in the standard library, and fail all tasks."""
+        """Close because the initializer failed, as in the standard library, and fail all tasks."""
         message = "A thread initializer failed, the thread pool is not usable anymore"
         self.refusal = lambda: BrokenThreadPool(message)
         self.close()
         self.fail_queue(lambda _: BrokenThreadPool(message))
 
     def close_dropped(self) -> None:
-        """End because the user's last reference is gone. The garbage collector may call this, anywhere."""
-        if process.exiting() or self._life.state is State.CLOSED:  # all is done, and a thread that is no more may hold the lock
+        """Close because the user's last reference is gone. The garbage collector may call this anywhere."""
+        # Nothing is left to do, and a thread that no longer exists may hold the lock.
+        if process.exiting() or self._life.state is State.CLOSED:
             return
         if (self._reserve is not None and self._reserve.available) or self._place.hub.hears("state_changed"):
-            # Hooks and observers must not run inside of the garbage collector: they get a thread of their
-            # own.
+            # Hooks and observers must not run inside of the garbage collector. So they get a thread of
+            # their own.
             try:
                 make_thread(self.close, f"{self._place.settings.thread_name_prefix}_closer").start()
                 return
@@ -145,10 +150,10 @@ class Ending:
     # -- what becomes of tasks and resources
 
     def cancel_queue(self) -> None:
-        """Cancel what waits. A task between two attempts gets the error of the last one.
+        """Cancel the queued tasks. A task between two attempts gets the error of the last one.
 
-        Cancelled tasks stay where they are, as tombstones: if Ctrl-C interrupts this, what is left waits as
-        before.
+        Cancelled tasks stay in their lane, as tombstones. So if Ctrl-C interrupts this, the remaining tasks
+        wait as before.
         """
         escaped: BaseException | None = None
         for lane in self._place.lanes:
@@ -163,7 +168,7 @@ class Ending:
                         lane.withdraw(task, taken)
                         if taken:
                             task._fail_popped(last)
-                except BaseException as error:  # of a done-callback, on the main thread; or thrown in
+                except BaseException as error:  # raised by a done-callback, on the main thread; or thrown in
                     escaped = error
                     if taken and last is not None:
                         task._fail_popped(last)
@@ -171,7 +176,10 @@ class Ending:
             raise escaped
 
     def fail_queue(self, make_error: Callable[[float], BaseException], before: float | None = None) -> None:
-        """Pop the tasks queued, or those queued before that moment, and fail each with ``make_error(seconds waited)``."""
+        """Pop the queued tasks, and fail each with ``make_error(seconds waited)``.
+
+        With `before`, only those queued before that moment.
+        """
         token = object()
         try:
             self._failing.add(token)
@@ -183,7 +191,7 @@ class Ending:
         self.check_terminated()
 
     def _abort_running(self) -> None:
-        """Have `on_abort` called for each resource in use."""
+        """Call `on_abort` for each resource in use."""
         source = self._place.source
         hook = None if source is None else source.hooks.on_abort
         if hook is None or self._reserve is None:
@@ -209,16 +217,15 @@ class Ending:
             return self._life.state >= State.DRAINING and not self._crew.workers and not self._life.terminated.is_open
 
     def check_terminated(self) -> None:
-        """Close the executor if it drains, no task waits, no worker lives, and no thread is about to tell of a task."""
+        """Close the executor if nothing is left to do: see "The close" in the module's docstring."""
         life, lanes, timer = self._life, self._place.lanes, self._timer
         with life.lock:
-            # Not `state is CLOSED`: if Ctrl-C came between that and the end of this method, the next caller
-            # finishes it.
+            # Not `state is CLOSED`: if Ctrl-C comes after that store, the next caller finishes this method.
             if life.state < State.DRAINING or life.terminated.is_open or self._crew.workers:
                 return
             if lanes.look() and lanes.waiting():  # tombstones may stay
                 return
-            if self._failing or timer.herald.busy:  # looked at last: it is set before tasks are popped or settled
+            if self._failing or timer.herald.busy:  # looked at last: both are set before tasks are popped or settled
                 return
             first = life.state is not State.CLOSED
             life.state = State.CLOSED
@@ -234,13 +241,12 @@ class Ending:
             self._place.hub.tell("state_changed", StateEvent(self._name, "closed"))
 
     def join(self, timeout: float | None, *, daemons: bool = True) -> None:
-        """Block until the end, threads included. Raises ShutdownTimeout.
+        """Block until the executor has closed and its threads have ended. Raises ShutdownTimeout.
 
-        Without `daemons`, calls of ``run_now`` on daemon threads are not waited for: the interpreter does not
-        wait for them either.
+        Without `daemons`, calls of ``run_now`` on daemon threads are left out, as by the interpreter.
 
-        Returns at once on a thread of the executor itself, which would wait for itself; and in a signal
-        handler that interrupted its thread while that held a lock, since the workers need that to end.
+        Returns at once on a thread of the executor itself, which would wait for itself. So it does in a
+        signal handler that interrupted its thread under a lock, since the workers need the lock to end.
         """
         if current.owner is self._owner or self._nesting.must_not_join():
             return
@@ -267,7 +273,7 @@ class Ending:
             raise ShutdownTimeout(self._what_still_runs(timeout))
 
     def _what_still_runs(self, timeout: float | None) -> str:
-        """Name the tasks, workers and calls that keep the executor from its end."""
+        """Return what keeps the executor from its end: the names of tasks, workers and calls."""
         workers = sorted(self._crew.workers.copy(), key=lambda worker: worker.index)
         infos = [worker_info(worker) for worker in workers]
         running = [
@@ -284,7 +290,7 @@ class Ending:
         )
 
     def refuse_inherited(self) -> None:
-        """Refuse all in the child of a fork."""
+        """Refuse every submission in the child of a fork."""
         message = (
             f"executor {self._name!r} was inherited through fork(): its threads and resources belong to the parent process; "
             f"make a new executor in this one"
@@ -299,10 +305,10 @@ def _refuse_after_shutdown() -> Exception:
 def _fail_lane(lane: Lane, make_error: Callable[[float], BaseException], before: float | None) -> None:
     """Pop and fail the tasks that are in the lane now, or those queued before that moment.
 
-    If an error is thrown into this, it ends the task in hand, too.
+    If an error is thrown into this, the task in hand fails with it.
     """
     try:
-        # Each is popped and stored in one step of the interpreter. So are its two successors: the test, and
+        # Each task is popped and stored in one step of the interpreter. So are the next two: the test, and
         # the `try`.
         for task in takes(lane.popleft, times=len(lane)):
             if before is not None and task._submitted > before:

@@ -1,7 +1,7 @@
-"""What an executor tells of itself: this room reads, and never writes.
+"""The gauges of an executor. This room reads the other rooms and changes none of them.
 
-It is the only door for all that looks at an executor from outside: `stats`, `metrics` and `workers` of the
-executor, exporters, the monitor, Dask; and inside, for the scaler, which shows the load to the policy.
+All readers come here: `stats`, `metrics` and `workers` of the executor, exporters, the monitor, Dask, and the
+scaler, which shows the load to the policy.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Reading:
     """The numbers of one executor at one moment.
 
     Attributes:
-        name: The executor's.
-        oldest_wait: Seconds that the task that waits longest has waited; 0.0 if none waits.
+        name: The name of the executor.
+        oldest_wait: The longest wait of a queued task so far, in seconds; 0.0 if none is queued.
         failures_in_a_row: How often ``on_create`` has failed since a resource was last made.
-        last_failure: The error of the last of these.
+        last_failure: The error of the last of these failures.
         retry_in: Seconds until the factory may be tried again.
         tasks: Tasks that are final, by lane and outcome.
         retries: Attempts after which a task was queued again, by lane.
@@ -73,7 +73,7 @@ class Gauges:
         self._recorder = recorder
         self._source = source
         self._reserve = reserve
-        self._seen = 0  # tasks that `stats` has known of, those withdrawn included; guarded by the executor's lock
+        self._seen = 0  # the tasks that `stats` has seen, withdrawn ones included; guarded by the executor's lock
 
     @property
     def state(self) -> State:
@@ -87,9 +87,9 @@ class Gauges:
     def stats(self) -> ExecutorStats:
         """Return the gauges and counters of one consistent moment.
 
-        They are read against the way that a task takes, its end first and its beginning last. So a task that
-        moves at the same time may be missed for this moment, but is never counted twice. `submitted` never
-        decreases, and a task missed is one in hand. Only a retry goes the other way: if there was one, the
+        They are read against the direction in which a task moves: its end first, its beginning last. So a
+        task that moves at the same time may be missed, but is never counted twice. `submitted` never
+        decreases, so a task that is missed counts as running. Only a retry moves backwards: after one, the
         reading is repeated.
         """
         with self._life.lock:
@@ -109,7 +109,7 @@ class Gauges:
             completed = counts[False, Outcome.COMPLETED] + counts[True, Outcome.COMPLETED]
             failed = counts[False, Outcome.FAILED] + counts[True, Outcome.FAILED] + settled
             elsewhere = completed + failed + cancelled + queued + urgent
-            # A task that was refused may have been seen in its lane for a moment.
+            # A task may have been seen in its lane and refused afterwards.
             self._seen = max(self._seen, elsewhere + busy + withdrawn)
             submitted = self._seen - withdrawn
             base = min(workers, self._crew.min_workers)
@@ -158,7 +158,7 @@ class Gauges:
         return self._recorder.rates(self._lanes, in_hand)
 
     def sample(self) -> LoadSample:
-        """Return what a policy is shown."""
+        """Return the load sample that a policy is shown."""
         arrival_rate, completion_rate, service_time = self._rates()
         oldest = self._lanes.oldest()
         now = clock()
@@ -192,10 +192,10 @@ class Gauges:
     # -- for exporters, the monitor and Dask
 
     def read(self) -> Reading:
-        """Return the numbers of one moment, for those who look from outside."""
+        """Return the numbers of one moment, for readers outside of the engine."""
         crew, recorder = self._crew, self._recorder
         oldest = self._lanes.oldest()
-        with self._life.lock:  # so that all are of the same moment; reentrant
+        with self._life.lock:  # so that all numbers are of one moment; reentrant
             counts = recorder.counts()
             tasks: dict[tuple[str, ...], int] = {}
             for lane in self._lanes:
@@ -229,7 +229,7 @@ class Gauges:
         return sum(task._lane.priority for task in in_hand)
 
     def histograms(self) -> Iterator[tuple[bool, Outcome, Histogram, Histogram]]:
-        """Yield (priority lane?, outcome, wait, run) over the executor's whole life, whatever was reset."""
+        """Yield (priority lane?, outcome, wait, run) over the executor's whole life, in spite of resets."""
         return self._recorder.histograms()
 
     def create_histogram(self) -> Histogram:
@@ -255,7 +255,7 @@ class Gauges:
             if self._source is not None:
                 created, destroyed = self._source.counts()
                 assert created >= destroyed, "destroyed more resources than were made"
-            if stats.state == "closed":  # of the same moment as the numbers
+            if stats.state == "closed":  # all numbers are of one moment
                 assert not crew.workers, "closed, with workers"
                 assert stats.queued_tasks == stats.priority_tasks == stats.running_tasks == 0, stats
 
@@ -266,7 +266,8 @@ def worker_info(worker: Worker) -> WorkerInfo:
     function = "" if task is None else describe(task)
     uses = worker.log.attempts()
     age = 0.0 if holding is None else now - holding.born
-    if task is None or worker.task is not task:  # done by now, and perhaps its result described instead of its function
+    # The task is done now; so perhaps its result was described instead of its function.
+    if task is None or worker.task is not task:
         return WorkerInfo(worker.name, "idle" if worker.ready else "starting", None, None, 0, 0.0, uses, age)
     running_for = max(0.0, now - worker.since)
     return WorkerInfo(worker.name, "busy", function, task._lane.name, worker.attempt, running_for, uses, age)

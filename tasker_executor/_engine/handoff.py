@@ -1,10 +1,10 @@
 """Handoff: wake a thread, and let it have the interpreter in the same step.
 
-A thread that releases a lock keeps the GIL. The thread that slept on that lock begins to run, finds the GIL
-taken, and goes back to sleep until the waker blocks. For a caller that waits for one task, and the worker
-that runs it, that makes 6 switches of threads. A write to an eventfd is made without the GIL, so the thread
-that it wakes can find the GIL free. That makes 2 switches, and on one CPU takes half of the time. Mach called
-it handoff scheduling: the waker gives its turn to the thread that it wakes.
+A thread that releases a lock keeps the GIL. The thread that slept on that lock wakes, finds the GIL taken,
+and sleeps again until the waker blocks. For a caller that waits for one task, and the worker that runs it,
+that makes 6 switches of threads. A write to an eventfd is made without the GIL, so the thread that it wakes
+can find the GIL free. That makes 2 switches, and on one CPU takes half of the time. Mach called it handoff
+scheduling: the waker gives its turn to the thread that it wakes.
 
 That suits a waker that has nothing else to do. A worker with a full lane would be interrupted after each
 task: there, use a lock.
@@ -19,11 +19,11 @@ get the number. Eight bytes of ours must not end up in a file of the user's. Thr
   (``F_SETSIG``), which it never is. The kernel keeps it with the open file; it is 0 in a file that did not
   set it. (``fstat`` takes longer, and all eventfds have the same inode.)
 - Before every read we look whether the number is inheritable. It is if `os.dup2` has given it to another
-  file. The mark would say more. But a look at the mark releases the GIL, and the worker would wake up for
-  nothing.
+  file. The mark would say more. But a look at the mark releases the GIL, and the worker would wake up
+  for nothing.
 
-A handoff whose number belongs to another file is *lost*: it is thrown away, and the thread waits on a lock
-instead.
+A handoff whose number belongs to another file is *lost*: it is thrown away, and the thread waits on a
+lock instead.
 
 A thread that already sleeps when its descriptor is closed cannot be woken by it any more. With a timeout it
 looks for itself, once a second; without one it sleeps on. To sleep by `poll` or by an epoll in every case was
@@ -90,7 +90,7 @@ class HandoffLost(Exception):
 class Handoff:
     """Wakes one waiter at a time, from any thread, any number of times, perhaps for nothing."""
 
-    lost = False  # thrown away
+    lost = False  # whether it was thrown away
     #: Other systems have no eventfds. Without a GIL there is nothing to hand over. Green threads (gevent,
     #: eventlet) share one real thread, which must not sleep.
     supported = (
@@ -233,9 +233,10 @@ def discard(handoff: Handoff) -> bool:
 
 
 def _after_fork_in_child() -> None:
-    """The parent goes on using the same ones: close them and make others.
+    """Replace the handoffs, which the parent goes on using: close them, so that others are made.
 
-    But not one whose borrower may be this very thread, in a signal handler that forked. It goes on waiting, on another eventfd.
+    One that is lent out is not closed. Its borrower may be this very thread, in a signal handler that forked.
+    So it gets another eventfd, and the borrower goes on waiting.
     """
     for handoff in set(_made).difference(_free):
         handoff.renew()

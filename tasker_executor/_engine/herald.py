@@ -5,7 +5,7 @@ observers and log handlers as *news*, and the herald makes these calls in their 
 lives as long as there is news.
 
 **The end of the executor is the last news.** The executor does not close between the end of a task and the
-calls that tell of it: `busy` is true from the start of a duty that settles tasks (`settling`) until the
+calls that tell of it. `busy` is true from the start of a duty that settles tasks (`settling`) until the
 herald has made the last call.
 """
 
@@ -42,19 +42,19 @@ class Herald:
         is_ending: Callable[[], bool],
         check_terminated: Callable[[], object],
     ) -> None:
-        """`owner` is the engine, as its threads know it."""
+        """Use `owner`, the engine, as the owner of the herald's thread."""
         self._name = settings.name
         self._thread_name = f"{settings.thread_name_prefix}_herald"
         self._hub = hub
         self._owner = owner
-        self._is_ending = is_ending  # does no worker live, and is a drain under way?
+        self._is_ending = is_ending  # whether no worker lives while the executor drains
         self._check_terminated = check_terminated  # closes the executor, if this is its end
         self.thread: threading.Thread | None = None  # the last one that began to live
         self._news: deque[Callable[[], object]] = deque()
         # Guards `_serving`: a thread that ends and a timer that adds news must not miss each other. A leaf.
         self._lock = threading.RLock()
-        self._serving = False  # is there a thread that will take all of `_news`?
-        self._held = False  # is the timer about to add news?
+        self._serving = False  # whether a thread will take all of `_news`
+        self._held = False  # whether the timer is about to add news
 
     @property
     def busy(self) -> bool:
@@ -78,7 +78,7 @@ class Herald:
         self._held = True
 
     def let_go(self) -> None:
-        """Tell of the tasks that the timer has settled. On the timer's thread, under no lock."""
+        """Tell of the tasks that the timer has settled. Called on the timer's thread, without a lock."""
         self._held = False
         # This takes the core's lock. A thread that checked for the end before it either found `_held` set, or
         # saw these facts.
@@ -86,11 +86,11 @@ class Herald:
         if last and not self.busy and not self._hub.hears("state_changed"):
             self._check_terminated()
         elif last:
-            self._news.append(int)  # does nothing; but after the news, the herald closes the executor
+            self._news.append(int)  # does nothing; after the last news, the herald closes the executor
         self.tell()
 
     def tell(self) -> None:
-        """See that a thread takes the news, if there is any. On the timer's thread, under no lock."""
+        """Make a thread take the news, if there is any. Called on the timer's thread, without a lock."""
         with self._lock:
             if self._serving or not self._news:
                 return
@@ -101,7 +101,7 @@ class Herald:
             start_thread(thread)
             self.thread = thread  # perhaps before the thread itself does: `threads` must know it from now on
         except CannotStart:
-            self._run()  # late: the duties can wait better than the callbacks
+            self._run()  # late: a delayed duty does less harm than a delayed callback
         except BaseException:  # thrown in from outside
             if birth.acquire(False):
                 self._serving = False
@@ -110,7 +110,7 @@ class Herald:
     def _main(self, birth: LockType) -> None:
         if birth.acquire(False):
             self.thread = threading.current_thread()
-            current.owner = self._owner  # so it waits neither at the door nor for the end of the executor
+            current.owner = self._owner  # so it waits neither for a place in the queue nor for the executor's end
             self._run()
 
     def _run(self) -> None:
@@ -133,7 +133,7 @@ class Herald:
             aside.post = before
 
     def post(self, news: Callable[[], object]) -> None:
-        """Add to the news. On the timer's thread, which calls `tell` when it holds no lock."""
+        """Add to the news. Called on the timer's thread, which calls `tell` when it holds no lock."""
         self._news.append(news)
 
     def reinit_after_fork(self) -> None:

@@ -1,7 +1,7 @@
 """One resource in hand: what is known of it, and how it is claimed, aborted and given up.
 
-**Errors thrown in.** An error may be thrown into the thread that gives a resource up: see `_sync`. So it takes
-the claim on the resource in one step. In another it lets go of the claim and calls ``on_destroy``.
+**Errors thrown in.** An error may be thrown into the thread that gives a resource up: see `_sync`. So it
+takes the claim on the resource in one step. In another it lets go of the claim and calls ``on_destroy``.
 
 **Fork.** A resource belongs to the process that made it. In the child of a fork, `Holding` neither aborts nor
 destroys the resources of the parent.
@@ -64,12 +64,12 @@ class Holding(Generic[R]):
         self.arguments = (resource,)
         self.born = self.last_used = clock()
         self.expires = expires
-        #: Until when the resource may lie idle. After its first task this is `expires`.
+        #: The time until which the resource may lie idle. After its first task this is `expires`.
         self.rests_until = max(expires, self.born + LEAST_REST)
         self.uses = 0
         #: The process that made the resource. Any other process, the child of a fork, must not touch it.
         self.process = getpid()
-        #: Does it belong to the reserve, for the next call of ``run_now``? If not, it is temporary.
+        #: Whether it belongs to the reserve, for the next call of ``run_now``. If not, it is temporary.
         self.kept = False
         #: The resource is known to be good up to this number of breaks; see `ResourceSource.breaks`.
         self.good_at = good_at
@@ -94,7 +94,7 @@ class Holding(Generic[R]):
 
     @property
     def busy(self) -> bool:
-        """Does a call of `run_now` have the resource in hand?"""
+        """Whether a call of `run_now` has the resource in hand."""
         return self.call is not None
 
     def serves(self, call: object) -> bool:
@@ -103,12 +103,12 @@ class Holding(Generic[R]):
 
     @property
     def inherited(self) -> bool:
-        """Is this process the child of a fork, and the resource the parent's?"""
+        """Whether this process is the child of a fork, and the resource belongs to the parent."""
         return self.process != getpid()
 
     @property
     def being_aborted(self) -> bool:
-        """Is a killer inside of the `on_abort` hook?"""
+        """Whether a killer is inside of the `on_abort` hook."""
         return any(not latch.is_open for latch in self._aborting.copy())
 
     def abort(self, hook: AbortHook[R], executor: str, in_use: Callable[[], bool]) -> None:
@@ -160,7 +160,7 @@ class Holding(Generic[R]):
             if not self.gone:
                 raise RuntimeError("on_destroy raised StopIteration")
         except BaseException as error:
-            if calling and not claimed:  # it is the hook that raised
+            if calling and not claimed:  # the hook raised this error
                 self.gone.append(error)
             raise
         finally:

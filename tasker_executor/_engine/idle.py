@@ -1,28 +1,32 @@
 """The wake-up protocol: how a submitter and an idle worker find each other.
 
 **The idle stack** holds the seats of the workers that have nothing to do. The worker that became idle last is
-on top, so the warmest one works next. `Room` lies at the bottom while more workers may be started. A policy
-that pauses puts its alarm there, too. Threads push and pop without a lock: each step is a single call into C.
+on top, so it works next: its caches are warm. While more workers may be started, `Room` lies at the bottom. A
+policy that pauses puts its alarm on the stack, too. Threads push and pop without a lock: each step is a
+single call into C.
 
 **Taking turns.** A submitter appends its task to a lane first and looks at the idle stack afterwards. If the
 stack has an entry, the submitter pops the top one and releases it: exactly one wake-up. A worker that runs
 out of work registers on the stack first and looks at the lanes afterwards. One of the two sees the other, so
 no task is left behind.
 
-**The permit.** From this follows the rule of a seat's `park` lock: *a seat on the stack has no permit; a seat
-that was popped gets exactly one.* A worker that finds a task although it is registered takes its seat off the
-stack. If the seat has been popped already, the worker takes the permit. Then it either runs a task at once,
-or passes the wake-up on.
+**The permit.** So a seat's `park` lock has one rule: *a seat on the stack has no permit; a seat that was
+popped gets exactly one.* A worker that finds a task although it is registered takes its seat off the stack.
+If another thread has popped the seat already, the worker takes the permit. Then it either runs a task at
+once, or wakes another worker.
 
-**Few at a time.** At most `WAKES_AT_ONCE` workers are on their way from sleep to their first task. More of
-them would queue up for the interpreter, and most would find that the first ones had done all there was. While
-that many have a permit and have not taken it, submitters wake no worker: they see `ENOUGH`, which is empty,
-instead of the stack. A submitter looks at the permits after it has queued its task. A worker takes its permit
-first and looks at the lanes afterwards. If it finds more than one task there, it wakes another worker. So all
-workers that are needed come, one after the other.
+**Few at a time.** At most `WAKES_AT_ONCE` workers are waking: they were given a permit and have not taken it.
+More waking workers would wait for the interpreter, and most would find no task left.
 
-**The end.** A closed executor shows `CLOSED`, which is always true. The slow path of the submitter then takes
-the task back and refuses it, unless a worker has it already.
+1. A submitter queues its task and then counts the waking workers. If there are enough, it wakes none.
+2. Submitters then see `ENOUGH`, which is empty, instead of the stack, until a worker takes its permit.
+3. A worker takes its permit and then looks at the lanes. If it finds more than one task, it wakes
+   another worker.
+
+So all workers that are needed come, one after the other.
+
+**The end.** A closed executor shows `CLOSED`, which is always true. So the submitter enters its slow path,
+takes the task back and refuses it, unless a worker has it already.
 """
 
 from __future__ import annotations
@@ -38,24 +42,24 @@ from .._sync import in_one_step, rehearsals, releases, spend_stack
 
 __all__ = ["CLOSED", "ENOUGH", "WAKES_AT_ONCE", "Idle", "Room", "Seat"]
 
-#: At most this many workers are on their way from sleep to their first task: see "Few at a time".
+#: At most this many workers are waking at a time: see "Few at a time".
 WAKES_AT_ONCE = 8
 
 #: What submitters see instead of the idle stack once the executor accepts no more tasks: always true.
 CLOSED: list[Any] = ["closed"]
-#: What they see while enough workers have been woken: never true.
+#: What submitters see while enough workers are waking: never true.
 ENOUGH: list[Any] = []
 
 
 class Room:
-    """Lies at the bottom of the idle stack while more workers may be started.
+    """The entry at the bottom of the idle stack while more workers may be started.
 
     A submitter that pops it has found no idle worker, and starts one. The pop puts it back in the same step
-    of the interpreter (see `Idle.wake_top`). So whatever is thrown into the submitter, the next one finds it.
+    (see `Idle.wake_top`). So the next submitter finds it, whatever is thrown into this one.
     """
 
     def __init__(self, stack: list[Any]) -> None:
-        #: Puts this back onto the stack, which is empty then. Returns a true value; the `release` of a seat
+        #: Puts this back onto the stack, which is then empty. Returns a true value; `Seat.release`
         #: returns None.
         self.release = partial(stack.__iadd__, (self,))
 
@@ -65,7 +69,7 @@ _REHEARSAL.release = partial([None].__iadd__, ())
 
 
 class Seat:
-    """A worker's half of the protocol: its entry of the idle stack, and the lock that it sleeps on."""
+    """A worker's half of the protocol: its entry on the idle stack, and the lock that it sleeps on."""
 
     __slots__ = ("_idle", "occupied", "park", "release", "told_to_leave")
 
@@ -73,12 +77,11 @@ class Seat:
         self._idle = idle
         self.park = allocate_lock()
         self.park.acquire()
-        #: Gives the permit: what pops the seat off the stack calls this.
+        #: Gives the permit. The thread that pops the seat off the stack calls this.
         self.release = self.park.release
-        #: Set, before the permit, by the thread that takes the seat off the stack in order to retire the
-        #: worker.
+        #: Set, before the permit, by the thread that takes the seat off the stack to retire the worker.
         self.told_to_leave = False
-        #: The worker is in the crew's books, and will take its permit.
+        #: The worker is in the crew, and will take its permit.
         self.occupied = False
 
     def rise(self) -> bool:
@@ -90,10 +93,11 @@ class Seat:
         return True
 
     def leave(self) -> bool:
-        """Take the seat off the stack instead of going to sleep; return whether the worker was chosen to retire.
+        """Leave the stack instead of going to sleep; return whether the worker was chosen to retire.
 
-        1. A submitter pops the seat for its task. 2. The worker finds a task itself, perhaps another one. 3.
-        So the permit, come or coming, is the worker's to take, and it passes the wake-up on if tasks wait.
+        1. A submitter pops the seat for its task.
+        2. The worker finds a task by itself, perhaps another one.
+        3. So the worker takes the permit, and wakes another worker if tasks wait.
         """
         if not self.rise():
             self.take_permit()
@@ -101,14 +105,14 @@ class Seat:
         return self.told_to_leave
 
     def take_permit(self) -> None:
-        """Take the permit, which has come or is about to come, since another thread has popped the seat."""
+        """Take the permit, which has come or is about to come: another thread has popped the seat."""
         self.park.acquire()
         idle = self._idle
         if idle.line is not idle.stack:
             idle.note_arrival()
 
     def sleep(self, timeout: float) -> bool:
-        """Sleep until the permit comes, for `timeout` seconds at most (-1: no limit); return whether it came."""
+        """Sleep until the permit comes, at most `timeout` seconds (-1: no limit); return whether it came."""
         if not self.park.acquire(True, timeout):
             return False
         idle = self._idle
@@ -121,62 +125,67 @@ class Idle:
     """The submitters' half: the idle stack, and what submitters see of it."""
 
     def __init__(self, pass_on: Callable[[], object]) -> None:
-        """Call `pass_on` where a worker was woken for a task that it does not take: another is to be woken."""
+        """Call `pass_on` to wake another worker, after one was woken for a task that it does not take."""
         self.pass_on = pass_on
-        #: The seats of idle workers, the last one to become idle on top. See "The idle stack".
+        #: The seats of idle workers; the worker that became idle last is on top. See "The idle stack".
         self.stack: list[Any] = []
-        #: What submitters look at: the stack, or `ENOUGH`; `CLOSED` in the end.
+        #: What submitters look at: the stack, `ENOUGH`, or, in the end, `CLOSED`.
         self.line = self.stack
-        # Guards changes of `line`. A leaf: a worker takes it when it wakes, and must not wait for the holder
-        # of another lock.
+        # Guards changes of `line`. No lock is taken under it: a waking worker must not wait for
+        # another holder.
         self._lock = RLock()
         self._room = Room(self.stack)
-        # Pops and releases in one step of the interpreter. Else Ctrl-C may come between the two: the worker
-        # would be off the stack and never be woken.
+        # Pops and releases in one step of the interpreter. If Ctrl-C came between the two, the worker would
+        # be off the stack and never be woken.
         self._wakes = releases(self.stack.pop)
-        # The same without any effect: if the stack ends in there, it ends before the pop.
+        # The same steps without any effect. If they exhaust the stack of calls, the error comes before
+        # the pop.
         self._rehearsals = rehearsals(_REHEARSAL)
-        #: The seats woken last.
+        #: The seats that were woken last.
         self._woken: deque[Seat] = deque(maxlen=WAKES_AT_ONCE)
 
     # -- what submitters do
 
     def wake_top(self) -> bool:
-        """Wake the top of the stack; return whether that is Room, and a worker may be started."""
+        """Wake the top of the stack; return whether that is Room, so that a worker may be started."""
         try:
             top = self.stack[-1]
             next(self._rehearsals)
             room = next(self._wakes)
-        except IndexError:  # other submitters woke all: those workers find the task, too, before they go to sleep
+        except IndexError:  # other submitters woke all workers, and each of these looks at the lanes before it sleeps
             return False
         if not room and isinstance(top, Seat):
             self._woken.append(top)
         return bool(room)
 
     def enough_on_their_way(self) -> bool:
-        """Return whether `WAKES_AT_ONCE` workers are woken and have yet to take their permit."""
+        """Return whether `WAKES_AT_ONCE` workers were woken and have yet to take their permit."""
         if len(self._woken) < WAKES_AT_ONCE:
             return False
         try:
             if self._woken[0].park.locked():
                 return False
             woken = set(self._woken.copy())
-        except (IndexError, RuntimeError):  # the end has emptied it; without the GIL, another submitter appends to it
+        # The executor's end has emptied the deque; or, without the GIL, another submitter appends to it.
+        except (IndexError, RuntimeError):
             return False
         return len(woken) == WAKES_AT_ONCE and not any(seat.park.locked() or not seat.occupied for seat in woken)
 
     def hold_back(self) -> bool:
-        """Show submitters no worker while enough are on their way; return whether that is so. See "Few at a time"."""
+        """Show submitters no worker while enough are waking; return whether enough are.
+
+        See "Few at a time" in the module's docstring.
+        """
         with self._lock:
             if self.line is self.stack:
                 self.line = ENOUGH
         if self.enough_on_their_way():
             return True
-        self.note_arrival()  # one has come, and may have missed the sign
+        self.note_arrival()  # a worker has taken its permit, and may have done so before `line` was changed
         return False
 
     def note_arrival(self) -> None:
-        """Show submitters the stack again: a woken worker has taken its permit and looks at the lanes next."""
+        """Show submitters the stack again: a worker has taken its permit and looks at the lanes next."""
         with self._lock:
             if self.line is ENOUGH:
                 self.line = self.stack
@@ -184,7 +193,7 @@ class Idle:
     # -- what the crew does
 
     def offer_room(self, offered: bool) -> None:
-        """Put Room at the bottom of the stack, or take it away. The caller holds the executor's lock."""
+        """Put Room at the bottom of the stack, or take it away. The executor's lock is held."""
         room, stack = self._room, self.stack
         if stack[:1] == [room] and offered:
             return
@@ -203,7 +212,7 @@ class Idle:
     def wake(self, seat: Seat) -> bool:
         """Wake this worker; return False if it is not idle, or was just woken.
 
-        Its seat leaves the stack if and only if it is woken.
+        Its seat leaves the stack if and only if the worker is woken.
         """
         spend_stack()
         try:
@@ -213,7 +222,7 @@ class Idle:
         return True
 
     def wake_all(self) -> None:
-        """Have every idle worker look up: the state, or what it may wait for, has changed."""
+        """Wake every idle worker, so that each looks at the state and at its limits again."""
         for seat in self.seats()[::-1]:
             self.wake(seat)
 
@@ -224,6 +233,6 @@ class Idle:
         self._woken.clear()
 
     def reinit_after_fork(self) -> None:
-        """Close, in the child of a fork: the lock may be held by a thread of the parent."""
+        """Close, in the child of a fork, where a thread of the parent may hold the lock."""
         self._lock = RLock()
         self.line = CLOSED

@@ -27,7 +27,7 @@ _submitted = attrgetter("_submitted")
 
 
 class Owner(Protocol):
-    """The executor whose tasks wait in a lane: what the tasks themselves want of it."""
+    """The executor whose tasks wait in a lane, as the tasks see it."""
 
     @property
     def name(self) -> str: ...
@@ -125,7 +125,7 @@ class Lane(deque[Any]):
             for task in self:
                 if not task.done():
                     return task._submitted  # type: ignore[no-any-return]  # a float
-        except RuntimeError:  # a worker popped while we looked: what is at the head now will do
+        except RuntimeError:  # a worker popped while we looked: take the task at the head now
             try:
                 return self[0]._submitted  # type: ignore[no-any-return]  # a float
             except IndexError:
@@ -136,7 +136,7 @@ class Lane(deque[Any]):
         """Return how many of the tasks in the lane were submitted at `moment` or later."""
         try:
             return len(self) - bisect_left(self, moment, key=_submitted)
-        except IndexError:  # it shrank while we searched: workers are faster than arrivals
+        except IndexError:  # the lane shrank while we searched, so workers take tasks faster than they arrive
             return 0
 
     def reinit_after_fork(self) -> None:

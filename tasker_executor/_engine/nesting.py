@@ -1,8 +1,8 @@
-"""Is a call nested in another one of ours, on the same thread?
+"""Nesting: whether a call was made inside another call of this package, on the same thread.
 
-A signal handler, or a destructor that the garbage collector runs, may come at any point of our code, and call
-us again. If the interrupted call holds a lock that workers need, the nested call must not wait for a worker:
-its thread cannot go on.
+A signal handler, or a destructor that the garbage collector runs, may interrupt our code at any point and
+call it again. If the interrupted call holds a lock that workers need, the nested call must not wait for a
+worker: the thread cannot release the lock before the nested call returns.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Nesting:
     """Looks at the stack of the calling thread, for one executor."""
 
     def __init__(self, locks: Callable[[], Iterable[Any]]) -> None:
-        """`locks` returns the locks that workers need, those of tasks left out. They are RLocks."""
+        """Call `locks` for the RLocks that workers need, those of tasks left out."""
         self._locks = locks
 
     def holds_a_lock(self) -> bool:
-        """Return whether this thread holds one of the locks. `_is_owned` is private, but Condition relies on it."""
+        """Return whether this thread holds a lock. `_is_owned` is private, but Condition uses it."""
         return any(lock._is_owned() for lock in self._locks())
 
     def must_not_join(self) -> bool:
@@ -41,9 +41,9 @@ class Nesting:
         return self.holds_a_lock() or holds_task_lock(frame) or must_go_on(frame)
 
     def of_submission(self) -> bool | None:
-        """Return how a submission is nested: None if it is not, True if its thread may block, False if it must not.
+        """Return None if a submission is not nested, and otherwise whether its thread may block.
 
-        It must not block while its thread holds a lock, or is in the middle of starting another thread.
+        It must not block while it holds a lock, or is starting another thread.
         """
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):  # the submission itself

@@ -1,15 +1,15 @@
-"""A failing factory: may it be tried, when next, and which tasks have waited too long.
+"""A failing factory: whether and when it may be tried again, and which tasks have waited too long.
 
-Pure: no clock, no thread, no lock. Each method is told what time it is. `Core` has one `Outage` and guards it with its lock.
+Pure: no clock, no thread, no lock. Each method is told the time. The executor's lock guards its `Outage`.
 
-**Back-off.** The pause between two attempts doubles, with full jitter, so that the clients of a server that comes back do not
-all connect in the same moment. It is never longer than a quarter of `create_timeout`: a task that waits its whole time sees at
-least three attempts, and the first task after a long outage is served. A new task does not cut the pause short. A stream of
-tasks would do so all the time, and there would be no pause.
+**Back-off.** The pause between two attempts doubles, with full jitter. So the clients of a server that comes
+back do not all connect at once. The pause is at most a quarter of `create_timeout`: a task that waits its
+whole time sees at least 3 attempts, and the first task after a long outage is served. A new task does not
+shorten the pause: a stream of tasks would leave none.
 
-**What ends a row of failures.** A resource that is made ends the outage, as far as anybody can know. But a resource may fail
-before it has served a task: its check says no. Then the row goes on where it was, and so does the time that tasks have waited
-without a resource. Only a resource that has *served* wipes the row out.
+**What ends a row of failures.** A new resource ends the outage for the time being. But it may fail its check
+before it has served a task. Then the row goes on, and so does the wait of the tasks. Only a resource that has
+*served* a task ends the row for good.
 """
 
 from __future__ import annotations
@@ -18,35 +18,39 @@ from collections.abc import Callable
 
 __all__ = ["Outage"]
 
-BACKOFF_FIRST, BACKOFF_LIMIT = 0.1, 30.0  # seconds between attempts of a failing factory: doubling, with full jitter
-#: The longest pause is so small a part of `create_timeout`, but no less than the first.
+BACKOFF_FIRST, BACKOFF_LIMIT = 0.1, 30.0  # seconds between two attempts; doubled after each, with full jitter
+#: The longest pause is this fraction of `create_timeout`, but at least `BACKOFF_FIRST`.
 ATTEMPTS = 4
 
 
 class Outage:
-    """See the module's docstring. While `failures` is above 0, one attempt is made at a time, and none before `retry_at`."""
+    """Decides about the attempts of one executor's factory: see the module's docstring.
+
+    While `failures` is above 0, one attempt is made at a time, and none before `retry_at`.
+    """
 
     __slots__ = ("_row", "_waited_since", "bare_since", "create_timeout", "error", "failed_at", "failures", "retry_at", "total")
 
     def __init__(self, create_timeout: float, now: float) -> None:
         self.create_timeout = create_timeout
-        #: Failures in a row; 0 while the factory works.
+        #: The number of failures in a row; 0 while the factory works.
         self.failures = 0
         self.total = 0
         self.error: BaseException | None = None  # of the last failure in the row
         self.failed_at = self.retry_at = 0.0
-        #: Since when no worker has owned a resource; None while one does.
+        #: The time since which no worker has owned a resource; None while one does.
         self.bare_since: float | None = now
-        # What goes on if the resource that ended an outage fails before it has served: see the module's docstring.
+        # What goes on if the resource that ended an outage fails before it has served.
         self._row = 0
         self._waited_since: float | None = None
 
     # -- what happened
 
     def failed(self, error: BaseException, begun: float, now: float, draw: Callable[[float, float], float]) -> bool:
-        """An attempt that began at `begun` failed. Return whether it counts. `draw` picks the pause between two bounds.
+        """Note that an attempt that began at `begun` failed; return whether it counts.
 
-        Attempts that were under way when another failed are of the same round, and do not stretch the pause.
+        `draw` picks the pause between two bounds. An attempt that began before the last failure is of the
+        same round, and does not stretch the pause.
         """
         self.total += 1
         self.error = error
@@ -58,12 +62,12 @@ class Outage:
         return True
 
     def longest_pause(self) -> float:
-        """How long the pause may be after the failures so far."""
+        """Return the longest pause allowed after the failures so far."""
         limit = min(BACKOFF_LIMIT, max(BACKOFF_FIRST, self.create_timeout / ATTEMPTS))
         return min(limit, BACKOFF_FIRST * 2.0 ** min(self.failures - 1, 16))
 
     def made(self) -> bool:
-        """A worker owns a new resource. Return whether that ended an outage."""
+        """Note that a worker owns a new resource; return whether that ended an outage."""
         over = self.failures > 0
         self._row = max(self._row, self.failures)
         self.failures, self.error = 0, None
@@ -73,31 +77,34 @@ class Outage:
 
     @property
     def on_probation(self) -> bool:
-        """Does it matter whether a resource has served a task?"""
+        """Whether it matters that a resource has served a task."""
         return self._row > 0 or self._waited_since is not None
 
     def served(self, begun: float) -> None:
-        """A resource whose making began at `begun` has served a task."""
+        """Note that a resource whose making began at `begun` has served a task."""
         self._waited_since = None
         if begun > self.failed_at:
             self._row = 0
 
     def bare(self, now: float) -> None:
-        """No worker owns a resource any more."""
+        """Note that no worker owns a resource any more."""
         if self.bare_since is None:
             self.bare_since = now if self._waited_since is None else self._waited_since
 
     # -- what follows
 
     def may_try(self, now: float, starting: int) -> bool:
-        """May another attempt begin, while `starting` are under way?"""
+        """Return whether another attempt may begin while `starting` attempts are under way."""
         return not self.failures or (now >= self.retry_at and not starting)
 
     def next_attempt(self, now: float, starting: int) -> float | None:
-        """When the pause ends that keeps the factory from being tried; None if no pause does."""
+        """Return when the pause before the next attempt ends; None if there is no pause."""
         return self.retry_at if self.failures and not starting and now < self.retry_at else None
 
     def gives_up_at(self, queued: float) -> float | None:
-        """When a task queued at `queued` has waited `create_timeout` with no worker owning a resource; None while one does."""
+        """Return when a task queued at `queued` has waited `create_timeout` while no worker owned a resource.
+
+        None while a worker owns one.
+        """
         since = self.bare_since
         return None if since is None else max(since, queued) + self.create_timeout

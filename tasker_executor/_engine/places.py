@@ -31,11 +31,11 @@ class Place:
     def __init__(self) -> None:
         self.here = current.here
         self.ident = get_ident()
-        #: How many calls of the reserve's methods are under way on this thread, one inside of the other. Each
+        #: The number of calls of the reserve's methods that run on this thread, one inside of the other. Each
         #: adds 1 and takes 1 away, and none puts an earlier value back: several greenlets may share the
         #: place, if gevent has patched after our import.
         self.calls = 0
-        #: How many of them wait in `Reserve.wait_until_returned`.
+        #: The number of these calls that wait in `Reserve.wait_until_returned`.
         self.waiting = 0
 
     @property

@@ -1,9 +1,9 @@
-"""Who counted what: the log of each worker, and the counters, histograms and rates made of the logs.
+"""What is counted: the log of each worker, and the counters, histograms and rates made of the logs.
 
 A worker writes two numbers per task, how long it waited and how long it ran, to lists of its own. Every few
 hundred tasks, and whenever a caller asks for numbers, these lists are *folded* into the histograms, in bulk
-and mostly in C. So a task costs one `extend`. Exact counts are there at any time: what is folded plus what is
-listed.
+and mostly in C. So a task costs one `extend`. Exact counts are there at any time: what is folded plus what
+is listed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class TaskLog:
         self._last: deque[tuple[tuple[int, float] | None, Outcome]] = deque(maxlen=1)
         self.folded = 0  # attempts
         self.since = clock()
-        #: When its owner became idle; None while it is busy.
+        #: The time when its owner became idle; None while it is busy.
         self.until: float | None = None
         #: For each lane and outcome, (waits, runs). An attempt is counted by its run, which is appended last.
         self.entries: dict[tuple[bool, Outcome], tuple[list[float], list[float]]] = {
@@ -99,7 +99,7 @@ class _Rates:
         self._slots: dict[int, list[float]] = {}
 
     def add(self, waits: list[float], runs: list[float], run_time: float, since: float, until: float) -> None:
-        """Count attempts of one worker and lane that ended between `since` and `until`, the last at `until`."""
+        """Count attempts of one worker and lane. They ended from `since` to `until`, the last at `until`."""
         if len(runs) == 1:
             since = until
         self._spread(_FINISHED, len(runs), since, until)
@@ -213,7 +213,7 @@ class Recorder:
     # -- reading
 
     def counts(self) -> dict[tuple[bool, Outcome], int]:
-        """Return how many attempts ended how, by lane."""
+        """Return the number of attempts by lane and outcome."""
         with self.lock:
             return {
                 key: tally.count + sum(len(log.entries[key][1]) for log in self._logs.copy())
@@ -259,8 +259,8 @@ class Recorder:
     def rates(self, lanes: Iterable[Arrivals], in_hand: list[float]) -> tuple[float, float, float]:
         """Return (arrivals per second, completions per second, mean service time) over the last few seconds.
 
-        A log knows the arrival of a task when the task has ended. So the caller tells of the tasks that have
-        not.
+        A log knows the arrival of a task when the task has ended. So the caller tells of the tasks that
+        have not.
 
         Args:
             lanes: The lanes, with the tasks that wait.
@@ -276,7 +276,7 @@ class Recorder:
             service_time = self._last_service_time
         arrived += sum(lane.submitted_since(second) for lane in lanes)
         arrived += sum(moment >= second for moment in in_hand)
-        span = max(min(now - second, now - self._born), 1.0)  # at least 1 s, or the first task would be a flood
+        span = max(min(now - second, now - self._born), 1.0)  # at least 1 s: else the first task would make a very high rate
         return arrived / span, finished / span, service_time
 
     def mean_create_time(self) -> float:

@@ -1,7 +1,7 @@
-"""What follows when the factory fails: it is tried again in time, tasks fail that have waited too long, callers hear why.
+"""Recovery from a failing factory.
 
-`Outage` says when; the crew keeps it. Here are the two duties of the timer that act on it, and all that is
-said about it.
+The factory is tried again, tasks that have waited too long fail, and callers and the log are told why.
+`Outage`, which the crew keeps, decides when. The two duties of the timer that act on it are here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = Logger("tasker_executor")
 
 
 class Recovery:
-    """See the module's docstring."""
+    """Acts on the outage of one executor: see the module's docstring."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Recovery:
         crew: Crew,
         fail_queue: Callable[[Callable[[float], BaseException], float | None], object],
     ) -> None:
-        """Call ``fail_queue(make_error, before)`` to fail the tasks queued before that moment; None: all of them."""
+        """Call ``fail_queue(make_error, before)`` to fail the tasks queued before that moment; None: all."""
         self._name = place.settings.name
         self._create_timeout = place.settings.create_timeout
         self._owns_resources = place.settings.hooks is not None
@@ -46,7 +46,7 @@ class Recovery:
     # -- duties of the timer
 
     def try_again(self, now: float) -> float | None:
-        """Try the factory again when it is time, or when an attempt takes too long; return when to look again."""
+        """Try the factory when it is time, or an attempt takes too long; return when to look again."""
         crew, lock = self._crew, self._life.lock
         paused_until = None
         with lock:
@@ -69,12 +69,12 @@ class Recovery:
                 executor=self._name,
                 worker=worker.name,
             )
-        if self._admission.blocked:  # there may be room for one task, to try the factory with
+        if self._admission.blocked:  # perhaps one task may come in, to try the factory with
             self._admission.refill()
         return due
 
     def fail_starved(self, now: float) -> float | None:
-        """Fail the tasks that have waited too long for a worker with a resource; return when the next one is due."""
+        """Fail the tasks that have waited too long for a resource; return when the next one is due."""
         outage = self._crew.outage
         if not self._owns_resources or outage.bare_since is None or self._life.state >= State.KILLED:
             return None
@@ -87,8 +87,8 @@ class Recovery:
         if due is not None:
             return due
         # A task queued from now on is due later than this. It wakes the timer only if it starts a worker. It
-        # starts none while a worker is on its way, or late, or ending, or while the factory is left in peace:
-        # then the timer must look by itself.
+        # starts none while a worker is starting, late or ending, or during a pause: then the timer must look
+        # by itself.
         return now + max(self._create_timeout, BACKOFF_FIRST) if self._crew.workers or now < outage.retry_at else None
 
     # -- what is said
@@ -121,11 +121,11 @@ class Recovery:
             self._hub.tell("creation_failed", ResourceEvent(self._name, worker, 0.0, error))
 
     def fail_queue(self, cause: BaseException | None, before: float | None = None) -> None:
-        """Fail the tasks queued, or those queued before that moment, since no resource could be made for them."""
+        """Fail the tasks queued, or those queued before that moment: no resource could be made for them."""
         self._fail_queue(lambda waited: self.error(cause, waited), before)
 
     def error(self, cause: BaseException | None, waited: float | None = None) -> ResourceCreationError:
-        """Return the error for those who waited for a resource in vain."""
+        """Return the error for a task or a caller that has waited for a resource in vain."""
         spent = "" if waited is None else f" within {waited:.3g} s"
         why = "; ".join(self._reasons(cause))
         error = ResourceCreationError(f"executor {self._name!r}: no worker has got a resource{spent}; {why}")
@@ -133,7 +133,7 @@ class Recovery:
         return error
 
     def _reasons(self, cause: BaseException | None) -> list[str]:
-        """Say why no worker has a resource."""
+        """Return the reasons why no worker has a resource."""
         why: list[str] = []
         if isinstance(cause, UnfitResource):
             why.append(str(cause))

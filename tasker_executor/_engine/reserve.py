@@ -34,22 +34,22 @@ T = TypeVar("T")
 
 logger = Logger("tasker_executor")
 
-#: Seconds between two looks at the calls that are inside, once the reserve is closed: a call that Ctrl-C has
-#: thrown out rings no bell.
+#: Seconds between two looks at the calls that are inside, once the reserve is closed. A call that Ctrl-C has
+#: ended may not ring the bell.
 _GLANCE = 1.0
 
 
 class ReserveListener:
-    """What a reserve tells its owner, on the thread of the call. This one takes no notice."""
+    """What a reserve tells its owner, on the thread of the call. This class ignores it."""
 
     def retried(self, fn: object) -> None:
-        """Hear that `fn` is about to be called with another resource, since the last one was broken."""
+        """Note that `fn` is about to be called with another resource, since the last one was broken."""
 
     def replaced(self) -> None:
-        """Hear that an unfit resource has been given up."""
+        """Note that an unfit resource has been given up."""
 
     def failed(self, name: str, error: Exception) -> ResourceCreationError:
-        """Return what a call raises, now that ``on_create`` raised `error`."""
+        """Return the error for a call whose resource could not be made: ``on_create`` raised `error`."""
         return ResourceCreationError(f"executor {name!r}: cannot make a resource for run_now")
 
 
@@ -60,13 +60,13 @@ class Reserve(Generic[R]):
     used next. `pop` and `append` are atomic, so a resource belongs to the call that takes it, without a lock.
     A temporary resource never lies there: its caller makes, uses and destroys it.
 
-    A call into which two errors are thrown, the second while it gives its resource back, may leave the
-    resource in no place but `_all`. Any thread that sees, after the end, that no thread is inside, destroys
+    Two errors may be thrown into a call, the second while it gives its resource back. Then the resource may
+    be left in no place but `_all`. Any thread that sees, after the end, that no thread is inside, destroys
     what is left there.
 
     Args:
-        size: How many resources are made ahead, and made again when one is lost.
-        most: How many are kept at most. None: `size`.
+        size: The number of resources that are made ahead, and made again when one is lost.
+        most: At most this number of resources are kept. None: `size`.
         refusal: Makes the error of a call that comes when the reserve is closed.
     """
 
@@ -126,13 +126,13 @@ class Reserve(Generic[R]):
 
     @property
     def available(self) -> int:
-        """How many resources are free."""
+        """The number of free resources."""
         return len(self._free)
 
     # -- a call
 
-    # Longer than our functions are: each part taken out of it would cost a call per ``run_now``, or a point
-    # at which Ctrl-C could come between a resource and the variable that holds it.
+    # Longer than our functions are: each part taken out of it would cost a call per ``run_now``, or Ctrl-C
+    # could come between a resource and the variable that holds it.
     def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int | None) -> T:
         """Call `fn` with a resource, as the current task of this thread.
 
@@ -175,7 +175,7 @@ class Reserve(Generic[R]):
                     except BaseException as error:
                         holding.call = None
                         if not isinstance(error, Exception):
-                            holding.good_at = -1  # interrupted half-way, so check it before it is used again
+                            holding.good_at = -1  # the call was interrupted: check the resource before its next use
                             raise
                         if not self._source.can_break or holding.inherited:
                             raise
@@ -205,7 +205,7 @@ class Reserve(Generic[R]):
                 self._leave(place)
 
     def _take(self, hand: list[Holding[R]]) -> None:
-        """Take a free resource that is fit to use in hand, if there is one."""
+        """Take in hand a free resource that is fit to use, if there is one."""
         while True:
             holding: Holding[R] | None = None
             try:
@@ -215,7 +215,8 @@ class Reserve(Generic[R]):
                 return
             assert holding is not None
             hand.append(holding)
-            # Other than a worker's, one that has not served may be too old: it may have lain here for hours.
+            # Unlike a worker's resource, one that has not served may be too old: it may have been free
+            # for hours.
             if clock() < holding.expires and self._source.unfit(holding) is None:
                 return
             self._destroy(holding)
@@ -277,7 +278,7 @@ class Reserve(Generic[R]):
                     self._refill()
 
     def _put_down(self, hand: list[Holding[R]], broken: bool) -> None:
-        """Put what is in hand on the stack, or destroy it. After an error is thrown in, called once more."""
+        """Put what is in hand on the stack, or destroy it. Called once more after an error is thrown in."""
         for holding in hand:
             if holding.kept and not broken and not holding.gone:
                 pop_into(hand.pop, self._free.append)
@@ -327,7 +328,7 @@ class Reserve(Generic[R]):
             self._returned.ring()
 
     def _destroy_all(self, place: Place) -> None:
-        """Destroy what a call or an end has left that was interrupted.
+        """Destroy the resources that an interrupted call, or an interrupted end, has left.
 
         Called when no thread is inside, and the stack is empty.
         """
@@ -340,8 +341,8 @@ class Reserve(Generic[R]):
             self._returned.ring()
 
     def _leave(self, place: Place) -> None:
-        """Clear up after a call that ends when the reserve is closed."""
-        self._destroy_free(place)  # and ring
+        """Destroy what is left after a call that ends when the reserve is closed."""
+        self._destroy_free(place)  # this rings the bell, too
         if not place.calls and self._all and not self._places.others(place):
             self._destroy_all(place)
 
@@ -351,7 +352,7 @@ class Reserve(Generic[R]):
         self._destroy_free(self._local.mine or self._places.arrive())
 
     def abort(self, hook: AbortHook[R], targets: list[Target]) -> None:
-        """Have `on_abort` called for `targets` and for what calls of ``run_now`` have in hand. Do not wait."""
+        """Call `on_abort` for `targets` and for what calls of ``run_now`` have in hand. Do not wait."""
         calls = [(holding, holding.call) for holding in self._all.copy()]
         targets = targets + [(holding, partial(holding.serves, call)) for holding, call in calls if call is not None]
         # A second `kill` calls each hook again, unless the hook still hangs.
@@ -361,9 +362,9 @@ class Reserve(Generic[R]):
     def destroy_in_use(self, owned: list[tuple[Holding[R], str]]) -> None:
         """Destroy, after `abort`, what calls of ``run_now`` have in hand, and these resources of workers.
 
-        Each `on_abort` hook gets a moment to return first. A resource that is still being aborted after that
-        is left to its owner. No hook expects its resource to be destroyed while it runs, and a wait for a
-        hook that hangs would keep all the other resources.
+        First, the `on_abort` hooks have `ABORT_PATIENCE` seconds to return. A resource that is still being
+        aborted after that is left to its owner. No hook expects its resource to be destroyed while it runs. A
+        wait for a hook that hangs would keep all the other resources.
         """
         join_aborts(self._aborts)
         place = self._local.mine or self._places.arrive()
@@ -421,7 +422,7 @@ class Reserve(Generic[R]):
                 if inside or swept or not self._all or (not daemons and self._places.others(place)):
                     return True
                 self._destroy_all(place)
-                swept = True  # and look again: another thread may be destroying the same resource
+                swept = True  # look again: another thread may be destroying the same resource
                 continue
             swept = False
             remaining = _GLANCE if deadline is None else deadline - clock()

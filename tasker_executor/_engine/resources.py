@@ -76,9 +76,9 @@ class ResourceSource(Generic[R]):
     def __init__(self, name: str, hooks: ResourceHooks[R], recorder: CreationLog, hub: ObserverHub) -> None:
         self.name = name
         self.hooks = hooks
-        #: Must a resource be looked at around each task?
+        #: Whether a resource must be looked at around each task.
         self.needs_care = bool(hooks.check_resource or hooks.max_age is not None or hooks.max_uses is not None)
-        #: Can a task's error be the resource's fault?
+        #: Whether a task's error can be the resource's fault.
         self.can_break = bool(hooks.check_health or hooks.check_resource)
         #: How many resources have turned out to be broken.
         self.breaks = 0
@@ -135,7 +135,7 @@ class ResourceSource(Generic[R]):
             if self._hub.hears("resource_created"):
                 self._hub.tell("resource_created", ResourceEvent(self.name, worker, seconds))
             return holding
-        except BaseException:  # thrown in, or of `on_create`
+        except BaseException:  # the error was thrown in, or comes from `on_create`
             if made and made[0] is not None:
                 holding = holding or Holding(made[0], _NEVER, good_at)
                 self._count(holding)
@@ -179,7 +179,7 @@ class ResourceSource(Generic[R]):
             self._hub.tell("resource_destroyed", ResourceEvent(self.name, worker, clock() - begun, failure))
 
     def is_broken_after(self, error: BaseException, holding: Holding[R]) -> bool:
-        """Return whether the resource is broken, after a task raised `error`. A check that raises says yes."""
+        """Return whether the resource is broken, after a task raised `error`. It is if a check raises."""
         check_health = self.hooks.check_health
         broken = False
         if check_health is not None:
@@ -238,7 +238,7 @@ class ResourceSource(Generic[R]):
         return fault
 
     def count_break(self) -> None:
-        """Count a broken resource: every other one is under suspicion until it has been checked."""
+        """Count a broken resource. Every other resource is in doubt until it has been checked."""
         with self.lock:
             self.breaks += 1
 
@@ -250,7 +250,7 @@ class ResourceSource(Generic[R]):
         broken resource it would be replaced at once, and so would its successor, without end.
         """
         now = clock()
-        if now >= holding.expires and holding.uses:  # it serves one task, however short its age is
+        if now >= holding.expires and holding.uses:  # it serves one task, even if `max_age` is very short
             return End.AGED
         if self.used_up(holding):
             return End.USED_UP

@@ -57,7 +57,7 @@ class Scaler:
             self._pause()
 
     def resume(self) -> None:
-        """End the pause, if there is one. From any thread."""
+        """End the pause, if there is one. Any thread may call this."""
         if self._next is None and self.policy is not None and self._life.state is State.RUNNING:
             self._next = clock() + self._interval
             self.paused = False
@@ -101,7 +101,7 @@ class Scaler:
         return self._next
 
     def _pause(self) -> None:
-        """Ask no more until the next submission."""
+        """Ask the policy no more until the next submission."""
         self._next = None
         self.paused = True
         stack = self._idle.stack

@@ -153,7 +153,10 @@ def _check_hooks(
     on_abort: Any,
     resource_pool_size: int,
 ) -> ResourceHooks[Any] | None:
-    """Return what the user said about resources, None without `on_create`; or raise unless the arguments fit together."""
+    """Return what the user said about resources; None without `on_create`.
+
+    Raises the error of an argument that does not fit.
+    """
     hooks = {
         "on_create": on_create,
         "on_destroy": on_destroy,
@@ -168,7 +171,8 @@ def _check_hooks(
         for argument, value in needing.items():
             if value is not None:
                 raise ValueError(f"{argument}={safe_repr(value)} is of no use without on_create")
-    # Checked without `on_create`, too. Its default is not None, so the loop above cannot tell whether the user gave it.
+    # Checked without `on_create`, too. Its default is not None, so the loop above cannot tell whether the
+    # user gave it.
     check_after_idle = check_seconds("check_after_idle", check_after_idle)
     if on_create is None:
         return None

@@ -12,7 +12,7 @@ was first asked for keeps `FINAL` as its sidecar from then on.
 must not block where its own thread must go on first. So functions carry one of two marks, which cost nothing
 at run time:
 
-- `locks_task`: this function takes the lock of a task, or is on the way to publish a task. Workers may need
+- `locks_task`: this function takes the lock of a task, or is about to publish a task. Workers may need
   that lock. Threads that wait for the task may need the function to return.
 - `calls_back`: this function calls done-callbacks. The thread holds no lock by then, and has told all threads
   that wait.
@@ -73,7 +73,7 @@ _calling: set[CodeType] = set()
 
 
 def locks_task(function: F) -> F:
-    """Mark `function`: it takes the lock of a task, or is on the way to publish a task."""
+    """Mark `function`: it takes the lock of a task, or is about to publish a task."""
     _locking.add(function.__code__)
     return function
 
@@ -145,12 +145,15 @@ class Sidecar(ReentrantLock):
     handoff: Handoff | None = None  # of the one thread that waits by a handoff: see `waiting`
     callbacks: Callbacks | None = None  # done-callbacks that are left to be called
     deadline: float | None = None  # a task that has not started by then never does
-    max_retries: int | None = None  # for this task; None: the executor's
-    retries = 0  # so far
+    max_retries: int | None = None  # the limit for this task; None: the executor's limit
+    retries = 0  # the number of retries so far
     error: BaseException | None = None  # of the last attempt, while the task waits for its retry
 
     def called_off(self) -> bool:
-        """Return whether the task was cancelled or withdrawn. For good only if it is held, or published."""
+        """Return whether the task was cancelled or withdrawn.
+
+        The answer may change, unless the caller holds the sidecar, or the task is published.
+        """
         return self.verdict is CANCELLED or self.verdict is WITHDRAWN
 
     @locks_task
@@ -204,7 +207,7 @@ class Sidecar(ReentrantLock):
         """Note that the task is run again after `error`."""
         before = self.error  # until the lock is free: to drop an error may run destructors
         with self:
-            self.started = True  # the sidecar may have come into being while the task ran
+            self.started = True  # the sidecar may have been made while the task ran
             self.retries += 1
             self.error = error
         del before
@@ -288,7 +291,7 @@ firsts: dict[Any, Sidecar] = {}
 
 
 def adopt(task: _Task, made: Sidecar) -> Sidecar:
-    """Make `made` the sidecar of `task`, unless another thread was first. Return that which it has now."""
+    """Make `made` the sidecar of `task`, unless another thread was first. Return the one that it has now."""
     try:
         winner = firsts.setdefault(task, made)  # atomic: one sidecar, however many threads come at once
         sidecar: Sidecar | None = task._sidecar

@@ -11,10 +11,13 @@ __all__ = ["Lifecycle", "State"]
 
 
 class State(enum.IntEnum):
-    """The life of an executor. A state never goes backwards, so ``state >= State.DRAINING`` is a safe question.
+    """The states of an executor.
 
-    RUNNING -> DRAINING: ``shutdown``, the executor was dropped, the interpreter exits, an initializer failed.
-    RUNNING, DRAINING -> KILLED: ``kill``.
+    A state never goes backwards, so ``state >= State.DRAINING`` is a safe question.
+
+    RUNNING -> DRAINING: ``shutdown`` was called, the executor was dropped, the interpreter exits, or an
+    initializer failed.
+    RUNNING, DRAINING -> KILLED: ``kill`` was called.
     DRAINING, KILLED -> CLOSED: no task is queued and the last worker has ended.
     """
 
@@ -31,8 +34,8 @@ class Lifecycle:
 
     def __init__(self) -> None:
         # Guards the state and the crew. Reentrant: a signal handler or a destructor may submit, shut down or
-        # ask for stats while its own thread is in here; so every step under it leaves the facts in order.
-        # Never held while user code runs.
+        # ask for stats while its own thread holds this lock. So each step under it leaves the state and the
+        # crew consistent. Never held while user code runs.
         self.lock = threading.RLock()
         self.state = State.RUNNING
         self.changed = Bell()  # rung when a worker is ready or has ended, and when the state changes
@@ -40,6 +43,6 @@ class Lifecycle:
         self.terminated = Latch()
 
     def reinit_after_fork(self) -> None:
-        """Close, in the child of a fork: the lock may be held by a thread of the parent."""
+        """Close, in the child of a fork, where a thread of the parent may hold the lock."""
         self.lock = threading.RLock()
         self.state = State.CLOSED

@@ -1,4 +1,4 @@
-"""The long way of a submission, and the way of `run_now` without a reserve.
+"""The slow path of a submission, and `run_now` without a reserve.
 
 `ResourceExecutor.submit` queues a plain task in line. All that it leaves out is here: options, the bound of
 the queue, observers, a task that runs in its submitter's thread, and refusals.
@@ -38,7 +38,7 @@ _OUR_FILES = {__file__, bind.__code__.co_filename, Reserve.run.__code__.co_filen
 def enqueue(
     core: Core, on_full: OnFull, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
 ) -> Future[T]:
-    """Queue a task with these options and return its future. Raises RuntimeError and QueueFull, as `submit`."""
+    """Queue a task with these options and return its future. Raises what `submit` raises."""
     if core.life.state:
         raise core.refuse()
     call = bind(fn, kwargs) if kwargs else fn
@@ -66,7 +66,7 @@ def enqueue(
         finally:
             try:
                 admission.leave(ticket)
-            except BaseException:  # a signal handler raised: a place that stays reserved would close the door
+            except BaseException:  # a signal handler raised: otherwise the place would stay reserved for ever
                 admission.leave(ticket)
                 raise
         if not let_in:

@@ -1,6 +1,6 @@
-"""The supply of resources: what the workers' resources say of the factory, noted down in an `Outage`.
+"""The supply of resources: what the workers' resources tell about the factory.
 
-`Outage` knows no workers, no clock and no lock. This room looks at the workers and tells it.
+This room looks at the workers, and tells an `Outage`, which knows no workers, no clock and no lock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Supply"]
 
 
 class Supply:
-    """Of the resources of one crew. "Lock held" means `Lifecycle.lock`."""
+    """The resources of one crew. "Lock held" means `Lifecycle.lock`."""
 
     def __init__(self, place: Workplace, workers: Callable[[], Collection[Worker]]) -> None:
         self._owns_resources = place.settings.hooks is not None
@@ -28,18 +28,18 @@ class Supply:
         self.outage = Outage(place.settings.create_timeout, clock())
 
     def note_failure(self, error: BaseException, begun: float) -> bool:
-        """Note that a resource could not be made, in an attempt begun then; return whether it counts. Lock held."""
-        self._timer.kick(start=False)  # in any case: it waits for the last attempt of a round to end
+        """Note that an attempt, begun at `begun`, made no resource; return whether it counts. Lock held."""
+        self._timer.kick(start=False)  # in any case: the timer waits for the last attempt of a round to end
         self.note_served()
         return self.outage.failed(error, begun, clock(), random.uniform)
 
     def note_end(self, worker: Worker, end: End, error: BaseException | None) -> bool:
-        """Note what the end of a worker says; return whether it is a failure to be reported. Lock held.
+        """Note what the end of a worker tells; return whether a failure is to be reported. Lock held.
 
-        A worker that crashes before it has run a task makes a pause as well: whatever ended it may end its
-        successor.
+        A worker that crashes before it has run a task causes a pause, too: the cause may end its successor
+        as well.
         """
-        if error is None or isinstance(error, UnfitResource):  # the latter has been counted
+        if error is None or isinstance(error, UnfitResource):  # an unfit resource was counted before
             return False
         if end is End.CRASHED and not worker.log.attempts():
             self.note_failure(error, worker.started_at)
@@ -54,13 +54,13 @@ class Supply:
         return counts
 
     def note_giving_up(self) -> None:
-        """Note that a worker is about to destroy its resource, which may take its time."""
+        """Note that a worker is about to destroy its resource, which may take long."""
         with self._life.lock:
             self.note_served()
             self.note_bare()
             bare = self.outage.bare_since is not None
         if bare:
-            self._timer.kick()  # for create_timeout, of the tasks that come from now on
+            self._timer.kick()  # for the `create_timeout` of the tasks that come from now on
 
     def note_served(self) -> None:
         """Tell the outage which resources have served a task. Lock held."""
@@ -76,7 +76,7 @@ class Supply:
             outage.bare(clock())
 
     def note_late(self, now: float) -> tuple[list[Worker], float | None]:
-        """Return the workers that turn out to be late, and when the next one will be. Lock held."""
+        """Note the workers that are late; return them, and when the next one will be late. Lock held."""
         late: list[Worker] = []
         due: float | None = None
         for worker in self._workers() if self._owns_resources else ():

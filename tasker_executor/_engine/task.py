@@ -2,13 +2,13 @@
 
 All that this library knows of the insides of `concurrent.futures._base.Future` is here and in `sidecar`.
 
-**Why not the standard future.** `ThreadPoolExecutor` spends most of its time for a task on a `Condition` that
-no thread waits on, a work item beside the future, and the locks around both. Here a task is one object with
-seven slots. What only few tasks need is in its `Sidecar`, made when it is first needed.
+**Why not the standard future.** `ThreadPoolExecutor` makes a `Condition` that no thread waits on, a work item
+beside the future, and locks around both. These take most of its time for a task. Here a task is one object
+with seven slots. What only few tasks need is in its `Sidecar`, made when it is first needed.
 
-**Who goes first.** The worker takes no lock for a task that no thread observes. Where it meets a listener or
-a canceller, each side *stores its own slot first and loads the other's afterwards*. So at least one of the
-two sees the other:
+**Which thread goes first.** The worker takes no lock for a task that no thread observes. Where it meets a
+listener or a canceller, each side *stores its own slot first and loads the other's afterwards*. So at least
+one of the two sees the other:
 
 - Start: the worker stores ``_status = RUNNING``, then loads ``_sidecar``. A canceller stores its verdict into
   the sidecar and the sidecar into ``_sidecar``, then loads ``_status``. If it finds PENDING, the worker has
@@ -23,10 +23,10 @@ stores into *one* object, the thread that stores later has seen what the other s
 attributes of the sidecar; and hence the canceller stores ``_sidecar`` again even if it is there already.
 
 **Interrupted.** Ctrl-C, or any error that a signal handler throws, may end a call between any two steps. So a
-task is settled by one store, under the sidecar's lock, and all that follows is a list of steps which any
-thread may go on with: `_conclude`. The next thread that meets the task does so: in `cancel`, `result`,
-`exception`, `add_done_callback`, `done`, `wait` or `as_completed`, or as the worker that pops the tombstone.
-`_publish` runs no code of the user's. Callbacks and observers wait for a caller that holds no lock.
+task is settled by one store, under the sidecar's lock. All that follows is a list of steps that any thread
+may go on with: `_conclude`. The next thread that meets the task does so: in `cancel`, `result`, `exception`,
+`add_done_callback`, `done`, `wait` or `as_completed`, or as the worker that pops the tombstone. `_publish`
+runs no code of the user's. Callbacks and observers wait for a caller that holds no lock.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class TaskFuture(Future[T]):
     _lane: Lane  # the lane that the task waits in
     _result: Any  # the function to call; once final, the result
     _sidecar: Sidecar | None  # see the module's docstring
-    _status: str  # PENDING, RUNNING or FINISHED; a settled task's truth is in its sidecar
+    _status: str  # PENDING, RUNNING or FINISHED; the state of a settled task is in its sidecar
     _submitted: float  # when it was queued
     _unretrieved: Unretrieved | None = None
 
@@ -88,7 +88,7 @@ class TaskFuture(Future[T]):
                 raise self._exception
             finally:
                 self = None  # type: ignore[assignment]  # or the traceback would keep the future alive
-        return self._result  # type: ignore[no-any-return]  # the slot serves two masters
+        return self._result  # type: ignore[no-any-return]  # the slot has two uses
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the task raised, or None. Block, and raise, as `result` does."""
@@ -96,7 +96,7 @@ class TaskFuture(Future[T]):
             join(self, timeout)
         if self._exception is not None:
             self._note_retrieved()
-        return self._exception  # type: ignore[no-any-return]  # the slot serves two masters
+        return self._exception  # type: ignore[no-any-return]  # the slot has two uses
 
     def done(self) -> bool:
         """Return whether the task is final: it has returned, has raised or was cancelled."""
@@ -215,8 +215,8 @@ class TaskFuture(Future[T]):
                 if sidecar.verdict is not None or sidecar.started or sidecar.published:
                     return False
                 sidecar.verdict = verdict
-                sidecar.concluding = mine = True  # callbacks run here: a worker leaves them to us
-                self._sidecar = sidecar  # once more: see "Who goes first"
+                sidecar.concluding = mine = True  # callbacks run on this thread: a worker leaves them to it
+                self._sidecar = sidecar  # once more: see "Which thread goes first"
                 if self._status is not PENDING:
                     sidecar.verdict = None
                     return False
@@ -276,7 +276,7 @@ class TaskFuture(Future[T]):
         """Call the callbacks that `_publish` has left, and `tell` if the task was settled. No lock is held.
 
         If the task ran, only the thread that ended it comes here. If it was settled, the first thread that
-        comes does all, and the others leave it to that one.
+        comes does all, and the other threads leave it to that thread.
         """
         sidecar = self._sidecar
         assert sidecar is not None
@@ -387,7 +387,7 @@ class TaskFuture(Future[T]):
 
     @property
     @locks_task
-    def _state(self) -> str:  # type: ignore[override]  # a property: the truth is spread over the slots
+    def _state(self) -> str:  # type: ignore[override]  # a property: the slots together hold the state
         sidecar = self._sidecar
         if sidecar is None:
             return self._status

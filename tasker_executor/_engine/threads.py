@@ -77,9 +77,8 @@ _START = threading.Thread.start.__code__
 class Endings:
     """Threads that have done all their work, and may still take a moment to end.
 
-    The references are weak. To drop the last reference to a thread calls back into `threading`. If that
-    reference were here, the call would come in the middle of a caller's `submit`, and an error thrown into it
-    would be lost.
+    The references are weak. To drop the last reference to a thread calls back into `threading`. With that
+    reference here, the call would come inside of a caller's `submit`. An error thrown into it would be lost.
     """
 
     def __init__(self) -> None:

@@ -49,7 +49,7 @@ class Timer:
     """Runs the duties of an executor, on one thread."""
 
     def __init__(self, settings: Settings, life: Lifecycle, herald: Herald, owner: object) -> None:
-        """`owner` is the engine, as its threads know it."""
+        """Use `owner`, the engine, as the owner of the timer's thread."""
         self._name = settings.name
         self._thread_name = f"{settings.thread_name_prefix}_timer"
         self._life = life
@@ -62,7 +62,7 @@ class Timer:
         #: Acquired by the thread when it begins to live, or by its starter, to disown it. None: there is no
         #: thread, and none is about to start.
         self.birth: LockType | None = None
-        self.wanted = False  # was the timer kicked while it had no thread?
+        self.wanted = False  # whether the timer was kicked while it had no thread
         self._park = allocate_lock()
         self._park.acquire()
 
@@ -71,19 +71,19 @@ class Timer:
     def kick(self, *, start: bool = True) -> None:
         """Have the timer run its duties now. Never block.
 
-        Starts the thread if there is none yet. With ``start=False`` that is left to `start_if_wanted`, which
-        the caller, or the worker that it starts, calls as soon as it holds no lock.
+        Starts the thread if there is none yet. With ``start=False`` that is left to `start_if_wanted`. The
+        caller, or the worker that it starts, calls that as soon as it holds no lock.
         """
         try:
             self._park.release()
-        except RuntimeError:  # it was kicked before, and has yet to look
+        except RuntimeError:  # the timer was kicked before, and has yet to look
             pass
         if self.birth is not None or self._life.state >= State.CLOSED:
             return
         self.wanted = True
         lock: Any = self._life.lock
         if start and lock._is_owned():  # private, but Condition relies on it
-            # A signal handler or a destructor has interrupted the core. The kick does not wait for a bare thread.
+            # A signal handler or destructor interrupted the core, so start a thread without waiting for it.
             try:
                 _thread.start_new_thread(self.start, (), {"quiet": True})
             except RuntimeError as error:  # the next kick tries again
@@ -93,12 +93,12 @@ class Timer:
             self.start()
 
     def start_if_wanted(self) -> None:
-        """Start the thread if it was kicked under a lock. Under no lock."""
+        """Start the thread if it was kicked under a lock. Called without a lock."""
         if self.wanted:
             self.start()
 
     def start(self, *, quiet: bool = False) -> None:
-        """Start the thread, unless there is one. Under no lock."""
+        """Start the thread, unless there is one. Called without a lock."""
         birth = allocate_lock()
         try:
             with self._lock:
@@ -108,7 +108,7 @@ class Timer:
             start_thread(make_thread(partial(self._main, birth), self._thread_name))
             self.wanted = False
         except BaseException as error:
-            if birth.acquire(False) and self.birth is birth:  # the thread has not begun to live, nor will it
+            if birth.acquire(False) and self.birth is birth:  # the thread has not begun to live, and never will
                 self.birth = None
                 self.wanted = True
             if not isinstance(error, CannotStart):

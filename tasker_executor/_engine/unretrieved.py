@@ -17,10 +17,10 @@ lost_logger = Logger("tasker_executor.lost")
 
 
 class Unretrieved:
-    """Kept by the future of a task that raised, and by nothing else. Logs the error when the future goes.
+    """The error of a task that raised. Only the task's future keeps it. Logs the error when the future goes.
 
-    It does not if a caller has asked for the error. An object of its own, because a finalizer on the future
-    would cost every task something.
+    It logs nothing if a caller has asked for the error. An object of its own, because a finalizer on the
+    future would add to the cost of every task.
     """
 
     __slots__ = ("error", "function", "name")

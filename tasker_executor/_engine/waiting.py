@@ -1,11 +1,11 @@
 """How a thread blocks until a task is final: by a handoff, or on a permit.
 
-If hardly any task waits in its lane, the worker will have little else to do, and can hand the interpreter to
-the thread that waits: see `handoff`. Otherwise the thread parks on a permit, a lock of its own that the
+If hardly any task waits in the lane, the worker has little else to do. So it can hand the interpreter to the
+thread that waits: see `handoff`. Otherwise the thread parks on a permit, a lock of its own that the
 publisher releases.
 
-A thread of the executor itself waits in a third way (`Owner.wait_inside`), which starts another worker for
-the task, or finds that no worker is left to run it.
+A thread of the executor itself waits in a third way: `Owner.wait_inside`. That starts another worker for the
+task, or finds that no worker is left to run it.
 """
 
 from __future__ import annotations

@@ -1,22 +1,20 @@
 """A worker: one thread, one resource, one loop. This is the hot path.
 
-**A worker is an immutable binding of a thread to a resource.** Whatever happens to it (its resource breaks,
-is too old or used up, it is one too many, the executor shuts down) it does the same: it destroys the
-resource, reports why, and ends. The exit path (`Employer.worker_ended`) alone decides whether a successor
-starts.
+**One resource for life.** A worker ends when its resource breaks, is too old or is used up. It also ends when
+there are too many workers, or when the executor shuts down. It then destroys its resource, and reports the
+reason. The exit path (`Employer.worker_ended`) alone decides whether a successor starts.
 
-**Two rooms.** A worker works (`_work`) while the lanes have tasks, and rests (`_rest`) while they have none.
-It registers as idle *before* it publishes its last result. So a caller in a ``submit().result()`` loop never
-starts a second thread. `_work` is left with the seat on the idle stack, or with a reason to end; `_rest` is
-left with the seat off the stack. ``idle.py`` says how the two sides of the wake-up find each other.
+**Work and rest.** A worker works (`_work`) while the lanes have tasks, and rests (`_rest`) while they have
+none. After `_work` its seat is on the idle stack, unless it ends; after `_rest` the seat is off the stack. It
+registers as idle *before* it publishes its last result, so a caller in a ``submit().result()`` loop never
+starts a second thread. ``idle.py`` describes the wake-up.
 
-**Thrown errors.** What is promised for an error that another thread throws into a worker is said in
-``attempt.py``. For that, a task leaves its lane and enters the variable `task` in one step (the head of a
-``for`` loop; see `takes`), and leaves the variable before it is put back.
+**Thrown errors.** ``attempt.py`` says what is promised when another thread throws an error into a worker. For
+that, a task leaves its lane and enters the variable `task` in one step: the head of a ``for`` loop (see
+`takes`). It leaves the variable before it is put back.
 
-**No lock, no test per task that it does not need.** What a task may need besides its call (a listener, a
-deadline, a cancellation) is in its sidecar, and one load tells whether there is one. The end of a task serves
-as the start of the next.
+**No lock and no test that a task does not need.** What few tasks need (a listener, a deadline, a
+cancellation) is in a sidecar: one load tells whether there is one. The end of a task starts the next.
 """
 
 from __future__ import annotations
@@ -43,11 +41,10 @@ __all__ = ["Worker"]
 logger = Logger("tasker_executor")
 futures_logger = Logger("concurrent.futures")
 
-#: The tasks between two foldings of the log. A tuple, since iterating over one makes no objects.
-_SHIFT = (None,) * 512
+_SHIFT = (None,) * 512  # the tasks between two foldings of the log; a tuple is iterated over without making objects
 _NEVER = float("inf")
-_TRIES = (None,) * 10  # at destroying a resource, while others throw exceptions into the thread
-_RUNNING = State.RUNNING  # looking up a member of an enum takes its time
+_TRIES = (None,) * 10  # attempts to destroy a resource, while other threads throw errors into this one
+_RUNNING = State.RUNNING  # a look-up in an enum is slow
 
 
 class Worker:
@@ -71,13 +68,13 @@ class Worker:
         self.task: TaskFuture[Any] | None = None  # the task in hand
         self.log = TaskLog()
         self.attempts = Attempts(place, self.log, self.name)
-        self.ready = False  # is it about to look at the lanes, or has it?
-        self.late = False  # has it been starting for `create_timeout`?
-        self.told_of_end = False  # have observers heard of its end?
-        self.over = False  # it has walked its exit path to the end, or will never live
-        self.birth = allocate_lock()  # taken by the thread when it begins to live, or by its starter, to disown it
+        self.ready = False  # whether it has looked at the lanes, or is about to
+        self.late = False  # whether it has been starting for `create_timeout`
+        self.told_of_end = False  # whether observers were told of its end
+        self.over = False  # whether its exit path is done, or it will never live
+        self.birth = allocate_lock()  # taken by the thread as it begins to live, or by its starter to disown it
         self.seat = Seat(place.idle)
-        self.started_at = self.since = clock()  # `since`: when it took the task in hand
+        self.started_at = self.since = clock()  # `since`: when it took its last task in hand
         self.thread = make_thread(_Life(self.live), self.name)
 
     # -- as the holder of the current task
@@ -119,7 +116,7 @@ class Worker:
     # -- a worker's life
 
     def live(self) -> None:
-        """Live, from the first step of the thread to the last."""
+        """Run the worker from the first step of its thread to the last."""
         if not self.birth.acquire(False):  # the starter was interrupted, and has disowned this worker
             return
         current.owner = self.employer
@@ -136,20 +133,20 @@ class Worker:
                 del error  # its traceback leads to this frame
 
     def end(self, end: End, error: BaseException | None) -> None:
-        """Give up what is left, and walk the exit path. If an error is thrown into this, it is called again."""
+        """Give up the resource and walk the exit path. Called again if an error is thrown into this."""
         self.task = None
         self.seat.rise()
         self._give_up()
         self.employer.worker_ended(self, end, error)
 
     def _live(self) -> tuple[End, BaseException | None]:
-        """Set up and serve; return why it is over."""
+        """Set up and serve; return why the worker ends, and the error that is the cause."""
         place, employer = self.place, self.employer
         settings, life, source = place.settings, place.life, place.source
         if life.state >= State.KILLED:
             return End.DRAINED, None
         if source is not None:
-            place.timer.start_if_wanted()  # before the initializer: if that hangs, tasks fail after create_timeout
+            place.timer.start_if_wanted()  # before the initializer: if that hangs, tasks fail after `create_timeout`
         try:
             if settings.initializer is not None:
                 settings.initializer(*settings.initargs)
@@ -172,7 +169,7 @@ class Worker:
             if isinstance(cause, UnfitResource):
                 employer.resource_unfit(self, cause)
             else:
-                place.idle.pass_on()  # tasks that we leave behind need not wait until our resource is gone
+                place.idle.pass_on()  # another worker takes the tasks that wait, while this one destroys its resource
             ended = [(end, cause)]
             del cause  # its traceback leads to this frame
             return ended.pop()
@@ -186,12 +183,12 @@ class Worker:
         self.holding = holding
 
     def _give_up(self) -> None:
-        """Destroy the resource, if there is one, whatever is thrown into this thread at the same time."""
+        """Destroy the resource, if there is one, even while errors are thrown into this thread."""
         source = self.place.source
         holding, self.holding = self.holding, None
         if holding is None or source is None:
             return
-        for _ in _TRIES:  # no call before the `try`, nor a jump: nothing can be thrown in there
+        for _ in _TRIES:  # no call and no jump before the `try`: nothing can be thrown in there
             try:
                 self.employer.resource_given_up(self)
                 source.destroy(holding, self.name)
@@ -214,7 +211,7 @@ class Worker:
     # -- working
 
     def _serve(self) -> End:
-        """Run tasks until there is a reason not to."""
+        """Run tasks until there is a reason to end; return it."""
         end: End | None = None
         tools = self._tools()
         self.log.until = clock()
@@ -222,8 +219,7 @@ class Worker:
             while end is None:
                 end = self._work(tools) or self._rest()
         except BaseException:
-            # Only off the stack: whether a permit is to come, has come, or is used up already, cannot be
-            # known. It need not be: the exit path looks at the lanes.
+            # Whether the permit comes, has come or was taken is unknown; the exit path looks at the lanes.
             self.seat.rise()
             raise
         return end
@@ -242,8 +238,7 @@ class Worker:
             *log.entries[False, Outcome.COMPLETED],
             () if holding is None else holding.arguments,
             place.settings.propagate_context,
-            # A retry must not see what the attempt before it set.
-            source is not None and source.can_break,
+            source is not None and source.can_break,  # a retry must not see what the attempt before it set
             place.hub.hears_tasks or (source is not None and source.needs_care),
             place.leave,
             place.admission.blocked,
@@ -253,23 +248,21 @@ class Worker:
     def _work(self, tools: tuple[Any, ...]) -> End | None:
         """Run tasks while there are any; return None, registered as idle, or why the worker ends.
 
-        Longer than a function should be: a call more a task, and what it hands over, would cost 5 % of a
-        burst.
+        Longer than a function should be: one more call a task would cost 5 % of a burst.
 
-        At its end no variable holds the last task. The frame of a task that raised leads to this frame
-        (`f_back`), so an error that the user keeps would keep the task, which keeps the error.
+        At its end no variable holds the last task. The frame of a task that raised leads here (`f_back`), so
+        an error that the user keeps would keep the task, which keeps the error.
         """
         # fmt: off
         (high, take_high, high_waits, high_runs, low, take_low, low_waits, low_runs,
          prefix, in_context, fresh_context, careful, leave, blocked, register) = tools
         # fmt: on
         log, seat, attempts = self.log, self.seat, self.attempts
-        # TaskFuture | None, and Context | None, without the tests that a checker would ask for: `_exception`
-        # holds arguments.
+        # `Any`, not `TaskFuture | None` and `Context | None`: a type checker would ask for tests.
         task: Any = None
         context: Any = None
         value: Any = NOTHING  # what the task in hand has returned
-        error: BaseException | None = None  # or raised
+        error: BaseException | None = None  # what it has raised
         lane = low
         start = end_time = clock()
         try:
@@ -291,7 +284,7 @@ class Worker:
                         lane, waits, runs = low, low_waits, low_runs
                         for task in take_low:  # noqa: B007  # see above
                             break
-                except IndexError:  # there is none, or another worker was quicker
+                except IndexError:  # no task waits, or another worker was quicker
                     break
                 last = None
                 if leave and (last := self.employer.dismisses(self)) is not None:
@@ -334,8 +327,8 @@ class Worker:
                     if broken:
                         self.broken_by, last = error, End.BROKEN
                     if retry:
-                        put_back, task, error = task, None, None  # its traceback leads to this frame: no cycle
-                        lane.appendleft(put_back)  # whatever the bound
+                        put_back, task, error = task, None, None  # its traceback leads to this frame, which would be a cycle
+                        lane.appendleft(put_back)  # past the queue bound
                         put_back = None
                         self.employer.task_came_back()
                         return End.BROKEN
@@ -347,20 +340,21 @@ class Worker:
                 task._result = value
                 task._exception = error
                 task._context = None
-                if idle := not (low or high or last):  # after the above, which may run destructors of what the task was given
+                if idle := not (low or high or last):  # after the above: destructors of the task's arguments may run there
                     register(seat)
                 task._status = FINISHED
                 value, error = NOTHING, None
                 if task._sidecar is not None:
                     callbacks = task._publish()
                     if callbacks is not None:
-                        if idle:  # a thread that pops the seat counts on the worker, and the callbacks may take their time
+                        # A thread that pops the seat relies on the worker, and the callbacks may take long.
+                        if idle:
                             idle = False
                             if seat.leave():
                                 last = End.RETIRED
                         task._call_back(callbacks)
                         callbacks = None
-                    start = clock()  # other threads may have had the interpreter since
+                    start = clock()  # other threads may have run since then
                 if idle or last:
                     log.until, task = start, None
                     return last
@@ -370,7 +364,7 @@ class Worker:
             register(seat)
             return None
         except BaseException as thrown:
-            # Nothing in this loop raises, so this came from outside.
+            # Nothing in this loop raises, so another thread has thrown this in.
             if task is not None:
                 running, self.task = self.task is not None, None
                 attempts.salvage(task, lane, running, (value, error), thrown, self.since, start, end_time)
@@ -379,47 +373,45 @@ class Worker:
     # -- resting
 
     def _rest(self) -> End | None:
-        """Sleep, registered as idle, until woken up (None) or until there is a reason to end.
-
-        The seat is off the idle stack at return, in either case.
-        """
+        """Sleep, registered as idle; return None, or why the worker ends. The seat is then off the stack."""
         place, seat, holding = self.place, self.seat, self.holding
         idle, lanes, admission, leave = place.idle, place.lanes, place.admission, place.leave
         idle_limit = place.settings.idle_timeout
         expires = _NEVER if holding is None else holding.rests_until
         while True:
             draining = place.life.state is not _RUNNING
-            if lanes.look():  # registered, and looked again: see "Taking turns" in idle.py
+            if lanes.look():  # registered first, and looked afterwards: see "Taking turns" in idle.py
                 if not seat.rise():
-                    seat.take_permit()  # not to be passed on: the worker takes a task at once, and it may be the only one
+                    # Do not wake another worker: this one takes a task at once, and it may be the only task.
+                    seat.take_permit()
                 break
             if draining:
                 seat.leave()
                 return End.DRAINED
-            if admission.blocked:  # no task is queued, so another may come in
+            if admission.blocked:  # no task is queued, so another submission may be let in
                 admission.refill()
             if leave and (end := self.employer.dismisses(self)) is not None:
                 seat.leave()
                 return end
             if seat.sleep(-1 if idle_limit is None and expires == _NEVER else self._patience(idle_limit)):
                 break
-            if not seat.rise():  # popped in this very moment: there is work
+            if not seat.rise():  # another thread has popped it at this moment, and gives the permit
                 seat.take_permit()
                 break
             if clock() >= expires:
                 return End.AGED
             if self.employer.may_retire(self):
                 return End.RETIRED
-            idle_limit = None  # one of the base: stays
+            idle_limit = None  # the worker is one of the base, and stays
             idle.stack.append(seat)
         if seat.told_to_leave:
             return End.RETIRED
         if len(lanes.normal) + len(lanes.priority) > 1 and idle.stack:
-            idle.pass_on()  # see "Few at a time" in idle.py
+            idle.pass_on()  # more tasks wait: see "Few at a time" in idle.py
         return None
 
     def _patience(self, idle_limit: float | None) -> float:
-        """Return how many seconds to sleep, at most."""
+        """Return the longest sleep allowed, in seconds."""
         since = self.log.until
         until = _NEVER if idle_limit is None or since is None else since + idle_limit
         if self.holding is not None:
@@ -440,12 +432,11 @@ class Worker:
 
 
 class _Life(partial[None]):
-    """The life of a worker, referred to by its thread alone: it goes when the thread ends, in whichever way.
+    """The life of a worker. Only its thread refers to it, so it is dropped when the thread ends.
 
-    An error thrown into the exit path, or between it and the end of the thread, would leave a worker in the
-    books that lives no more. So the path is walked again when the life goes, on the same thread. A partial,
-    because a call of it makes no frame: the traceback of the error, which a `threading.excepthook` may keep,
-    would keep the life.
+    An error thrown into the exit path, or after it, would leave the worker in the crew although its thread is
+    dead. So `__del__` walks the path again, on the same thread. A partial, because its call makes no frame: a
+    kept traceback (`threading.excepthook`) would keep the frame, and with it the life.
     """
 
     __slots__ = ()
@@ -454,6 +445,6 @@ class _Life(partial[None]):
         worker: Worker = cast("Any", self.func).__self__  # a bound method
         if worker.over:
             return
-        # Not born, and in the books: the error came before the first step of `Worker.live`.
+        # Not born, but in the crew: the error came before the first step of `Worker.live`.
         if worker.birth.locked() or (worker.seat.occupied and worker.birth.acquire(False)):
             worker.end(End.CRASHED, None)

@@ -1,4 +1,4 @@
-"""The workplace: what the workers of one executor share, and what they ask of their employer."""
+"""The workplace: what the workers of one executor share, and what they ask of the engine."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Workplace:
     recorder: Recorder
     hub: ObserverHub
     timer: Timer
-    #: Not empty: a worker that is about to start a task asks `Employer.dismisses`.
+    #: While it is not empty, a worker that is about to start a task asks `Employer.dismisses`.
     leave: list[None]
 
 
 class Employer(Protocol):
-    """What a worker reports to, and asks: the engine of its executor. `worker` is the worker that calls."""
+    """The engine of an executor, as its workers see it. `worker` is the worker that calls."""
 
     def worker_ready(self, worker: Any, *, checked: bool) -> bool:
         """Count a worker that owns its resource; return False if the resource must pass its check first."""
@@ -46,10 +46,10 @@ class Employer(Protocol):
         """Note that a worker's resource failed its check before it had served a task."""
 
     def resource_given_up(self, worker: Any) -> None:
-        """Note that a worker is about to destroy its resource, which may take its time."""
+        """Note that a worker is about to destroy its resource, which may take long."""
 
     def task_came_back(self) -> None:
-        """See that another worker takes a task that was put back to the front of its lane."""
+        """Make another worker take a task that was put back to the front of its lane."""
 
     def dismisses(self, worker: Any) -> End | None:
         """Return why a worker must go instead of taking a task; None if it may stay."""
@@ -60,4 +60,4 @@ class Employer(Protocol):
         ...
 
     def worker_ended(self, worker: Any, end: End, error: BaseException | None) -> None:
-        """Walk the exit path of a worker: the one place that decides on a successor."""
+        """Walk the exit path of a worker, which alone decides whether a successor starts."""
