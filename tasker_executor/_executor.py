@@ -246,7 +246,7 @@ class ResourceExecutor(BaseExecutor[R]):
             super()._enqueue_each(fn, calls, futures)
             return
         core, lane = self._core, self._normal
-        propagate = core.propagate_context
+        idle, propagate = core.idle, core.propagate_context
         append, note = lane.append, futures.append
         for args in calls:  # `new_task`, in line: a call of it costs 11 % of this loop
             future: TaskFuture[T] = TaskFuture()
@@ -261,7 +261,7 @@ class ResourceExecutor(BaseExecutor[R]):
             # cancelled but in no lane would be counted as a tombstone there.
             append(future)
             note(future)
-            if core.idle.line:
+            if idle.line:
                 core.wake(future)
 
     @override
