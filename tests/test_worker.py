@@ -97,9 +97,12 @@ def test_a_worker_picked_to_retire_as_it_publishes_a_result_calls_the_callbacks_
     assert quick not in workers_of(pool)
 
 
-def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_it_to_another(make_pool: MakePool, gate: Gate) -> None:
-    # 1. One worker is busy, the other has a result and registers as idle. 2. resize() takes it off the stack and tells it to
-    # leave; an urgent task is queued. 3. It finds the task, puts it back, and leaves, though no other thread wakes it again.
+@pytest.mark.parametrize("lane", ["submit", "submit_priority"])
+def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_it_to_another(
+    make_pool: MakePool, gate: Gate, lane: str
+) -> None:
+    # 1. One worker is busy, the other has a result and registers as idle. 2. resize() takes its seat off the stack and
+    # tells it to leave; a task is queued, urgent or not. 3. It finds the task, leaves it in its lane, and ends.
     pool = make_pool(2)
     stack = lie(pool)
     pool.submit(gate.hold)
@@ -108,7 +111,7 @@ def test_a_worker_that_is_retired_while_it_finds_a_task_leaves_it_to_another(mak
 
     def trouble() -> None:
         pool.resize(max_workers=1)
-        futures.append(pool.submit_priority(int, "7"))
+        futures.append(getattr(pool, lane)(int, "7"))
 
     pool.submit(setattr, stack, "after", trouble)
 

@@ -47,7 +47,7 @@ else:
 __all__ = [
     "CANCELLED",
     "FINAL",
-    "NOBODY",
+    "NO_WAITERS",
     "WITHDRAWN",
     "Callbacks",
     "Sidecar",
@@ -255,7 +255,7 @@ class _Final(Sidecar):
 FINAL = _Final()
 
 
-class _Nobody(list[Any]):
+class _NoWaiters(list[Any]):
     """The ``_waiters`` of a future that was final before a thread observed it: it stays empty."""
 
     def append(self, item: Any) -> None:
@@ -265,7 +265,7 @@ class _Nobody(list[Any]):
         pass
 
 
-NOBODY = _Nobody()
+NO_WAITERS = _NoWaiters()
 
 
 def admit(permit: LockType) -> None:

@@ -44,7 +44,7 @@ from ..exceptions import TaskExpired
 from .callbacks import call_each, call_one
 from .handoff import Handoff, HandoffLost
 from .lanes import Lane
-from .sidecar import CANCELLED, FINAL, NOBODY, WITHDRAWN, Callbacks, Sidecar, admit, adopt, firsts, locks_task
+from .sidecar import CANCELLED, FINAL, NO_WAITERS, WITHDRAWN, Callbacks, Sidecar, admit, adopt, firsts, locks_task
 from .unretrieved import Unretrieved
 from .waiting import join, note_lost
 
@@ -420,7 +420,7 @@ class TaskFuture(Future[T]):
         # caller has not seen; then the waiter that it adds next would not be told. So only without a sidecar.
         sidecar = self._sidecar or self._observe() or self._seal()
         if sidecar is FINAL:
-            return NOBODY
+            return NO_WAITERS
         if sidecar.waiters is None:
             sidecar.waiters = []
         return sidecar.waiters
@@ -428,7 +428,7 @@ class TaskFuture(Future[T]):
     @property
     def _done_callbacks(self) -> Callbacks:
         sidecar = self._observe()
-        return NOBODY if sidecar is None else sidecar.callbacks or []
+        return NO_WAITERS if sidecar is None else sidecar.callbacks or []
 
     def set_running_or_notify_cancel(self) -> bool:
         if self.cancelled():
