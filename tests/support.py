@@ -149,6 +149,8 @@ def join_all(threads: Iterable[threading.Thread], timeout: float = DEADLINE) -> 
     threads = list(threads)
     deadline = time.monotonic() + timeout
     for thread in threads:
+        # `threading.enumerate` lists threads that are just being started, too, and those cannot be joined yet.
+        thread._started.wait(max(0.0, deadline - time.monotonic()))  # type: ignore[attr-defined]  # not in typeshed
         thread.join(max(0.0, deadline - time.monotonic()))
     return [thread for thread in threads if thread.is_alive()]
 
