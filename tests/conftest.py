@@ -52,7 +52,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
-    """A leaked thread keeps the interpreter from ending: in CI, where nobody sees that, it becomes a traceback, too."""
+    """Dump a traceback if the interpreter does not end, in CI: a leaked thread may keep it from ending."""
     if os.environ.get("CI"):
         faulthandler.dump_traceback_later(2 * DEADLINE, exit=True, file=sys.__stderr__ or sys.stderr)
 

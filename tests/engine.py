@@ -243,7 +243,7 @@ def timer_of(pool: Engine) -> Timer:
 
 
 def admission_of(pool: Engine) -> Admission:
-    """Return the door, at which submitters wait for a place in the queue."""
+    """Return the admission, in which submitters wait for a place in the queue."""
     return core_of(pool).admission
 
 
@@ -457,7 +457,7 @@ def pretend_outage(pool: Engine, error: BaseException | None) -> None:
     outage_now.failures, outage_now.error = (0 if error is None else 1), error
 
 
-# -- who is idle, and who is woken --
+# -- idle workers, and how they are woken --
 
 
 def idle_stack(pool: Engine) -> list[Any]:
@@ -466,7 +466,7 @@ def idle_stack(pool: Engine) -> list[Any]:
 
 
 def show_idle_stack(monkeypatch: pytest.MonkeyPatch, pool: Engine, stack: object) -> None:
-    """Let all who look at the idle stack see `stack`. To wake a worker pops from the true one."""
+    """Let every thread that looks at the idle stack see `stack`. Waking a worker pops from the true one."""
     monkeypatch.setattr(core_of(pool).idle, "stack", stack)
     monkeypatch.setattr(core_of(pool).idle, "line", stack)
 
@@ -486,12 +486,12 @@ def submitters_see_idle(pool: Engine) -> bool:
 
 
 def submitters_held_back(pool: Engine) -> bool:
-    """Return whether submitters see nobody idle, since enough workers have been woken."""
+    """Return whether submitters see no idle worker, since enough workers have been woken."""
     return core_of(pool).idle.line is ENOUGH
 
 
 def hold_back_submitters(pool: Engine) -> None:
-    """Let submitters see nobody idle, as if enough workers had been woken."""
+    """Let submitters see no idle worker, as if enough workers had been woken."""
     core_of(pool).idle.line = ENOUGH
 
 
@@ -511,7 +511,7 @@ def enough_on_their_way(pool: Engine) -> bool:
 
 
 def wake(pool: Engine, future: Any) -> None:
-    """Do the slow half of a submission: `future` is queued, and the submitter has seen somebody idle."""
+    """Do the slow half of a submission: `future` is queued, and the submitter has seen an idle worker."""
     core_of(pool).wake(future)
 
 
@@ -622,7 +622,7 @@ class Step(Enum):
 
     AT_REST = "gauges.at_rest"  # the tick finds out whether it may pause
     COUNT_STARTING = "crew.starting"  # the engine counts the workers that are starting
-    ENOUGH_ON_THEIR_WAY = "idle.enough_on_their_way"  # a submitter finds out whether it need wake nobody
+    ENOUGH_ON_THEIR_WAY = "idle.enough_on_their_way"  # a submitter finds out whether it must wake a worker
     HIRE = "crew._hire"  # under the lock: it is decided which workers are started
     MAY_RETIRE = "crew.may_retire"  # a worker that was idle for long enough asks whether it may end
     MAY_START = "crew._may_start"  # may another worker be started?
@@ -633,7 +633,7 @@ class Step(Enum):
     KICK = "timer.kick"  # a thread wakes the timer
     TURN = "timer._turn"  # the timer does what is due
     TELL = "timer.herald.tell"  # the timer's news are told
-    ENTER = "admission.enter"  # a submitter comes to the door
+    ENTER = "admission.enter"  # a submitter asks for a place in the queue
     WORKER_ENDED = "worker_ended"  # a worker says that it has ended
 
 
@@ -747,7 +747,7 @@ def patch_permit_of_wait(monkeypatch: pytest.MonkeyPatch, permit: Callable[[], o
 
 
 def patch_door_lock(monkeypatch: pytest.MonkeyPatch, permit: Callable[[], object]) -> None:
-    """Let a submitter at the door wait for such a permit."""
+    """Let each submitter wait for a place in the queue with a permit that `permit()` returns."""
     monkeypatch.setattr("tasker_executor._engine.admission.allocate_lock", permit)
 
 

@@ -498,7 +498,7 @@ MUTATIONS = [
     ),
     # -- the herald
     Mutation(
-        "a handler that interrupted its thread under the lock of a task does not wait at the door",
+        "a handler that interrupted its thread under a task's lock waits for no place in the queue",
         "_engine/sidecar.py",
         "if isinstance(value, Sidecar) and value._is_owned():",
         "if False:",
@@ -821,7 +821,7 @@ MUTATIONS = [
         "ending",
     ),
     Mutation(
-        "shutdown opens the door",
+        "shutdown ends each wait for a place in the queue",
         "_engine/ending.py",
         "        self._place.admission.close()",
         "        pass",
@@ -1188,16 +1188,16 @@ MUTATIONS = [
         "",
         "resources",
     ),
-    # -- the door, the clock, the books
+    # -- places in the queue, the clock, the books
     Mutation(
-        "a submitter that waits at the door looks for a place once more",
+        "a submitter that waits for a place in the queue looks once more",
         "_engine/admission.py",
         "            self.refill()  # a worker may have",
         "            pass  # a worker may have",
         "admission",
     ),
     Mutation(
-        "no submitter overtakes another at the door",
+        "no submitter overtakes another that waits for a place in the queue",
         "_engine/admission.py",
         "if not self.blocked and self",
         "if self",
@@ -1211,7 +1211,7 @@ MUTATIONS = [
         "admission",
     ),
     Mutation(
-        "a task that submits does not wait at the door",
+        "a task that submits does not wait for a place in the queue",
         "_engine/submission.py",
         "if admission.limit is None or current.owner is core:",
         "if admission.limit is None:",
@@ -1333,35 +1333,35 @@ MUTATIONS = [
         "a refusal is told by its class", "_engine/threads.py", "if type(error) not in _REFUSALS:", "if False:", "threads"
     ),
     Mutation(
-        "a worker that ends makes room at the door",
+        "a place in the queue that comes free when a worker ends is not missed",
         "_engine/core.py",
         "self.recovery.fail_queue(error)\n        if self.admission.blocked:",
         "self.recovery.fail_queue(error)\n        if False:",
         "admission",
     ),
     Mutation(
-        "a promise at the door binds other threads only",
+        "a promise of a place in the queue binds other threads only",
         "_engine/admission.py",
         "not promised or ticket.thread in promised)",
         "not promised)",
         "admission",
     ),
     Mutation(
-        "a promise at the door binds other threads",
+        "a promise of a place in the queue binds other threads",
         "_engine/admission.py",
         "or not promised or ticket.thread in promised)",
         "or True)",
         "admission",
     ),
     Mutation(
-        "a handler that interrupted its thread under a lock does not wait at the door",
+        "a handler that interrupted its thread under a lock waits for no place in the queue",
         "_engine/nesting.py",
         "return not self.holds_a_lock() if nested else None",
         "return True if nested else None",
         "admission",
     ),
     Mutation(
-        "a handler that interrupted the start of a thread does not wait at the door",
+        "a handler that interrupted the start of a thread waits for no place in the queue",
         "_engine/nesting.py",
         "            if frame.f_code is start_thread.__code__:",
         "            if False:",

@@ -24,7 +24,7 @@ class Once:
 
 
 class RacedLane(Lane):
-    """A lane that acts when somebody looks whether it is empty, and when somebody is about to pop."""
+    """A lane that acts when a thread looks whether it is empty, and when a thread is about to pop."""
 
     def __init__(self, pool: ResourceExecutor[Any], name: str) -> None:
         super().__init__(*lane_arguments(pool, name))

@@ -135,7 +135,8 @@ def other_interpreters(here: Interpreter) -> tuple[list[Interpreter], list[str]]
             found.add(interpreter)  # Equal to one that we have: that one stays.
         else:
             refused.setdefault(python.resolve(), f"{python}: {interpreter}")
-    names = {f"python{interpreter}" for interpreter in found}  # Nobody misses a shim of a version that is there.
+    # If a version is found, a shim of it that was refused is not reported.
+    names = {f"python{interpreter}" for interpreter in found}
     return sorted(found - {here}), [reason for python, reason in refused.items() if python.name not in names]
 
 

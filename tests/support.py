@@ -135,7 +135,7 @@ def is_waited_for(future: Any) -> bool:
 
 
 def eventually(predicate: Callable[[], bool], claim: str) -> None:
-    """Block until `predicate`. It polls: only for what nobody announces, such as a number in `stats()`."""
+    """Block until `predicate()` is true. It polls: use it for what no event announces, such as `stats()`."""
     deadline = time.monotonic() + DEADLINE
     pause = threading.Event()
     while not predicate():

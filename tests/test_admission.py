@@ -1,4 +1,4 @@
-"""`max_queued`: who may come in, and what becomes of those who may not."""
+"""`max_queued`: which submissions get a place in the queue, and what becomes of the refused ones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Submitter(threading.Thread):
 
 
 def wait_until_blocked(pool: ResourceExecutor[Any], count: int) -> None:
-    """Block until so many submitters wait at the door."""
+    """Block until `count` submitters wait for a place in the queue."""
     eventually(lambda: len(admission_of(pool).blocked) == count, f"{count} blocked submitters")
 
 
@@ -342,7 +342,7 @@ def test_nobody_overtakes_those_at_the_door(make_pool: MakePool, gate: Gate) -> 
     wait_until_blocked(pool, 1)
     admission = admission_of(pool)
 
-    with admission._lock:  # a place becomes free, and before anybody is let in somebody else comes along
+    with admission._lock:  # A place comes free. Before the waiter gets it, another thread asks.
         admission.limit = 2
         assert not admission.enter(Ticket(), block=False)
         admission.refill()
@@ -533,7 +533,7 @@ def test_place_of_a_worker_that_ends_with_its_task_is_filled(
 def test_place_of_a_worker_that_crashes_after_its_task_is_filled(
     make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 1. A submitter waits at the door. 2. The only worker ends its task, and an error is thrown into its thread.
+    # 1. A submitter waits for a place. 2. The only worker ends its task, and an error is thrown into it.
     pool = make_pool(1, max_queued=0)
     future = pool.submit(gate.hold)
     future.add_done_callback(id)
@@ -601,10 +601,10 @@ def test_signal_handler_waits_until_there_is_a_place_though_its_thread_was_promi
     handler = threading.Thread(target=lambda: entered.append(nest()))
     handler.start()
     assert asked.wait(DEADLINE)
-    eventually(lambda: len(door.blocked) == 1, "the handler at the door")
+    eventually(lambda: len(door.blocked) == 1, "the handler to wait for a place")
     stranger = threading.Thread(target=door.enter, args=(other,), kwargs={"block": True})
     stranger.start()
-    eventually(lambda: len(door.blocked) == 2, "another thread behind it")
+    eventually(lambda: len(door.blocked) == 2, "another thread to wait behind it")
     door.refill()
     assert entered == []
     waiting[0] = 0
@@ -625,7 +625,7 @@ def test_handler_overtakes_those_that_wait_for_its_own_thread() -> None:
     door.enter(first, block=True)
     stranger = threading.Thread(target=door.enter, args=(other,), kwargs={"block": True})
     stranger.start()
-    eventually(lambda: len(door.blocked) == 1, "another thread at the door")
+    eventually(lambda: len(door.blocked) == 1, "another thread to wait for a place")
 
     entered = call_in_thread(lambda: door.enter(inner, block=True))
 
@@ -694,8 +694,8 @@ def test_handler_that_interrupted_the_start_of_a_thread_is_let_in(make_pool: Mak
 
 
 def test_handler_that_interrupted_a_submission_wakes_the_worker_for_it(make_pool: MakePool) -> None:
-    # 1. A submitter has queued its task for the only worker, and has yet to wake it. 2. A signal handler comes to the door: it
-    # is full, until that worker takes the task.
+    # 1. A submitter has queued its task for the only worker, and has yet to wake it. 2. A signal handler asks
+    # for a place. The queue is full until that worker takes the task.
     pool = make_pool(1, max_queued=0)
     pool.submit(int).result(DEADLINE)
     eventually(lambda: pool.stats().idle_workers == 1, "an idle worker")
@@ -850,8 +850,8 @@ def test_everybody_gets_in_in_the_end(make_pool: MakePool) -> None:
 
 
 def test_a_place_that_comes_free_before_the_waiter_can_be_seen_is_taken() -> None:
-    # 1. A submitter finds the queue full. 2. A worker takes the task that was in its way, and sees nobody at the door. 3. The
-    # submitter goes to the door, and looks once more.
+    # 1. A submitter finds the queue full. 2. A worker takes the queued task, and sees no submitter that
+    # waits. 3. The submitter begins to wait, and looks once more.
     counts = [1, 0]
     door = Admission(1, lambda: counts.pop(0) if counts else 0)
     ticket = Ticket()
@@ -869,8 +869,8 @@ def test_a_place_that_comes_free_before_the_waiter_can_be_seen_is_taken() -> Non
 
 
 def test_a_place_that_comes_free_before_the_caller_at_the_door_can_be_seen_is_taken(make_pool: MakePool) -> None:
-    # 1. The queue is full: a caller finds no place. 2. The worker takes the queued task and looks whether anybody waits at the
-    # door: nobody. 3. The caller begins to wait there, and has to look for a place once more.
+    # 1. The queue is full, so a caller finds no place. 2. The worker takes the queued task, and sees no
+    # caller that waits. 3. The caller begins to wait, and must look for a place once more.
     pool = make_pool(1, max_queued=1)
     admission = admission_of(pool)
     waiting = admission._waiting

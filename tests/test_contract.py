@@ -328,7 +328,7 @@ def test_callback_added_too_late_is_called_at_once(executor: Executor) -> None:
     called: list[Future[int]] = []
     future = executor.submit(int)
     future.result()
-    executor.submit(int).result()  # now the worker has told everybody about the first one
+    executor.submit(int).result()  # now the worker has told every waiter of the first one
     future.add_done_callback(called.append)
 
     assert called == [future]
@@ -685,7 +685,7 @@ def test_nothing_of_a_finished_task_is_kept(kind: Kind, executor: Executor) -> N
     future.result()
     del argument, result, keyword, future
 
-    eventually(lambda: gc.collect() >= 0 and [reference() for reference in references] == [None] * 3, "all to be let go")
+    eventually(lambda: gc.collect() >= 0 and [reference() for reference in references] == [None] * 3, "all to be forgotten")
 
 
 def test_error_of_a_finished_task_is_not_kept(kind: Kind, executor: Executor) -> None:

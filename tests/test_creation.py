@@ -643,7 +643,7 @@ def test_new_resource_is_in_doubt_only_if_its_making_began_before_a_break(
     if during:
         second = pool.submit(break_down)
         broken = first.exception(DEADLINE)
-        eventually(lambda: 0 in asked, "the check of the one that broke")
+        eventually(lambda: 0 in asked, "the check of the broken resource")
         gate.release()
     else:
         broken = first.exception(DEADLINE)
@@ -897,7 +897,7 @@ def test_worker_that_is_late_takes_no_place_of_those_a_policy_wants_and_leaves_w
     pool.submit(FakeResource.use).result(DEADLINE)
     during = pool.stats().active_workers
     gate.release()
-    eventually(lambda: pool.stats().active_workers == 1, "one of the two to leave")
+    eventually(lambda: pool.stats().active_workers == 1, "one of the two workers to leave")
 
     assert during == 2
 

@@ -134,7 +134,7 @@ def test_without_idle_timeout_idle_workers_stay(make_pool: MakePool, ledger: Led
 def test_base_worker_that_is_idle_goes_and_a_burst_worker_that_is_busy_takes_its_place(
     make_pool: MakePool, ledger: Ledger
 ) -> None:
-    """The resource used last is the one to keep, whoever made it."""
+    """The resource used last is the one to keep, whichever worker made it."""
     pool = make_pool(1, min_workers=1, on_create=ledger.create, on_destroy=ledger.destroy, idle_timeout=0.01)
     with Gate() as base, Gate() as burst:
         [make_base_idle] = busy_workers(pool, [base])
@@ -398,8 +398,8 @@ def test_a_thread_that_begins_after_ctrl_c_gave_it_up_does_nothing(
 
 
 def test_a_task_that_comes_while_the_last_worker_retires_is_run(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # 1. The only worker has been idle for long enough, and is off the idle stack. 2. A task is queued: nobody to wake.
-    # 3. The worker is allowed to retire, and ends. 4. Its exit path finds the task.
+    # 1. The only worker has been idle for long enough, and is off the idle stack. 2. A task is queued; its
+    # submitter finds no worker to wake. 3. The worker may retire, and ends. 4. Its exit path finds the task.
     pool = make_pool(1, idle_timeout=0.001)
     futures: list[Future[int]] = []
     submit = Once(lambda: futures.append(pool.submit(int, "7")))
@@ -465,7 +465,8 @@ def test_a_worker_that_is_told_to_leave_does_not_take_a_wake_up_with_it(make_poo
 
 
 def test_a_worker_told_to_leave_leaves_its_task_to_others(make_pool: MakePool, gate: Gate) -> None:
-    # 1. Both workers are busy. 2. resize() wants one to leave, and a task is queued. 3. Who comes free leaves first.
+    # 1. Both workers are busy. 2. resize() wants one to leave, and a task is queued. 3. The worker that comes
+    # free first leaves, and takes no task.
     pool = make_pool(2)
     held = [pool.submit(gate.hold) for _ in range(2)]
     gate.wait_until_held(2)
@@ -480,7 +481,7 @@ def test_a_worker_told_to_leave_leaves_its_task_to_others(make_pool: MakePool, g
 
 
 class Stale:
-    """The idle stack as somebody sees it who acts upon an earlier look at all of it: after that number `at`, it changes."""
+    """The idle stack. It calls `change` after copy number `at`, so `resize` acts upon an old copy."""
 
     def __init__(self, stack: list[Any], at: int, change: Callable[[], object]) -> None:
         self._stack, self._left, self._change = stack, at, change
@@ -507,8 +508,8 @@ class Stale:
 def test_workers_woken_for_tasks_while_resize_picks_them_are_left_to_their_tasks(
     make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch, look: int, idle_timeout: float | None, most: int
 ) -> None:
-    # 1. resize() looks who is idle, to have them retire, or look up because of the idle_timeout. 2. Two tasks take them off
-    # the stack, and keep them off. 3. resize() finds them gone from there.
+    # 1. resize() looks for idle workers: they shall retire, or look up because of the idle_timeout. 2. Two
+    # tasks take both workers off the stack, and keep them off. 3. resize() no longer finds them there.
     pool = make_pool(2, idle_timeout=idle_timeout)
     barrier = threading.Barrier(2)
     for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(2)]:
@@ -526,14 +527,14 @@ def test_workers_woken_for_tasks_while_resize_picks_them_are_left_to_their_tasks
     gate.release()
 
     assert [future.exception(DEADLINE) for future in futures] == [None, None]
-    eventually(lambda: pool.stats().active_workers <= most, "those too many to leave")
+    eventually(lambda: pool.stats().active_workers <= most, "the surplus workers to leave")
 
 
 def test_a_base_worker_that_is_no_more_wanted_when_its_idle_time_is_up_leaves(
     make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 1. An idle worker's time is up, so it is off the stack; but as one of the base it stays. 2. resize() finds nobody idle.
-    # 3. The worker goes back to the stack: it must look whether it is still wanted.
+    # 1. An idle worker's time is up, so it is off the stack; but as one of the base it stays. 2. resize()
+    # finds no idle worker. 3. The worker goes back to the stack, and must look whether it is still wanted.
     pool = make_pool(2, min_workers=2, idle_timeout=0.001)
     shrink = Once(lambda: pool.resize(min_workers=1, max_workers=1))
     may_retire: Callable[[Worker], bool] = step_of(pool, Step.MAY_RETIRE)
@@ -562,7 +563,7 @@ def test_a_base_worker_is_asked_whether_it_may_retire_and_stays(
     pool = make_pool(4, on_create=ledger.create, on_destroy=ledger.destroy, min_workers=2, idle_timeout=0.001)
     eventually(lambda: len(answers) == 2, "two workers to be idle for long enough")
     stack = idle_stack(pool)  # where they are now for good: a task that comes at no other moment starts no third worker
-    eventually(lambda: sum(isinstance(idle, Seat) for idle in stack[:]) == 2, "them to be asleep")
+    eventually(lambda: sum(isinstance(idle, Seat) for idle in stack[:]) == 2, "both workers to be asleep")
     for _ in range(2):
         pool.submit(FakeResource.use).result(DEADLINE)
 
@@ -575,7 +576,7 @@ def test_a_base_worker_is_asked_whether_it_may_retire_and_stays(
 
 
 class GuardedSet(set[Any]):
-    """Notes the changes that are made while the lock is not held by who makes them."""
+    """Notes each change by a thread that does not hold the lock."""
 
     def __init__(self, lock: Any) -> None:
         super().__init__()
@@ -636,7 +637,7 @@ def test_a_worker_that_is_late_makes_no_other_one_too_many(make_pool: MakePool, 
         pool = make_pool(4, min_workers=2, on_create=create, on_destroy=ledger.destroy, create_timeout=3600.0)
         hung.wait_until_held()
         clock.pass_time(3601.0, pool)
-        eventually(lambda: len(idle_workers(pool)) == 2, "the base, beside the worker that hangs")
+        eventually(lambda: len(idle_workers(pool)) == 2, "two idle workers beside the one that hangs")
 
         want(pool, 2, "as the policy says at each tick")
         assert not leaving_workers(pool)
@@ -645,12 +646,13 @@ def test_a_worker_that_is_late_makes_no_other_one_too_many(make_pool: MakePool, 
         assert not may_retire(pool, idle_workers(pool)[0])
 
         hung.release()
-        eventually(lambda: len(workers_of(pool)) == 2, "the one too many to go when it is no longer late")
+        eventually(lambda: len(workers_of(pool)) == 2, "the surplus worker to leave")
     assert stats_of(pool).resources_destroyed == 1
 
 
 def test_the_door_may_count_while_another_thread_hires(make_pool: MakePool) -> None:
-    # A submitter at the door counts the workers that wait inside, without the lock; another thread starts a worker meanwhile.
+    # 1. A submitter that asks for a place in the queue counts the workers that wait inside, without the lock.
+    # 2. While it counts, another thread starts a worker.
     pool = make_pool(3, max_queued=5)
 
     class Hiring(dict[int, Any]):

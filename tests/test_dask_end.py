@@ -162,7 +162,7 @@ def test_kill_in_a_done_callback_does_not_wait(make_dask: MakePool, gate: Gate) 
 
 
 def wait_until_held_or_done(gate: Gate, futures: list[Future[Any]]) -> None:
-    eventually(lambda: gate._held > 0 or any(future.done() for future in futures), "something to run")
+    eventually(lambda: gate._held > 0 or any(future.done() for future in futures), "a task to run or to end")
 
 
 def test_kill_cancels_everything_when_the_cluster_cannot_be_asked(

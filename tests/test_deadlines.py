@@ -39,7 +39,7 @@ def test_later_deadline_wakes_a_timer_that_has_overslept(
     gate.wait_until_held()
     with monkeypatch.context() as patch:
         replace_step(pool, Step.KICK, int, patch)
-        first = pool.with_options(start_within=0.0).submit(int)  # and nobody is told of it
+        first = pool.with_options(start_within=0.0).submit(int)  # the timer is not told of it
         pretend_asleep(pool)
     kicks: list[None] = []
     with monkeypatch.context() as patch:

@@ -417,4 +417,4 @@ def test_a_task_that_runs_in_the_thread_of_its_caller_is_waited_for(make_pool: M
     future.set_result(7)
 
     assert outer.result(DEADLINE) == 7
-    normal_lane(pool).withdrawn += 1  # for the books: nobody has counted it
+    normal_lane(pool).withdrawn += 1  # for the books: the test's remove() did not count it

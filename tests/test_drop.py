@@ -1,4 +1,4 @@
-"""Who is forgotten must leave nothing: executors dropped without shutdown, and tasks that are done."""
+"""What is forgotten leaves nothing behind: executors dropped without shutdown, and tasks that are done."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def collected(reference: weakref.ref[Any]) -> bool:
 
 
 def make(ledger: Ledger, workers: int = 1, **options: Any) -> ResourceExecutor[FakeResource]:
-    """A pool that nobody but the test holds."""
+    """Return a pool that only the test holds."""
     return ResourceExecutor(workers, on_create=ledger.create, on_destroy=ledger.destroy, **options)
 
 

@@ -62,8 +62,8 @@ def interpose(pool: ResourceExecutor[Any], **actions: Callable[[], object]) -> N
 
 
 def test_a_task_queued_just_before_shutdown_is_run() -> None:
-    # 1. A submitter queues its task. 2. shutdown() closes the pool and drains it. 3. The submitter looks for somebody to wake,
-    # finds the pool closed and the task done: it is not refused.
+    # 1. A submitter queues its task. 2. shutdown() closes the pool and drains it. 3. The submitter looks for
+    # a worker to wake, and finds the pool closed and the task done. So the task is not refused.
     pool = ResourceExecutor(1)
     interpose(pool, after=pool.shutdown)
 
@@ -161,8 +161,8 @@ def test_a_signal_handler_that_shuts_down_while_a_worker_is_started_waits_for_th
 
 
 def test_a_submit_that_meets_the_shutdown_at_the_door_is_told_of_that(make_pool: MakePool, gate: Gate) -> None:
-    # 1. A submitter finds the pool open. 2. shutdown() begins. 3. The submitter comes to the door: it is full, but that is not
-    # why the task is refused.
+    # 1. A submitter finds the pool open. 2. shutdown() begins. 3. The submitter asks for a place. The queue
+    # is full, but the task is refused because of the shutdown.
     ran: list[str] = []
     pool = make_pool(1, max_queued=0, on_full="raise")
     pool.submit(gate.hold)
@@ -197,8 +197,9 @@ def note(ran: list[bool]) -> None:
 def test_no_task_starts_that_a_worker_pops_while_kill_empties_the_lanes(
     make_pool: MakePool, gate: Gate, when: str, draining: bool, lane_name: str
 ) -> None:
-    # 1. A worker is about to pop a task, or has popped it. 2. kill() comes, and finds all the tasks but that one. 3. The worker
-    # looks whether it may start another, and puts the task back. 4. Nobody else comes by it, so the worker cancels it.
+    # 1. A worker is about to pop a task, or has popped it. 2. kill() comes, and finds all the tasks but that
+    # one. 3. The worker looks whether it may start another, and puts the task back. 4. No other thread will
+    # take it, so the worker cancels it.
     pool = make_pool(1)
     lane = RacedLane(pool, lane_name)
     pool.submit(gate.hold)
@@ -283,7 +284,7 @@ def test_a_task_put_back_before_the_killer_looks_is_cancelled_once(make_pool: Ma
 
 
 class LateLatch(Latch):
-    """Acts when it has been opened, before the one who opened it goes on."""
+    """Calls `action` right after it was opened, in the thread that opened it."""
 
     action: Callable[[], object] = int
 
@@ -343,8 +344,8 @@ def test_a_task_that_waits_for_its_retry_when_kill_comes_gets_its_error(
 
 
 def test_a_task_whose_retry_the_killer_prevents_fails_at_once(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
-    # 1. A resource breaks, and the task may be run again. 2. kill() cancels what waits. 3. The task is queued again, which
-    # nobody will look at: it gets its error now, and not when its worker has got rid of the resource.
+    # 1. A resource breaks, and the task may be run again. 2. kill() cancels what waits. 3. The task is queued
+    # again, and no worker will take it. So it fails now, and not when its worker has destroyed the resource.
     class Killer(Observer):
         def task_retried(self, event: TaskEvent) -> None:
             pool.kill()

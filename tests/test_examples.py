@@ -149,7 +149,7 @@ def test_index_sources_works_without_full_text_search(sources: Path, tmp_path: P
 
 def test_index_sources_exits_with_1_when_a_file_is_not_indexed(sources: Path, tmp_path: Path) -> None:
     unreadable = sources / "module_3b.py"
-    unreadable.symlink_to(sources / "nowhere.py")  # for whoever runs this; a mode would not keep root from reading
+    unreadable.symlink_to(sources / "nowhere.py")  # a mode would not keep root from reading
 
     result = run_example("index_sources.py", tmp_path, sources)
 

@@ -65,7 +65,7 @@ def test_poison_task_does_not_take_every_worker_with_it(make_pool: MakePool, led
 
 
 def test_worker_whose_first_resource_cannot_be_made_comes_back(make_pool: MakePool, ledger: Ledger) -> None:
-    """There, it is gone for good, and nobody is told."""
+    """There, the worker is gone for good, and no caller is told."""
     ledger.outage = OSError("connection refused")
     pool = make_pool(1, min_workers=1, on_create=ledger.create, on_destroy=ledger.destroy)
     ledger.wait_until_attempted(1)

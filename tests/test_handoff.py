@@ -1,4 +1,4 @@
-"""Handoff: who waits for a lone task is handed the interpreter. Whatever goes wrong with that, nobody waits in vain."""
+"""Handoff: the waiter for a lone task is handed the interpreter. If that fails, no thread waits in vain."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Ask = Callable[..., threading.Thread]
 
 @pytest.fixture
 def answers() -> list[Any]:
-    """What those who `ask` got."""
+    """What the threads of `ask` got."""
     return []
 
 
@@ -85,7 +85,7 @@ def lent() -> Iterator[list[Handoff]]:
     give_back(handoffs)
 
 
-# -- who gets one --
+# -- which waiter gets one --
 
 
 def test_who_waits_for_a_lone_task_is_handed_the_interpreter(
@@ -122,7 +122,7 @@ def test_all_who_wait_for_a_task_get_its_result(busy: ResourceExecutor[None], ga
     ask(future)
     handoff_in_use(future)
     others = [ask(future) for _ in range(3)]
-    eventually(lambda: permits_of(future) is not None, "the others to wait")
+    eventually(lambda: permits_of(future) is not None, "the other askers to wait")
 
     gate.release()
     for asker in others:
@@ -148,7 +148,7 @@ def test_of_two_who_come_at_once_to_a_watched_task_one_waits_in_another_way(
 
     patch_borrow(monkeypatch, borrow_late)
     ask(future)
-    eventually(lambda: permits_of(future) is not None, "the first to wait")
+    eventually(lambda: permits_of(future) is not None, "the first asker to wait")
 
     gate.release()
 

@@ -58,8 +58,8 @@ def test_a_task_that_is_queued_while_its_worker_goes_idle_is_run(make_pool: Make
 
 
 def test_a_wake_up_for_a_worker_that_has_callbacks_to_call_is_passed_on(make_pool: MakePool, gate: Gate) -> None:
-    # 1. One worker sleeps, another has a result and registers as idle. 2. A task is queued and wakes the other, who is on top
-    # of the stack. 3. That one has a callback to call, which takes its time, so the first is to be woken.
+    # 1. Worker A sleeps. Worker B has a result and registers as idle. 2. A task is queued, and its submitter
+    # wakes B, on top of the stack. 3. B has a callback to call, which takes its time. So A must be woken.
     pool = make_pool(2)
     stack = lie(pool)
     barrier = threading.Barrier(2)
@@ -99,8 +99,8 @@ def test_a_worker_that_is_woken_before_it_sleeps_has_no_permit_left_when_it_work
 def test_a_worker_that_is_woken_while_it_finds_the_task_itself_starts_no_other(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 1. A worker registers as idle. 2. A task is queued and wakes it. 3. It looks at the lanes once more and sees that task,
-    # which is the one that it was woken for: nobody else is needed.
+    # 1. A worker registers as idle. 2. A task is queued and wakes it. 3. The worker looks at the lanes once
+    # more and sees that task. It was woken for that task, so no other worker is needed.
     pool = make_pool(8)
     stack = lie(pool)
     pool.submit(int).result(DEADLINE)
@@ -242,7 +242,8 @@ class LyingDeque(deque[Any]):
 
 
 def test_a_list_of_those_woken_that_changes_while_it_is_copied_is_no_reason_to_wake_nobody(make_pool: MakePool) -> None:
-    # 1. A submitter looks whether enough workers are on their way. 2. Another submitter wakes one more meanwhile.
+    # 1. A submitter looks whether enough workers are on their way. 2. While it copies the list, another
+    # submitter wakes one more worker.
     pool = make_pool(1)
     pool.submit(int).result(DEADLINE)
     worker = wait_until_idle(pool)
@@ -256,7 +257,7 @@ def test_a_list_of_those_woken_that_changes_while_it_is_copied_is_no_reason_to_w
 
 
 class Park:
-    """Takes the place of the lock that a worker sleeps on. While nobody may get up, those woken are on their way."""
+    """Replaces the lock that a worker sleeps on. Until `may_get_up`, each woken worker is on its way."""
 
     changed = threading.Condition()
     may_get_up = True
@@ -336,7 +337,7 @@ def test_a_worker_that_comes_while_a_submitter_counts_on_it(
     looks = [True, False]
     replace_step(pool, Step.ENOUGH_ON_THEIR_WAY, lambda: bool(looks) and looks.pop(0), monkeypatch)
 
-    wake(pool, held)  # a submitter who has seen somebody idle
+    wake(pool, held)  # as a submitter that has seen an idle worker
 
     assert not looks
     assert submitters_see_idle(pool)
@@ -362,7 +363,7 @@ def test_a_worker_that_will_never_come_is_not_counted_on(make_pool: MakePool, mo
     eventually(lambda: len(futures) == 2, "two tasks")
 
     assert [future.result(DEADLINE) for future in futures] == [7, 8]
-    eventually(lambda: submitters_see_idle(pool), "the worker that died to be counted on no more")
+    eventually(lambda: submitters_see_idle(pool), "submitters to count on the dead worker no longer")
     assert pool.submit(int, "9").result(DEADLINE) == 9
 
 
@@ -414,7 +415,7 @@ def test_a_worker_held_in_the_destructor_of_an_argument_is_not_idle(make_pool: M
         assert submitted.wait(DEADLINE)
 
     pool.submit(work, Lingering(gate))
-    submitted.set()  # not before, or it might be us who drops the argument last
+    submitted.set()  # not before, or the test's thread might drop the argument last
     gate.wait_until_held()
 
     assert [pool.submit(int, "7").result(DEADLINE) for _ in range(10)] == [7] * 10
@@ -422,8 +423,9 @@ def test_a_worker_held_in_the_destructor_of_an_argument_is_not_idle(make_pool: M
 
 @needs_gil
 def test_one_worker_that_was_woken_often_is_not_many_on_their_way(make_pool: MakePool, gate: Gate) -> None:
-    # 1. One worker was woken again and again, the others sleep. 2. It drops a result, which nobody else wants, registered as
-    # idle: the destructor does not return. 3. A task wakes it, in vain. 4. More tasks come: these must wake the others.
+    # 1. Worker A was woken again and again, and the other workers sleep. 2. A, registered as idle, drops a
+    # result that no other thread holds. The destructor does not return. 3. A task wakes A, in vain. 4. More
+    # tasks come. These must wake the other workers.
     pool = make_pool(16)
     rest_all(pool, 16)
     submitted = threading.Event()
@@ -463,8 +465,8 @@ def test_a_signal_handler_that_waits_for_a_task_under_the_lock_does_not_hang(mak
 def test_ctrl_c_in_a_submitter_that_others_have_relied_on_costs_them_nothing(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 1. A submitter sees enough workers on their way, and puts up the sign; these have come by then. 2. Another submitter sees
-    # the sign, and wakes nobody. 3. Ctrl-C comes before the first has looked again.
+    # 1. Submitter A sees enough workers on their way, and puts up the sign. By then these workers have come.
+    # 2. Submitter B sees the sign, and wakes no worker. 3. Ctrl-C comes before A has looked again.
     asleep = threading.Event()
     patience = Worker._patience
 

@@ -1,4 +1,4 @@
-"""The door under thrown errors, and signal handlers that submit, at every point: see `interruptions`."""
+"""Admission under thrown errors, and signal handlers that submit, at every point: see `interruptions`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasker_executor import QueueFull
 
 
 class Crowd:
-    """Fills a pool of two workers; one of them is free as soon as there is a submitter at the door, or nobody submits."""
+    """Fills a pool of two workers. Both come free once a submitter waits for a place, or its call ends."""
 
     def __init__(self) -> None:
         self._done = threading.Event()

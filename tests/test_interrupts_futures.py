@@ -55,7 +55,7 @@ def note(called: list[int], which: int, _: Future[Any]) -> None:
 
 
 class Story:
-    """A future in some state, somebody who waits for it, and a callback."""
+    """A future in some state, a thread that waits for it, and a callback."""
 
     def __init__(self, state: str) -> None:
         self.pool: ResourceExecutor[None] = ResourceExecutor(1)

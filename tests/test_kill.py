@@ -587,7 +587,8 @@ def test_leaving_the_with_block_after_kill_does_not_wait(make_pool: MakePool, ga
 
 
 def test_run_now_is_refused_while_kill_aborts_what_runs(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
-    # 1. kill() is inside of on_abort, which takes its time. 2. A call of run_now comes, and would be aborted by nobody.
+    # 1. kill() is inside of on_abort, which takes its time. 2. A call of run_now comes. No thread would abort
+    # it, so it is refused.
     ledger.any_thread = True
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=gate.hold, resource_pool_size=1)
     with Gate() as working:

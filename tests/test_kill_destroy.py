@@ -177,7 +177,7 @@ def test_shutdown_that_did_not_wait_may_be_followed_by_one_that_does(pool: Resou
 def test_on_abort_hook_that_hangs_holds_up_no_other_resource(
     make_pool: MakePool, ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its own resource is left to its owner, who destroys it when the hook has returned."""
+    """The resource of that hook is left to its owner, which destroys it when the hook has returned."""
     patch_abort_patience(monkeypatch, 0.01)
     ledger.any_thread = True
 

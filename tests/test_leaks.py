@@ -1,7 +1,7 @@
 """A process that has run 100,000 tasks of every kind ends with what it began with.
 
-What one task or one executor leaves behind is asked in `test_drop.py`. Here it is a matter of numbers: of a leak of one object
-in a hundred tasks nobody would hear there.
+What one task or one executor leaves behind is asked in `test_drop.py`. Here it is a matter of numbers: those
+tests would not notice a leak of one object in a hundred tasks.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
 
 def settle(threads, open_files):
-    # Threads of pools that were dropped end by themselves; there is nobody to join them.
+    # Threads of pools that were dropped end by themselves; the program cannot join them.
     deadline = time.monotonic() + 30.0
     while (threading.active_count() > threads or descriptors() > open_files) and time.monotonic() < deadline:
         time.sleep(0.01)

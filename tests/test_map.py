@@ -123,7 +123,8 @@ def test_error_cancels_what_has_not_started(make_pool: MakePool, gate: Gate, opt
     gate.release()
     pool.shutdown()
 
-    assert len(ran) <= 1 + options.get("chunksize", 1)  # the one that failed, and the task that was started meanwhile
+    # The failing task ran. A worker may have started one more chunk before the rest were cancelled.
+    assert len(ran) <= 1 + options.get("chunksize", 1)
 
 
 # -- timeout --

@@ -476,7 +476,7 @@ def test_leaving_the_loop_early_closes_what_it_iterates_over(make_console: Calla
         finally:
             closed.append(True)
 
-    held = work()  # nobody collects it
+    held = work()  # kept, so that it is not collected
     for _ in progress(held, console=make_console()):
         break
     gc.collect()

@@ -146,7 +146,7 @@ def test_a_simulated_run_costs_what_the_simulation_says() -> None:
 
     run = Run.simulated("simulated", result, base=1, arrivals=arrivals)
 
-    # The timeline is a point per question to the policy, and workers also start in between.
+    # The timeline has a point per question to the policy. Workers also start between two points.
     assert run.worker_seconds == pytest.approx(result.worker_seconds, rel=0.1)
     assert [wait for _, wait in run.waits] == list(result.waits)
     assert [arrival for arrival, _ in run.waits] == arrivals

@@ -69,8 +69,8 @@ def test_a_task_that_a_worker_takes_while_the_pool_breaks_is_run(make_pool: Make
 def test_a_resource_that_breaks_when_all_other_workers_have_drained_is_replaced(
     make_pool: MakePool, ledger: Ledger, gate: Gate
 ) -> None:
-    # 1. One worker is busy, one idle. 2. shutdown() ends the idle one. 3. The busy one's task breaks its resource: nobody is
-    # left to take the task, so a successor starts although the pool drains.
+    # 1. One worker is busy, one idle. 2. shutdown() ends the idle one. 3. The busy one's task breaks its
+    # resource. No worker is left to take the task, so a replacement starts although the pool drains.
     pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, min_workers=2)
     pool.wait_ready()
 
@@ -106,14 +106,15 @@ def test_tasks_fail_in_time_while_the_initializer_hangs(make_pool: MakePool, led
             future.result(DEADLINE)
 
 
-# -- a queue that nobody may enter --
+# -- a queue that takes no task --
 
 
 def test_with_max_queued_0_the_pool_recovers_from_an_outage_too(
     make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 1. The factory fails, and so there is no worker. 2. The task that wanted one goes away. 3. With no worker there is no
-    # place for a task, and without a task nobody tries the factory again; so one must be let in, when it is time to try.
+    # 1. The factory fails, so there is no worker. 2. The task that wanted one goes away. 3. Without a worker
+    # there is no place for a task, and without a task no thread tries the factory again. So one task must be
+    # let in when it is time to try.
     shorten_pauses(monkeypatch, 0.001)
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_queued=0, on_full="raise")
     ledger.outage = OSError("outage")

@@ -1,4 +1,4 @@
-"""The life of a resource: who makes, uses, checks and destroys it, and when it is replaced."""
+"""The life of a resource: which thread makes, uses, checks and destroys it, and when it is replaced."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def break_one_of_two(pool: ResourceExecutor[FakeResource]) -> None:
         first.release()
         bystander.result()
     eventually(lambda: pool.stats().active_workers == 1, "the worker to end whose resource broke")
-    pool.resize(max_workers=1)  # nobody else shall take the next task
+    pool.resize(max_workers=1)  # no other worker shall take the next task
 
 
 def test_after_a_break_the_other_resources_are_checked_before_their_next_task(make_pool: MakePool, ledger: Ledger) -> None:

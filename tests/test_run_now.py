@@ -682,7 +682,7 @@ def test_resource_that_an_interrupted_call_has_left_is_destroyed_and_not_handed_
         resources.run(FakeResource.use, (), {}, None)
 
 
-# -- who waits for whom --
+# -- which call waits for which --
 
 
 def test_two_calls_that_both_shut_down_do_not_wait_for_each_other(make_pool: MakePool, ledger: Ledger) -> None:
@@ -703,7 +703,7 @@ def test_two_calls_that_both_shut_down_do_not_wait_for_each_other(make_pool: Mak
 
 
 def test_shutdown_outside_waits_for_a_call_that_waits_in_shutdown(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
-    """1. A call waits, in shutdown, for another one. 2. Who is in no call waits for both."""
+    """1. A call waits, in shutdown, for another one. 2. A thread in no call waits for both."""
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=2)
     resources = reserve_of(pool)
     with Gate() as later:

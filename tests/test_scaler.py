@@ -227,7 +227,7 @@ def test_tick_resumes_though_ctrl_c_came_between_the_alarm_and_its_ring(make_poo
 
 
 def test_tick_that_resumed_by_itself_sets_no_second_alarm(make_pool: MakePool, turns: Turns) -> None:
-    # As after a Ctrl-C, when nobody knows whether the alarm has been taken off the stack.
+    # As after a Ctrl-C, when the engine does not know whether the alarm was taken off the stack.
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)
     work_until_the_policy_is_asked(pool, policy)

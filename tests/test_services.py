@@ -45,7 +45,7 @@ HANGS = 60  # seconds
 
 @contextmanager
 def repeatedly(action: Callable[[], object], pause: float) -> Generator[None]:
-    """Somebody else does this all the time, with pauses of so many seconds. Once at least, and before the block."""
+    """Run `action` before the block, and every `pause` seconds during it, in another thread."""
     over = threading.Event()
 
     def go_on() -> None:
@@ -130,8 +130,8 @@ def tables(database: Postgres) -> Iterator[Postgres]:
 
 @pytest.mark.services
 def test_postgres_ends_connections_all_the_time_and_every_row_is_written_once(tables: Postgres, make_pool: MakePool) -> None:
-    # One statement, so one transaction: whoever brings a new key writes a line, and everybody gets an answer. A task that is
-    # run again because its connection ended, before the commit or after it, changes nothing twice.
+    # One statement, so one transaction. A task with a new key writes a line, and each task gets an answer. A
+    # task whose connection ends, before the commit or after it, is run again and changes nothing twice.
     statement = sql.SQL(
         "with fresh as (insert into {keys} values (%(number)s) on conflict do nothing returning number), "
         "noted as (insert into {log} select number from fresh) select %(number)s::bigint * %(number)s"

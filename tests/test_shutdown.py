@@ -270,7 +270,8 @@ def test_a_task_that_waits_for_its_retry_gets_its_last_error(make_pool: MakePool
 def test_a_task_whose_retry_begins_as_it_is_about_to_be_given_up_is_run(
     make_pool: MakePool, ledger: Ledger, gate: Gate
 ) -> None:
-    # 1. shutdown() sees a task in between two attempts. 2. A worker takes it. 3. shutdown() comes to take it out of its lane.
+    # 1. shutdown() sees a task between two attempts. 2. A worker takes it. 3. shutdown() withdraws it
+    # too late.
     pool = make_pool(1, on_create=FlakyFactory(ledger, gate), on_destroy=ledger.destroy, check_health=ledger.is_healthy)
 
     class Raced(Lane):
@@ -565,7 +566,7 @@ def test_a_submit_that_waits_at_a_full_queue_is_refused_by_shutdown(make_pool: M
 
     submitter = threading.Thread(target=submit)
     submitter.start()
-    eventually(lambda: bool(admission_of(pool).blocked), "the submitter to wait at the door")
+    eventually(lambda: bool(admission_of(pool).blocked), "the submitter to wait for a place")
 
     pool.shutdown(wait=False)
     submitter.join(DEADLINE)

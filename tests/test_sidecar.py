@@ -27,7 +27,7 @@ def test_an_end_that_two_want_to_tell_is_told_once(make_pool: MakePool, gate: Ga
 
 
 class Trapped(TaskFuture[Any]):
-    """Ends right after somebody has seen that it has not started."""
+    """Ends right after a thread has seen that it has not started."""
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
@@ -38,8 +38,8 @@ class Trapped(TaskFuture[Any]):
 
 
 def test_a_task_that_ends_while_somebody_begins_to_listen_is_heard_of(make_pool: MakePool) -> None:
-    # 1. A listener finds no sidecar, and PENDING. 2. The worker starts, ends, finds no sidecar and tells nobody. 3. The
-    # listener stores its sidecar, and has to look at the status once more.
+    # 1. A listener finds no sidecar, and PENDING. 2. The worker runs the task, finds no sidecar and tells no
+    # listener. 3. The listener stores its sidecar, and must look at the status once more.
     future: Any = Trapped()
     future._sidecar, future._context, future._lane = None, None, normal_lane(make_pool(1))
     future._status = PENDING

@@ -493,7 +493,7 @@ class Machine(RuleBasedStateMachine):
             model.dispatch(model.limit)
             self.wait(lambda: all(job.at_gate for job in model.running), "the tasks whose turn it is")
         else:
-            self.wait(self._nobody_can_take_more, "those who have a resource to take a task")
+            self.wait(self._nobody_can_take_more, "workers with a resource to take a task")
             model.dispatch(len(self._at_gate()))
         self.wait(lambda: all(job.future is not None and job.future.done() for job in model.ended), "futures to be final")
         self.wait(
@@ -508,7 +508,7 @@ class Machine(RuleBasedStateMachine):
         return len(free_resources(self.core) or ())
 
     def _nobody_can_take_more(self) -> bool:
-        """During an outage, only those who have a resource can work."""
+        """During an outage, only the workers that have a resource can work."""
         busy = len(self._at_gate())
         all_run = busy >= len(self.model.running) + len(self.model.queued)
         return all_run or busy >= self.model.limit or busy >= len(self.ledger.alive) - self._free_for_run_now()

@@ -210,7 +210,7 @@ def test_spend_stack_raises_if_so_many_frames_are_not_left() -> None:
 
 
 class Raced(deque[Any]):
-    """A deque on which somebody else acts right before `append`, or right before `remove`, the first time."""
+    """A deque that acts once right before `append` or `remove`, as another thread might."""
 
     def __init__(self, *, appending: Callable[[], object] | None = None, removing: Callable[[], object] | None = None) -> None:
         super().__init__()
@@ -230,7 +230,8 @@ class Raced(deque[Any]):
 
 
 def test_a_latch_opened_while_somebody_comes_to_wait_lets_him_through() -> None:
-    # 1. The waiter finds the latch closed. 2. It is opened, and nobody waits. 3. The waiter queues up, and looks again.
+    # 1. The waiter finds the latch closed. 2. Another thread opens it, and finds no waiter. 3. The waiter
+    # queues up, and looks again.
     latch = Latch()
     latch._waiting = Raced(appending=latch.open)
     begun = time.monotonic()
@@ -255,7 +256,7 @@ def test_a_wait_that_timed_out_is_forgotten() -> None:
 
 
 def test_a_bell_rung_twice_at_once_tells_everybody() -> None:
-    # 1. A ringer has told the first listener. 2. Another one does, too, and crosses him off. 3. So does the first.
+    # 1. Ringer A has told the first listener. 2. Ringer B tells it, too, and removes it. 3. A does the same.
     bell = Bell()
     bell._listening = Raced(removing=bell.ring)
     latches = [bell.listen() for _ in range(3)]

@@ -598,7 +598,8 @@ def test_every_wait_ends_when_its_only_future_is_cancelled(busy: ResourceExecuto
     queued: Any = busy.submit(int)
     results: list[Any] = []
     waiter = in_thread(lambda: results.append(wait([queued], DEADLINE, when)))
-    eventually(lambda: bool(queued._waiters), "the waiter")  # so that it is the cancellation that ends the wait
+    # So it is the cancellation that ends the wait.
+    eventually(lambda: bool(queued._waiters), "the waiter to register")
 
     queued.cancel()
     waiter.join(DEADLINE)
@@ -690,7 +691,7 @@ def test_cancelling_the_task_cancels_the_asyncio_wrapper(busy: ResourceExecutor[
     asyncio.run(main())
 
 
-# -- who goes first: every clause of the module's docstring, forced --
+# -- which thread goes first: every clause of the module's docstring, forced --
 
 
 class Trapped(TaskFuture[Any]):
@@ -884,7 +885,7 @@ LISTENERS: dict[str, Listen] = {
 @pytest.mark.parametrize("listen", list(LISTENERS.values()), ids=list(LISTENERS))
 def test_end_the_listener_comes_between_the_workers_store_and_its_load(story: Story, listen: Listen) -> None:
     # 1. The worker stores FINISHED. 2. The listener stores its sidecar, finds FINISHED and publishes.
-    # 3. The worker finds the sidecar, and everybody told.
+    # 3. The worker finds the sidecar, and every waiter told.
     story.future.after_store["_status", FINISHED] = lambda: story.told.append(listen(story.future))
 
     story.work()
@@ -894,8 +895,8 @@ def test_end_the_listener_comes_between_the_workers_store_and_its_load(story: St
 
 @pytest.mark.parametrize("listen", list(LISTENERS.values()), ids=list(LISTENERS))
 def test_end_the_worker_comes_between_the_listeners_store_and_its_load(story: Story, listen: Listen) -> None:
-    # 1. The listener stores its sidecar. 2. The worker starts, ends, finds it and publishes. 3. The listener finds FINISHED,
-    # and everybody told.
+    # 1. The listener stores its sidecar. 2. The worker starts, ends, finds it and publishes. 3. The listener
+    # finds FINISHED, and every waiter told.
     story.future.after_store["_sidecar", True] = story.work
 
     assert listen(story.future) == "result"
@@ -904,15 +905,16 @@ def test_end_the_worker_comes_between_the_listeners_store_and_its_load(story: St
 
 @pytest.mark.parametrize("listen", list(LISTENERS.values()), ids=list(LISTENERS))
 def test_end_the_worker_comes_before_the_listeners_store(story: Story, listen: Listen) -> None:
-    # 1. The listener finds no sidecar, and has yet to store its own. 2. The worker ends, finds none and tells nobody.
-    # 3. The listener stores its sidecar, finds FINISHED and publishes.
+    # 1. The listener finds no sidecar, and has yet to store its own. 2. The worker ends the task, finds no
+    # sidecar and tells no listener. 3. The listener stores its sidecar, finds FINISHED and publishes.
     story.future.after_load["_sidecar", False] = story.work
 
     assert listen(story.future) == "result"
 
 
 def test_end_both_publish_and_each_callback_is_called_once(story: Story) -> None:
-    # 1. Somebody registered a callback. 2. The worker stores FINISHED. 3. A listener publishes. 4. So does the worker.
+    # 1. A caller adds a callback. 2. The worker stores FINISHED. 3. A listener publishes the end. 4. The
+    # worker publishes it, too.
     story.future.add_done_callback(lambda _: story.told.append("called"))
     story.future.after_store["_status", FINISHED] = story.future._conclude
 
@@ -1013,8 +1015,8 @@ def test_an_observer_that_a_garbage_collection_lets_in_shares_the_sidecar(make_p
 
 
 def test_the_condition_of_a_future_that_ends_unseen_stays_the_same(story: Story) -> None:
-    # 1. B is about to give the future a sidecar. 2. The task ends: there is nobody to tell. 3. A, in wait(), acquires the
-    # condition. 4. B goes on, and must take A's.
+    # 1. Thread B is about to give the future a sidecar. 2. The task ends, and the worker finds no listener to
+    # tell. 3. Thread A, in wait(), acquires the condition. 4. B goes on, and must take A's condition.
     conditions: list[Any] = []
     future: Any = story.future
 

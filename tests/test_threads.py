@@ -244,7 +244,8 @@ def test_who_would_start_a_worker_for_others_and_can_start_no_thread_leaves_the_
     caplog: pytest.LogCaptureFixture,
     call: str,
 ) -> None:
-    # Tasks wait, and there is room for a worker; but who calls has not submitted those tasks, and need not hear of it.
+    # Tasks wait, and there is room for a worker. The caller submitted none of them, so it need not see
+    # the error.
     patch_pauses(monkeypatch, 0.0)
     pool = make_pool(2)
     permits.append(None)
@@ -275,7 +276,7 @@ def test_a_constructor_that_can_start_no_worker_has_destroyed_its_resources_when
 
     assert len(ledger.created) == 2
     assert ledger.alive == []
-    assert caught.tb is not None  # which keeps the executor: it was not that somebody dropped it
+    assert caught.tb is not None  # the traceback keeps the executor, so it was not dropped
 
 
 # -- the system refuses the first threads --

@@ -41,7 +41,7 @@ from tasker_executor import Observer, ResourceCreationError, ResourceExecutor, T
 pytestmark = [
     pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="without the GIL a worker's life goes late"),
     pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="CPython 3.12 crashes where a thread is traced by bytecodes"),
-    # The errors that nobody can take: out of a thread's last function, and out of a destructor.
+    # Errors that no code can handle: out of a thread's last function, and out of a destructor.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -82,7 +82,7 @@ class InWorker(AtPoint):
         if self._thread != me:
             return None
         if frame.f_code is WorkerLife.__del__.__code__ and frame.f_locals["self"].func.__self__.over:
-            return None  # it has ended, and an error would meet nobody
+            return None  # it has ended, and no code would handle an error
         return super()._enter_function(frame, event, _)
 
 
@@ -189,7 +189,7 @@ def observed(act: Callable[[FakeResource], object]) -> Callable[[Pool, Books], N
             for waiter in waiters:
                 waiter.start()
             future_: Any = future
-            eventually(lambda: future.done() or (is_waited_for(future) and bool(future_._waiters)), "those who wait")
+            eventually(lambda: future.done() or (is_waited_for(future) and bool(future_._waiters)), "the waiters to register")
 
         held(pool, books, prepare)
         assert join_all(waiters) == []

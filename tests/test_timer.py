@@ -86,7 +86,7 @@ def test_timer_sleeps_when_nothing_needs_it(
 ) -> None:
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=3600)
     pool.submit(FakeResource.use).result()
-    kick(pool)  # or it would look in an hour whether somebody waits for a resource
+    kick(pool)  # or it would look in an hour whether a task waits for a resource
     turns.wait_until_asleep()
     kicks: list[Timer] = []
     monkeypatch.setattr(Timer, "kick", kicks.append)
@@ -114,7 +114,7 @@ def test_timer_that_stumbles_goes_on(
     gate.wait_until_held()
     hasty = pool.with_options(start_within=0.01)
     first = hasty.submit(int)
-    eventually(lambda: not failures, "the stumble")
+    eventually(lambda: not failures, "the timer to fail once")
     second = hasty.submit(int)
 
     assert isinstance(second.exception(), TaskExpired)

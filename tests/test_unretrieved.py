@@ -37,7 +37,7 @@ class Records(logging.Handler):
 
 @pytest.fixture
 def lost() -> Iterator[list[logging.LogRecord]]:
-    """What was logged of errors that nobody asked for."""
+    """The log records of errors that no caller asked for."""
     logger, handler = logging.getLogger("tasker_executor.lost"), Records()
     logger.addHandler(handler)
     yield handler.records

@@ -158,7 +158,7 @@ def test_a_done_callback_that_submits_keeps_a_pool_of_one_going(make_pool: MakeP
 
 
 def test_a_done_callback_that_waits_for_another_worker_does_not_hold_that_one_up(make_pool: MakePool, gate: Gate) -> None:
-    # The callback runs on the worker that ended the task: it must not be registered as idle meanwhile.
+    # The callback runs on the worker that ended the task. While it runs, that worker must not count as idle.
     pool = make_pool(2)
     result: Future[int] = Future()
     future = pool.submit(gate.hold)
@@ -223,7 +223,8 @@ def test_an_exception_thrown_into_a_busy_worker_goes_to_its_task(make_pool: Make
 def test_an_exception_thrown_into_a_worker_that_has_a_task_in_hand_fails_that_task_and_no_other(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 1. The worker has popped a task, and has yet to call it. 2. The exception comes. Nobody else has that task any more.
+    # 1. The worker has popped a task, and has yet to call it. 2. The exception comes. The task is in no lane
+    # now, and no other thread has it.
     pool = make_pool(1)
     throw = Once(lambda: (_ for _ in ()).throw(Thrown()))
 

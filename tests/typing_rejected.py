@@ -95,7 +95,7 @@ def options(pool: ResourceExecutor[Connection]) -> None:
     pool.with_options(priority="high")  # type: ignore[call-overload]  # there are two lanes: True or False
     pool.with_options(retries=0)  # type: ignore[call-overload]  # max_retries
     pool.with_options(pass_resource=True)  # type: ignore[call-overload]  # no view knows which resource it has left out
-    pool.with_options(pass_resource=False).submit(fetch, "why?")  # type: ignore[call-overload]  # who gives the connection?
+    pool.with_options(pass_resource=False).submit(fetch, "why?")  # type: ignore[call-overload]  # fetch gets no connection
     pool.with_options(priority=True).submit(word_count, "to be")  # type: ignore[arg-type]  # it gets the connection
     pool.shutdown(True, True)  # type: ignore[call-arg]  # cancel_futures is keyword-only
     pool.resize(4)  # type: ignore[call-arg]  # which bound?
