@@ -17,7 +17,7 @@ from .attempt import describe
 from .crew import Crew
 from .histogram import Histogram
 from .lanes import Lanes
-from .recorder import Outcome, Recorder
+from .recorder import Outcome, Period, Recorder
 from .reserve import Reserve
 from .resources import ResourceSource
 from .state import Lifecycle, State
@@ -141,17 +141,7 @@ class Gauges:
 
     def metrics(self, *, reset: bool) -> ExecutorMetrics:
         """Return durations and rates of the period; start a new one if `reset`."""
-        wait, run, create, counts, arrival_rate, completion_rate = self.period(reset=reset)
-        finished = counts[Outcome.COMPLETED] + counts[Outcome.FAILED]
-        return ExecutorMetrics(
-            wait=wait.summary(),
-            run=run.summary(),
-            create=create.summary(),
-            arrival_rate=arrival_rate,
-            completion_rate=completion_rate,
-            success_rate=counts[Outcome.COMPLETED] / finished if finished else 0.0,
-            failure_rate=counts[Outcome.FAILED] / finished if finished else 0.0,
-        )
+        return self.period(reset=reset).metrics()
 
     def _rates(self) -> tuple[float, float, float]:
         in_hand = [task._submitted for worker in self._crew.workers.copy() if (task := worker.task) is not None]
@@ -217,11 +207,11 @@ class Gauges:
                 retries={(lane.name,): counts[lane.priority, Outcome.RETRIED] for lane in self._lanes},
             )
 
-    def period(self, *, reset: bool) -> tuple[Histogram, Histogram, Histogram, dict[Outcome, int], float, float]:
-        """Return the period's (wait, run, create, counts by outcome, arrival rate, completion rate)."""
+    def period(self, *, reset: bool) -> Period:
+        """Return what `metrics` summarizes, in a form that adds up with that of other executors."""
         wait, run, create, counts = self._recorder.durations(reset=reset)
         arrival_rate, completion_rate, _ = self._rates()
-        return wait, run, create, counts, arrival_rate, completion_rate
+        return Period(wait, run, create, counts, arrival_rate, completion_rate)
 
     def urgent(self) -> int:
         """Return how many of the running tasks are of the priority lane."""

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from threading import RLock
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .._sync import clock, in_one_step
+from ..stats import ExecutorMetrics
 from .histogram import Histogram
 
-__all__ = ["LULL", "RATE_WINDOW", "Outcome", "Recorder", "TaskLog"]
+__all__ = ["LULL", "RATE_WINDOW", "Outcome", "Period", "Recorder", "TaskLog"]
 
 #: A worker that wakes up after this many seconds without a task folds its log first. So no log spans a lull.
 LULL = 0.5
@@ -131,6 +132,30 @@ class _Rates:
         slots = [slot for moment, slot in self._slots.items() if moment >= second]
         arrived, finished, run_time = (sum(column) for column in zip((0.0, 0.0, 0.0), *slots, strict=True))
         return arrived, finished, run_time
+
+
+class Period(NamedTuple):
+    """The durations, counts and rates of a period, of one executor or of several."""
+
+    wait: Histogram
+    run: Histogram
+    create: Histogram
+    counts: Mapping[Outcome, int]
+    arrival_rate: float
+    completion_rate: float
+
+    def metrics(self) -> ExecutorMetrics:
+        """Return them as the user sees them."""
+        finished = self.counts[Outcome.COMPLETED] + self.counts[Outcome.FAILED]
+        return ExecutorMetrics(
+            wait=self.wait.summary(),
+            run=self.run.summary(),
+            create=self.create.summary(),
+            arrival_rate=self.arrival_rate,
+            completion_rate=self.completion_rate,
+            success_rate=self.counts[Outcome.COMPLETED] / finished if finished else 0.0,
+            failure_rate=self.counts[Outcome.FAILED] / finished if finished else 0.0,
+        )
 
 
 class Recorder:

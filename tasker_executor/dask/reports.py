@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from .._engine.histogram import Histogram
-from .._engine.recorder import Outcome
+from .._engine.recorder import Outcome, Period
 from .._executor import ResourceExecutor
 from ..stats import ExecutorMetrics, ExecutorStats
 
@@ -21,12 +21,7 @@ class Report:
 
     stats: ExecutorStats
     running_priority: int
-    wait: Histogram
-    run: Histogram
-    create: Histogram
-    counts: dict[Outcome, int]
-    arrival_rate: float
-    completion_rate: float
+    period: Period
 
 
 def report_of(executor: ResourceExecutor[Any], *, reset: bool = False) -> Report:
@@ -35,7 +30,7 @@ def report_of(executor: ResourceExecutor[Any], *, reset: bool = False) -> Report
     This function is the only one of the package `dask` that looks into the engine.
     """
     gauges = executor._core.gauges
-    return Report(gauges.stats(), gauges.urgent(), *gauges.period(reset=reset))
+    return Report(gauges.stats(), gauges.urgent(), gauges.period(reset=reset))
 
 
 def add_up_stats(reports: Iterable[Report]) -> dict[str, Any]:
@@ -54,20 +49,11 @@ def add_up_metrics(reports: Iterable[Report]) -> ExecutorMetrics:
     wait, run, create = Histogram(), Histogram(), Histogram()
     counts = Counter[Outcome]()
     arrival_rate = completion_rate = 0.0
-    for report in reports:
-        wait.merge(report.wait)
-        run.merge(report.run)
-        create.merge(report.create)
-        counts.update(report.counts)
-        arrival_rate += report.arrival_rate
-        completion_rate += report.completion_rate
-    finished = counts[Outcome.COMPLETED] + counts[Outcome.FAILED]
-    return ExecutorMetrics(
-        wait=wait.summary(),
-        run=run.summary(),
-        create=create.summary(),
-        arrival_rate=arrival_rate,
-        completion_rate=completion_rate,
-        success_rate=counts[Outcome.COMPLETED] / finished if finished else 0.0,
-        failure_rate=counts[Outcome.FAILED] / finished if finished else 0.0,
-    )
+    for period in (report.period for report in reports):
+        wait.merge(period.wait)
+        run.merge(period.run)
+        create.merge(period.create)
+        counts.update(period.counts)
+        arrival_rate += period.arrival_rate
+        completion_rate += period.completion_rate
+    return Period(wait, run, create, counts, arrival_rate, completion_rate).metrics()
