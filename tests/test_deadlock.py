@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import wait as wait_for
 from typing import Any
 
@@ -20,7 +20,7 @@ from engine import (
     worker_limit,
     workers_of,
 )
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import (
     BacklogPolicy,
     Hysteresis,
@@ -162,7 +162,7 @@ def test_nobody_is_told_while_one_of_those_who_wait_has_his_result_and_only_has_
     worker = busy_workers(pool)[0]
     assert worker.thread.ident is not None
     assert isinstance(done, TaskFuture)
-    waiting_inside(pool)[worker.thread.ident] = WaitInside(done, timed=False)
+    waiting_inside(pool)[worker.thread.ident] = WaitInside(done, threading.Lock(), timed=False)
     b = pool.submit(wait_for_a_task_of, pool)
     until_waiting_inside(pool, 2)
 
@@ -418,3 +418,30 @@ def test_a_task_that_runs_in_the_thread_of_its_caller_is_waited_for(make_pool: M
 
     assert outer.result(DEADLINE) == 7
     normal_lane(pool).withdrawn += 1  # for the books: the test's remove() did not count it
+
+
+def test_a_callback_may_shut_down_the_pool_whose_worker_waits_for_its_task(make_pool: MakePool, gate: Gate) -> None:
+    # 1. A task has a callback that shuts the pool down. 2. A worker waits for that task. 3. Another thread cancels it. 4. The
+    # callback waits for the worker, so the worker must hear of the end of the task before the callback is called.
+    pool = make_pool(2)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    waiting = threading.Event()
+    futures: list[Future[int]] = []
+
+    def wait_for_it() -> None:
+        assert waiting.wait(DEADLINE)
+        futures[0].result()
+
+    outer = pool.submit(wait_for_it)
+    futures.append(pool.submit(int))
+    futures[0].add_done_callback(lambda _: pool.shutdown())
+    waiting.set()
+    until_waiting_inside(pool, 1)
+    canceller = threading.Thread(target=futures[0].cancel)
+
+    canceller.start()
+
+    assert isinstance(outer.exception(DEADLINE), CancelledError)
+    gate.release()
+    assert join_all([canceller]) == []

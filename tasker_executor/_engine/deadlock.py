@@ -7,13 +7,13 @@ none does while one of them has a timeout: that wait ends by itself.
 
 from __future__ import annotations
 
-from _thread import LockType, allocate_lock, get_ident
-from concurrent.futures import Future
+from _thread import LockType, get_ident
 from typing import Any
 
 from .._sync import lock_timeout
 from ..exceptions import PoolDeadlockError
 from .crew import Crew
+from .sidecar import admit
 from .state import Lifecycle
 from .task import TaskFuture
 
@@ -21,28 +21,24 @@ __all__ = ["WaitInside", "WaitsInside"]
 
 
 class WaitInside:
-    """The wait of a thread of the executor for one of the executor's own tasks."""
+    """The wait of a thread of the executor for one of the executor's own tasks.
 
-    __slots__ = ("gate", "hopeless", "task", "timed")
+    The wait ends by its permit, which is released before the done-callbacks of the task are called: a callback
+    may shut the executor down, and wait for the thread that waits here.
+    """
 
-    def __init__(self, task: TaskFuture[Any], *, timed: bool) -> None:
+    __slots__ = ("hopeless", "permit", "task", "timed")
+
+    def __init__(self, task: TaskFuture[Any], permit: LockType, *, timed: bool) -> None:
         self.task = task
+        self.permit = permit
         self.timed = timed  # the wait ends by itself, and is never hopeless
-        self.gate = allocate_lock()
-        self.gate.acquire()
         self.hopeless = False  # whether the wait was ended because no worker is left to run the task
-
-    def __call__(self, future: Future[Any]) -> None:
-        """End the wait: the task's done-callback."""
-        try:
-            self.gate.release()
-        except RuntimeError:  # the wait has ended before
-            pass
 
     def give_up(self) -> None:
         """End the wait with PoolDeadlockError."""
         self.hopeless = True
-        self(self.task)
+        admit(self.permit)
 
 
 class WaitsInside:
@@ -61,9 +57,7 @@ class WaitsInside:
         Called on a thread of the executor. Raises PoolDeadlockError: see the module's docstring.
         """
         me = get_ident()
-        wait = WaitInside(task, timed=timeout is not None)
-        if timeout is None:
-            task.add_done_callback(wait)
+        wait = WaitInside(task, permit, timed=timeout is not None)
         try:
             with self._life.lock:
                 self._waits[me] = wait
@@ -71,7 +65,7 @@ class WaitsInside:
             if timeout is not None:
                 return permit.acquire(True, lock_timeout(timeout))
             self.end_a_hopeless_wait()
-            wait.gate.acquire()
+            permit.acquire()
         finally:
             with self._life.lock:
                 self._waits.pop(me, None)
@@ -81,7 +75,7 @@ class WaitsInside:
                 f"{len(self._crew.workers)} workers, so none is left to run it; use more workers or another executor, "
                 "or wait outside of the pool"
             )
-        return permit.acquire()
+        return True
 
     def end_a_hopeless_wait(self) -> None:
         """End the wait that began last if all workers wait inside, and no other worker may be started."""
