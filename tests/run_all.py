@@ -29,7 +29,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 CONFORMANCE = PROJECT.parent / "shared" / "conformance" / "cpython_suite.py"
 CONFORMANCE_HAS_NO_TESTS = 3  # Exit status: this interpreter came without the `test` package.
-STEP_TIMEOUT = 900.0  # seconds; a suite that hangs ends itself long before
+STEP_TIMEOUT = 1800.0  # seconds; a suite that hangs ends itself long before
 
 # Prints "major minor suffix path" of an interpreter that we can use. Any other exits with a message that says why not.
 PROBE = """

@@ -84,12 +84,14 @@ LOAD = LoadSample(0.0, 1, 1, 0, 1, 0, 0.0, 1.0, 1.0, 1.0, 0.0, 0, 0, 4, 1)
 
 
 def progressed(total: Any) -> None:
-    monitor: Any = pytest.importorskip("tasker_executor.monitor", exc_type=ImportError)
+    pytest.importorskip("rich")
+    monitor: Any = pytest.importorskip("tasker_executor.monitor")
     assert list(monitor.progress(iter("ab"), total=total, console=quiet())) == ["a", "b"]
 
 
 def monitored(interval: Any) -> None:
-    monitor: Any = pytest.importorskip("tasker_executor.monitor", exc_type=ImportError)
+    pytest.importorskip("rich")
+    monitor: Any = pytest.importorskip("tasker_executor.monitor")
     with ResourceExecutor(1) as pool, monitor.monitor(pool, console=quiet(), interval=interval):
         pool.submit(int).result(DEADLINE)
 
@@ -100,7 +102,8 @@ def quiet() -> Any:
 
 
 def recorded(interval: Any) -> None:
-    plot: Any = pytest.importorskip("tasker_executor.plot", exc_type=ImportError)
+    pytest.importorskip("matplotlib")
+    plot: Any = pytest.importorskip("tasker_executor.plot")
     with ResourceExecutor(1) as pool, plot.record(pool, interval=interval) as timeline:
         pool.submit(int).result(DEADLINE)
     assert len(timeline.points) >= 2
