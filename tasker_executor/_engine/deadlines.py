@@ -8,8 +8,8 @@ import threading
 import weakref
 from typing import Any
 
-from ..exceptions import TaskExpired
 from .lanes import Lanes
+from .sidecar import expired
 from .task import TaskFuture
 from .timer import Timer
 
@@ -71,9 +71,7 @@ class Deadlines:
                 heapq.heappop(self._heap)
             task = reference()
             if task is not None:
-                waited = now - task._submitted
-                why = f"the task had not started {waited:.3g} s after it was submitted, and was not run"
-                task._settle(TaskExpired(why))
+                task._settle(expired(now - task._submitted))
 
     def reinit_after_fork(self) -> None:
         """Replace the lock, which a thread of the parent may hold, in the child of a fork."""

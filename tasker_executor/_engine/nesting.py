@@ -54,6 +54,6 @@ class Nesting:
                 return False
             nested = nested or frame.f_code.co_filename.startswith(_PACKAGE)
             frame = frame.f_back
-        if outside is not None and holds_task_lock(outside):
+        if holds_task_lock(outside):
             return False
         return not self.holds_a_lock() if nested else None

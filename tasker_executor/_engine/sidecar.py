@@ -29,6 +29,7 @@ from concurrent.futures import CancelledError, Future
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from ..exceptions import TaskExpired
 from .handoff import Handoff
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ __all__ = [
     "admit",
     "adopt",
     "calls_back",
+    "expired",
     "firsts",
     "holds_task_lock",
     "locks_task",
@@ -119,6 +121,11 @@ def must_go_on(frame: FrameType | None) -> bool:
 CANCELLED: Any = CancelledError("cancelled")
 #: The submission has failed: no caller ever got the future.
 WITHDRAWN: Any = CancelledError("withdrawn")
+
+
+def expired(waited: float) -> TaskExpired:
+    """Return the verdict on a task that has not started in time, after that many seconds."""
+    return TaskExpired(f"the task had not started {waited:.3g} s after it was submitted, and was not run")
 
 
 class Sidecar(ReentrantLock):

@@ -40,11 +40,10 @@ from typing import Any, TypeVar
 
 from .._report import aside
 from .._sync import clock
-from ..exceptions import TaskExpired
 from .callbacks import call_each, call_one
 from .handoff import Handoff, HandoffLost
 from .lanes import Lane
-from .sidecar import CANCELLED, FINAL, NO_WAITERS, WITHDRAWN, Callbacks, Sidecar, admit, adopt, firsts, locks_task
+from .sidecar import CANCELLED, FINAL, NO_WAITERS, WITHDRAWN, Callbacks, Sidecar, admit, adopt, expired, firsts, locks_task
 from .unretrieved import Unretrieved
 from .waiting import join, note_lost
 
@@ -173,8 +172,7 @@ class TaskFuture(Future[T]):
             finally:
                 self._lane.drop_tombstone(sidecar)
             return False
-        waited = clock() - self._submitted
-        self._fail_unrun(TaskExpired(f"the task had not started {waited:.3g} s after it was submitted, and was not run"))
+        self._fail_unrun(expired(clock() - self._submitted))
         return False
 
     @locks_task
