@@ -27,6 +27,7 @@ from .exceptions import (
     TaskerError,
     TaskExpired,
 )
+from .factory import ResourceFactory, Verdict
 from .observers import Observer, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
 from .policies import BacklogPolicy, Hysteresis, QueueWaitPolicy, RatePolicy, ScalingPolicy
 from .stats import DurationSummary, ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
@@ -50,6 +51,7 @@ __all__ = [
     "ResourceCreationError",
     "ResourceEvent",
     "ResourceExecutor",
+    "ResourceFactory",
     "ScaleEvent",
     "ScalingPolicy",
     "ShutdownTimeout",
@@ -59,6 +61,7 @@ __all__ = [
     "TaskEvent",
     "TaskExpired",
     "TaskerError",
+    "Verdict",
     "WorkerEvent",
     "WorkerInfo",
     "current_task",

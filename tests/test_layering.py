@@ -13,7 +13,7 @@ PACKAGE = "tasker_executor"
 FOLDER = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
-    {"exceptions", "stats", "_types", "_sync", "_engine.__init__"},
+    {"exceptions", "stats", "_types", "_sync", "factory", "_engine.__init__"},
     {"_report", "_engine.state", "_engine.histogram"},
     {"_checks", "_engine.threads"},
     {"_options", "_map", "policies", "observers", "_engine.process", "_engine.current"},
