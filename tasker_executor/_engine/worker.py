@@ -169,7 +169,7 @@ class Worker:
                 except BaseException as error:
                     return End.CREATION_FAILED, error
             ready = employer.worker_ready(self, checked=False)
-            if not ready and self._unfit(doubt=True) is None:
+            if not ready and self._unfit(True, doubt=True) is None:
                 ready = employer.worker_ready(self, checked=True)
             end = self._serve() if ready else End.CREATION_FAILED
             cause, self.broken_by = self.broken_by, None
@@ -291,7 +291,7 @@ class Worker:
             log.until = None
             for _ in _SHIFT:
                 if careful:
-                    if (unfit := self._unfit()) is not None:
+                    if (unfit := self._unfit(high or low)) is not None:
                         task = None
                         return unfit
                     start = clock()
@@ -400,7 +400,7 @@ class Worker:
                     return last
             else:
                 self.place.recorder.fold(log)
-                if careful and (unfit := self._unfit()) is not None:
+                if careful and (unfit := self._unfit(())) is not None:
                     task = None
                     return unfit
             log.until, task = start, None
@@ -463,20 +463,18 @@ class Worker:
 
     # -- around a task
 
-    def _unfit(self, *, doubt: bool = False) -> End | None:
+    def _unfit(self, waiting: object, *, doubt: bool = False) -> End | None:
         """Clean the resource after a task; return why it may not serve another one, or None if it may.
 
-        A check waits until there is a task to serve, unless the last one has raised.
+        A check is postponed until tasks are `waiting`, unless the last one has raised.
         """
         source, holding = self.place.source, self.holding
         if holding is None or source is None or not source.needs_care:
             return None
-        if source.used_up(holding):
-            return End.USED_UP
-        if (error := source.reset(holding)) is not None:
+        if holding.used and not source.used_up(holding) and (error := source.reset(holding)) is not None:
             self.broken_by = error
             return End.BROKEN
-        if not (doubt or (holding.good_at < 0 and holding.uses) or self.place.lanes.look()):
+        if not (waiting or (holding.good_at < 0 and holding.uses) or source.used_up(holding)):
             return None
         unfit = source.unfit(holding, doubt=doubt)
         if unfit is End.CREATION_FAILED:
