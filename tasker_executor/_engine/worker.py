@@ -22,6 +22,7 @@ from __future__ import annotations
 from _thread import allocate_lock
 from functools import partial
 from operator import call
+from types import CoroutineType
 from typing import Any, cast
 
 from .._report import Logger, drop_frame
@@ -32,7 +33,7 @@ from .current import current
 from .holding import Holding
 from .idle import Seat
 from .recorder import LULL, Outcome, TaskLog
-from .resources import End, UnfitResource, drop_scope, run_in_scope
+from .resources import End, UnfitResource, drop_scope, refuse_async, run_in_scope
 from .state import State
 from .task import FINISHED, RUNNING, TaskFuture
 from .threads import make_thread
@@ -46,6 +47,7 @@ futures_logger = Logger("concurrent.futures")
 _SHIFT = (None,) * 512  # the tasks between two foldings of the log; a tuple is iterated over without making objects
 _NEVER = float("inf")
 _TRIES = (None,) * 10  # attempts to destroy a resource, while other threads throw errors into this one
+_Coroutine: Any = CoroutineType
 _RUNNING, _BROKEN = State.RUNNING, Verdict.BROKEN  # a look-up in an enum is slow
 
 
@@ -348,6 +350,8 @@ class Worker:
                         else:
                             scoped = call if task._context is None else task._context.copy().run
                             value = scoped(run_in_scope, around, self.holding, task._result, task._exception)
+                        if type(value) is _Coroutine and prefix:  # without a resource, as in the standard library
+                            value = refuse_async(task._result, value)
                     except BaseException as raised:
                         error = drop_frame(raised) if around is None else drop_scope(raised)
                         value = None
