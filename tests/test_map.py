@@ -97,7 +97,7 @@ def test_tasks_get_the_resource_first(make_pool: MakePool, ledger: Ledger) -> No
 
 
 @pytest.mark.parametrize("options", [{}, {"chunksize": 3}, {"buffersize": 2}, {"chunksize": 2, "buffersize": 4}], ids=str)
-def test_error_comes_in_its_place_after_the_results_before_it(make_pool: MakePool, options: dict[str, int]) -> None:
+def test_error_comes_in_its_place_after_the_results_before_it(make_pool: MakePool, options: dict[str, Any]) -> None:
     results = make_pool(1).map((12).__floordiv__, range(4, -5, -1), **options)
 
     assert [next(results) for _ in range(4)] == [3, 4, 6, 12]
@@ -107,7 +107,7 @@ def test_error_comes_in_its_place_after_the_results_before_it(make_pool: MakePoo
 
 
 @pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 2}], ids=str)
-def test_error_cancels_what_has_not_started(make_pool: MakePool, gate: Gate, options: dict[str, int]) -> None:
+def test_error_cancels_what_has_not_started(make_pool: MakePool, gate: Gate, options: dict[str, Any]) -> None:
     pool = make_pool(1)
     ran: list[int] = []
 
@@ -131,7 +131,7 @@ def test_error_cancels_what_has_not_started(make_pool: MakePool, gate: Gate, opt
 
 
 @pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 2}], ids=str)
-def test_time_is_up_for_a_result_that_is_not_there(make_pool: MakePool, gate: Gate, options: dict[str, int]) -> None:
+def test_time_is_up_for_a_result_that_is_not_there(make_pool: MakePool, gate: Gate, options: dict[str, Any]) -> None:
     pool = make_pool(1)
     ran: list[int] = []
 
@@ -269,7 +269,7 @@ def test_buffer_larger_than_the_source_does_no_harm(make_pool: MakePool) -> None
 
 
 @pytest.mark.parametrize("options", [{}, {"chunksize": 1, "buffersize": 5}], ids=str)
-def test_tasks_start_while_the_source_is_still_being_read(make_pool: MakePool, options: dict[str, int]) -> None:
+def test_tasks_start_while_the_source_is_still_being_read(make_pool: MakePool, options: dict[str, Any]) -> None:
     pool = make_pool(1)
     started = threading.Event()
 
@@ -288,7 +288,7 @@ def test_tasks_start_while_the_source_is_still_being_read(make_pool: MakePool, o
 @pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 100}], ids=str)
 @pytest.mark.parametrize("error", [Failed(), KeyboardInterrupt()], ids=lambda error: type(error).__name__)
 def test_source_that_raises_cancels_what_was_submitted(
-    make_pool: MakePool, gate: Gate, options: dict[str, int], error: BaseException
+    make_pool: MakePool, gate: Gate, options: dict[str, Any], error: BaseException
 ) -> None:
     pool = make_pool(1)
     ran: list[int] = []
@@ -344,7 +344,7 @@ def test_submission_that_fails_half_way_cancels_what_was_submitted(
 
 
 @pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 6}, {"chunksize": 2, "buffersize": 6}], ids=str)
-def test_closing_the_iterator_cancels_what_has_not_started(make_pool: MakePool, gate: Gate, options: dict[str, int]) -> None:
+def test_closing_the_iterator_cancels_what_has_not_started(make_pool: MakePool, gate: Gate, options: dict[str, Any]) -> None:
     pool = make_pool(1)
     ran: list[int] = []
     chunk = options.get("chunksize", 1)
@@ -374,7 +374,7 @@ class Thing:
 
 @needs_gil
 @pytest.mark.parametrize("options", [{}, {"chunksize": 3}, {"buffersize": 2}], ids=str)
-def test_result_that_was_handed_out_is_not_kept(make_pool: MakePool, options: dict[str, int]) -> None:
+def test_result_that_was_handed_out_is_not_kept(make_pool: MakePool, options: dict[str, Any]) -> None:
     def task(_: int) -> Thing:
         return Thing()
 
@@ -392,7 +392,7 @@ def test_result_that_was_handed_out_is_not_kept(make_pool: MakePool, options: di
 
 @pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 2}], ids=str)
 def test_map_goes_through_a_submit_set_on_the_instance(
-    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, options: dict[str, int]
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     pool = make_pool(1)
     futures = spy_on_submit(pool, monkeypatch)
@@ -443,7 +443,7 @@ def test_map_of_a_view_uses_the_options_of_the_view(make_pool: MakePool, ledger:
 
 @pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 4}], ids=str)
 def test_an_iterator_that_is_closed_before_its_first_result_cancels_what_has_not_started(
-    make_pool: MakePool, gate: Gate, options: dict[str, int]
+    make_pool: MakePool, gate: Gate, options: dict[str, Any]
 ) -> None:
     pool = make_pool(1)
     pool.submit(gate.hold)
@@ -461,7 +461,7 @@ def test_an_iterator_that_is_closed_before_its_first_result_cancels_what_has_not
 
 @pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 4}], ids=str)
 def test_an_iterator_that_is_dropped_before_its_first_result_cancels_nothing(
-    make_pool: MakePool, gate: Gate, options: dict[str, int]
+    make_pool: MakePool, gate: Gate, options: dict[str, Any]
 ) -> None:
     pool = make_pool(1)
     pool.submit(gate.hold)
