@@ -363,7 +363,8 @@ class BaseExecutor(Executor, Generic[R]):
         # The futures may be those of any executor, if `submit` has been replaced.
         task: Any = future
         if hasattr(task, "_lane"):
-            if task._lane.owner is current.owner and (timeout is None or timeout > 0):
+            inside = task._lane.owner is current.owner and (timeout is None or timeout > 0)
+            if inside:
                 return bool(task._lane.owner.wait_inside(task, arrivals, timeout))
         elif hasattr(task, "_executor") and hasattr(task._executor, "_run_until"):
             task._executor._run_until(task, timeout)

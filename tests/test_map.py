@@ -69,6 +69,11 @@ def identity(value: Any) -> Any:
     return value
 
 
+def both(*options: dict[str, int]) -> list[dict[str, Any]]:
+    """Return the options as they are, and with ``ordered=False``: one worker ends its tasks in their order."""
+    return [*options, *({**some, "ordered": False} for some in options)]
+
+
 # -- order and errors --
 
 
@@ -96,7 +101,7 @@ def test_tasks_get_the_resource_first(make_pool: MakePool, ledger: Ledger) -> No
     assert list(pool.map(task, [1, 2, 3], [10, 20, 30], chunksize=2)) == [(True, 11), (True, 22), (True, 33)]
 
 
-@pytest.mark.parametrize("options", [{}, {"chunksize": 3}, {"buffersize": 2}, {"chunksize": 2, "buffersize": 4}], ids=str)
+@pytest.mark.parametrize("options", both({}, {"chunksize": 3}, {"buffersize": 2}, {"chunksize": 2, "buffersize": 4}), ids=str)
 def test_error_comes_in_its_place_after_the_results_before_it(make_pool: MakePool, options: dict[str, Any]) -> None:
     results = make_pool(1).map((12).__floordiv__, range(4, -5, -1), **options)
 
@@ -106,7 +111,7 @@ def test_error_comes_in_its_place_after_the_results_before_it(make_pool: MakePoo
     assert list(results) == []
 
 
-@pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 2}], ids=str)
+@pytest.mark.parametrize("options", both({}, {"chunksize": 2}, {"buffersize": 2}), ids=str)
 def test_error_cancels_what_has_not_started(make_pool: MakePool, gate: Gate, options: dict[str, Any]) -> None:
     pool = make_pool(1)
     ran: list[int] = []
@@ -130,7 +135,7 @@ def test_error_cancels_what_has_not_started(make_pool: MakePool, gate: Gate, opt
 # -- timeout --
 
 
-@pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 2}], ids=str)
+@pytest.mark.parametrize("options", both({}, {"chunksize": 2}, {"buffersize": 2}), ids=str)
 def test_time_is_up_for_a_result_that_is_not_there(make_pool: MakePool, gate: Gate, options: dict[str, Any]) -> None:
     pool = make_pool(1)
     ran: list[int] = []
@@ -268,7 +273,7 @@ def test_buffer_larger_than_the_source_does_no_harm(make_pool: MakePool) -> None
 # -- the source --
 
 
-@pytest.mark.parametrize("options", [{}, {"chunksize": 1, "buffersize": 5}], ids=str)
+@pytest.mark.parametrize("options", both({}, {"chunksize": 1, "buffersize": 5}), ids=str)
 def test_tasks_start_while_the_source_is_still_being_read(make_pool: MakePool, options: dict[str, Any]) -> None:
     pool = make_pool(1)
     started = threading.Event()
@@ -285,7 +290,7 @@ def test_tasks_start_while_the_source_is_still_being_read(make_pool: MakePool, o
     assert list(pool.map(task, slow_source(), **options)) == [1, 2]
 
 
-@pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 100}], ids=str)
+@pytest.mark.parametrize("options", both({}, {"chunksize": 2}, {"buffersize": 100}), ids=str)
 @pytest.mark.parametrize("error", [Failed(), KeyboardInterrupt()], ids=lambda error: type(error).__name__)
 def test_source_that_raises_cancels_what_was_submitted(
     make_pool: MakePool, gate: Gate, options: dict[str, Any], error: BaseException
@@ -343,7 +348,7 @@ def test_submission_that_fails_half_way_cancels_what_was_submitted(
     assert pool.stats().cancelled == 3
 
 
-@pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 6}, {"chunksize": 2, "buffersize": 6}], ids=str)
+@pytest.mark.parametrize("options", both({}, {"chunksize": 2}, {"buffersize": 6}, {"chunksize": 2, "buffersize": 6}), ids=str)
 def test_closing_the_iterator_cancels_what_has_not_started(make_pool: MakePool, gate: Gate, options: dict[str, Any]) -> None:
     pool = make_pool(1)
     ran: list[int] = []
@@ -373,7 +378,7 @@ class Thing:
 
 
 @needs_gil
-@pytest.mark.parametrize("options", [{}, {"chunksize": 3}, {"buffersize": 2}], ids=str)
+@pytest.mark.parametrize("options", both({}, {"chunksize": 3}, {"buffersize": 2}), ids=str)
 def test_result_that_was_handed_out_is_not_kept(make_pool: MakePool, options: dict[str, Any]) -> None:
     def task(_: int) -> Thing:
         return Thing()
@@ -390,7 +395,7 @@ def test_result_that_was_handed_out_is_not_kept(make_pool: MakePool, options: di
 # -- through submit --
 
 
-@pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 2}], ids=str)
+@pytest.mark.parametrize("options", both({}, {"chunksize": 2}, {"buffersize": 2}), ids=str)
 def test_map_goes_through_a_submit_set_on_the_instance(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
@@ -441,7 +446,7 @@ def test_map_of_a_view_uses_the_options_of_the_view(make_pool: MakePool, ledger:
     assert pool.stats().retried == 0
 
 
-@pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 4}], ids=str)
+@pytest.mark.parametrize("options", both({}, {"chunksize": 2}, {"buffersize": 4}), ids=str)
 def test_an_iterator_that_is_closed_before_its_first_result_cancels_what_has_not_started(
     make_pool: MakePool, gate: Gate, options: dict[str, Any]
 ) -> None:
@@ -459,7 +464,7 @@ def test_an_iterator_that_is_closed_before_its_first_result_cancels_what_has_not
     assert list(results) == []
 
 
-@pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 4}], ids=str)
+@pytest.mark.parametrize("options", both({}, {"chunksize": 2}, {"buffersize": 4}), ids=str)
 def test_an_iterator_that_is_dropped_before_its_first_result_cancels_nothing(
     make_pool: MakePool, gate: Gate, options: dict[str, Any]
 ) -> None:
