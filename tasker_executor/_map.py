@@ -11,6 +11,7 @@ another library. What it needs of the executor is in `Submitter`.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Future
@@ -265,10 +266,8 @@ def _chunk_results_in_order(ready: Iterator[Future[None]], chunks: deque[_Chunk]
 
 # -- results as they come
 
-#: The arrivals that a thread is blocked on. Each operation on the set is one step of the interpreter.
-_blocked: set[Arrivals] = set()
-#: Number of forks between the start of the first process and this one.
-_forks = 0
+#: All arrivals. Each reference removes itself in one step of the interpreter, so Ctrl-C leaves none behind.
+_living: set[weakref.ref[Arrivals]] = set()
 
 
 def note_fork() -> None:
@@ -276,11 +275,11 @@ def note_fork() -> None:
 
     A signal handler may fork while its thread is blocked; so this wakes the thread.
     """
-    global _forks
-    _forks += 1
-    for arrivals in _blocked.copy():
-        arrivals.release()
-    _blocked.clear()  # the other threads are the parent's
+    for reference in _living.copy():
+        arrivals = reference()
+        if arrivals is not None:
+            arrivals.forked = True
+            arrivals.release()
 
 
 class Arrivals:
@@ -292,7 +291,7 @@ class Arrivals:
     For a thread that blocks, this is the permit: `release` lets the thread go on, as each number does.
     """
 
-    __slots__ = ("_chunks", "_done", "_forks", "_next_number", "_numbers", "futures")
+    __slots__ = ("__weakref__", "_chunks", "_done", "_next_number", "_numbers", "forked", "futures")
 
     def __init__(self) -> None:
         #: By number, in the order of their submission: those not handed out.
@@ -303,7 +302,9 @@ class Arrivals:
         self._numbers: SimpleQueue[int] = SimpleQueue()
         # Numbers that this thread has taken from the queue.
         self._done: deque[int] = deque()
-        self._forks = _forks
+        #: Whether this process was forked, and the futures have not been looked at since.
+        self.forked = False
+        _living.add(weakref.ref(self, _living.discard))
 
     def expect(self, future: Future[Any], chunk: _Chunk | None) -> None:
         """Keep `future` until its result is handed out."""
@@ -315,6 +316,10 @@ class Arrivals:
         # The future, which is the last argument, takes the place of `block`. `SimpleQueue.put` ignores that.
         put: Callable[..., None] = self._numbers.put
         future.add_done_callback(partial(put, number))
+        # At the end of the stack, a callback that is called at once may fail, and the future logs that alone.
+        # A number that comes twice does no harm.
+        if future.done():
+            put(number)
 
     def take(self, executor: Submitter, deadline: float | None) -> tuple[Future[Any], _Chunk | None]:
         """Block until a task is done. Return its future and its chunk, if it has one, and forget both.
@@ -331,19 +336,15 @@ class Arrivals:
                 return future, self._chunks.pop(number, None)
 
     def _block(self, executor: Submitter, deadline: float | None) -> None:
-        _blocked.add(self)
-        try:
-            if self._forks != _forks:  # looked at after the line above: see `note_fork`
-                self._forks = _forks
-                for number, future in self.futures.items():
-                    if future.done():
-                        self._numbers.put(number)
-            # The oldest is the one that a worker takes first.
-            oldest = next(iter(self.futures.values()))
-            if not executor._wait_for_one(oldest, self, None if deadline is None else deadline - clock()):
-                raise TimeoutError
-        finally:
-            _blocked.discard(self)
+        if self.forked:
+            self.forked = False
+            for number, future in self.futures.items():
+                if future.done():
+                    self._numbers.put(number)
+        # The oldest is the one that a worker takes first.
+        oldest = next(iter(self.futures.values()))
+        if not executor._wait_for_one(oldest, self, None if deadline is None else deadline - clock()):
+            raise TimeoutError
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Block until a task is done, or `release` is called. Return False at the timeout. As of a lock."""
