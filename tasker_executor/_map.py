@@ -70,16 +70,17 @@ def map_results(
     if buffersize is None and chunksize == 1:
         futures: list[Future[T]] = submit_each(fn, calls)
         return _Results(_results_in_order(futures, deadline), futures)
+    slack = 0
     if buffersize is not None:
         chunksize = min(chunksize, buffersize)
-        buffersize //= chunksize
+        buffersize, slack = divmod(buffersize, chunksize)
     chunks: deque[_Chunk] = deque()
     jobs = _chunked(calls, chunksize, chunks)
     run = ChunkRunner(fn, scoped=executor._scoped)
     waiting = deque(submit_each(run, islice(jobs, buffersize)))
     submit = partial(submit_each, run)
     ready = _ready_in_order(waiting, jobs, submit, deadline)
-    return _Results(_chunk_results_in_order(ready, chunks, scoped=run.scoped), waiting)
+    return _Results(_chunk_results_in_order(ready, chunks, slack, scoped=run.scoped), waiting)
 
 
 def cancel_all(futures: Iterable[Future[Any]]) -> None:
@@ -216,8 +217,8 @@ def _ready_in_order(
     jobs: Iterator[tuple[Any, ...]],
     submit: Callable[[Iterable[tuple[Any, ...]]], list[Future[T]]],
     deadline: float | None,
-) -> Iterator[Future[T]]:
-    """Yield each future when it is final, after the next task was submitted in its place.
+) -> Iterator[Future[T] | None]:
+    """Yield each future when it is final. Submit the next task in its place, and yield None after that.
 
     If the executor refuses a task, the results of the tasks that it has accepted come first, and then its
     refusal. (The standard library loses those results: gh-146392.)
@@ -227,7 +228,7 @@ def _ready_in_order(
         while futures:
             if not futures[0].done():
                 _wait(futures[0], deadline)
-            done = [futures.popleft()]
+            yield futures.popleft()
             if refusal is None:
                 for job in islice(jobs, 1):
                     try:
@@ -236,7 +237,7 @@ def _ready_in_order(
                         if isinstance(error, RecursionError):
                             raise
                         refusal = error
-            yield done.pop()
+            yield None
         if refusal is not None:
             try:
                 raise refusal
@@ -246,13 +247,22 @@ def _ready_in_order(
         cancel_all(futures)
 
 
-def _chunk_results_in_order(ready: Iterator[Future[None]], chunks: deque[_Chunk], *, scoped: bool) -> Generator[Any]:
-    """Yield the results of each chunk. Raise the error of a call after the results before it."""
+def _chunk_results_in_order(
+    ready: Iterator[Future[None] | None], chunks: deque[_Chunk], slack: int, *, scoped: bool
+) -> Generator[Any]:
+    """Yield the results of each chunk. Raise the error of a call after the results before it.
+
+    The next task is submitted when at most `slack` results of the chunk have not been fetched.
+    """
     try:
         for future in ready:
+            assert future is not None
             error = future.exception()
             del future
             results = chunks.popleft().final_results(error, scoped=scoped)
+            while len(results) > slack + 1:
+                yield results.pop()
+            next(ready)  # submits the next task
             while results:
                 yield results.pop()
             if error is not None:

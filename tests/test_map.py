@@ -31,7 +31,7 @@ from support import (
     needs_gil,
     run_python,
 )
-from tasker_executor import ResourceExecutor
+from tasker_executor import ResourceExecutor, _map
 from tasker_executor.exceptions import PoolDeadlockError
 from tasker_executor.testing import InlineExecutor
 
@@ -258,7 +258,7 @@ def test_each_result_that_is_fetched_lets_one_more_in(make_pool: MakePool) -> No
     assert read == [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]  # with one fetched, four others are under way: five read, and so on
 
 
-@pytest.mark.parametrize("chunksize, first, then", [(2, 4, 6), (3, 3, 6), (100, 5, 10)])
+@pytest.mark.parametrize("chunksize, first, then", [(2, 4, 6), (3, 3, 6), (100, 5, 5)])
 def test_buffer_counts_calls_and_not_chunks(make_pool: MakePool, chunksize: int, first: int, then: int) -> None:
     source = Source()
     results = make_pool(1).map(identity, source, chunksize=chunksize, buffersize=5)
@@ -266,6 +266,20 @@ def test_buffer_counts_calls_and_not_chunks(make_pool: MakePool, chunksize: int,
     next(results)
 
     assert (before, source.read) == (first, then)
+
+
+@pytest.mark.parametrize("chunksize", [1, 2, 3, 4, 5, 100])
+@pytest.mark.parametrize("buffersize", [1, 2, 4, 5])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_buffer_is_exact(make_pool: MakePool, chunksize: int, buffersize: int, ordered: bool) -> None:
+    source = Source()
+    results = make_pool(2).map(identity, source, chunksize=chunksize, buffersize=buffersize, ordered=ordered)
+    unfetched = [source.read]
+    for fetched, _ in enumerate(itertools.islice(results, 20), 1):
+        unfetched.append(source.read - fetched)
+
+    assert max(unfetched) <= buffersize
+    assert min(unfetched) + min(chunksize, buffersize) > buffersize  # there is no room for one more chunk
 
 
 def test_endless_source_is_fine_with_a_buffer(make_pool: MakePool) -> None:
@@ -738,19 +752,6 @@ def test_time_may_be_up_for_all_but_the_results_that_are_there(
         next(results)
 
 
-@pytest.mark.parametrize("chunksize", [1, 2, 3, 4, 5, 100])
-@pytest.mark.parametrize("buffersize", [1, 2, 4, 5])
-def test_buffer_is_exact_for_results_as_they_come(make_pool: MakePool, chunksize: int, buffersize: int) -> None:
-    source = Source()
-    results = make_pool(2).map(identity, source, chunksize=chunksize, buffersize=buffersize, ordered=False)
-    unfetched = [source.read]
-    for fetched, _ in enumerate(itertools.islice(results, 20), 1):
-        unfetched.append(source.read - fetched)
-
-    assert max(unfetched) <= buffersize
-    assert min(unfetched) + min(chunksize, buffersize) > buffersize  # there is no room for one more chunk
-
-
 def test_an_iterable_at_its_end_is_not_read_again(make_pool: MakePool) -> None:
     source = Source()
     results = make_pool(1).map(max, source, range(3), ordered=False)
@@ -848,6 +849,71 @@ def test_any_true_value_means_in_order(make_pool: MakePool) -> None:
         assert list(make_pool(2).map(identity, range(9), ordered=value)) == list(range(9))
     for value in (0, "", None):
         assert sorted(make_pool(2).map(identity, range(9), ordered=value)) == list(range(9))
+
+
+def test_a_wake_up_for_nothing_does_no_harm(make_pool: MakePool, doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, blocks = make_pool(2), threading.Event()
+    results = pool.map(doors.task, range(4), ordered=False)
+    doors.open(1)
+    first = next(results)
+    doors.open(2)
+    eventually(lambda: pool.stats().completed == 2, "the task to end")
+    _map.note_fork()  # so a number will come twice
+    second = next(results)
+    before_it_blocks(pool, monkeypatch, blocks.set)
+    got: list[int] = []
+    consumer = threading.Thread(target=lambda: got.extend(results))
+    consumer.start()
+    assert blocks.wait(DEADLINE)
+    _map.note_fork()
+    doors.open(0, 3)
+
+    assert join_all([consumer]) == []
+    assert (first, second, sorted(got)) == (1, 2, [0, 3])
+
+
+def test_tasks_that_are_done_and_have_not_called_back_are_found_in_the_child_of_a_fork(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(Future[int]):
+        @override
+        def add_done_callback(self, fn: Callable[[Future[int]], object]) -> None:
+            pass
+
+    futures = [Silent() for _ in range(3)]
+
+    def submit(_: Callable[..., int], /, number: int) -> Future[int]:
+        return futures[number]
+
+    pool = make_pool(1)
+    monkeypatch.setattr(pool, "submit", submit)
+    results = pool.map(identity, range(3), ordered=False)
+    futures[2].set_result(2)
+    futures[1].set_exception(Failed())
+    _map.note_fork()
+
+    with pytest.raises(Failed):
+        next(results)
+    assert futures[0].cancelled()
+
+
+def test_a_callback_that_fails_at_once_loses_no_result(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of the stack there is no frame left for it, and the future logs the error."""
+
+    class Done(Future[int]):
+        @override
+        def add_done_callback(self, fn: Callable[[Future[int]], object]) -> None:
+            pass
+
+    def submit(fn: Callable[..., int], /, *args: Any) -> Future[int]:
+        future = Done()
+        future.set_result(fn(*args))
+        return future
+
+    pool = make_pool(1)
+    monkeypatch.setattr(pool, "submit", submit)
+
+    assert list(pool.map(identity, range(3), ordered=False)) == [0, 1, 2]
 
 
 # -- results as they come, of other executors and on other threads --
@@ -978,10 +1044,13 @@ def test_ctrl_c_ends_the_wait_for_a_result_and_cancels_the_rest(
             interrupted.append(number)
             raise KeyboardInterrupt
 
+    def send() -> bool:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        return bool(interrupted)
+
     def interrupt() -> None:
         assert blocks.wait(DEADLINE)
-        while not interrupted:  # a signal that comes right before the thread blocks is seen after the next one
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        eventually(send, "the signal to be seen")  # one that comes right before the thread blocks is seen with the next
 
     gate.wait_until_held()
     killer = threading.Thread(target=interrupt)
@@ -1056,8 +1125,9 @@ def test_the_child_of_a_fork_waits_for_no_result_of_the_parent(in_a_handler: boo
         pool._wait_for_one = wait
         def interrupt():
             blocks.wait()
-            while not children:
+            while not children:  # a signal that comes right before the thread blocks is seen with the next
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+                gate.wait(0.001)
         threading.Thread(target=interrupt, daemon=True).start()
         consume(results)
         if not children[0]:
