@@ -31,6 +31,8 @@ types: $(VENV)/.tools
 	$(BIN)/mypy --python-version 3.15
 	$(call heading,pyright)
 	$(BIN)/pyright --warnings
+	$(call heading,pyright: each public name has a type)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes tasker_executor --ignoreexternal
 
 suite: $(VENV)/.tools
 	$(call heading,pytest with coverage)

@@ -56,7 +56,7 @@ __all__ = ["Carrier", "DaskResourceExecutor"]
 
 R = TypeVar("R", default=None)
 
-logger = Logger("tasker_executor.dask")
+logger: Logger = Logger("tasker_executor.dask")
 
 #: Takes a piece of context to another machine: ``capture()``, called by `submit`, returns a plain value;
 #: ``restore(value)`` is called on the worker, in the context that the task will run in.
@@ -141,7 +141,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
             raise TypeError(f"client must be a distributed.Client, not {safe_repr(client)}")
         if client.asynchronous:
             raise TypeError(f"client must not be asynchronous, nor used on its own event loop: {safe_repr(client)}")
-        self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
+        self.name: str = str(name or f"{type(self).__name__}-{next(_numbers)}")
         settings: dict[str, Any] = {
             "max_workers": max_workers,
             "resource": resource,

@@ -116,8 +116,8 @@ class InlineExecutor(BaseExecutor[R]):
             },
             resource,
         )
-        self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
-        self.deferred = bool(deferred)
+        self.name: str = str(name or f"{type(self).__name__}-{next(_numbers)}")
+        self.deferred: bool = bool(deferred)
         self._max_retries = check_count("max_retries", max_retries, 0)
         # Guards what follows, and is never held while a task or a hook runs.
         self._lock = threading.RLock()

@@ -116,7 +116,9 @@ class Counts(ReserveListener):
 
     def __init__(self, lock: threading.RLock) -> None:
         self._lock = lock
-        self.retries = self.replacements = self.failures = 0
+        self.retries: int = 0
+        self.replacements: int = 0
+        self.failures: int = 0
 
     @override
     def retried(self, fn: object) -> None:
