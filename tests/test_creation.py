@@ -934,16 +934,20 @@ def test_destroy_that_hangs_holds_up_only_its_own_thread(make_pool: MakePool, le
 
 
 def test_tasks_that_wait_for_a_destroy_that_hangs_fail_after_create_timeout(
-    make_pool: MakePool, ledger: Ledger, gate: Gate
+    make_pool: MakePool, ledger: Ledger, gate: Gate, clock: Clock
 ) -> None:
     def destroy(resource: FakeResource) -> None:
         ledger.destroy(resource)
         gate.hold()
 
-    pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, max_uses=1, create_timeout=0.1)
+    pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, max_uses=1, create_timeout=3600)
     pool.submit(FakeResource.use).result(DEADLINE)
     gate.wait_until_held()
-    errors = [pool.submit(FakeResource.use).exception(DEADLINE) for _ in range(2)]
+    errors: list[BaseException | None] = []
+    for _ in range(2):
+        future = pool.submit(FakeResource.use)
+        clock.pass_time(3601, pool)
+        errors.append(future.exception(DEADLINE))
 
     assert all("on_destroy has not returned" in str(error) for error in errors)
 
