@@ -113,8 +113,8 @@ class Core:
         self.scaler = Scaler(place, self.gauges, self.want)
         self.timer.duties = (
             herald.settling(self.deadlines.expire),
-            herald.settling(self.recovery.fail_starved),
             self.recovery.try_again,
+            herald.settling(self.recovery.fail_starved),  # after it: a task waits for an attempt that has begun
             self.scaler.tick,
         )
 

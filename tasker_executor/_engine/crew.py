@@ -132,16 +132,16 @@ class Crew:
             return False
         return not self.outage.failures or self.outage.may_try(clock(), self.starting())
 
-    def prospects(self, now: float) -> tuple[float | None, float | None]:
-        """Return what hope there is for a task that waits for a resource: see `Supply.prospects`. Lock held."""
-        return self.supply.prospects(now, room=self.has_room())
+    def hope(self, now: float) -> float | None:
+        """Return when the attempt that may yet help a waiting task began: see `Supply.hope`. Lock held."""
+        return self.supply.hope(now, room=self.has_room())
 
     def _has_lost_tasks(self) -> bool:
         """Return whether tasks wait in an old outage, without hope: the timer lets them fail. Lock held."""
         now = clock()
         if not (self._owns_resources and self.outage.is_old(now) and self.outage.bare_since is not None):
             return False
-        return self.prospects(now)[0] is None and self._lanes.waiting() > 0
+        return self.hope(now) is None and self._lanes.waiting() > 0
 
     def _needed(self) -> bool:
         """Return whether another worker is needed.
@@ -282,11 +282,11 @@ class Crew:
         self.supply.note_served()
         self._recorder.close_log(worker.log)
         self.leaving.discard(worker)
+        self.supply.ending.pop(worker, None)
         self.replaced += replaced
         worker.seat.occupied = False
         # Last: an error thrown in before this leaves the worker in the crew, and the removal is repeated.
         self.workers.discard(worker)
-        self.supply.ending.pop(worker, None)
         self.supply.note_bare()
 
     # -- what workers report

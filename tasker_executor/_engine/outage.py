@@ -15,9 +15,11 @@ its first failed attempt. Once it is older than `create_timeout`, it is *old*, a
 is hope:
 
 1. During a pause there is none: the task fails at once.
-2. An attempt is under way. The task waits until this attempt has failed, or has taken `create_timeout`.
+2. An attempt is under way. The task waits for it, and fails when it fails.
 3. The pause is over. The task starts an attempt, and waits for it. So the first task after a long outage is
    served.
+
+An attempt that has taken `create_timeout` is no hope, and another may begin.
 """
 
 from __future__ import annotations
@@ -128,11 +130,10 @@ class Outage:
         """Return whether the factory has failed for `create_timeout`."""
         return self.failures > 0 and self.since is not None and now >= self.since + self.create_timeout
 
-    def gives_up_on(self, now: float, hope: float | None, hung: float | None = None) -> float | None:
+    def gives_up_on(self, now: float, hope: float | None) -> float | None:
         """Return the moment until which a task that fails now was queued; None if no task fails now.
 
-        `hope`: when the attempt that may yet help a task began; None if there is none. `hung`: when the last
-        attempt that still hangs had taken `create_timeout`.
+        `hope`: when the attempt that may yet help a task began; None if there is none.
         """
         since = self.bare_since
         if since is None:
@@ -141,15 +142,14 @@ class Outage:
         if self.is_old(now):
             if hope is None:
                 return now
-            over = self.failed_at if hung is None else max(self.failed_at, hung)
-            if self.is_old(over):  # the attempt for which these tasks waited is over
-                until = over if until is None else max(over, until)
+            if self.is_old(self.failed_at):  # the attempt for which these tasks waited has failed
+                until = self.failed_at if until is None else max(self.failed_at, until)
         return until
 
     def gives_up_at(self, queued: float, now: float, hope: float | None) -> float | None:
-        """Return when a task queued at `queued` fails, if no attempt ends before; None while a worker owns a resource.
+        """Return when to look at a task queued at `queued`; None while a worker owns a resource.
 
-        The answer may change at the time returned. `hope`: see `gives_up_on`.
+        It fails then at the earliest, unless an attempt ends before. `hope`: see `gives_up_on`.
         """
         if self.bare_since is None:
             return None

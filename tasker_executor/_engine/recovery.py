@@ -80,8 +80,8 @@ class Recovery:
         if not self._owns_resources or outage.bare_since is None or self._life.state >= State.KILLED:
             return None
         with self._life.lock:
-            hope, hung = self._crew.prospects(now)
-            until, error = outage.gives_up_on(now, hope, hung), outage.error
+            hope = self._crew.hope(now)
+            until, error = outage.gives_up_on(now, hope), outage.error
         oldest = self._lanes.oldest()
         if until is not None and oldest is not None and oldest <= until:
             self.fail_queue(error, before=until)

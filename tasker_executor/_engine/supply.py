@@ -83,16 +83,15 @@ class Supply:
                     due = when if due is None else min(due, when)
         return late, due
 
-    def prospects(self, now: float, *, room: bool) -> tuple[float | None, float | None]:
-        """Return when the attempt that may yet help a task began, and when the last hanging one was late. Lock held.
+    def hope(self, now: float, *, room: bool) -> float | None:
+        """Return when the attempt that may yet help a waiting task began; None if there is none. Lock held.
 
-        Without an attempt under way, the first is `now` if another may begin: no pause, and `room` for a worker.
-        Without room, it is when a worker began to destroy its resource: its end makes room.
+        It is `now` if no attempt is under way and one may begin: there is no pause, and `room` for a worker.
+        Without room, it is when a worker began to destroy its resource, since its end makes room.
         """
-        limit = self.outage.create_timeout
+        since = now - self.outage.create_timeout
         begun = [worker.started_at for worker in self._workers() if not worker.ready and worker not in self.ending]
-        hung = max((moment + limit for moment in begun if now >= moment + limit), default=None)
-        hope = max((moment for moment in begun if now < moment + limit), default=None)
+        hope = max((moment for moment in begun if moment > since), default=None)
         if hope is None and now >= self.outage.retry_at:
-            hope = now if room else max((moment for moment in self.ending.values() if now < moment + limit), default=None)
-        return hope, hung
+            hope = now if room else max((moment for moment in self.ending.values() if moment > since), default=None)
+        return hope
