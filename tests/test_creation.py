@@ -374,13 +374,16 @@ def test_task_that_came_later_fails_with_the_first_once_the_outage_is_old(
 
 
 def test_pool_whose_tasks_timed_out_lives_on(make_pool: MakePool, ledger: Ledger, jitter: Jitter, clock: Clock) -> None:
-    jitter.pause = 0.005
+    jitter.pause = 500.0
     ledger.outage = OSError("connection refused")
     pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=3600)
     future = pool.submit(FakeResource.use)
+    eventually(lambda: pool.stats().create_failures == 1, "the failure")
     clock.pass_time(3601, pool)
     future.exception()
+    eventually(lambda: pool.stats().active_workers == 0, "the end of the second attempt")
     ledger.outage = None
+    clock.pass_time(501, pool)
 
     assert pool.submit(FakeResource.use).result() == 0
     assert pool.stats().failed == 1

@@ -314,6 +314,8 @@ class Crew:
         with self._life.lock:
             worker.ready = True
             self.outage.bare_since = None  # whatever happened while the lock was free
+            if self.outage.failures:  # the timer may have seen this worker still starting, and waits for it
+                self._timer.kick(start=False)
             if worker.late:
                 worker.late = False
                 if self._surplus() > 0:

@@ -53,8 +53,10 @@ class Supply:
         self.ending.setdefault(worker, clock())
         self.note_served()
         self.note_bare()
-        if self.outage.bare_since is not None:
-            self._timer.kick(start=False)  # for the `create_timeout` of the tasks that come from now on
+        # For the `create_timeout` of the tasks that come from now on. And in a row of failures, for the next
+        # attempt: this worker may have been one.
+        if self.outage.bare_since is not None or self.outage.failures:
+            self._timer.kick(start=False)
 
     def note_served(self) -> None:
         """Tell the outage which resources have served a task. Lock held."""
