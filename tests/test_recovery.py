@@ -11,11 +11,42 @@ from typing import Any
 
 import pytest
 
-from engine import count_starting, fail_queue, outage_of, patch_pauses, patch_random, shorten_pauses, timer_of, workers_of
+from engine import (
+    count_starting,
+    engine_lock,
+    fail_queue,
+    outage_of,
+    patch_pauses,
+    patch_random,
+    shorten_pauses,
+    timer_of,
+    use_engine_lock,
+    workers_of,
+)
 from races import Once, RacedLane
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import LoadSample, QueueFull, ResourceCreationError, ResourceExecutor
 from timer_support import Turns, watch_turns
+
+REFUSED = OSError("connection refused")
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
+    return watch_turns(monkeypatch)
+
+
+def has_turned(turns: Turns, seen: int) -> bool:
+    return len(turns.dues) > seen
+
+
+def let_the_timer_look(pool: ResourceExecutor[Any], turns: Turns) -> None:
+    """Block until the timer has looked at all that is due now. The first turn may have begun before."""
+    for _ in range(2):
+        seen = len(turns.dues)
+        timer_of(pool).kick()
+        eventually(partial(has_turned, turns, seen), "a turn of the timer")
+
 
 # -- a queue that fails while a worker takes a task from it --
 
@@ -161,9 +192,95 @@ def test_with_max_queued_0_a_blocked_submit_gets_in_after_an_outage(
     assert futures[0].result(DEADLINE) == 0
 
 
-# -- an outage that is older than create_timeout --
+# -- an attempt that fails while others are under way --
 
-REFUSED = OSError("connection refused")
+
+class LyingLock:
+    """The lock of an engine, which acts each time that a thread has let go of it."""
+
+    def __init__(self, pool: ResourceExecutor[Any], on_free: Callable[[], object]) -> None:
+        self._lock = engine_lock(pool)
+        self._on_free = on_free
+        use_engine_lock(pool, self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+        if not self._lock._is_owned():
+            self._on_free()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lock, name)
+
+
+def test_an_attempt_that_fails_while_another_worker_becomes_ready_is_followed_by_a_third(
+    make_pool: MakePool, ledger: Ledger, turns: Turns, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    # 1. Worker B has its resource, and is not ready yet. 2. The attempt of worker A fails. 3. The timer sees
+    # that B is starting, and waits for it. 4. B is ready. So B must wake the timer.
+    def create() -> FakeResource:
+        if next(calls) == 0:
+            first.hold()
+            raise REFUSED
+        makers.append(threading.current_thread())
+        return ledger.create()
+
+    def let_a_fail() -> None:
+        if makers and threading.current_thread() is makers[0]:
+            once()
+
+    def fail_a() -> None:
+        first.release()
+        eventually(lambda: outage_of(pool).failures == 1, "the failure")
+        let_the_timer_look(pool, turns)
+
+    patch_random(monkeypatch, lambda low, high: 0.0)
+    calls = itertools.count()
+    makers: list[threading.Thread] = []
+    once = Once(fail_a)
+    with Gate() as first:
+        pool = make_pool(2, on_create=create, on_destroy=ledger.destroy)
+        LyingLock(pool, let_a_fail)
+        pool.submit(gate.hold)
+        first.wait_until_held()
+        pool.submit(gate.hold)
+        gate.wait_until_held(2)
+
+    assert len(ledger.created) == 2
+
+
+def test_an_unfit_resource_that_is_being_destroyed_keeps_no_worker_from_trying(
+    make_pool: MakePool, ledger: Ledger, turns: Turns, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    """While another worker is busy, so that the timer has nothing else to wait for."""
+
+    def destroy(resource: FakeResource) -> None:
+        ledger.destroy(resource)
+        if resource.number == 1:
+            gate.hold()
+
+    def check(resource: FakeResource) -> bool:
+        return resource.number != 1
+
+    patch_random(monkeypatch, lambda low, high: 0.0)
+    pool = make_pool(3, on_create=ledger.create, on_destroy=destroy, check_resource=check, check_after_idle=0)
+    with Gate() as busy:
+        pool.submit(busy.hold)
+        busy.wait_until_held()
+        timer_of(pool).kick()
+        turns.wait_until_asleep()
+        ledger.outage = REFUSED
+        waits = pool.submit(FakeResource.use)
+        ledger.wait_until_attempted(3)
+        ledger.outage = None
+        gate.wait_until_held()
+
+        assert waits.result(DEADLINE) == 2
+
+
+# -- an outage that is older than create_timeout --
 
 
 class Factory:
@@ -189,9 +306,7 @@ MakeOld = Callable[..., ResourceExecutor[FakeResource]]
 
 
 @pytest.fixture
-def make_old(
-    make_pool: MakePool, factory: Factory, clock: Clock, turns: Turns, monkeypatch: pytest.MonkeyPatch
-) -> MakeOld:
+def make_old(make_pool: MakePool, factory: Factory, clock: Clock, turns: Turns, monkeypatch: pytest.MonkeyPatch) -> MakeOld:
     """Make a pool whose factory has failed for longer than `create_timeout`, and that is in a pause of 500 s."""
 
     def make(max_workers: int = 1, **options: Any) -> ResourceExecutor[FakeResource]:
@@ -207,23 +322,6 @@ def make_old(
         return pool
 
     return make
-
-
-@pytest.fixture
-def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
-    return watch_turns(monkeypatch)
-
-
-def has_turned(turns: Turns, seen: int) -> bool:
-    return len(turns.dues) > seen
-
-
-def let_the_timer_look(pool: ResourceExecutor[Any], turns: Turns) -> None:
-    """Block until the timer has looked at all that is due now. The first turn may have begun before."""
-    for _ in range(2):
-        seen = len(turns.dues)
-        timer_of(pool).kick()
-        eventually(partial(has_turned, turns, seen), "a turn of the timer")
 
 
 def test_in_an_old_outage_a_task_fails_at_once(make_old: MakeOld, ledger: Ledger) -> None:
@@ -432,12 +530,15 @@ def test_while_an_unfit_resource_is_destroyed_another_worker_may_try(
         if resource.number < 2:
             gate.hold()
 
+    def check(resource: FakeResource) -> bool:
+        return resource.number > 1
+
     patch_random(monkeypatch, lambda low, high: 500.0)
     pool = make_pool(
         3,
         on_create=ledger.create,
         on_destroy=destroy,
-        check_resource=lambda resource: resource.number > 1,
+        check_resource=check,
         check_after_idle=0,
         create_timeout=3600.0,
     )
@@ -463,12 +564,15 @@ def test_in_an_old_outage_a_task_waits_for_an_on_destroy_that_makes_room(
         ledger.destroy(resource)
         gate.hold()
 
+    def check(resource: FakeResource) -> bool:
+        return resource.number > 0
+
     patch_random(monkeypatch, lambda low, high: 500.0)
     pool = make_pool(
         1,
         on_create=ledger.create,
         on_destroy=destroy,
-        check_resource=lambda resource: resource.number > 0,
+        check_resource=check,
         check_after_idle=0,
         create_timeout=3600.0,
     )
