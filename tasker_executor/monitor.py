@@ -223,10 +223,10 @@ def _workers(snapshot: Snapshot) -> list[RenderableType]:
         resource = f"{duration_text(worker.resource_age)} old, {worker.resource_uses} uses"
         table.add_row(
             Text(worker.name),
-            Text(worker.state, {"busy": "green", "starting": "yellow"}.get(worker.state, "dim")),
-            duration_text(worker.running_for) if worker.state == "busy" else "",
+            Text(worker.state, {"busy": "green", "starting": "yellow", "ending": "yellow"}.get(worker.state, "dim")),
+            duration_text(worker.running_for) if worker.state != "idle" else "",
             Text(_task(worker)),
-            resource if with_resources and worker.state != "starting" else "",
+            resource if with_resources and worker.state in ("idle", "busy") else "",
         )
     rest = len(snapshot.workers) - len(shown)
     return [table, Text(f"and {rest} more", "dim")] if rest else [table]
