@@ -363,7 +363,8 @@ class Worker:
                         self.broken_by, last = error, End.BROKEN
                     if not retry:
                         break
-                    error = None  # its traceback leads to this frame, which would be a cycle
+                    # No result yet: see `Attempts.salvage`. And the error's traceback leads to this frame: a cycle.
+                    value, error = NOTHING, None
                     if last is not None or not self._begins_again(task):
                         put_back, task = task, None
                         lane.appendleft(put_back)  # past the queue bound

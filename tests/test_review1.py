@@ -1,0 +1,78 @@
+"""A retry on the same worker, refresh, and factories: what an adversary tried."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine import Worker
+from support import DEADLINE, FakeResource, Ledger, MakePool, ResourceBroken
+from tasker_executor._engine.attempt import Attempts
+from tasker_executor.factory import Verdict
+
+
+class Thrown(BaseException):
+    """What some libraries throw into a thread to stop a task that hangs."""
+
+
+class Conflict(Exception):
+    """A task meets it in its first attempts."""
+
+
+def judge(error: Exception) -> Verdict:
+    if isinstance(error, Conflict):
+        return Verdict.AGAIN
+    return Verdict.BROKEN if isinstance(error, ResourceBroken) else Verdict.OWN
+
+
+class Conflicting:
+    """A task that meets a conflict in its first attempt, and then returns the number of its resource."""
+
+    def __init__(self) -> None:
+        self.runs: list[FakeResource] = []
+
+    def __call__(self, resource: FakeResource) -> int:
+        self.runs.append(resource)
+        if len(self.runs) == 1:
+            raise Conflict
+        return resource.use()
+
+
+# -- run again on the same worker --
+
+
+def test_error_thrown_in_between_two_attempts_is_not_taken_for_a_result(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. An attempt has raised, and the next is to begin on the same worker. 2. An error is thrown in. 3. The task goes on."""
+    original, calls = Worker._begins_again, list[int]()
+
+    def begins_again(worker: Worker, task: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise Thrown
+        return original(worker, task)
+
+    monkeypatch.setattr(Worker, "_begins_again", begins_again)
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=judge)
+
+    assert pool.submit(Conflicting()).result(DEADLINE) == 1
+    assert (pool.stats().completed, pool.stats().failed, pool.stats().retried) == (1, 0, 1)
+
+
+def test_error_thrown_in_as_the_next_attempt_begins_is_the_error_of_the_task(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = Attempts.begin, list[int]()
+
+    def begin(attempts: Attempts, task: Any, start: float) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise Thrown
+        original(attempts, task, start)
+
+    monkeypatch.setattr(Attempts, "begin", begin)
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=judge, max_uses=10)
+
+    assert isinstance(pool.submit(Conflicting()).exception(DEADLINE), Thrown)
