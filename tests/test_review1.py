@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine import Worker
-from support import DEADLINE, FakeResource, Ledger, MakePool, ResourceBroken
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken
 from tasker_executor._engine.attempt import Attempts
 from tasker_executor.factory import Verdict
 
@@ -46,15 +46,15 @@ def test_error_thrown_in_between_two_attempts_is_not_taken_for_a_result(
     make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. An attempt has raised, and the next is to begin on the same worker. 2. An error is thrown in. 3. The task goes on."""
-    original, calls = Worker._begins_again, list[int]()
+    original, calls = Worker._begin_again, list[int]()
 
-    def begins_again(worker: Worker, task: Any) -> Any:
+    def begin_again(worker: Worker, task: Any) -> Any:
         calls.append(1)
         if len(calls) == 1:
             raise Thrown
         return original(worker, task)
 
-    monkeypatch.setattr(Worker, "_begins_again", begins_again)
+    monkeypatch.setattr(Worker, "_begin_again", begin_again)
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=judge)
 
     assert pool.submit(Conflicting()).result(DEADLINE) == 1
@@ -76,3 +76,20 @@ def test_error_thrown_in_as_the_next_attempt_begins_is_the_error_of_the_task(
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=judge, max_uses=10)
 
     assert isinstance(pool.submit(Conflicting()).exception(DEADLINE), Thrown)
+
+
+@pytest.mark.parametrize("destroy", [False, True])
+def test_killed_pool_begins_no_other_attempt_on_the_same_worker(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, destroy: bool
+) -> None:
+    """1. An attempt has raised, and the resource is being reset for the next. 2. `kill` finds no task to abort."""
+    ledger.any_thread = True
+    task = Conflicting()
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=judge, on_reset=gate.hold)
+    future = pool.submit(task)
+    gate.wait_until_held()
+    pool.kill(destroy=destroy)
+    gate.release()
+
+    assert isinstance(future.exception(DEADLINE), Conflict)
+    assert len(task.runs) == 1
