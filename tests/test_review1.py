@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
-from engine import Worker
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken
+from engine import Worker, workers_of
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor._engine.attempt import Attempts
 from tasker_executor.factory import Verdict
 
@@ -93,3 +94,50 @@ def test_killed_pool_begins_no_other_attempt_on_the_same_worker(
 
     assert isinstance(future.exception(DEADLINE), Conflict)
     assert len(task.runs) == 1
+
+
+# -- a retry that needs a new resource --
+
+
+class Recovering:
+    """A task that breaks its first resource, and then returns the number of the one that it runs on."""
+
+    def __init__(self) -> None:
+        self.runs: list[FakeResource] = []
+
+    def __call__(self, resource: FakeResource) -> int:
+        self.runs.append(resource)
+        if len(self.runs) == 1:
+            self.before_breaking()
+            resource.break_down()
+        return resource.use()
+
+    def before_breaking(self) -> None:
+        """Do nothing; a test may put something else here."""
+
+
+def test_retry_is_not_starved_by_a_worker_that_waits_for_no_successor(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    """1. The broken worker has no successor: there are fewer now. 2. The other one always finds another task to run first."""
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, check_health=judge)
+    breaking, enough = Gate(), threading.Event()
+    task, links = Recovering(), list[int]()
+    task.before_breaking = breaking.hold  # type: ignore[method-assign]  # for this instance
+
+    def chain(_: FakeResource) -> None:
+        links.append(1)
+        if len(links) < 1000 and not enough.is_set():
+            pool.submit(chain)
+
+    with breaking:
+        retried = pool.submit(task)
+        breaking.wait_until_held()
+        pool.submit(gate.hold)
+        gate.wait_until_held()
+        pool.resize(max_workers=1)
+        pool.submit(chain)
+    eventually(lambda: len(workers_of(pool)) == 1, "one worker")
+    gate.release()
+    retried.add_done_callback(lambda _: enough.set())
+
+    assert retried.result(DEADLINE) == 2
+    assert len(links) < 1000

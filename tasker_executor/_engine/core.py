@@ -253,6 +253,10 @@ class Core:
         else:
             self.wake_if_waiting()
 
+    def expects_worker(self) -> bool:
+        """Return whether a worker is to come that will have a new resource."""
+        return self.crew.expects_worker()
+
     def dismisses(self, worker: Worker) -> End | None:
         """Return why a worker must go; None if it may stay."""
         return self.crew.dismisses(worker)

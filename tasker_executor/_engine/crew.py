@@ -79,6 +79,14 @@ class Crew:
         """Return how many workers have yet to look at the lanes for the first time, and are not late."""
         return sum(not (worker.ready or worker.late) for worker in self.workers.copy())
 
+    def expects_worker(self) -> bool:
+        """Return whether a worker is to come that will have a new resource.
+
+        One is starting, or one destroys its resource and may get a successor, or the factory is to be tried again.
+        """
+        coming = any(not worker.late and (not worker.ready or worker.holding is None) for worker in self.workers.copy())
+        return coming or self.outage.failures > 0
+
     def _late(self) -> int:
         """Return how many workers have been starting for `create_timeout`: no task counts on them."""
         return sum(worker.late for worker in self.workers.copy())

@@ -323,11 +323,11 @@ class Worker:
                     if not task._may_start():
                         continue
                     if task._sidecar.breaks and (last := self._suspect(task._sidecar.breaks)) is not None:
-                        behind = last is End.SUSPECT and lane.has_other_work()
+                        behind = last is End.SUSPECT and lane.has_other_work() and self.employer.expects_worker()
                         put_back, task = task, None
                         lane.insert(behind, put_back)
                         put_back = None
-                        if behind:  # the worker that takes the place of the broken one runs the retry
+                        if behind:  # the worker that is expected runs the retry
                             continue
                         return last
                 self.since = start
