@@ -141,3 +141,20 @@ def test_retry_is_not_starved_by_a_worker_that_waits_for_no_successor(make_pool:
 
     assert retried.result(DEADLINE) == 2
     assert len(links) < 1000
+
+
+def test_retry_runs_on_a_new_worker_while_on_destroy_hangs_if_there_is_room(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    """1. The broken worker hangs in `on_destroy`. 2. An idle worker that took the retry would have to end, too, and hang."""
+
+    def destroy(resource: FakeResource) -> None:
+        gate.hold()
+        ledger.destroy(resource)
+
+    pool = make_pool(4, min_workers=2, on_create=ledger.create, on_destroy=destroy, check_health=judge)
+    pool.wait_ready()
+
+    assert pool.submit(Recovering()).result(DEADLINE) == 2
+    gate.wait_until_held()
+    assert pool.stats().active_workers == 3
