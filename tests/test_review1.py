@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine import Worker, workers_of
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor._engine.attempt import Attempts
 from tasker_executor.factory import Verdict
 
@@ -158,3 +158,26 @@ def test_retry_runs_on_a_new_worker_while_on_destroy_hangs_if_there_is_room(
     assert pool.submit(Recovering()).result(DEADLINE) == 2
     gate.wait_until_held()
     assert pool.stats().active_workers == 3
+
+
+def test_retry_that_was_left_to_workers_that_hang_is_taken_by_an_idle_one(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, clock: Clock
+) -> None:
+    """1. Successors are starting, so no idle worker was woken for the retry. 2. They hang in `on_create`, in all places."""
+    hanging: list[int] = []
+
+    def create() -> FakeResource:
+        if hanging:
+            hanging.pop()
+            gate.hold()
+        return ledger.create()
+
+    pool = make_pool(4, min_workers=4, on_create=create, on_destroy=ledger.destroy, check_health=judge, create_timeout=3600.0)
+    pool.wait_ready()
+    task = Recovering()
+    task.before_breaking = lambda: hanging.extend([1, 1])  # type: ignore[method-assign]  # for this instance
+    retried = pool.submit(task)
+    gate.wait_until_held(2)
+    clock.pass_time(3601.0, pool)
+
+    assert retried.result(DEADLINE) == 4
