@@ -1690,8 +1690,8 @@ MUTATIONS = [
     Mutation(
         "the error of an attempt is in no cycle with the frame of the loop",
         "_engine/worker.py",
-        "                    error = None  # its traceback",
-        "                    pass  # its traceback",
+        "                    value, error = NOTHING, None\n                    if",
+        "                    value = NOTHING\n                    if",
         "drop",
     ),
     Mutation(

@@ -250,8 +250,17 @@ class Core:
         """Make another worker take a task that was put back into its lane."""
         if self.life.state >= State.KILLED:
             self.ending.cancel_queue()  # the killer may have looked at the lane before
-        else:
-            self.wake_if_waiting()
+            return
+        if self.source is not None and self.source.retries_on_new:
+            # If there is room, a new worker runs a retry. An idle one would have to end for it: see `End.SUSPECT`.
+            self.crew.populate_or_retry()
+            if self.lanes.waiting() <= self.crew.starting():
+                return
+        self.wake_if_waiting()
+
+    def expects_worker(self) -> bool:
+        """Return whether a worker is to come that will have a new resource."""
+        return self.crew.expects_worker()
 
     def dismisses(self, worker: Worker) -> End | None:
         """Return why a worker must go; None if it may stay."""

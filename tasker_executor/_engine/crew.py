@@ -101,6 +101,14 @@ class Crew:
         """
         return sum(not (worker.late or self._ends(worker)) for worker in self.workers.copy())
 
+    def expects_worker(self) -> bool:
+        """Return whether a worker is to come that will have a new resource.
+
+        One is starting, or one destroys its resource and may get a successor, or the factory is to be tried again.
+        """
+        coming = any(not worker.late and (not worker.ready or worker.holding is None) for worker in self.workers.copy())
+        return coming or self.outage.failures > 0
+
     def busy(self) -> int:
         """Return how many workers have a task in hand."""
         return sum(worker.task is not None for worker in self.workers.copy())

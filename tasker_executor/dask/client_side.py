@@ -170,6 +170,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self._worker_limit = None if max_workers is None else checked.max_workers
         settings["max_workers"] = self._worker_limit
         settings["observers"] = checked.observers  # `observers` may be an iterator, which is at its end now
+        self._is_scoped = checked.hooks is not None and checked.hooks.around is not None
         self._create_timeout = checked.create_timeout
         self._max_retries = checked.max_retries
         self._client: Any = client  # whose methods are typed in part
@@ -350,6 +351,11 @@ class DaskResourceExecutor(BaseExecutor[R]):
     @override
     def _inside(self) -> bool:
         return bool(self._client.asynchronous)
+
+    @property
+    @override
+    def _scoped(self) -> bool:
+        return self._is_scoped
 
     @property
     def _max_workers(self) -> int:

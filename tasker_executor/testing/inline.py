@@ -340,6 +340,11 @@ class InlineExecutor(BaseExecutor[R]):
     # -- workers: there are none
 
     @property
+    @override
+    def _scoped(self) -> bool:
+        return self._source is not None and self._source.hooks.around is not None
+
+    @property
     def _max_workers(self) -> int:
         return 1
 
