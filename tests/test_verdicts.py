@@ -10,15 +10,16 @@ import contextvars
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pytest
 from typing_extensions import override
 
 from dask_support import FOREIGN_THREADS, Ref
+from engine import Worker
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import Observer, ResourceExecutor, ResourceFactory, TaskEvent, Verdict, current_task
 from tasker_executor._base import BaseExecutor
@@ -562,7 +563,8 @@ def test_result_stands_though_the_check_before_the_next_task_says_no(make: MakeS
     note_a_break(subject)
     assert subject.run(second) == (1, None)
     assert second.attempts == [1]
-    steps = [("check", 0), ("destroy", 0), ("create", 1), *subject.first_check(1), ("task", 1)]
+    first = [] if subject.kind == "run_now" else subject.first_check(1)  # the reserve was empty
+    steps = [("check", 0), ("destroy", 0), ("create", 1), *first, ("task", 1)]
     assert subject.spy.log[2 : 2 + len(steps)] == steps
 
 
@@ -628,7 +630,15 @@ def test_error_that_is_no_exception_is_not_judged(make: MakeSubject, error: type
 
 @pytest.mark.parametrize(
     "answer, resources",
-    [(True, [0]), (Verdict.OWN, [0]), (False, [0, 1]), (Verdict.BROKEN, [0, 1]), (Verdict.AGAIN, [0, 0]), (None, [0]), (1, [0])],
+    [
+        (True, [0]),
+        (Verdict.OWN, [0]),
+        (False, [0, 1]),
+        (Verdict.BROKEN, [0, 1]),
+        (Verdict.AGAIN, [0, 0]),
+        (None, [0]),
+        (1, [0]),
+    ],
     ids=str,
 )
 def test_check_health_may_return_a_bool_or_a_verdict(
@@ -758,17 +768,20 @@ def test_observers_hear_of_each_attempt(make: MakeSubject) -> None:
 
 @pytest.mark.parametrize("checked", [True, False], ids=["check", "no check"])
 @pytest.mark.parametrize("workers", [8, 32])
-@pytest.mark.parametrize("tasks", ["one", "as many", "three times as many"])
+@pytest.mark.parametrize("tasks", ["one", "as many", "as many at once", "three times as many"])
 def test_resources_that_broke_together_cost_each_task_at_most_one_retry(
     make_pool: MakePool, ledger: Ledger, checked: bool, workers: int, tasks: str
 ) -> None:
     pool, breaking = idle_pool(make_pool, ledger, workers, checked)
     breaking()
     attempts: Counter[int] = Counter()
-    number = {"one": 1, "as many": workers, "three times as many": 3 * workers}[tasks]
+    number = {"one": 1, "three times as many": 3 * workers}.get(tasks, workers)
+    all_here = threading.Barrier(workers)
 
     def work(resource: FakeResource, task: int) -> int:
         attempts[task] += 1
+        if tasks == "as many at once" and attempts[task] == 1:
+            all_here.wait(DEADLINE)
         return resource.use()
 
     futures = [pool.submit(work, task) for task in range(number)]
@@ -780,8 +793,10 @@ def test_resources_that_broke_together_cost_each_task_at_most_one_retry(
     assert max(attempts.values()) <= 2
     assert (stats.completed, stats.failed) == (number + workers, 0)
     assert stats.resources_created == stats.resources_destroyed == len(ledger.created)
-    # Each of the old ones is replaced once. One that was made while others were still found broken may go, too.
-    assert len(ledger.created) <= (2 if checked else 3) * workers
+    if tasks == "as many at once":
+        assert stats.retried == workers
+    if checked:  # without a check, a new one that was made while others were still found broken may go, too
+        assert len(ledger.created) <= 2 * workers
 
 
 def idle_pool(
@@ -809,3 +824,249 @@ def idle_pool(
             resource.broken = True
 
     return pool, break_all
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["check", "no check"])
+@pytest.mark.parametrize("calls", [1, 8])
+def test_reserve_that_broke_together_costs_each_call_at_most_one_retry(
+    make_pool: MakePool, ledger: Ledger, checked: bool, calls: int
+) -> None:
+    ledger.any_thread = True
+    size = 8
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_health=ledger.is_healthy,
+        check_resource=ledger.is_usable if checked else None,
+        check_after_idle=3600,
+        resource_pool_size=size,
+    )
+    for resource in ledger.alive:
+        resource.broken = True
+    attempts: Counter[int] = Counter()
+    start = threading.Barrier(calls)
+
+    def work(resource: FakeResource, call: int) -> int:
+        attempts[call] += 1
+        return resource.use()
+
+    def call(number: int) -> int:
+        start.wait(DEADLINE)
+        return pool.run_now(work, number)
+
+    with ResourceExecutor(calls) as callers:
+        results = list(callers.map(call, range(calls)))
+
+    assert all(result >= size for result in results)
+    assert max(attempts.values()) <= 2
+    assert pool.stats().available_resources == size
+
+
+# -- poison
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3])
+@pytest.mark.parametrize("workers", [1, 8])
+def test_poison_task_breaks_one_resource_for_each_attempt_and_costs_no_other_if_there_is_a_check(
+    make_pool: MakePool, ledger: Ledger, workers: int, limit: int
+) -> None:
+    pool, _ = idle_pool(make_pool, ledger, workers, True, min_workers=workers, max_retries=limit)
+    error = pool.submit(FakeResource.break_down).exception(DEADLINE)
+    ledger.wait_until_created(workers + limit + 1)
+    pool.shutdown(timeout=DEADLINE)
+
+    assert isinstance(error, ResourceBroken)
+    assert sum(resource.broken for resource in ledger.created) == limit + 1
+    assert len(ledger.created) == workers + limit + 1
+    assert pool.stats().workers_replaced == limit + 1
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3])
+@pytest.mark.parametrize("workers", [1, 8])
+def test_poison_task_costs_at_most_one_innocent_resource_an_attempt_without_a_check(
+    make_pool: MakePool, ledger: Ledger, workers: int, limit: int
+) -> None:
+    pool, _ = idle_pool(make_pool, ledger, workers, False, min_workers=workers, max_retries=limit)
+    error = pool.submit(FakeResource.break_down).exception(DEADLINE)
+    eventually(lambda: sum(resource.broken for resource in ledger.destroyed) == limit + 1, "the end of the broken ones")
+    eventually(lambda: pool.stats().idle_workers == workers, "the base to be there again")
+    pool.shutdown(timeout=DEADLINE)
+
+    assert isinstance(error, ResourceBroken)
+    assert sum(resource.broken for resource in ledger.created) == limit + 1
+    # A retry that comes back wakes one idle worker at most, which gives its resource up for it; then it is left to a new one.
+    assert len(ledger.created) - workers <= 2 * (limit + 1)
+
+
+# -- the races, forced
+
+
+class Recorded:
+    """A task that notes which resource it met in which attempt, and holds at a gate in the first one if it is given one."""
+
+    def __init__(self, gate: Gate | None = None) -> None:
+        self.gate = gate
+        self.runs: list[tuple[int, int]] = []
+
+    def __call__(self, resource: FakeResource) -> int:
+        self.runs.append((resource.number, current_task().attempt))
+        if self.gate is not None and len(self.runs) == 1:
+            self.gate.hold()
+        return resource.use()
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["check", "no check"])
+@pytest.mark.parametrize("other", [True, False], ids=["another task waits", "nothing else waits"])
+def test_break_that_is_noted_between_the_check_and_the_pop(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, checked: bool, other: bool
+) -> None:
+    """1. Worker 0 has looked at its resource. 2. Both resources break, and worker 1 puts its task back.
+
+    3. Worker 0 takes that task, though it has just found its resource good.
+    """
+    running, looked, destroying = Gate(), Gate(), Gate()
+
+    def destroy(resource: FakeResource) -> None:
+        if resource.number == 1:
+            destroying.hold()  # so no new worker takes the retry
+        ledger.destroy(resource)
+
+    def reset(resource: FakeResource) -> None:
+        """Make the workers careful: they look at their resource before each task."""
+
+    inner = Worker._unfit
+
+    def unfit(self: Any, *args: Any, **kwargs: Any) -> Any:
+        end = inner(self, *args, **kwargs)
+        if armed.is_set() and self.holding.resource.number == 0:
+            armed.clear()
+            looked.hold()
+        return end
+
+    armed = threading.Event()
+    monkeypatch.setattr(Worker, "_unfit", unfit)
+    pool = make_pool(
+        2,
+        on_create=ledger.create,
+        on_destroy=destroy,
+        check_health=ledger.is_healthy,
+        check_resource=ledger.is_usable if checked else None,
+        on_reset=reset,
+        check_after_idle=3600,
+    )
+    with running, looked, destroying, Gate() as first:
+        before = pool.submit(first.hold)  # has worker 0 make its resource
+        first.wait_until_held()
+        hit = Recorded(running)
+        retried = pool.submit(hit)
+        running.wait_until_held()
+        assert hit.runs == [(1, 1)]
+        armed.set()
+        late = Recorded()
+        tasks = [pool.submit(late)] if other else []
+        first.release()
+        looked.wait_until_held()
+        for resource in ledger.alive:
+            resource.broken = True
+        running.release()
+        destroying.wait_until_held()
+        looked.release()
+        ledger.wait_until_destroyed(1)
+        assert retried.result(DEADLINE) >= 2
+        destroying.release()
+        wait([before, *tasks], DEADLINE)
+
+    assert hit.runs[0] == (1, 1)
+    assert hit.runs[1][0] >= 2
+    assert len(hit.runs) == 2
+    assert len(late.runs) <= 2
+    assert all(task.result() >= 2 for task in tasks)
+    if checked and other:
+        assert [attempt for _, attempt in late.runs] == [1]  # the retry had its resource found out
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["check", "no check"])
+@pytest.mark.parametrize("other", [True, False], ids=["another task waits", "nothing else waits"])
+def test_retry_that_meets_a_worker_whose_resource_was_being_made_during_the_break(
+    make_pool: MakePool, ledger: Ledger, checked: bool, other: bool
+) -> None:
+    """1. Worker 1 makes its resource. 2. It breaks, together with that of worker 0, which puts its task back.
+
+    3. Worker 1 is ready, and takes that task.
+    """
+    running, making, destroying = Gate(), Gate(), Gate()
+
+    def create() -> FakeResource:
+        resource = ledger.create()
+        if resource.number == 1:
+            making.hold()
+        return resource
+
+    def destroy(resource: FakeResource) -> None:
+        if resource.number == 0:
+            destroying.hold()  # so no new worker takes the retry
+        ledger.destroy(resource)
+
+    pool = make_pool(
+        2,
+        on_create=create,
+        on_destroy=destroy,
+        check_health=ledger.is_healthy,
+        check_resource=ledger.is_usable if checked else None,
+        check_after_idle=3600,
+    )
+    with running, making, destroying:
+        hit, late = Recorded(running), Recorded()
+        retried = pool.submit(hit)
+        running.wait_until_held()
+        second = pool.submit(late)
+        making.wait_until_held()
+        if not other:
+            assert second.cancel()
+        for resource in ledger.alive:
+            resource.broken = True
+        running.release()
+        destroying.wait_until_held()
+        making.release()
+        assert retried.result(DEADLINE) >= 2
+        destroying.release()
+        wait([second], DEADLINE)
+
+    assert hit.runs[0] == (0, 1)
+    assert hit.runs[1][0] >= 2
+    assert len(hit.runs) == 2
+    assert len(late.runs) <= 2
+    assert second.cancelled() or second.result() >= 2
+
+
+def test_again_in_run_now_does_not_lend_its_resource_to_another_call_in_between(make_pool: MakePool, ledger: Ledger) -> None:
+    ledger.any_thread = True
+    resetting, used = Gate(), list[int]()
+
+    def reset(resource: FakeResource) -> None:
+        if resource.number == 0 and len(used) == 1:
+            resetting.hold()
+
+    def work(resource: FakeResource) -> int:
+        used.append(resource.use())
+        if len(used) == 1:
+            raise Again
+        return resource.number
+
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_health=lambda error: Verdict.AGAIN,
+        on_reset=reset,
+        resource_pool_size=1,
+    )
+    with ResourceExecutor(1) as caller, resetting:
+        first = caller.submit(pool.run_now, work)
+        resetting.wait_until_held()
+        assert pool.run_now(FakeResource.use) == 1  # one of its own
+        resetting.release()
+
+        assert first.result(DEADLINE) == 0
+    assert used == [0, 0]
