@@ -66,6 +66,15 @@ def refuse(*_: object) -> Any:
     raise LookupError("from a hook")
 
 
+def _answering(answer: object) -> Callable[..., Any]:
+    """A hook that always gives this answer."""
+
+    def hook(*_: object) -> object:
+        return answer
+
+    return hook
+
+
 def is_good(resource: FakeResource) -> bool:
     return not resource.broken
 
@@ -205,12 +214,13 @@ class MakeSubject:
         if self.kind == "dask":
             from tasker_executor.dask import DaskResourceExecutor
 
-            pool = DaskResourceExecutor(self._cluster(), 1, resource=spy, check_after_idle=3600, **options)
+            options = {"check_after_idle": 3600, **options}
+            pool = DaskResourceExecutor(self._cluster(), 1, resource=spy, **options)
         elif self.kind == "inline":
             pool = InlineExecutor(resource=spy, **options)
         else:
-            options = {"resource_pool_size": int(self.kind == "run_now"), **options}
-            pool = ResourceExecutor(1, resource=spy, check_after_idle=3600, **options)
+            options = {"resource_pool_size": int(self.kind == "run_now"), "check_after_idle": 3600, **options}
+            pool = ResourceExecutor(1, resource=spy, **options)
         self._made.append(pool)
         return Subject(self.kind, pool, pool.with_options() if self.kind == "view" else pool, spy)
 
@@ -412,11 +422,11 @@ def test_again_comes_before_all_others_of_its_lane(make: MakeSubject, gate: Gate
     door = subject.door.with_options(priority=urgent)
     task, others = Failing(subject.spy, Again(), Again()), [Failing(subject.spy) for _ in range(3)]
     order: list[int] = []
-    held = subject.door.submit(gate.hold)
+    subject.door.submit(gate.hold)
     gate.wait_until_held()
     futures = [door.submit(noting(order, number, work)) for number, work in enumerate([task, *others])]
     gate.release()
-    wait([held, *futures], DEADLINE)
+    wait(futures, DEADLINE)
 
     assert order == [0, 0, 0, 1, 2, 3]
 
@@ -469,7 +479,8 @@ def test_around_is_entered_and_left_once_for_each_attempt(make: MakeSubject, err
             raise
         steps.append("leave")
 
-    subject = make({"judge": judge, "around": around})
+    methods: dict[str, Callable[..., Any]] = {"judge": judge, "around": around}
+    subject = make(methods)
 
     assert subject.run(Failing(subject.spy, error())).error is None
     assert steps == ["enter", error.__name__, "enter", "leave"]
@@ -480,7 +491,8 @@ def test_around_is_entered_and_left_once_for_each_attempt(make: MakeSubject, err
 
 @pytest.mark.parametrize("checked", [True, False], ids=["check", "no check"])
 def test_broken_resource_is_destroyed_and_the_task_runs_on_another(make: MakeSubject, checked: bool) -> None:
-    subject = make({"judge": judge, "reset": say_nothing} | ({"check": say_yes} if checked else {}))
+    methods: dict[str, Callable[..., Any]] = {"judge": judge, "reset": say_nothing}
+    subject = make(methods | {"check": say_yes} if checked else methods)
     task = Failing(subject.spy, Broken())
 
     assert subject.run(task) == (1, None)
@@ -513,23 +525,24 @@ def test_broken_is_delivered_after_max_retries_with_a_note(make: MakeSubject, li
 @pytest.mark.parametrize(
     "errors, resources, noted",
     [
-        ([Again(), Broken()], [0, 0, 1], None),
-        ([Broken(), Again()], [0, 1, 1], None),
-        ([Again(), Broken(), Again()], [0, 0, 1, 1], None),
-        ([Again(), Again(), Broken(), Broken()], [0, 0, 0, 1], True),
-        ([Broken(), Again(), Broken(), Again()], [0, 1, 1, 2], False),
-        ([Broken(), Again(), Own()], [0, 1, 1], False),
+        ([Again, Broken], [0, 0, 1], None),
+        ([Broken, Again], [0, 1, 1], None),
+        ([Again, Broken, Again], [0, 0, 1, 1], None),
+        ([Again, Again, Broken, Broken], [0, 0, 0, 1], True),
+        ([Broken, Again, Broken, Again], [0, 1, 1, 2], False),
+        ([Broken, Again, Own], [0, 1, 1], False),
     ],
-    ids=lambda value: ",".join(type(error).__name__ for error in value) if isinstance(value, list) else None,
+    ids=["AB", "BA", "ABA", "AABB", "BABA", "BAO"],
 )
 def test_both_verdicts_share_the_retries(
-    make: MakeSubject, errors: list[Exception], resources: list[int], noted: bool | None
+    make: MakeSubject, errors: list[type[Exception]], resources: list[int], noted: bool | None
 ) -> None:
+    """`noted`: whether the error that is delivered has a note; None: the task succeeds."""
     subject = make({"judge": judge, "reset": say_nothing, "check": say_yes}, max_retries=3)
-    task = Failing(subject.spy, *(type(error)() for error in errors))
+    task = Failing(subject.spy, *(error() for error in errors))
     outcome = subject.run(task)
 
-    assert type(outcome.error) is (type(None) if noted is None else type(errors[-1]))
+    assert type(outcome.error) is (type(None) if noted is None else errors[-1])
     assert bool(outcome.notes) is bool(noted)
     assert task.resources == resources
     assert task.attempts == list(range(1, len(resources) + 1))
@@ -554,28 +567,17 @@ def test_result_stands_though_its_resource_is_replaced(make: MakeSubject, hooks:
     assert task.attempts == [1]
 
 
+@only([KINDS["pool"], KINDS["view"], KINDS["run_now"], KINDS["dask"]])  # an inline executor has no `check_after_idle`
 def test_result_stands_though_the_check_before_the_next_task_says_no(make: MakeSubject) -> None:
-    subject = make({"judge": judge, "check": is_good})
+    subject = make({"judge": judge, "check": is_good}, check_after_idle=0)
     first, second = Failing(subject.spy), Failing(subject.spy)
 
     assert subject.run(first) == (0, None)
     subject.spy.ledger.created[0].broken = True
-    note_a_break(subject)
     assert subject.run(second) == (1, None)
-    assert second.attempts == [1]
-    first = [] if subject.kind == "run_now" else subject.first_check(1)  # the reserve was empty
-    steps = [("check", 0), ("destroy", 0), ("create", 1), *first, ("task", 1)]
-    assert subject.spy.log[2 : 2 + len(steps)] == steps
-
-
-def note_a_break(subject: Subject) -> None:
-    """Have the executor note that a resource broke which this test does not see."""
-    pool: Any = subject.pool
-    if subject.kind == "dask":
-        [worker] = pool._client.cluster.workers.values()
-        pool = worker.plugins[pool._plugin].executor
-    source = pool._source if subject.kind == "inline" else pool._core.source
-    source.breaks += 1
+    assert (first.attempts, second.attempts) == ([1], [1])
+    steps = [step for step in subject.spy.log if step != ("check", 1)]
+    assert steps[steps.index(("task", 0)) :][:5] == [("task", 0), ("check", 0), ("destroy", 0), ("create", 1), ("task", 1)]
 
 
 # -- judges that make mistakes, and errors that are not judged
@@ -602,7 +604,7 @@ def test_judge_that_raises_costs_the_resource_and_the_task_keeps_its_error(
 def test_judge_that_returns_no_verdict_is_told_of_once_and_the_error_is_the_tasks_own(
     make: MakeSubject, answer: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    subject = make({"judge": lambda error, resource: answer, "reset": say_nothing, "check": say_yes})
+    subject = make({"judge": _answering(answer), "reset": say_nothing, "check": say_yes})
     tasks = [Failing(subject.spy, Broken("mine")) for _ in range(2)]
     outcomes = [subject.run(task) for task in tasks]
 
@@ -616,7 +618,7 @@ def test_judge_that_returns_no_verdict_is_told_of_once_and_the_error_is_the_task
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
 def test_error_that_is_no_exception_is_not_judged(make: MakeSubject, error: type[BaseException]) -> None:
-    subject = make({"judge": lambda error, resource: Verdict.BROKEN, "reset": say_nothing, "check": say_yes})
+    subject = make({"judge": _answering(Verdict.BROKEN), "reset": say_nothing, "check": say_yes})
     task = Failing(subject.spy, error())
     outcome = subject.run(task)
 
@@ -644,8 +646,7 @@ def test_error_that_is_no_exception_is_not_judged(make: MakeSubject, error: type
 def test_check_health_may_return_a_bool_or_a_verdict(
     kind: str, ledger: Ledger, request: pytest.FixtureRequest, answer: Any, resources: list[int]
 ) -> None:
-    if kind == "dask":
-        cluster = request.getfixturevalue("cluster")
+    cluster: Any = request.getfixturevalue("cluster") if kind == "dask" else None
     ledger.any_thread = kind in {"run_now", "inline"}
     asked: list[BaseException] = []
 
@@ -956,7 +957,7 @@ def test_break_that_is_noted_between_the_check_and_the_pop(
         check_after_idle=3600,
     )
     with running, looked, destroying, Gate() as first:
-        before = pool.submit(first.hold)  # has worker 0 make its resource
+        pool.submit(first.hold)  # has worker 0 make its resource
         first.wait_until_held()
         hit = Recorded(running)
         retried = pool.submit(hit)
@@ -975,7 +976,7 @@ def test_break_that_is_noted_between_the_check_and_the_pop(
         ledger.wait_until_destroyed(1)
         assert retried.result(DEADLINE) >= 2
         destroying.release()
-        wait([before, *tasks], DEADLINE)
+        wait(tasks, DEADLINE)
 
     assert hit.runs[0] == (1, 1)
     assert hit.runs[1][0] >= 2
@@ -1038,35 +1039,3 @@ def test_retry_that_meets_a_worker_whose_resource_was_being_made_during_the_brea
     assert len(hit.runs) == 2
     assert len(late.runs) <= 2
     assert second.cancelled() or second.result() >= 2
-
-
-def test_again_in_run_now_does_not_lend_its_resource_to_another_call_in_between(make_pool: MakePool, ledger: Ledger) -> None:
-    ledger.any_thread = True
-    resetting, used = Gate(), list[int]()
-
-    def reset(resource: FakeResource) -> None:
-        if resource.number == 0 and len(used) == 1:
-            resetting.hold()
-
-    def work(resource: FakeResource) -> int:
-        used.append(resource.use())
-        if len(used) == 1:
-            raise Again
-        return resource.number
-
-    pool = make_pool(
-        1,
-        on_create=ledger.create,
-        on_destroy=ledger.destroy,
-        check_health=lambda error: Verdict.AGAIN,
-        on_reset=reset,
-        resource_pool_size=1,
-    )
-    with ResourceExecutor(1) as caller, resetting:
-        first = caller.submit(pool.run_now, work)
-        resetting.wait_until_held()
-        assert pool.run_now(FakeResource.use) == 1  # one of its own
-        resetting.release()
-
-        assert first.result(DEADLINE) == 0
-    assert used == [0, 0]
