@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from .._report import Logger, add_note, drop_frame, must_escape, safe_repr, traceback_of
 from .._sync import clock, takes
 from .._types import AroundHook
-from ..factory import Verdict
+from ..factory import NoResource, Verdict
 from ..observers import ObserverHub, ResourceEvent
 from .holding import Holding
 from .hooks import ResourceHooks, not_a_resource
@@ -43,10 +43,6 @@ _NEVER = float("inf")
 
 #: A resource lives for `max_age`, longer or shorter by up to this share. So workers do not recycle in step.
 AGE_JITTER = 0.1
-
-
-class NoResource(TypeError):
-    """``on_create`` returned what is no resource: None, a coroutine, a context manager that is not entered."""
 
 
 class UnfitResource(RuntimeError):
