@@ -97,6 +97,8 @@ class Reserve(Generic[R]):
         self._refusal = refusal
         self._listener = ReserveListener() if listener is None else listener
         self._slot = slot
+        #: The holder of the current task while a hook is called: not that of a task that causes the call.
+        self._outside = Caller(owner, killed, None, slot)
         self._set_free(deque())
         #: All resources there are: free, in use, temporary.
         self._all: set[Holding[R]] = set()
@@ -191,7 +193,7 @@ class Reserve(Generic[R]):
                             verdict, again = source.judge(error, holding)
                             broken = verdict is Verdict.BROKEN
                             if (trace := traceback_of(error)) is not None:
-                                note_missing_argument(error, trace.tb_next, source.name)
+                                note_missing_argument(error, trace.tb_next, source.name, called=holding.called)
                             del trace
                             if not again:
                                 raise
@@ -229,32 +231,36 @@ class Reserve(Generic[R]):
 
         A retry must not meet a resource that may have broken in one event with another: see `Sidecar.breaks`.
         """
-        while True:
-            holding: Holding[R] | None = None
-            try:
-                for holding in self._takes:  # noqa: B007  # as in `run`
-                    break
-            except IndexError:
-                return
-            assert holding is not None
-            hand.append(holding)
-            # Unlike a worker's resource, one that has not served may be too old: it may have been free
-            # for hours.
-            if clock() < holding.expires and self._source.unfit(holding) is None:
-                if not self._source.suspects(holding, breaks):
+        here = current.here
+        before, here.holder = here.holder, self._outside
+        try:
+            while True:
+                holding: Holding[R] | None = None
+                try:
+                    for holding in self._takes:  # noqa: B007  # as in `run`
+                        break
+                except IndexError:
                     return
-                if self._source.retries_on_new:  # leave it to other calls, and make a resource for this one
-                    self._put_down(hand, False)
-                    return
-            self._destroy(holding)
-            hand.clear()
-            self._listener.replaced()
+                assert holding is not None
+                hand.append(holding)
+                # Unlike a worker's resource, one that has not served may be too old: it may have been free
+                # for hours.
+                if clock() < holding.expires and self._source.unfit(holding) is None:
+                    if not self._source.suspects(holding, breaks):
+                        return
+                    if self._source.retries_on_new:  # leave it to other calls, and make a resource for this one
+                        self._put_down(hand, False)
+                        return
+                self._destroy(holding)
+                hand.clear()
+                self._listener.replaced()
+        finally:
+            here.holder = before
 
     def _make(self, hand: list[Holding[R]], blame: list[BaseException]) -> None:
         """Make a resource and take it in hand. Appends the errors of ``on_create`` to `blame`."""
         here = current.here
-        before = here.holder
-        here.holder = Caller(self._owner, self._killed, None, self._slot)  # not the task that makes the call
+        before, here.holder = here.holder, self._outside
         try:
             self._source.create(None, partial(self._keep, hand), blame)
         finally:
@@ -285,9 +291,12 @@ class Reserve(Generic[R]):
         return sum(holding.kept and not holding.gone for holding in self._all.copy())
 
     def _destroy(self, holding: Holding[R]) -> None:
+        here = current.here
+        before, here.holder = here.holder, self._outside
         try:
             self._source.destroy(holding, None)
         finally:
+            here.holder = before
             if holding.gone:
                 self._all.discard(holding)
 
@@ -319,7 +328,12 @@ class Reserve(Generic[R]):
         source = self._source
         if source.used_up(holding) or holding.epoch != source.epoch:
             return False
-        return self._is_clean(holding) and (holding.good_at >= 0 or source.passes_check(holding))
+        here = current.here
+        before, here.holder = here.holder, self._outside
+        try:
+            return self._is_clean(holding) and (holding.good_at >= 0 or source.passes_check(holding))
+        finally:
+            here.holder = before
 
     def _is_clean(self, holding: Holding[R]) -> bool:
         """Clean a resource after an attempt; return False if that cannot be done."""

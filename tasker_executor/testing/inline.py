@@ -181,7 +181,8 @@ class InlineExecutor(BaseExecutor[R]):
         lane = self._priority if options.priority else self._normal
         future: InlineFuture[Any] = InlineFuture(self, lane)
         deadline = None if options.start_within is None else clock() + options.start_within
-        task = Task(future, Call(self._fit(fn, options), kwargs), args, self._limit(options), deadline)
+        call = Call(self._fit(fn, options), kwargs, None if self._source is None else self.name)
+        task = Task(future, call, args, self._limit(options), deadline)
         try:
             with self._lock:
                 self._refuse_if_closed()
