@@ -155,7 +155,7 @@ class Connections(ResourceFactory[driver.Connection[Row]]):
         """Look at the connection rather than at the class of the error."""
         if isinstance(error, CommitUnknown):
             return Verdict.OWN
-        if resource.broken or (isinstance(error, errors.ReadOnlySqlTransaction) and _is_standby(resource)):
+        if resource.broken or (isinstance(error, errors.ReadOnlySqlTransaction) and is_standby(resource)):
             return Verdict.BROKEN
         if self._retry_conflicts and isinstance(error, CONFLICTS):
             return Verdict.AGAIN
@@ -234,7 +234,7 @@ def _shut_down(connection: driver.Connection[Any]) -> None:
         pass  # closed by now
 
 
-def _is_standby(connection: driver.Connection[Any]) -> bool:
+def is_standby(connection: driver.Connection[Any]) -> bool:
     """Return what the server has last told by itself; PostgreSQL does since version 14."""
     return connection.pgconn.parameter_status(b"in_hot_standby") == b"on"
 
