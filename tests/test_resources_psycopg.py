@@ -483,6 +483,7 @@ def test_abort_of_an_idle_connection_does_no_harm(server: Server, make: Made) ->
     assert factory.check(connection)
     connection.close()
     factory.abort(connection)
+    resources._shut_down(connection)
 
 
 # -- a task is a transaction --

@@ -249,6 +249,26 @@ def test_reset_rolls_back_what_is_open(database: Database, mode: dict[str, Any])
         insert(other, 2)  # nothing is locked
 
 
+class Autocommitting(sqlite3.Connection):
+    """In every version of Python, says what one with ``autocommit=True`` says."""
+
+    autocommit: Any = True
+
+    def rollback(self) -> None:
+        """Do what that method does in autocommit mode."""
+
+
+def test_reset_rolls_back_where_the_method_does_nothing(database: Database) -> None:
+    factory = database.factory(factory=Autocommitting)
+    connection = database.make(factory)
+    insert(connection, 1)
+
+    factory.reset(connection)
+
+    assert not connection.in_transaction
+    assert database.rows() == []
+
+
 # -- the check --
 
 
@@ -354,6 +374,19 @@ def test_a_task_may_end_its_transaction_itself(database: Database) -> None:
         connection.commit()
 
     assert database.rows() == [1]
+
+
+def test_a_task_that_rolls_back_itself_may_raise(database: Database) -> None:
+    factory = database.factory(transaction=True)
+    connection = database.make(factory)
+
+    def fail() -> None:
+        with factory.around(connection):
+            insert(connection, 1)
+            connection.rollback()
+            raise ValueError("mine")
+
+    assert isinstance(failure(fail), ValueError)
 
 
 def test_a_commit_that_finds_the_database_locked_is_rolled_back(database: Database) -> None:

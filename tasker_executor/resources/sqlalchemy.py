@@ -101,22 +101,18 @@ class _Factory(ResourceFactory[R]):
         vars(self).update(state)
         self._engine = self._make_engine()
 
-    def _connection(self, resource: R) -> Connection:
-        """The connection of the resource."""
-        raise NotImplementedError
-
     def _flush(self, resource: R) -> None:
         """Send what the resource holds back, so that nothing but the COMMIT is left."""
 
     @override
     def destroy(self, resource: R) -> None:
         """Close the connection."""
-        self._connection(resource).close()
+        _connection_of(resource).close()
 
     @override
     def judge(self, error: Exception, resource: R) -> Verdict:
         """Look at the connection, which SQLAlchemy has marked if the driver calls it lost."""
-        connection = self._connection(resource)
+        connection = _connection_of(resource)
         if isinstance(error, CommitUnknown):
             return Verdict.OWN
         if connection.invalidated:
@@ -132,7 +128,7 @@ class _Factory(ResourceFactory[R]):
     @override
     def check(self, resource: R) -> bool:
         """Return whether the server answers."""
-        connection = self._connection(resource)
+        connection = _connection_of(resource)
         connection.execute(select(1))
         connection.rollback()
         return True
@@ -140,7 +136,7 @@ class _Factory(ResourceFactory[R]):
     @override
     def reset(self, resource: R) -> None:
         """Roll back an open transaction; raise if the connection cannot be used again as it was."""
-        connection = self._connection(resource)
+        connection = _connection_of(resource)
         if connection.closed or connection.invalidated:
             raise InvalidRequestError("the connection is closed")
         if connection.in_transaction():
@@ -152,7 +148,7 @@ class _Factory(ResourceFactory[R]):
     @override
     def abort(self, resource: R) -> None:
         """Cancel the statement that runs, by the means of the driver."""
-        connection = self._connection(resource)
+        connection = _connection_of(resource)
         if connection.closed or connection.invalidated:
             return
         driver: Any = connection.connection.dbapi_connection
@@ -192,7 +188,7 @@ class _Factory(ResourceFactory[R]):
     @contextmanager
     def _scope(self, resource: R) -> Generator[None]:
         """The transaction of one task."""
-        connection = self._connection(resource)
+        connection = _connection_of(resource)
         committing = False
         number: int | None = None
         try:
@@ -255,10 +251,6 @@ class Connections(_Factory[Connection]):
     def create(self) -> Connection:
         """Connect."""
         return self._engine.connect()
-
-    @override
-    def _connection(self, resource: Connection) -> Connection:
-        return resource
 
 
 class Sessions(_Factory[S]):
@@ -326,12 +318,6 @@ class Sessions(_Factory[S]):
         return session
 
     @override
-    def _connection(self, resource: S) -> Connection:
-        connection = resource.bind
-        assert isinstance(connection, Connection)
-        return connection
-
-    @override
     def _flush(self, resource: S) -> None:
         resource.flush()
         resource.connection()  # the session's transaction must have begun, or the question would begin one beside it
@@ -359,6 +345,12 @@ class Sessions(_Factory[S]):
                 yield
         finally:
             resource.expunge_all()
+
+
+def _connection_of(resource: Connection | Session) -> Connection:
+    connection = resource.bind if isinstance(resource, Session) else resource
+    assert isinstance(connection, Connection)
+    return connection
 
 
 def _is_conflict(error: Any) -> bool:
