@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, LiteralString
 
 import psycopg
 from psycopg import conninfo, sql
 
 from proxy import Proxy
-from support import eventually
+from support import DEADLINE, eventually
 
 __all__ = ["Server"]
 
@@ -75,6 +78,23 @@ class Server:
             most,
         )
         return int(ended)
+
+    @contextmanager
+    def terminating(self, pause: float) -> Generator[None]:
+        """End one of the connections under test, chosen at random, every `pause` seconds during the block."""
+        over = threading.Event()
+
+        def go_on() -> None:
+            while not over.wait(pause):
+                self.terminate(1)
+
+        thread = threading.Thread(target=go_on, name="trouble")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(DEADLINE)
 
     def wait_until_hanging(self, count: int = 1) -> None:
         """Wait until so many connections under test sleep or wait for a lock on the server."""

@@ -6,9 +6,8 @@ import os
 import pickle
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, assert_type
 
 import pytest
@@ -970,7 +969,7 @@ def test_of_two_tasks_in_a_deadlock_both_succeed_if_asked_for(
         connection.execute(update, (mine, other))
 
     factory = Connections(table.address, transaction=True, retry_conflicts=asked_for, options="-c deadlock_timeout=20ms")
-    pool = pool_of(make_pool, 2, factory)
+    pool = pool_of(make_pool, 2, factory, max_retries=30)
     failures = [future.exception(DEADLINE) for future in [pool.submit(task, 1, 2), pool.submit(task, 2, 1)]]
 
     deadlocks = [error for error in failures if isinstance(error, errors.DeadlockDetected)]
@@ -978,7 +977,8 @@ def test_of_two_tasks_in_a_deadlock_both_succeed_if_asked_for(
     stats = ended(pool)
     assert len(deadlocks) == (0 if asked_for else 1)
     assert {len(note) for (note,) in notes} == {2 if asked_for else 1}
-    assert (stats.retried, stats.resources_created) == (1 if asked_for else 0, 2)
+    assert (stats.retried > 0) is asked_for  # the loser may be quicker with its next attempt than the other is to wake up
+    assert stats.resources_created == 2
 
 
 @pytest.mark.services
@@ -998,24 +998,6 @@ def test_tasks_survive_an_outage(steady: Server, proxy: Proxy, make_pool: MakePo
     ended(pool)
 
 
-@contextmanager
-def terminating(server: Server, pause: float) -> Generator[None]:
-    """End one of the connections, chosen at random, every `pause` seconds during the block."""
-    over = threading.Event()
-
-    def go_on() -> None:
-        while not over.wait(pause):
-            server.terminate(1)
-
-    thread = threading.Thread(target=go_on, name="trouble")
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(DEADLINE)
-
-
 @pytest.mark.services
 @pytest.mark.parametrize(
     "count, pause", [(300, 0.005), pytest.param(10_000, 0.05, marks=pytest.mark.stress, id="long history")]
@@ -1030,7 +1012,7 @@ def test_while_connections_are_ended_all_the_time_each_row_is_written_once(
 
     pool = pool_of(make_pool, 8, Connections(table.address, transaction=True), max_retries=30, min_workers=8)
     pool.wait_ready()
-    with terminating(table, pause):
+    with table.terminating(pause):
         results = list(pool.map(task, range(count)))
 
     assert results == list(range(count))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, assert_type
 
 import pytest
 
-from support import DEADLINE, eventually, run_python
+from support import DEADLINE, MakePool, eventually, run_python
+from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor.factory import Verdict
 
 if not TYPE_CHECKING:
@@ -35,6 +36,7 @@ from tasker_executor.resources import sqlalchemy as of_sqlalchemy
 from tasker_executor.resources.sqlalchemy import CommitUnknown, Connections, Sessions
 
 HANGS = 600  # seconds
+OUTAGE = 1.0  # seconds
 ENDLESS = "with recursive counter(n) as (select 1 union all select n + 1 from counter) select count(*) from counter"
 
 
@@ -836,3 +838,191 @@ def test_a_commit_of_mariadb_whose_connection_breaks_is_unknown(mariadb: URL, ma
 
         assert isinstance(error, CommitUnknown)
         assert factory.judge(error, connection) is Verdict.OWN
+
+
+# -- in an executor --
+
+each_kind = pytest.mark.parametrize("kind", [Connections, Sessions])
+
+
+def ended(pool: ResourceExecutor[Any]) -> ExecutorStats:
+    """Shut the pool down; return its stats, in which each resource that was made is destroyed."""
+    pool.shutdown()
+    stats = pool.stats()
+    assert stats.resources_created == stats.resources_destroyed
+    return stats
+
+
+def pool_of(make_pool: MakePool, workers: int, factory: Any, **options: Any) -> ResourceExecutor[Any]:
+    return make_pool(workers, resource=factory, **options)
+
+
+def number_of(resource: sqlalchemy.Connection | Session, number: int) -> int:
+    answer = resource.execute(text("select 1 * :number"), {"number": number}).scalar_one()
+    return int(answer)
+
+
+def test_the_type_of_the_executor_follows_the_factory(url: str) -> None:
+    with ResourceExecutor(1, resource=Connections(url)) as connections:
+        if TYPE_CHECKING:
+            assert_type(connections, ResourceExecutor[sqlalchemy.Connection])
+        assert connections.submit(number_of, 7).result(DEADLINE) == 7
+    with ResourceExecutor(1, resource=Sessions(url)) as sessions:
+        if TYPE_CHECKING:
+            assert_type(sessions, ResourceExecutor[Session])
+        assert sessions.submit(number_of, 7).result(DEADLINE) == 7
+    with ResourceExecutor(1, resource=Sessions(url, session_factory=OwnSession)) as own:
+        if TYPE_CHECKING:
+            assert_type(own, ResourceExecutor[OwnSession])
+        assert own.submit(type).result(DEADLINE) is OwnSession
+
+
+def test_a_result_of_a_session_can_be_read_by_the_caller(url: str, make_pool: MakePool) -> None:
+    def add(session: Session, number: int) -> Number:
+        added = Number(number=number, note=f"note {number}")
+        session.add(added)
+        return added
+
+    pool = pool_of(make_pool, 2, Sessions(url, transaction=True, connect_args={"timeout": DEADLINE}))
+
+    assert [added.note for added in pool.map(add, range(20))] == [f"note {number}" for number in range(20)]
+    assert pool.submit(lambda session: session.get(Number, 7).note).result(DEADLINE) == "note 7"
+    ended(pool)
+
+
+@each_kind
+@pytest.mark.parametrize("transaction", [False, True])
+def test_a_transaction_left_open_is_none_of_the_next_task(url: str, make_pool: MakePool, kind: Any, transaction: bool) -> None:
+    pool = pool_of(make_pool, 1, kind(url, transaction=transaction))
+    pool.submit(insert, "numbers", 1).result(DEADLINE)
+
+    assert pool.submit(number_of, 7).result(DEADLINE) == 7
+    assert rows(url) == ([1] if transaction else [])
+    assert ended(pool).resources_created == 1
+
+
+@pytest.mark.services
+@each_kind
+def test_all_idle_connections_end_at_once_and_every_task_has_its_result(server: Server, make_pool: MakePool, kind: Any) -> None:
+    factory = kind(server.url("postgresql+psycopg"))
+    pool = pool_of(make_pool, 8, factory, min_workers=8, check_after_idle=DEADLINE)
+    pool.wait_ready()
+    assert server.terminate() == 8
+    server.wait_until_gone()
+
+    assert list(pool.map(number_of, range(16))) == list(range(16))
+    stats = ended(pool)
+    assert 1 <= stats.retried <= 8
+
+
+@pytest.mark.services
+@each_kind
+def test_a_tasks_own_error_is_final_and_its_row_is_written_once(server: Server, make_pool: MakePool, kind: Any) -> None:
+    server.execute("create table {table} (number integer)")  # a second row would not be refused
+
+    def task(resource: Any) -> None:
+        insert(resource, server.name, 1)
+        resource.commit()
+        resource.execute(text("select 1/0"))
+
+    pool = pool_of(make_pool, 1, kind(server.url("postgresql+psycopg")))
+
+    assert isinstance(pool.submit(task).exception(DEADLINE), DBAPIError)
+    assert pool.submit(number_of, 7).result(DEADLINE) == 7
+    assert server.rows() == [1]
+    stats = ended(pool)
+    assert (stats.retried, stats.resources_created) == (0, 1)
+
+
+@pytest.mark.services
+@each_kind
+def test_kill_ends_a_call_that_hangs(server: Server, make_pool: MakePool, kind: Any) -> None:
+    pool = pool_of(make_pool, 1, kind(server.url("postgresql+psycopg")))
+    future = pool.submit(lambda resource: resource.execute(text(f"select pg_sleep({HANGS})")))
+    server.wait_until_hanging()
+
+    pool.kill()
+
+    error = future.exception(DEADLINE)
+    assert isinstance(error, OperationalError)
+    assert isinstance(error.orig, psycopg.errors.QueryCanceled)
+    ended(pool)
+
+
+@pytest.mark.services
+@each_kind
+def test_of_two_tasks_in_a_deadlock_both_succeed_if_asked_for(table: Server, make_pool: MakePool, kind: Any) -> None:
+    table.execute("insert into {table} values (10), (20)")
+    both_have_one = threading.Barrier(2)
+    done: list[int] = []
+
+    def task(resource: Any, mine: int, other: int) -> None:
+        lock = text(f'select number from "{table.name}" where number = :number for update')
+        resource.execute(lock, {"number": mine})
+        if mine not in done:
+            done.append(mine)
+            both_have_one.wait(DEADLINE)
+        resource.execute(lock, {"number": other})
+        insert(resource, table.name, mine + 1)
+
+    factory = kind(
+        f"{table.url('postgresql+psycopg')}&options=-cdeadlock_timeout%3D20ms", transaction=True, retry_conflicts=True
+    )
+    pool = pool_of(make_pool, 2, factory, max_retries=30)
+    futures = [pool.submit(task, 10, 20), pool.submit(task, 20, 10)]
+
+    assert [future.exception(DEADLINE) for future in futures] == [None, None]
+    assert table.rows() == [10, 11, 20, 21]
+    stats = ended(pool)
+    assert stats.retried > 0
+    assert stats.resources_created == 2
+
+
+@pytest.mark.services
+def test_tasks_survive_an_outage(server: Server, proxy: Proxy, make_pool: MakePool) -> None:
+    factory = Connections(server.url("postgresql+psycopg", proxy))
+    pool = pool_of(make_pool, 4, factory, min_workers=4, create_timeout=DEADLINE)
+    pool.wait_ready()
+    proxy.refuse()
+    futures = [pool.submit(number_of, number) for number in range(100)]
+    eventually(lambda: pool.stats().create_failures > 2, "the pool to notice the outage")
+    threading.Event().wait(OUTAGE)
+
+    proxy.accept()
+
+    assert [future.result(DEADLINE) for future in futures] == list(range(100))
+    ended(pool)
+
+
+@pytest.mark.services
+@each_kind
+def test_while_connections_are_ended_all_the_time_each_row_is_written_once(
+    table: Server, make_pool: MakePool, kind: Any
+) -> None:
+    # The key is unique, so a task that was run again although it was committed would fail.
+    def task(resource: Any, number: int) -> int:
+        insert(resource, table.name, number)
+        return number
+
+    factory = kind(table.url("postgresql+psycopg"), transaction=True)
+    pool = pool_of(make_pool, 8, factory, max_retries=30, min_workers=8)
+    pool.wait_ready()
+    with table.terminating(0.005):
+        results = list(pool.map(task, range(300)))
+
+    assert results == list(range(300))
+    assert table.rows() == list(range(300))
+    assert ended(pool).retried > 0
+
+
+@pytest.mark.services
+def test_mariadb_ends_all_idle_connections_and_every_task_has_its_result(mariadb: URL, make_pool: MakePool) -> None:
+    with Proxy(mariadb.host or "", mariadb.port or 3306) as proxy:
+        factory = Connections(mariadb.set(host=proxy.host, port=proxy.port))
+        pool = pool_of(make_pool, 8, factory, min_workers=8, check_after_idle=DEADLINE)
+        pool.wait_ready()
+        assert proxy.reset() == 8
+
+        assert list(pool.map(number_of, range(16))) == list(range(16))
+        assert 1 <= ended(pool).retried <= 8
+        eventually(lambda: proxy.connections() == 0, "the proxy to have no connection of the test")

@@ -10,11 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, assert_type
 
 import pytest
 
-from support import DEADLINE
+from support import DEADLINE, MakePool
+from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor.factory import Verdict
 from tasker_executor.resources.sqlite3 import CommitUnknown, Connections
 
@@ -447,3 +448,105 @@ def test_an_error_at_commit_comes_before_one_of_the_rollback(database: Database)
 
     assert isinstance(error, sqlite3.OperationalError)
     assert error.__context__ is None
+
+
+# -- in an executor --
+
+
+def pool_of(make_pool: MakePool, workers: int, factory: Connections, **options: Any) -> ResourceExecutor[sqlite3.Connection]:
+    pool: Any = make_pool(workers, resource=factory, **options)
+    return pool  # type: ignore[no-any-return]  # the types of make_pool know no factory
+
+
+def ended(pool: ResourceExecutor[Any]) -> ExecutorStats:
+    """Shut the pool down; return its stats, in which each connection that was made is destroyed."""
+    pool.shutdown()
+    stats = pool.stats()
+    assert stats.resources_created == stats.resources_destroyed
+    return stats
+
+
+def test_the_type_of_the_executor_follows_the_factory(database: Database) -> None:
+    with ResourceExecutor(1, resource=database.factory()) as pool:
+        if TYPE_CHECKING:
+            assert_type(pool, ResourceExecutor[sqlite3.Connection])
+        future = pool.submit(lambda connection: connection.execute("select 1").fetchone())
+
+        assert future.result(DEADLINE) == (1,)
+
+
+def test_a_tasks_own_error_is_final_and_its_row_is_written_once(database: Database, make_pool: MakePool) -> None:
+    with database.plain() as connection:
+        connection.execute("create table log (number)")  # a second row would not be refused
+
+    def task(connection: sqlite3.Connection) -> None:
+        connection.execute("insert into log values (1)")
+        connection.commit()
+        connection.execute("selekt")
+
+    pool = pool_of(make_pool, 1, database.factory())
+
+    assert isinstance(pool.submit(task).exception(DEADLINE), sqlite3.OperationalError)
+    with database.plain() as connection:
+        assert connection.execute("select count(*) from log").fetchone() == (1,)
+    stats = ended(pool)
+    assert (stats.retried, stats.resources_created) == (0, 1)
+
+
+def test_a_transaction_left_open_does_not_leak_into_the_next_task(database: Database, make_pool: MakePool) -> None:
+    pool = pool_of(make_pool, 1, database.factory())
+    pool.submit(insert, 1).result(DEADLINE)
+
+    assert pool.submit(lambda connection: connection.in_transaction).result(DEADLINE) is False
+    assert database.rows() == []
+    assert ended(pool).resources_created == 1
+
+
+def test_kill_interrupts_a_statement(database: Database, make_pool: MakePool) -> None:
+    under_way = threading.Event()
+
+    def task(connection: sqlite3.Connection) -> None:
+        connection.set_progress_handler(under_way.set, 1000)
+        connection.execute(ENDLESS).fetchone()
+
+    pool = pool_of(make_pool, 1, database.factory())
+    future = pool.submit(task)
+    assert under_way.wait(DEADLINE)
+
+    pool.kill()
+
+    assert str(future.exception(DEADLINE)) == "interrupted"
+    ended(pool)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not move a file that is open")
+def test_a_database_that_is_replaced_by_another_is_opened_anew(database: Database, make_pool: MakePool) -> None:
+    pool = pool_of(make_pool, 1, database.factory(isolation_level=None))
+    pool.submit(insert, 1).result(DEADLINE)
+    database.path.rename(database.path.with_suffix(".old"))
+    other = Database(database.path)
+
+    pool.submit(insert, 2).result(DEADLINE)
+
+    assert other.rows() == [2]
+    stats = ended(pool)
+    assert (stats.retried, stats.resources_created) == (1, 2)
+
+
+def test_tasks_that_collide_are_run_again_and_each_row_is_written_once(database: Database, make_pool: MakePool) -> None:
+    # The key is unique, so a task that was run again although it was committed would fail. Each reads before it
+    # writes, so of two that have read, one must begin again.
+    def task(connection: sqlite3.Connection, number: int) -> int:
+        connection.execute("select max(number) from numbers").fetchone()
+        insert(connection, number)
+        return number
+
+    with database.plain() as connection:
+        connection.execute("pragma journal_mode = wal")
+    factory = database.factory(transaction=True, retry_conflicts=True, isolation_level=None)
+    pool = pool_of(make_pool, 4, factory, max_retries=100_000)  # there is no pause before an attempt
+    numbers = list(range(200))
+
+    assert list(pool.map(task, numbers)) == numbers
+    assert database.rows() == numbers
+    assert ended(pool).resources_created == 4
