@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, LiteralString
 
@@ -14,7 +14,22 @@ from psycopg import conninfo, sql
 from proxy import Proxy
 from support import DEADLINE, eventually
 
-__all__ = ["Server"]
+__all__ = ["Paced", "Server"]
+
+
+class Paced:
+    """Says when it is time: whenever tasks have begun so many times. So a busy machine has no more trouble for each task."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._begun = threading.Semaphore(0)
+
+    def begin(self) -> None:
+        """Say that a task begins."""
+        self._begun.release()
+
+    def __call__(self) -> bool:
+        return all(self._begun.acquire(timeout=0.1) for _ in range(self._count))
 
 
 class Server:
@@ -80,13 +95,14 @@ class Server:
         return int(ended)
 
     @contextmanager
-    def terminating(self, pause: float) -> Generator[None]:
-        """End one of the connections under test, chosen at random, every `pause` seconds during the block."""
+    def terminating(self, its_time: Callable[[], bool]) -> Generator[None]:
+        """End one of the connections under test, chosen at random, whenever it is time, during the block."""
         over = threading.Event()
 
         def go_on() -> None:
-            while not over.wait(pause):
-                self.terminate(1)
+            while not over.is_set():
+                if its_time():
+                    self.terminate(1)
 
         thread = threading.Thread(target=go_on, name="trouble")
         thread.start()

@@ -25,7 +25,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, dict_row
 
-from postgres import Server
+from postgres import Paced, Server
 from tasker_executor.resources import _commit
 from tasker_executor.resources import psycopg as resources
 from tasker_executor.resources.psycopg import CommitUnknown, Connections
@@ -998,23 +998,39 @@ def test_tasks_survive_an_outage(steady: Server, proxy: Proxy, make_pool: MakePo
     ended(pool)
 
 
-@pytest.mark.services
-@pytest.mark.parametrize(
-    "count, pause", [(300, 0.005), pytest.param(10_000, 0.05, marks=pytest.mark.stress, id="long history")]
-)
-def test_while_connections_are_ended_all_the_time_each_row_is_written_once(
-    table: Server, steady: Server, make_pool: MakePool, count: int, pause: float
+def write_each_row_once(
+    table: Server, make_pool: MakePool, count: int, its_time: Callable[[], bool], begin: Callable[[], object]
 ) -> None:
     # The key is unique, so a task that was run again although it was committed would fail.
     def task(connection: Connection, number: int) -> int:
+        begin()
         insert(connection, table, number)
         return number
 
     pool = pool_of(make_pool, 8, Connections(table.address, transaction=True), max_retries=30, min_workers=8)
     pool.wait_ready()
-    with table.terminating(pause):
+    with table.terminating(its_time):
         results = list(pool.map(task, range(count)))
 
     assert results == list(range(count))
     assert table.rows() == list(range(count))
     assert ended(pool).retried > 0
+
+
+@pytest.mark.services
+def test_while_connections_are_ended_again_and_again_each_row_is_written_once(
+    table: Server, steady: Server, make_pool: MakePool
+) -> None:
+    its_time = Paced(5)
+
+    write_each_row_once(table, make_pool, 300, its_time, its_time.begin)
+
+
+@pytest.mark.services
+@pytest.mark.stress
+def test_while_a_connection_is_ended_every_50_ms_each_row_is_written_once(
+    table: Server, steady: Server, make_pool: MakePool
+) -> None:
+    pause = threading.Event()
+
+    write_each_row_once(table, make_pool, 10_000, lambda: not pause.wait(0.05), pause.is_set)

@@ -28,7 +28,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InternalEr
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 from sqlalchemy.pool import NullPool, QueuePool
 
-from postgres import Server
+from postgres import Paced, Server
 from proxy import Proxy
 from tasker_executor.resources import _commit
 from tasker_executor.resources import psycopg as of_psycopg
@@ -1000,14 +1000,17 @@ def test_while_connections_are_ended_all_the_time_each_row_is_written_once(
     table: Server, make_pool: MakePool, kind: Any
 ) -> None:
     # The key is unique, so a task that was run again although it was committed would fail.
+    its_time = Paced(5)
+
     def task(resource: Any, number: int) -> int:
+        its_time.begin()
         insert(resource, table.name, number)
         return number
 
     factory = kind(table.url("postgresql+psycopg"), transaction=True)
     pool = pool_of(make_pool, 8, factory, max_retries=30, min_workers=8)
     pool.wait_ready()
-    with table.terminating(0.005):
+    with table.terminating(its_time):
         results = list(pool.map(task, range(300)))
 
     assert results == list(range(300))
