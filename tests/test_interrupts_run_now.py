@@ -79,7 +79,7 @@ CALLS: dict[str, Call] = {
 
 #: What is thrown in as `check_health` or `check_resource` returns is taken for the hook's own error, as what is thrown in while
 #: the hook runs must be. The caller does not get it then, but it is logged.
-HOOK_RAISED = "raised; the resource counts as broken"
+HOOK_RAISED = "raised; the resource "
 
 
 class Records(logging.Handler):

@@ -88,6 +88,7 @@ class Reserve(Generic[R]):
     ) -> None:
         self._source = source
         self._care = source.needs_care
+        self._around = source.hooks.around
         self._size = size
         self._most = size if most is None else most
         self._owner = owner
@@ -145,9 +146,8 @@ class Reserve(Generic[R]):
         """
         if kwargs:
             fn = partial(fn, **kwargs)
-        source = self._source
-        care, retries, breaks = self._care, 0, 0
-        around = source.hooks.around
+        care, around = self._care, self._around
+        retries = breaks = 0
         place = self._local.mine or self._places.arrive()
         here = place.here
         before = here.holder
@@ -158,7 +158,7 @@ class Reserve(Generic[R]):
                 hand: list[Holding[R]] | None = None  # has the holding if its return takes more than one step
                 broken = care  # until the check has returned: a check that is interrupted says nothing
                 try:
-                    if care or retries:
+                    if care:
                         hand = []
                         self._take(hand, breaks)
                         broken = False
@@ -186,6 +186,7 @@ class Reserve(Generic[R]):
                         if holding.inherited:
                             raise
                         hand, broken = [holding], True  # until the error is judged
+                        source = self._source
                         verdict, again = source.judge(error, holding)
                         broken = verdict is Verdict.BROKEN
                         if (trace := traceback_of(error)) is not None:
@@ -199,7 +200,7 @@ class Reserve(Generic[R]):
                             raise
                         retries += 1
                         if broken:
-                            breaks = source.breaks
+                            care, breaks = True, source.breaks  # `_take` looks for a resource that is good
                         self._listener.retried(fn)
                 finally:
                     here.holder = before
@@ -212,7 +213,7 @@ class Reserve(Generic[R]):
                     elif holding is not None:
                         holding.call = None
                         self._free.append(holding)
-                        if self._care is not care:  # refreshed while the call ran
+                        if self._care:  # refreshed while the call ran
                             self.refresh()
         finally:
             place.calls -= 1

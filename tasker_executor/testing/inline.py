@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
 from math import inf
+from types import CoroutineType
 from typing import Any
 
 from typing_extensions import TypeVar, override
@@ -23,7 +24,7 @@ from .._engine.current import Caller, current, current_holder
 from .._engine.hooks import check_hooks
 from .._engine.recorder import Recorder
 from .._engine.reserve import Reserve
-from .._engine.resources import ResourceSource
+from .._engine.resources import ResourceSource, refuse_async
 from .._engine.state import State
 from .._options import TaskOptions
 from .._report import must_escape
@@ -292,7 +293,8 @@ class InlineExecutor(BaseExecutor[R]):
     def _call(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int) -> Any:
         """Make a call as the current task of this thread. If the resource broke, repeat it with another."""
         if self._reserve is not None:
-            return self._reserve.run(call, args, kwargs, max_retries)
+            value = self._reserve.run(call, args, kwargs, max_retries)
+            return refuse_async(call, value) if isinstance(value, CoroutineType) else value
         here = current.here
         before = here.holder
         here.holder = Caller(self, self._killed, call, slot=0)

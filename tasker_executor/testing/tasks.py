@@ -42,6 +42,11 @@ class Call:
     kwargs: dict[str, Any]
     context: Context = field(default_factory=copy_context)
 
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The function, for those who look for its name."""
+        return self.fn
+
     def __call__(self, *arguments: Any) -> Any:
         """Call the function in a copy of the context: an attempt must not see what an earlier one has set."""
         return self.context.copy().run(self.fn, *arguments, **self.kwargs)
