@@ -16,6 +16,8 @@ LAYERS = [
     {"exceptions", "stats", "_types", "_sync", "factory", "_engine.__init__"},
     {"_report", "_engine.state", "_engine.histogram"},
     {"_checks", "_engine.threads"},
+    {"resources.__init__", "resources._sockets"},
+    {"resources.http", "resources.pika", "resources.pymysql", "resources.redis"},
     {"_options", "_map", "policies", "observers", "_engine.process", "_engine.current"},
     {"_base", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved"},
     {"_load", "_engine.herald", "_engine.sidecar", "_engine.holding"},
@@ -50,7 +52,7 @@ LAYERS = [
     {"dask.__init__"},
     {"__init__"},
 ]
-EXTRAS = {"prometheus", "opentelemetry", "monitor", "_progress", "plot", "dask"}
+EXTRAS = {"prometheus", "opentelemetry", "monitor", "_progress", "plot", "dask", "resources"}
 
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 MODULES = sorted(".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in FOLDER.rglob("*.py"))

@@ -1,0 +1,1 @@
+"""Ready-made factories, a module for each driver; nothing is imported before it is asked for."""
