@@ -10,6 +10,7 @@ from typing_extensions import TypeVar, override
 
 from .._checks import check_bool
 from ..factory import ResourceFactory, Verdict
+from ._commit import CommitUnknown
 from ._sockets import shut_down
 
 try:
@@ -20,7 +21,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("tasker_executor.resources.pymysql needs PyMySQL: pip install tasker-executor[pymysql]") from error
 
-__all__ = ["Connections"]
+__all__ = ["CommitUnknown", "Connections"]
 
 C = TypeVar("C", bound=Cursor, default=Cursor)
 
@@ -37,7 +38,6 @@ _BROKEN = {
 }
 #: A deadlock, a lock that was not granted in time, and (MariaDB) a row that has changed since it was read.
 _CONFLICTS = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, ER.CHECKREAD}
-_OUTCOME_UNKNOWN = "The connection broke during COMMIT: the server may have committed this transaction, or not."
 #: Seconds for what waits for an answer without a task: a ping, a rollback between two tasks.
 _PATIENCE = 10.0
 #: Seconds for each step of an abort.
@@ -51,9 +51,9 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
     time-out, a statement that took too long or was killed break nothing.
 
     **Run again** is a task whose connection broke if nothing of it can stand: with ``transaction=True``, until
-    COMMIT is sent. Without transactions, or if the connection breaks during COMMIT, nobody knows what the server
-    has done. Then the error is final, and only the connection is replaced; ``retry_broken=True`` has such
-    tasks run again, too, for tasks that may be done twice.
+    COMMIT is sent. Without transactions, nobody knows what the server has done; then the error is final, and only
+    the connection is replaced. If the connection breaks during COMMIT, the error is `CommitUnknown`, and
+    final. ``retry_broken=True`` has all of them run again, for tasks that may be done twice.
 
     **Clean**: between two tasks what is not committed is rolled back, and autocommit is set as it was; a
     connection with rows left unread (`SSCursor`) is replaced. Session variables, temporary tables, table locks
@@ -113,6 +113,8 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
 
     @override
     def judge(self, error: Exception, resource: Connection[C]) -> Verdict:
+        if isinstance(error, CommitUnknown):
+            return Verdict.BROKEN if self._retry_broken else Verdict.OWN
         if not isinstance(error, pymysql.Error):
             return Verdict.OWN
         code = _code_of(error)
@@ -120,8 +122,7 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
             resource.close()  # for reset() to see
         if resource.open:
             return Verdict.AGAIN if self._retry_conflicts and code in _CONFLICTS else Verdict.OWN
-        rolled_back = self._transaction and _OUTCOME_UNKNOWN not in getattr(error, "__notes__", ())
-        return Verdict.BROKEN if rolled_back or self._retry_broken else Verdict.OWN
+        return Verdict.BROKEN if self._transaction or self._retry_broken else Verdict.OWN
 
     @override
     def check(self, resource: Connection[C]) -> bool:
@@ -174,13 +175,17 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
         connected = connection.open
         try:
             connection.commit()
-        except BaseException as error:
-            code = _code_of(error)
+        except Exception as error:
             # What could not be sent, the server does not do.
-            if connected and code != CR.CR_SERVER_GONE_ERROR and (not connection.open or code in _BROKEN):
-                error.add_note(_OUTCOME_UNKNOWN)
+            code = _code_of(error)
+            unknown = connected and code != CR.CR_SERVER_GONE_ERROR and (not connection.open or code in _BROKEN)
             _roll_back(connection)
-            raise
+            if not unknown:
+                raise
+            raise CommitUnknown(
+                "the connection broke during COMMIT, and nobody can be asked whether the server has committed: the task "
+                "is not run again; find out whether its work is done before you submit it again"
+            ) from error
 
     def _answers(self, connection: Connection[C]) -> bool:
         try:
