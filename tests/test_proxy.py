@@ -130,6 +130,7 @@ def test_refuse_resets_connections_that_stall_since_their_birth(proxy: Proxy) ->
 def test_a_server_that_is_gone_ends_the_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
-    with Proxy("127.0.0.1", port) as proxy, socket.create_connection((proxy.host, proxy.port), DEADLINE) as connection:
-        with pytest.raises(ConnectionResetError):
+    with Proxy("127.0.0.1", port) as proxy:
+        connection = socket.create_connection((proxy.host, proxy.port), DEADLINE)
+        with connection, pytest.raises(ConnectionResetError):
             connection.recv(1024)
