@@ -20,6 +20,7 @@ except ModuleNotFoundError as error:
 
 __all__ = ["Connections"]
 
+_LOST = (redis.ConnectionError, redis.TimeoutError, InvalidResponse)
 #: Seconds, as in redis-py from 8.0 on; older ones wait without end.
 _TIMEOUT = 5.0
 
@@ -89,12 +90,15 @@ class Connections(ResourceFactory[redis.Redis]):
 
     @override
     def judge(self, error: Exception, resource: redis.Redis) -> Verdict:
-        if self._retry_conflicts and isinstance(error, redis.WatchError):
-            return Verdict.AGAIN
         pool = _pool_of(resource)
-        lost = isinstance(error, redis.ConnectionError | redis.TimeoutError | InvalidResponse) and pool.has_lost_one()
+        if isinstance(error, redis.WatchError):
+            # A pipeline that watches raises it, too, if its connection breaks, and then connects anew. EXEC may
+            # be done.
+            lost = isinstance(error.__context__, _LOST)
+        else:
+            lost = isinstance(error, _LOST) and pool.has_lost_one()
         if not (lost or isinstance(error, ReadOnlyError)):
-            return Verdict.OWN
+            return Verdict.AGAIN if self._retry_conflicts and isinstance(error, redis.WatchError) else Verdict.OWN
         pool.cut()  # for reset() to see
         return Verdict.BROKEN if self._retry_broken else Verdict.OWN
 
