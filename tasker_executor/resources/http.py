@@ -124,13 +124,25 @@ class Connections(ResourceFactory[http.client.HTTPConnection]):
 _CUT = "the task was stopped"
 
 
+class _Answer(http.client.HTTPResponse):
+    """An answer that knows whether it was closed before it was read."""
+
+    is_cut_short = False
+
+    @override
+    def close(self) -> None:
+        self.is_cut_short = self.is_cut_short or not self.isclosed()
+        super().close()
+
+
 class _Connection(http.client.HTTPConnection):
     """A connection that knows how far request and answer have come, and what the task has sent."""
 
+    response_class = _Answer
     #: Has something been sent since `forget` that must not be sent twice?
     has_acted = False
     is_cut = False
-    _answer: http.client.HTTPResponse | None = None
+    _answer: _Answer | None = None
     _asked = False
     _served = False
     #: The last socket, which an answer may still be read from when the connection has let go of it.
@@ -148,10 +160,11 @@ class _Connection(http.client.HTTPConnection):
 
     @override
     def putrequest(self, *args: Any, **options: Any) -> None:
-        if self._asked and self._answer is not None and self._answer.isclosed() and not self.is_at_rest():
-            self.close()  # the task has closed an answer that it had not read
-        elif self.is_at_rest() and self.is_stale():
-            self.close()
+        if self.is_at_rest():
+            if self.is_stale():
+                self.close()
+        elif self._answer is not None and self._answer.isclosed():
+            self.close()  # the rest is still to come, and would be taken for the next answer
         self._asked = True
         self._answer = None
         super().putrequest(*args, **options)
@@ -166,19 +179,25 @@ class _Connection(http.client.HTTPConnection):
 
     @override
     def getresponse(self) -> http.client.HTTPResponse:
-        self._answer = super().getresponse()
+        answer = super().getresponse()
+        assert isinstance(answer, _Answer)
+        self._answer = answer
         self._served = True
-        return self._answer
+        return answer
+
+    @override
+    def close(self) -> None:
+        super().close()
+        # Otherwise a request that was begun, and not sent, would be sent before the next one.
+        vars(self)["_buffer"].clear()
 
     def is_at_rest(self) -> bool:
         """Return whether the last answer has been read to its end, or there was no request."""
         if not self._asked:
             return True
-        if self._answer is None or not self._answer.isclosed():
-            return False
-        if self._answer.length is None:
-            return not self._answer.chunked or self._answer.chunk_left is None
-        return self._answer.length == 0
+        answer = self._answer
+        # An answer that ended too early is closed, too, with something left of its length.
+        return answer is not None and answer.isclosed() and not (answer.is_cut_short or answer.length)
 
     def is_stale(self) -> bool:
         """Return whether the server has closed the connection, which is at rest: there is nothing else to read."""
