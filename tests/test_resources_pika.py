@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 
 from proxy import Proxy
-from support import DEADLINE, eventually
+from support import DEADLINE, eventually, run_python
 from tasker_executor.factory import Verdict
 
 if not TYPE_CHECKING:
@@ -336,11 +336,12 @@ def test_destroy_does_not_wait_for_a_broker_that_does_not_answer(
 def test_heartbeats_are_rare_unless_the_parameters_say_otherwise(server: Server, connect: Connect) -> None:
     _, default = connect()
     server.parameters.heartbeat = 30
+    server.parameters.blocked_connection_timeout = 10
     _, chosen = connect()
 
-    beats = [vars(channel.connection)["_impl"].params.heartbeat for channel in (default, chosen)]
+    both = [vars(channel.connection)["_impl"].params for channel in (default, chosen)]
 
-    assert beats == [600, 30]
+    assert [(each.heartbeat, each.blocked_connection_timeout) for each in both] == [(600, 300), (30, 10)]
 
 
 @pytest.mark.services
@@ -389,3 +390,9 @@ def test_the_parameters_of_the_caller_stay_as_they_are() -> None:
 def test_arguments_are_checked_at_once(parameters: Any, options: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         Channels(parameters, **options)
+
+
+def test_without_the_package_the_module_says_what_to_install() -> None:
+    result = run_python("import sys; sys.modules['pika'] = None; import tasker_executor.resources.pika")
+
+    assert "pip install tasker-executor[pika]" in result.stderr

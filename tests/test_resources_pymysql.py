@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from proxy import Proxy
-from support import DEADLINE, eventually
+from support import DEADLINE, eventually, run_python
 from tasker_executor.factory import Verdict
 
 if not TYPE_CHECKING:
@@ -604,3 +604,9 @@ def test_arguments_are_checked_at_once(options: Any, error: type[Exception], wor
 def test_the_cursor_class_is_part_of_the_type() -> None:
     assert_type(Connections(), Connections[Cursor])
     assert_type(Connections(cursorclass=DictCursor), Connections[DictCursor])
+
+
+def test_without_the_package_the_module_says_what_to_install() -> None:
+    result = run_python("import sys; sys.modules['pymysql'] = None; import tasker_executor.resources.pymysql")
+
+    assert "pip install tasker-executor[pymysql]" in result.stderr

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from proxy import Proxy
-from support import DEADLINE, eventually
+from support import DEADLINE, eventually, run_python
 from tasker_executor.factory import Verdict
 
 if not TYPE_CHECKING:
@@ -398,3 +398,9 @@ def test_create_leaves_nothing_behind_when_it_fails(server: Server) -> None:
 def test_arguments_are_checked_at_once(options: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         Connections(**options)
+
+
+def test_without_the_package_the_module_says_what_to_install() -> None:
+    result = run_python("import sys; sys.modules['redis'] = None; import tasker_executor.resources.redis")
+
+    assert "pip install tasker-executor[redis]" in result.stderr
