@@ -54,6 +54,20 @@ class ResourceFactory(Generic[R]):
     All other methods may be left as they are; then the executor does not even call them. Each is called on
     the thread that owns the resource (`abort` is not), and never under a lock. One factory serves all workers
     of an executor, so its methods run on several threads at a time.
+
+    Example:
+        >>> import sqlite3
+        >>> from tasker_executor import ResourceExecutor
+        >>> class Database(ResourceFactory[sqlite3.Connection]):
+        ...     def create(self):
+        ...         return sqlite3.connect(":memory:")
+        ...     def destroy(self, resource):
+        ...         resource.close()
+        ...     def reset(self, resource):
+        ...         resource.rollback()
+        >>> with ResourceExecutor(2, resource=Database()) as pool:
+        ...     pool.submit(lambda connection: connection.execute("select 1").fetchone()).result()
+        (1,)
     """
 
     def create(self) -> R:

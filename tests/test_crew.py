@@ -169,7 +169,7 @@ def test_worker_that_became_idle_last_is_the_first_to_be_woken(make_pool: MakePo
         idle_2()
         idle_0()
         idle_1()
-    from_the_bottom = [worker.resource for worker in idle_workers(pool)]
+    from_the_bottom = [worker.given for worker in idle_workers(pool)]
 
     assert [resource.number for resource in from_the_bottom] == [2, 0, 1]
 

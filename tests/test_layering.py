@@ -13,10 +13,10 @@ PACKAGE = "tasker_executor"
 FOLDER = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
-    {"exceptions", "stats", "_types", "_sync", "factory", "_engine.__init__"},
-    {"_report", "_engine.state", "_engine.histogram"},
+    {"exceptions", "stats", "_sync", "factory", "_engine.__init__"},
+    {"_types", "_report", "_engine.state", "_engine.histogram"},
     {"_checks", "_engine.threads"},
-    {"_options", "_map", "policies", "observers", "_engine.process", "_engine.current"},
+    {"_options", "_map", "policies", "observers", "_engine.process", "_engine.current", "_engine.hooks"},
     {"_base", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved"},
     {"_load", "_engine.herald", "_engine.sidecar", "_engine.holding"},
     {

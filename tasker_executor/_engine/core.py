@@ -224,7 +224,7 @@ class Core:
 
     def worker_ready(self, worker: Worker, *, checked: bool) -> bool:
         """Count a worker that owns its resource; return False if that must pass its check first."""
-        in_doubt = not checked and self.source is not None and self.source.hooks.check_resource is not None
+        in_doubt = not checked and self.source is not None and self.source.hooks.check is not None
         if not self.crew.note_ready(worker, in_doubt=in_doubt):
             return False
         self.life.changed.ring()
@@ -287,10 +287,20 @@ class Core:
             self.recovery.fail_queue(error)
         if self.admission.blocked:  # a place may be free now, even if no successor is needed yet
             self.admission.refill()
-        self.wake_if_waiting()
+        if not self._leaves_retry_to_new_worker(end):
+            self.wake_if_waiting()
         self.deadlock.end_a_hopeless_wait()
         self.ending.check_terminated()
         worker.over = True
+
+    def _leaves_retry_to_new_worker(self, end: End) -> bool:
+        """Return whether the one task that may wait is left to a worker that starts, or will when it may.
+
+        An idle worker that took a retry would have to replace its own resource first: see `End.SUSPECT`.
+        """
+        if self.source is None or not self.source.retries_on_new or end not in {End.BROKEN, End.SUSPECT}:
+            return False
+        return self.lanes.waiting() <= max(self.crew.starting(), self.crew.outage.failures > 0)
 
     # -- what the executor and the scaler wish
 
@@ -304,6 +314,14 @@ class Core:
         wake_idle = self.settings.idle_timeout is not None
         change = self.crew.resize(min_workers, max_workers, wanted=wanted, wake_idle=wake_idle)
         self._follow(*change, f"resize to {min_workers}..{max_workers}")
+
+    def refresh(self) -> None:
+        """Replace every resource, between two tasks."""
+        if self.source is None or self.reserve is None:
+            return
+        self.source.refresh()
+        self.crew.refresh()
+        self.reserve.refresh()
 
     def _follow(self, before: int, after: int, reason: str) -> None:
         """Act on a new number of workers wanted: start workers, let submissions in, tell observers."""

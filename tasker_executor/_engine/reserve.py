@@ -18,14 +18,16 @@ from functools import partial
 from os import getpid
 from typing import Any, Generic, TypeVar
 
-from .._report import Logger, must_escape
+from .._report import Logger, must_escape, traceback_of
 from .._sync import Bell, Latch, clock, pop_into, takes
 from .._types import AbortHook
 from ..exceptions import ResourceCreationError
+from ..factory import Verdict
 from .aborts import Target, abort_all, join_aborts
+from .current import Caller, current
 from .holding import Holding
 from .places import Place, Places
-from .resources import ResourceSource, note_giving_up
+from .resources import ResourceSource, note_giving_up, note_missing_argument, run_in_scope
 
 __all__ = ["Reserve", "ReserveListener"]
 
@@ -67,6 +69,7 @@ class Reserve(Generic[R]):
     Args:
         size: The number of resources that are made ahead, and made again when one is lost.
         most: At most this number of resources are kept. None: `size`.
+        slot: What `current_slot` returns in calls, and while a resource is made for one.
         refusal: Makes the error of a call that comes when the reserve is closed.
     """
 
@@ -81,6 +84,7 @@ class Reserve(Generic[R]):
         *,
         most: float | None = None,
         listener: ReserveListener | None = None,
+        slot: int | None = None,
     ) -> None:
         self._source = source
         self._care = source.needs_care
@@ -91,6 +95,7 @@ class Reserve(Generic[R]):
         self._max_retries = max_retries
         self._refusal = refusal
         self._listener = ReserveListener() if listener is None else listener
+        self._slot = slot
         self._set_free(deque())
         #: All resources there are: free, in use, temporary.
         self._all: set[Holding[R]] = set()
@@ -140,7 +145,9 @@ class Reserve(Generic[R]):
         """
         if kwargs:
             fn = partial(fn, **kwargs)
-        care, retries = self._care, 0
+        source = self._source
+        care, retries, breaks = self._care, 0, 0
+        around = source.hooks.around
         place = self._local.mine or self._places.arrive()
         here = place.here
         before = here.holder
@@ -151,9 +158,9 @@ class Reserve(Generic[R]):
                 hand: list[Holding[R]] | None = None  # has the holding if its return takes more than one step
                 broken = care  # until the check has returned: a check that is interrupted says nothing
                 try:
-                    if care:
+                    if care or retries:
                         hand = []
-                        self._take(hand)
+                        self._take(hand, breaks)
                         broken = False
                     else:
                         try:
@@ -171,22 +178,28 @@ class Reserve(Generic[R]):
                     holding.attempt = 1 + retries
                     here.holder = holding
                     try:
+                        if around is not None:
+                            return run_in_scope(around, holding, fn, args)
                         return fn(*(holding.arguments + args))
                     except BaseException as error:
                         holding.call = None
-                        if not isinstance(error, Exception):
-                            holding.good_at = -1  # the call was interrupted: check the resource before its next use
-                            raise
-                        if not self._source.can_break or holding.inherited:
+                        if holding.inherited:
                             raise
                         hand, broken = [holding], True  # until the error is judged
-                        broken = self._source.is_broken_after(error, holding)
-                        if not broken:
+                        verdict, again = source.judge(error, holding)
+                        broken = verdict is Verdict.BROKEN
+                        if (trace := traceback_of(error)) is not None:
+                            note_missing_argument(error, trace.tb_next, source.name)
+                        del trace
+                        if not again:
                             raise
                         if retries >= (self._max_retries if max_retries is None else max_retries) or self._killed.is_open:
-                            note_giving_up(error, retries)
+                            if broken:
+                                note_giving_up(error, retries)
                             raise
                         retries += 1
+                        if broken:
+                            breaks = source.breaks
                         self._listener.retried(fn)
                 finally:
                     here.holder = before
@@ -199,13 +212,18 @@ class Reserve(Generic[R]):
                     elif holding is not None:
                         holding.call = None
                         self._free.append(holding)
+                        if self._care is not care:  # refreshed while the call ran
+                            self.refresh()
         finally:
             place.calls -= 1
             if self._closed:
                 self._leave(place)
 
-    def _take(self, hand: list[Holding[R]]) -> None:
-        """Take in hand a free resource that is fit to use, if there is one."""
+    def _take(self, hand: list[Holding[R]], breaks: int = 0) -> None:
+        """Take in hand a free resource that is fit to use, if there is one.
+
+        A retry must not meet a resource that may have broken in one event with another: see `Sidecar.breaks`.
+        """
         while True:
             holding: Holding[R] | None = None
             try:
@@ -218,23 +236,37 @@ class Reserve(Generic[R]):
             # Unlike a worker's resource, one that has not served may be too old: it may have been free
             # for hours.
             if clock() < holding.expires and self._source.unfit(holding) is None:
-                return
+                if not self._source.suspects(holding, breaks):
+                    return
+                if self._source.retries_on_new:  # leave it to other calls, and make a resource for this one
+                    self._put_down(hand, False)
+                    return
             self._destroy(holding)
             hand.clear()
             self._listener.replaced()
+
+    def _make(self, hand: list[Holding[R]], blame: list[BaseException]) -> None:
+        """Make a resource and take it in hand. Appends the errors of ``on_create`` to `blame`."""
+        here = current.here
+        before = here.holder
+        here.holder = Caller(self._owner, self._killed, None, self._slot)  # not the task that makes the call
+        try:
+            self._source.create(None, partial(self._keep, hand), blame)
+        finally:
+            here.holder = before
 
     def _create(self, hand: list[Holding[R]]) -> None:
         """Make a resource and take it in hand. Raises ResourceCreationError if `on_create` fails."""
         blame: list[BaseException] = []
         try:
-            self._source.create(None, partial(self._keep, hand), blame)
+            self._make(hand, blame)
         except Exception as error:
             if not any(error is one for one in blame):  # thrown in
                 raise
             raise self._listener.failed(self._source.name, error) from error
 
     def _keep(self, hand: list[Holding[R]], holding: Holding[R]) -> None:
-        holding.owner, holding.killed = self._owner, self._killed
+        holding.owner, holding.killed, holding.slot = self._owner, self._killed, self._slot
         with self._source.lock:  # or two calls would see the same vacancy
             # First in, then counted. So a signal handler that interrupts this thread here, and makes a
             # resource, too, counts this one.
@@ -266,7 +298,7 @@ class Reserve(Generic[R]):
         if self._care:
             holding.uses += 1
             holding.last_used = clock()
-            broken = broken or self._source.used_up(holding)
+            broken = broken or (holding.kept and not self._is_good(holding))
         self._put_down(hand, broken)
         if holding.gone:
             if broken:
@@ -276,6 +308,22 @@ class Reserve(Generic[R]):
                     vacant = self._count_kept() < self._size
                 if vacant:
                     self._refill()
+
+    def _is_good(self, holding: Holding[R]) -> bool:
+        """Clean a resource after a call; return whether it may serve another one."""
+        source = self._source
+        if source.used_up(holding) or holding.epoch != source.epoch:
+            return False
+        holding.used = True
+        if (error := source.reset(holding)) is not None:
+            logger.warning(
+                "executor %r: a resource cannot be cleaned, and is replaced",
+                source.name,
+                exc_info=error,
+                executor=source.name,
+            )
+            return False
+        return holding.good_at >= 0 or source.passes_check(holding)
 
     def _put_down(self, hand: list[Holding[R]], broken: bool) -> None:
         """Put what is in hand on the stack, or destroy it. Called once more after an error is thrown in."""
@@ -291,7 +339,7 @@ class Reserve(Generic[R]):
         hand: list[Holding[R]] = []
         blame: list[BaseException] = []
         try:
-            self._source.create(None, partial(self._keep, hand), blame)
+            self._make(hand, blame)
         except BaseException as error:
             if not any(error is one for one in blame) or must_escape(error):
                 raise
@@ -307,6 +355,38 @@ class Reserve(Generic[R]):
             finally:
                 if hand:
                     self._put_down(hand, False)
+
+    def refresh(self) -> None:
+        """Replace the free resources of an earlier epoch. One that is in use is replaced after its call."""
+        self._care = True  # from now on calls look at the epoch
+        place = self._local.mine or self._places.arrive()
+        place.calls += 1
+        try:
+            for _ in range(len(self._free)):
+                hand: list[Holding[R]] = []
+                stale = True
+                try:
+                    holding: Holding[R] | None = None
+                    try:
+                        for holding in self._drops:  # noqa: B007  # as in `run`
+                            break
+                    except IndexError:
+                        return
+                    assert holding is not None
+                    hand.append(holding)
+                    stale = holding.epoch != self._source.epoch
+                    self._put_down(hand, stale)
+                finally:
+                    if hand:  # an error was thrown in
+                        self._put_down(hand, stale)
+                if stale:
+                    self._listener.replaced()
+                    if not self._closed:
+                        self._refill()
+        finally:
+            place.calls -= 1
+            if self._closed:
+                self._leave(place)
 
     # -- the end
 

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import wait as wait_for
+from contextlib import AbstractContextManager
 from typing import Any
 
 from distributed import Client
@@ -30,8 +31,9 @@ from .._map import ChunkRunner
 from .._options import TaskOptions
 from .._report import Logger, function_name, safe_repr
 from .._sync import clock, lock_timeout
-from .._types import AbortHook, CreateHook, DestroyHook, HealthHook, ResourceHook
+from .._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
 from ..exceptions import ResourceCreationError, ShutdownTimeout, TaskLost
+from ..factory import ResourceFactory
 from ..observers import Observer
 from ..policies import ScalingPolicy
 from ..stats import ExecutorMetrics, ExecutorStats
@@ -111,10 +113,13 @@ class DaskResourceExecutor(BaseExecutor[R]):
         client: Client,
         max_workers: int | None = None,
         *,
+        resource: ResourceFactory[R] | Callable[[], AbstractContextManager[R]] | None = None,
         on_create: CreateHook[R] | None = None,
         on_destroy: DestroyHook[R] | None = None,
         check_health: HealthHook | None = None,
         check_resource: ResourceHook[R] | None = None,
+        on_reset: ResetHook[R] | None = None,
+        around: AroundHook[R] | None = None,
         check_after_idle: float = 0.5,
         max_age: float | None = None,
         max_uses: int | None = None,
@@ -139,10 +144,13 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
         settings: dict[str, Any] = {
             "max_workers": max_workers,
+            "resource": resource,
             "on_create": on_create,
             "on_destroy": on_destroy,
             "check_health": check_health,
             "check_resource": check_resource,
+            "on_reset": on_reset,
+            "around": around,
             "check_after_idle": check_after_idle,
             "max_age": max_age,
             "max_uses": max_uses,

@@ -9,6 +9,7 @@ from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from functools import partial
 from math import inf
 from typing import Any
@@ -16,19 +17,20 @@ from typing import Any
 from typing_extensions import TypeVar, override
 
 from .._base import BaseExecutor
-from .._checks import check_bool, check_callable, check_count, check_seconds
+from .._checks import check_bool, check_count, check_seconds
 from .._engine.calls import WithoutResource
 from .._engine.current import Caller, current, current_holder
+from .._engine.hooks import check_hooks
 from .._engine.recorder import Recorder
 from .._engine.reserve import Reserve
 from .._engine.resources import ResourceSource
-from .._engine.settings import ResourceHooks
 from .._engine.state import State
 from .._options import TaskOptions
-from .._report import must_escape, safe_repr
+from .._report import must_escape
 from .._sync import Latch, clock
-from .._types import CreateHook, DestroyHook, HealthHook, ResourceHook
+from .._types import AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
 from ..exceptions import NoCurrentTask, PoolDeadlockError, TaskExpired
+from ..factory import ResourceFactory
 from ..observers import ObserverHub
 from ..stats import ExecutorStats
 from .tasks import Call, Counts, InHand, InlineFuture, Task
@@ -60,11 +62,14 @@ class InlineExecutor(BaseExecutor[R]):
     would; ``result(timeout=0)`` only asks.
 
     Args:
+        resource: What a resource is, in one argument; see `ResourceExecutor`.
         on_create: Makes a resource, when a task needs one and none is free. A second one is needed only if a
             task submits another, or if several threads do.
         on_destroy: Gives a resource up: when it broke, and at the end.
-        check_health: A task raised this error: is the resource still good?
+        check_health: A task raised this error: is the resource still good? Or a `Verdict`.
         check_resource: Is this resource still good? Asked after an error, and after another resource broke.
+        on_reset: Cleans a resource after a task.
+        around: Returns the scope of one task.
         max_retries: How often a task is run again after its resource broke.
         deferred: Queue tasks instead of running them.
         name: What the executor is called in messages.
@@ -88,24 +93,28 @@ class InlineExecutor(BaseExecutor[R]):
     def __init__(
         self,
         *,
+        resource: ResourceFactory[R] | Callable[[], AbstractContextManager[R]] | None = None,
         on_create: CreateHook[R] | None = None,
         on_destroy: DestroyHook[R] | None = None,
         check_health: HealthHook | None = None,
         check_resource: ResourceHook[R] | None = None,
+        on_reset: ResetHook[R] | None = None,
+        around: AroundHook[R] | None = None,
         max_retries: int = 3,
         deferred: bool = False,
         name: str | None = None,
     ) -> None:
-        hooks = {
-            "on_create": on_create,
-            "on_destroy": on_destroy,
-            "check_health": check_health,
-            "check_resource": check_resource,
-        }
-        for argument, hook in hooks.items():
-            check_callable(argument, hook)
-            if on_create is None and hook is not None:
-                raise ValueError(f"{argument}={safe_repr(hook)} is of no use without on_create")
+        hooks = check_hooks(
+            {
+                "on_create": on_create,
+                "on_destroy": on_destroy,
+                "check_health": check_health,
+                "check_resource": check_resource,
+                "on_reset": on_reset,
+                "around": around,
+            },
+            resource,
+        )
         self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
         self.deferred = bool(deferred)
         self._max_retries = check_count("max_retries", max_retries, 0)
@@ -120,16 +129,11 @@ class InlineExecutor(BaseExecutor[R]):
         self._killed = Latch()
         self._source: ResourceSource[R] | None = None
         self._reserve: Reserve[R] | None = None
-        if on_create is not None:
-            self._source = ResourceSource(
-                self.name,
-                ResourceHooks(on_create, on_destroy, check_health, check_resource, inf, None, None, None),
-                Recorder(),
-                ObserverHub(()),
-            )
+        if hooks is not None:
+            self._source = ResourceSource(self.name, hooks, Recorder(), ObserverHub(()))
             # It makes no resource ahead, and keeps all that its calls make.
             self._reserve = Reserve(
-                self._source, 0, self, self._killed, self._max_retries, _refusal, most=inf, listener=self._counts
+                self._source, 0, self, self._killed, self._max_retries, _refusal, most=inf, listener=self._counts, slot=0
             )
         number = id(self)
         open_executors[number] = weakref.ref(self, lambda _: open_executors.pop(number, None))
@@ -291,7 +295,7 @@ class InlineExecutor(BaseExecutor[R]):
             return self._reserve.run(call, args, kwargs, max_retries)
         here = current.here
         before = here.holder
-        here.holder = Caller(self, self._killed, call)
+        here.holder = Caller(self, self._killed, call, slot=0)
         try:
             return call(*args, **kwargs)
         finally:
@@ -329,7 +333,7 @@ class InlineExecutor(BaseExecutor[R]):
         holder = current_holder()
         if holder.owner is not self:
             raise NoCurrentTask(f"the current task is not one of executor {self.name!r}")
-        return holder.resource  # type: ignore[no-any-return]  # the holder's resource is an R
+        return holder.given  # type: ignore[no-any-return]  # the holder's resource is an R
 
     # -- workers: there are none
 
@@ -342,6 +346,12 @@ class InlineExecutor(BaseExecutor[R]):
         # Only a view that is shut down asks this, before it waits for its tasks: run them, if they are queued.
         self.run_all()
         return True
+
+    def refresh(self) -> None:
+        """Replace every resource: the free ones now, one that is in use after its task."""
+        if self._source is not None and self._reserve is not None:
+            self._source.refresh()
+            self._reserve.refresh()
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Make a resource, unless one is free.
