@@ -503,6 +503,15 @@ def test_tls_keeps_its_connection_and_can_be_aborted(certificate: Path) -> None:
     assert isinstance(errors[0], OSError | http.client.HTTPException)
 
 
+def test_tls_trusts_no_certificate_of_our_own(certificate: Path) -> None:
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    theirs.load_cert_chain(certificate)
+    server = Server()
+    server.socket = theirs.wrap_socket(server.socket, server_side=True)
+    with serving(server), pytest.raises(ssl.SSLCertVerificationError):
+        Connections(*server.address, tls=True).create()
+
+
 def test_a_factory_that_was_pickled_is_the_same(connect: Connect) -> None:
     factory, _ = connect(timeout=5, blocksize=1024)
     copy: Connections = pickle.loads(pickle.dumps(factory))

@@ -16,6 +16,7 @@ import pytest
 
 from proxy import Proxy
 from support import DEADLINE, eventually, run_python
+from tasker_executor import ResourceExecutor
 from tasker_executor.factory import Verdict
 
 if not TYPE_CHECKING:
@@ -29,6 +30,9 @@ from tasker_executor.resources import pymysql as module
 from tasker_executor.resources.pymysql import CommitUnknown, Connections
 
 HANGS = 600  # seconds
+WORKERS = 8
+OUTAGE = 1.0  # seconds
+MAX_RETRIES = 30  # on a busy machine every task takes its time, and the trouble goes on as ever
 
 
 class Server:
@@ -177,10 +181,27 @@ def in_thread(action: Callable[[], object]) -> Generator[list[BaseException]]:
 
     thread = threading.Thread(target=work, name="hangs")
     thread.start()
-    yield errors
-
-    thread.join(DEADLINE)
+    try:
+        yield errors
+    finally:
+        thread.join(DEADLINE)
     assert not thread.is_alive()
+
+
+@contextmanager
+def repeatedly(action: Callable[[], object], pause: float) -> Generator[None]:
+    """Run `action` every `pause` seconds during the block, in another thread."""
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(pause):
+            action()
+
+    with in_thread(go_on):
+        try:
+            yield
+        finally:
+            over.set()
 
 
 # -- what is broken, and what is run again --
@@ -563,6 +584,177 @@ def test_abort_of_a_closed_connection_does_nothing(connect: Connect) -> None:
     factory.abort(connection)
 
 
+# -- in an executor --
+
+
+@contextmanager
+def pool_of(server: Server, workers: int = WORKERS, max_retries: int = 3, **options: Any) -> Generator[Pool]:
+    """An executor that has all its workers, looks at no connection because it was idle, and leaves nothing behind."""
+    pool: Pool = ResourceExecutor(
+        workers,
+        resource=Connections(**server.options | options),
+        min_workers=workers,
+        check_after_idle=HANGS,
+        create_timeout=HANGS,
+        max_retries=max_retries,
+    )
+    with pool:
+        pool.wait_ready()
+        assert len(server.ids()) == workers
+        yield pool
+
+    eventually(lambda: pool.stats().resources_created == pool.stats().resources_destroyed, "all connections to be destroyed")
+    eventually(lambda: not server.ids(), "all connections to end")
+
+
+Pool: TypeAlias = "ResourceExecutor[Connection[Cursor]]"
+
+
+def insert(connection: Connection[Cursor], number: int) -> int:
+    run(connection, f"insert into numbers values ({number}, '')")
+    return number
+
+
+@pytest.mark.services
+def test_an_executor_knows_what_its_tasks_get(server: Server) -> None:
+    factory = Connections(cursorclass=DictCursor, host=server.host, port=server.port, user=server.options["user"])
+    with ResourceExecutor(1, resource=factory) as pool:
+        future = pool.submit(run, "select 1 as one")
+
+        assert_type(pool, "ResourceExecutor[Connection[DictCursor]]")
+        assert future.result(DEADLINE) == [{"one": 1}]
+
+
+@pytest.mark.services
+def test_connections_are_killed_all_the_time_and_every_row_is_written_once(server: Server) -> None:
+    numbers = range(2_000)
+    with pool_of(server, transaction=True, max_retries=MAX_RETRIES) as pool:
+        server.kill()  # so that some task meets this for certain
+        with repeatedly(lambda: server.kill(*server.ids()[:1]), 0.02):
+            futures = [pool.submit(insert, number) for number in numbers]
+            errors = [future.exception(DEADLINE) for future in futures]
+    unknown = {number for number, error in zip(numbers, errors, strict=True) if isinstance(error, CommitUnknown)}
+
+    assert not [error for error in errors if error is not None and not isinstance(error, CommitUnknown)]
+    assert set(server.numbers()) | unknown == set(numbers)
+    assert pool.stats().retried > 0
+    assert pool.stats().workers_replaced > 0
+
+
+@pytest.mark.services
+def test_after_a_restart_every_task_succeeds_with_one_retry_at_most(server: Server) -> None:
+    with pool_of(server, transaction=True, max_retries=1) as pool:
+        assert server.kill() == WORKERS
+        eventually(lambda: not server.ids(), "all connections to end")
+        results = list(pool.map(insert, range(WORKERS)))
+
+    assert results == list(range(WORKERS)) == server.numbers()
+
+
+@pytest.mark.services
+def test_a_task_whose_connection_breaks_is_not_run_again_without_transaction(server: Server) -> None:
+    def insert_and_break(connection: Connection[Cursor]) -> None:
+        insert(connection, server.numbers()[-1] + 1)
+        server.kill(number_of(connection))
+        run(connection, "select 1")
+
+    server.ask(f"insert into {server.name}.numbers values (0, '')")
+    with pool_of(server, 1, autocommit=True) as pool:
+        error = pool.submit(insert_and_break).exception(DEADLINE)
+        pool.submit(run, "select 1").result(DEADLINE)  # on another connection
+
+    assert isinstance(error, pymysql.OperationalError)
+    assert server.numbers() == [0, 1]
+    assert pool.stats().retried == 0
+    assert pool.stats().workers_replaced == 1
+
+
+@pytest.mark.services
+def test_the_tasks_own_error_is_its_own_and_costs_nothing(server: Server) -> None:
+    def fails(connection: Connection[Cursor]) -> None:
+        insert(connection, 1)
+        connection.commit()
+        attempts.append(connection)
+        insert(connection, 1)
+
+    attempts: list[Any] = []
+    with pool_of(server, 1) as pool:
+        error = pool.submit(fails).exception(DEADLINE)
+        pool.submit(run, "select 1").result(DEADLINE)
+
+    assert isinstance(error, pymysql.IntegrityError)
+    assert len(attempts) == 1
+    assert pool.stats().workers_replaced == 0
+
+
+@pytest.mark.services
+def test_a_transaction_that_a_task_left_open_does_not_meet_the_next_task(server: Server) -> None:
+    with pool_of(server, 1) as pool:
+        pool.submit(insert, 1).result(DEADLINE)
+        rows = pool.submit(run, "select * from numbers").result(DEADLINE)
+
+    assert not rows
+    assert not server.numbers()
+
+
+@pytest.mark.services
+def test_kill_ends_a_statement_that_hangs(server: Server) -> None:
+    with pool_of(server, 1) as pool:
+        future = pool.submit(run, f"select sleep({HANGS})")
+        server.waits_for("User sleep")
+        pool.kill()
+
+        assert isinstance(future.exception(DEADLINE), pymysql.OperationalError)
+
+
+@pytest.mark.services
+def test_both_tasks_of_a_deadlock_succeed(server: Server) -> None:
+    def move(connection: Connection[Cursor], first: int, second: int) -> None:
+        run(connection, f"update numbers set note = concat(note, '{first}') where number = {first}")
+        if attempts.pop():
+            both.wait(DEADLINE)
+        run(connection, f"update numbers set note = concat(note, '{first}') where number = {second}")
+
+    both = threading.Barrier(2)
+    attempts = [False, True, True]  # the one that is run again is alone
+    server.ask(f"insert into {server.name}.numbers values (1, ''), (2, '')")
+    with pool_of(server, 2, transaction=True, retry_conflicts=True) as pool:
+        for future in [pool.submit(move, 1, 2), pool.submit(move, 2, 1)]:
+            future.result(DEADLINE)
+
+    assert {"".join(sorted(note)) for note in server.ask(f"select note from {server.name}.numbers")} == {"12"}
+    assert pool.stats().retried == 1
+    assert pool.stats().workers_replaced == 0
+
+
+@pytest.mark.services
+def test_tasks_wait_for_the_end_of_an_outage(server: Server, proxy: Proxy) -> None:
+    numbers = range(100)
+    with pool_of(server, transaction=True) as pool:
+        proxy.refuse()
+        futures = [pool.submit(insert, number) for number in numbers]
+        threading.Event().wait(OUTAGE)
+        during = pool.stats()
+        proxy.accept()
+
+        assert [future.result(DEADLINE) for future in futures] == list(numbers)
+    assert server.numbers() == list(numbers)
+    assert during.completed == 0
+    assert during.create_failures > 0
+
+
+@pytest.mark.services
+def test_all_connections_are_reset_at_once_while_tasks_run(server: Server, proxy: Proxy) -> None:
+    numbers = range(1_000)
+    with pool_of(server, transaction=True, max_retries=MAX_RETRIES) as pool, repeatedly(proxy.reset, 0.1):
+        futures = [pool.submit(insert, number) for number in numbers]
+        errors = [future.exception(DEADLINE) for future in futures]
+    unknown = {number for number, error in zip(numbers, errors, strict=True) if isinstance(error, CommitUnknown)}
+
+    assert not [error for error in errors if error is not None and not isinstance(error, CommitUnknown)]
+    assert set(server.numbers()) | unknown == set(numbers)
+
+
 # -- the factory --
 
 
@@ -583,6 +775,18 @@ def test_destroy_leaves_a_connection_alone_that_is_closed(connect: Connect) -> N
     connection.close()
 
     factory.destroy(connection)
+
+
+@pytest.mark.services
+def test_connections_share_what_tls_needs_unless_it_is_said_what_to_trust(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, first = connect()
+    _, second = connect()
+
+    assert vars(first)["ctx"] is vars(second)["ctx"]
+    with pytest.raises(FileNotFoundError):
+        Connections(ssl_ca="/there/is/no/such/file")
 
 
 @pytest.mark.parametrize(

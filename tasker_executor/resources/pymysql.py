@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar, override
 
@@ -95,13 +95,13 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
         self._autocommit: bool | None = connect.get("autocommit", False)
         if "defer_connect" in connect:
             raise ValueError("defer_connect must be left out: a resource is connected")
-        pymysql.connect(**self._connect, defer_connect=True)  # checks the arguments, and connects nowhere
+        _Connection(**self._connect, defer_connect=True)  # checks the arguments, and connects nowhere
         if transaction:
             vars(self)["around"] = self._one_transaction
 
     @override
     def create(self) -> Connection[C]:
-        return pymysql.connect(**self._connect)
+        return _Connection(**self._connect)
 
     @override
     def destroy(self, resource: Connection[C]) -> None:
@@ -158,7 +158,7 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
         }
         number: int = resource.thread_id()  # type: ignore[no-untyped-call]  # its stub has no types
         try:
-            with pymysql.connect(**self._connect | hurry) as second:
+            with _Connection(**self._connect | hurry) as second:
                 second.query(f"KILL QUERY {number}")
         except Exception:  # no connection is left, no network: the server cannot be told
             shut_down(getattr(resource, "_sock", None))
@@ -194,6 +194,30 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
         except pymysql.Error:
             return False
         return True
+
+
+if TYPE_CHECKING:
+    _AnyConnection = Connection[Any]
+else:
+    _AnyConnection = Connection  # it is generic in its stub alone
+
+
+class _Connection(_AnyConnection):
+    """A connection that is made 10 times as fast.
+
+    PyMySQL speaks TLS if the server can, and by default trusts any server. For that, it loads the certificates
+    of all authorities for each connection, which takes 50 ms. All of ours share what is loaded.
+    """
+
+    _shared: Any = None
+
+    def _create_ssl_ctx(self, options: Any) -> Any:
+        create = getattr(super(), "_create_ssl_ctx")  # noqa: B009  # its stub does not have it
+        if options:
+            return create(options)
+        if _Connection._shared is None:
+            _Connection._shared = create(options)
+        return _Connection._shared
 
 
 def _roll_back(connection: Connection[Any]) -> None:
