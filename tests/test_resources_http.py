@@ -16,14 +16,22 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, assert_type
 
 import pytest
 
+from proxy import Proxy
 from support import DEADLINE, eventually
+from tasker_executor import ResourceExecutor
 from tasker_executor.factory import Verdict
 from tasker_executor.resources.http import Connections
 
+WORKERS = 8
+OUTAGE = 1.0  # seconds
+HANGS = 600  # seconds
+MAX_RETRIES = 30  # on a busy machine every task takes its time, and the trouble goes on as ever
+
+Pool: TypeAlias = ResourceExecutor[http.client.HTTPConnection]
 Made: TypeAlias = tuple[Connections, http.client.HTTPConnection]
 Connect: TypeAlias = Callable[..., Made]
 
@@ -34,6 +42,7 @@ class Handler(BaseHTTPRequestHandler):
     """Does what the path says."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are written one by one
 
     @property
     def ours(self) -> Server:
@@ -123,6 +132,7 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     daemon_threads = False
     block_on_close = True
+    request_queue_size = 512  # with 5, the default, the kernel drops connections of a pool that connects all at once
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -211,10 +221,27 @@ def in_thread(action: Callable[[], object]) -> Generator[list[BaseException]]:
 
     thread = threading.Thread(target=work, name="hangs")
     thread.start()
-    yield errors
-
-    thread.join(DEADLINE)
+    try:
+        yield errors
+    finally:
+        thread.join(DEADLINE)
     assert not thread.is_alive()
+
+
+@contextmanager
+def repeatedly(action: Callable[[], object], pause: float) -> Generator[None]:
+    """Run `action` every `pause` seconds during the block, in another thread."""
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(pause):
+            action()
+
+    with in_thread(go_on):
+        try:
+            yield
+        finally:
+            over.set()
 
 
 # -- what is broken, and what is run again --
@@ -463,6 +490,113 @@ def test_abort_while_the_connection_is_made_ends_it(connect: Connect, monkeypatc
 
     assert isinstance(error_of(connection, "ok"), ConnectionAbortedError)
     assert connection.sock is None
+
+
+# -- in an executor --
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    with Proxy(*server.address) as proxy:
+        yield proxy
+
+
+@contextmanager
+def pool_of(proxy: Proxy, workers: int = WORKERS, max_retries: int = 3, **options: Any) -> Generator[Pool]:
+    """An executor that has all its workers, looks at no connection because it was idle, and leaves nothing behind."""
+    pool = ResourceExecutor(
+        workers,
+        resource=Connections(proxy.host, proxy.port, **options),
+        min_workers=workers,
+        check_after_idle=HANGS,
+        create_timeout=HANGS,
+        max_retries=max_retries,
+    )
+    assert_type(pool, "ResourceExecutor[http.client.HTTPConnection]")
+    with pool:
+        pool.wait_ready()
+        eventually(lambda: proxy.connections() == workers, "the proxy to have heard of all connections")
+        yield pool
+
+    eventually(lambda: pool.stats().resources_created == pool.stats().resources_destroyed, "all to be destroyed")
+    eventually(lambda: proxy.connections() == 0, "all connections to end")
+
+
+def test_all_connections_are_reset_at_once_while_tasks_run(server: Server, proxy: Proxy) -> None:
+    with pool_of(proxy, max_retries=MAX_RETRIES) as pool, repeatedly(proxy.reset, 0.1):
+        results = list(pool.map(ask, ["ok"] * 2_000))
+
+    assert results == [b"ok"] * 2_000
+    assert pool.stats().retried > 0
+
+
+def test_no_request_is_posted_twice(server: Server, proxy: Proxy) -> None:
+    posts = 2_000
+    with pool_of(proxy) as pool, repeatedly(proxy.reset, 0.1):
+        futures = [pool.submit(ask, "ok", "POST") for _ in range(posts)]
+        errors = [error for future in futures if (error := future.exception(DEADLINE)) is not None]
+
+    assert posts - len(errors) <= server.heard["POST /ok"] <= posts
+    assert not [error for error in errors if not isinstance(error, OSError | http.client.HTTPException)]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_after_a_restart_every_task_succeeds(server: Server, proxy: Proxy, method: str) -> None:
+    with pool_of(proxy, max_retries=0) as pool:
+        pool.submit(ask, "ok").result(DEADLINE)
+        assert proxy.reset() == WORKERS
+        eventually(lambda: proxy.connections() == 0, "all connections to end")
+        results = list(pool.map(ask, ["ok"] * WORKERS, [method] * WORKERS))
+
+    assert results == [b"ok"] * WORKERS
+    assert pool.stats().workers_replaced == 0
+
+
+def test_what_a_task_left_unread_does_not_meet_the_next_task(server: Server, proxy: Proxy) -> None:
+    with pool_of(proxy, 1) as pool:
+        pool.submit(http.client.HTTPConnection.request, "GET", "/large").result(DEADLINE)
+        body = pool.submit(ask, "ok").result(DEADLINE)
+
+    assert body == b"ok"
+    assert pool.stats().workers_replaced == 0
+
+
+def test_the_tasks_own_error_is_its_own_and_costs_nothing(server: Server, proxy: Proxy) -> None:
+    def fails(connection: http.client.HTTPConnection) -> None:
+        ask(connection, "ok", "PUT")
+        raise ConnectionError("of another service")
+
+    with pool_of(proxy, 1, retry_broken=True) as pool:
+        error = pool.submit(fails).exception(DEADLINE)
+        pool.submit(ask, "ok").result(DEADLINE)
+
+    assert str(error) == "of another service"
+    assert server.heard["PUT /ok"] == 1
+    assert server.accepted == 1
+
+
+def test_kill_ends_a_request_that_hangs(server: Server, proxy: Proxy) -> None:
+    with pool_of(proxy, 1) as pool:
+        future = pool.submit(ask, "hang")
+        eventually(lambda: server.heard["GET /hang"] == 1, "the request to arrive")
+        pool.kill()
+
+        assert isinstance(future.exception(DEADLINE), OSError | http.client.HTTPException)
+        server.over.set()
+
+
+def test_tasks_wait_for_the_end_of_an_outage(server: Server, proxy: Proxy) -> None:
+    with pool_of(proxy) as pool:
+        proxy.refuse()
+        futures = [pool.submit(ask, "ok", "PUT") for _ in range(100)]
+        threading.Event().wait(OUTAGE)
+        during = pool.stats()
+        proxy.accept()
+
+        assert [future.result(DEADLINE) for future in futures] == [b"ok"] * 100
+    assert server.heard["PUT /ok"] == 100
+    assert during.completed == 0
+    assert during.create_failures > 0
 
 
 # -- TLS, and the factory --

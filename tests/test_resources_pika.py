@@ -8,12 +8,13 @@ import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, assert_type
 
 import pytest
 
 from proxy import Proxy
 from support import DEADLINE, eventually, run_python
+from tasker_executor import ResourceExecutor
 from tasker_executor.factory import Verdict
 
 if not TYPE_CHECKING:
@@ -32,6 +33,12 @@ from pika.exceptions import (
 from tasker_executor.resources import pika as module
 from tasker_executor.resources.pika import Channels
 
+WORKERS = 8
+OUTAGE = 1.0  # seconds
+HANGS = 600  # seconds
+MAX_RETRIES = 30  # on a busy machine every task takes its time, and the trouble goes on as ever
+
+Pool: TypeAlias = ResourceExecutor[BlockingChannel]
 Made: TypeAlias = tuple[Channels, BlockingChannel]
 Connect: TypeAlias = Callable[..., Made]
 
@@ -51,6 +58,13 @@ class Server:
     def publish(self, *bodies: str) -> None:
         for body in bodies:
             self.admin.basic_publish("", self.queue, body)
+
+    def bodies(self) -> list[int]:
+        """Return the messages of the queue, which are numbers, and take them out of it."""
+        bodies: list[int] = []
+        while (body := self.admin.basic_get(self.queue, auto_ack=True)[2]) is not None:
+            bodies.append(int(body))
+        return bodies
 
     def messages(self) -> int:
         """Return how many messages are ready in the queue."""
@@ -117,10 +131,27 @@ def in_thread(action: Callable[[], object]) -> Generator[list[BaseException]]:
 
     thread = threading.Thread(target=work, name="hangs")
     thread.start()
-    yield errors
-
-    thread.join(DEADLINE)
+    try:
+        yield errors
+    finally:
+        thread.join(DEADLINE)
     assert not thread.is_alive()
+
+
+@contextmanager
+def repeatedly(action: Callable[[], object], pause: float) -> Generator[None]:
+    """Run `action` every `pause` seconds during the block, in another thread."""
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(pause):
+            action()
+
+    with in_thread(go_on):
+        try:
+            yield
+        finally:
+            over.set()
 
 
 def is_replaced(factory: Channels, channel: BlockingChannel) -> bool:
@@ -327,6 +358,139 @@ def test_destroy_does_not_wait_for_a_broker_that_does_not_answer(
 
     assert channel.connection.is_closed
     server.proxy.resume()
+
+
+# -- in an executor --
+
+
+@contextmanager
+def pool_of(server: Server, workers: int = WORKERS, max_retries: int = 3, **options: Any) -> Generator[Pool]:
+    """An executor that has all its workers, looks at no channel because it was idle, and leaves nothing behind."""
+    pool = ResourceExecutor(
+        workers,
+        resource=Channels(server.parameters, **options),
+        min_workers=workers,
+        check_after_idle=HANGS,
+        create_timeout=HANGS,
+        max_retries=max_retries,
+    )
+    assert_type(pool, "ResourceExecutor[BlockingChannel]")
+    with pool:
+        pool.wait_ready()
+        assert server.proxy.connections() == workers
+        yield pool
+
+    eventually(lambda: pool.stats().resources_created == pool.stats().resources_destroyed, "all channels to be destroyed")
+    eventually(lambda: server.proxy.connections() == 0, "all connections to end")
+
+
+def publish(channel: BlockingChannel, queue: str, number: int) -> int:
+    channel.basic_publish("", queue, str(number))
+    return number
+
+
+@pytest.mark.services
+def test_all_connections_are_reset_at_once_while_tasks_run_and_nothing_that_was_confirmed_is_lost(server: Server) -> None:
+    numbers = range(1_000)
+    with (
+        pool_of(server, confirm_delivery=True, retry_broken=True, max_retries=MAX_RETRIES) as pool,
+        repeatedly(server.proxy.reset, 0.2),
+    ):
+        results = list(pool.map(publish, [server.queue] * len(numbers), numbers))
+
+    assert results == list(numbers)
+    assert set(server.bodies()) == set(numbers)
+    assert pool.stats().retried > 0
+
+
+@pytest.mark.services
+def test_nothing_is_published_twice_unless_that_is_asked_for(server: Server) -> None:
+    numbers = range(1_000)
+    with pool_of(server, confirm_delivery=True) as pool, repeatedly(server.proxy.reset, 0.2):
+        futures = [pool.submit(publish, server.queue, number) for number in numbers]
+        errors = [future.exception(DEADLINE) for future in futures]
+    done = {number for number, error in zip(numbers, errors, strict=True) if error is None}
+    bodies = server.bodies()
+
+    assert len(bodies) == len(set(bodies))
+    assert done <= set(bodies)
+    assert not [error for error in errors if error is not None and not isinstance(error, AMQPError)]
+    assert pool.stats().retried == 0
+
+
+@pytest.mark.services
+def test_after_a_restart_every_task_succeeds_with_one_retry_at_most(server: Server) -> None:
+    with pool_of(server, confirm_delivery=True, retry_broken=True, max_retries=1) as pool:
+        assert server.proxy.reset() == WORKERS
+        results = list(pool.map(publish, [server.queue] * WORKERS, range(WORKERS)))
+
+    assert results == sorted(server.bodies()) == list(range(WORKERS))
+
+
+@pytest.mark.services
+def test_the_tasks_own_error_is_its_own(server: Server) -> None:
+    def fails(channel: BlockingChannel) -> None:
+        publish(channel, server.queue, 1)
+        channel.queue_declare("tasker_no_such_queue", passive=True)
+
+    with pool_of(server, 1, confirm_delivery=True, retry_broken=True) as pool:
+        error = pool.submit(fails).exception(DEADLINE)
+        pool.submit(publish, server.queue, 2).result(DEADLINE)
+
+    assert isinstance(error, ChannelClosedByBroker)
+    assert server.bodies() == [1, 2]
+
+
+@pytest.mark.services
+def test_a_message_that_a_task_failed_to_acknowledge_is_for_the_next_task(server: Server) -> None:
+    def get(channel: BlockingChannel, fails: bool) -> bytes | None:
+        method, _, body = channel.basic_get(server.queue)
+        if fails:
+            raise ValueError("my own")
+        assert method is not None
+        channel.basic_ack(method.delivery_tag or 0)
+        return body
+
+    server.publish("one")
+    with pool_of(server, 1) as pool:
+        error = pool.submit(get, True).exception(DEADLINE)
+        body = pool.submit(get, False).result(DEADLINE)
+
+    assert isinstance(error, ValueError)
+    assert body == b"one"
+    assert pool.stats().workers_replaced == 0
+
+
+@pytest.mark.services
+def test_kill_ends_a_consumer_that_waits(server: Server) -> None:
+    def consume(channel: BlockingChannel) -> None:
+        channel.basic_consume(server.queue, ignore)
+        begun.set()
+        channel.start_consuming()
+
+    begun = threading.Event()
+    with pool_of(server, 1) as pool:
+        future = pool.submit(consume)
+        assert begun.wait(DEADLINE)
+        pool.kill()
+
+        assert isinstance(future.exception(DEADLINE), AMQPConnectionError)
+
+
+@pytest.mark.services
+def test_tasks_wait_for_the_end_of_an_outage(server: Server) -> None:
+    numbers = range(100)
+    with pool_of(server, confirm_delivery=True, retry_broken=True) as pool:
+        server.proxy.refuse()
+        futures = [pool.submit(publish, server.queue, number) for number in numbers]
+        threading.Event().wait(OUTAGE)
+        during = pool.stats()
+        server.proxy.accept()
+
+        assert [future.result(DEADLINE) for future in futures] == list(numbers)
+    assert set(server.bodies()) == set(numbers)
+    assert during.completed == 0
+    assert during.create_failures > 0
 
 
 # -- the factory --

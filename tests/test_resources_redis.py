@@ -7,13 +7,14 @@ import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, assert_type, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
 from proxy import Proxy
 from support import DEADLINE, eventually, run_python
+from tasker_executor import ResourceExecutor
 from tasker_executor.factory import Verdict
 
 if not TYPE_CHECKING:
@@ -23,6 +24,12 @@ from redis.exceptions import InvalidResponse, ReadOnlyError
 
 from tasker_executor.resources.redis import Connections
 
+WORKERS = 8
+OUTAGE = 1.0  # seconds
+HANGS = 600  # seconds
+MAX_RETRIES = 30  # on a busy machine every task takes its time, and the trouble goes on as ever
+
+Pool: TypeAlias = ResourceExecutor[redis.Redis]
 Made: TypeAlias = tuple[Connections, redis.Redis]
 Connect: TypeAlias = Callable[..., Made]
 
@@ -115,10 +122,27 @@ def in_thread(action: Callable[[], object]) -> Generator[list[BaseException]]:
 
     thread = threading.Thread(target=work, name="hangs")
     thread.start()
-    yield errors
-
-    thread.join(DEADLINE)
+    try:
+        yield errors
+    finally:
+        thread.join(DEADLINE)
     assert not thread.is_alive()
+
+
+@contextmanager
+def repeatedly(action: Callable[[], object], pause: float) -> Generator[None]:
+    """Run `action` every `pause` seconds during the block, in another thread."""
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(pause):
+            action()
+
+    with in_thread(go_on):
+        try:
+            yield
+        finally:
+            over.set()
 
 
 def is_replaced(factory: Connections, client: redis.Redis) -> bool:
@@ -355,6 +379,154 @@ def test_abort_of_a_closed_client_does_nothing(connect: Connect) -> None:
     client.close()
 
     factory.abort(client)
+
+
+# -- in an executor --
+
+
+@contextmanager
+def pool_of(server: Server, workers: int = WORKERS, max_retries: int = 3, **options: Any) -> Generator[Pool]:
+    """An executor that has all its workers, looks at no client because it was idle, and leaves nothing behind."""
+    pool = ResourceExecutor(
+        workers,
+        resource=Connections(server.url, client_name=server.name, **options),
+        min_workers=workers,
+        check_after_idle=HANGS,
+        create_timeout=HANGS,
+        max_retries=max_retries,
+    )
+    assert_type(pool, "ResourceExecutor[redis.Redis]")
+    with pool:
+        pool.wait_ready()
+        assert len(server.ids()) == workers
+        yield pool
+
+    eventually(lambda: pool.stats().resources_created == pool.stats().resources_destroyed, "all clients to be destroyed")
+    eventually(lambda: not server.ids(), "all connections to end")
+
+
+#: A command that may be done twice: it does nothing the second time.
+ONCE = "if redis.call('hsetnx', KEYS[1], ARGV[1], 1) == 1 then redis.call('incr', KEYS[2]) end return tonumber(ARGV[1])"
+
+
+@pytest.mark.services
+def test_connections_are_killed_all_the_time_and_all_is_done_once(server: Server) -> None:
+    def once(client: redis.Redis, number: int) -> int:
+        return int(client.eval(ONCE, 2, server.name, f"{server.name}_2", number))
+
+    numbers = range(5_000)
+    with pool_of(server, retry_broken=True, max_retries=MAX_RETRIES) as pool, repeatedly(server.kill, 0.02):
+        results = list(pool.map(once, numbers))
+
+    assert results == list(numbers)
+    assert server.admin.get(f"{server.name}_2") == str(len(numbers))
+
+
+@pytest.mark.services
+def test_what_may_be_done_already_is_not_done_again(server: Server) -> None:
+    def add(client: redis.Redis) -> None:
+        client.incr(server.name)
+        client.blpop(f"{server.name}_2")
+
+    with pool_of(server, 1, socket_timeout=None) as pool:
+        future = pool.submit(add)
+        server.waits()
+        server.kill()
+        error = future.exception(DEADLINE)
+        assert pool.submit(redis.Redis.get, server.name).result(DEADLINE) == b"1"  # by another client
+
+    assert isinstance(error, redis.ConnectionError)
+    assert pool.stats().retried == 0
+    assert pool.stats().workers_replaced == 1
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("retry", [False, True])
+def test_after_a_restart_every_task_succeeds(server: Server, retry: bool) -> None:
+    # A client looks whether its connection has ended before it sends anything.
+    with pool_of(server, retry_broken=retry, max_retries=1) as pool:
+        assert server.kill() == WORKERS
+        eventually(lambda: not server.ids(), "all connections to end")
+        futures = [pool.submit(redis.Redis.incr, server.name) for _ in range(WORKERS)]
+        results = [future.result(DEADLINE) for future in futures]
+
+    assert sorted(results) == list(range(1, WORKERS + 1))
+
+
+@pytest.mark.services
+def test_the_tasks_own_error_is_its_own_and_costs_nothing(server: Server) -> None:
+    def fails(client: redis.Redis) -> None:
+        client.rpush(server.name, "one")
+        client.incr(server.name)
+
+    with pool_of(server, 1, retry_broken=True) as pool:
+        error = pool.submit(fails).exception(DEADLINE)
+        length = pool.submit(redis.Redis.llen, server.name).result(DEADLINE)
+
+    assert isinstance(error, redis.ResponseError)
+    assert length == 1
+    assert pool.stats().workers_replaced == 0
+
+
+@pytest.mark.services
+def test_what_a_task_left_open_does_not_meet_the_next_task(server: Server) -> None:
+    def leave(client: redis.Redis) -> None:
+        pipeline = client.pipeline()
+        watch_key(pipeline, server.name)
+        left.append(pipeline)
+
+    left: list[Any] = []
+    with pool_of(server, 1) as pool:
+        pool.submit(leave).result(DEADLINE)
+        assert pool.submit(redis.Redis.set, server.name, 1).result(DEADLINE)
+
+    assert pool.stats().workers_replaced == 1
+
+
+@pytest.mark.services
+def test_kill_ends_a_command_that_blocks(server: Server) -> None:
+    with pool_of(server, 1, socket_timeout=None) as pool:
+        future = pool.submit(redis.Redis.blpop, server.name)
+        server.waits()
+        pool.kill()
+
+        assert isinstance(future.exception(DEADLINE), redis.ConnectionError)
+
+
+@pytest.mark.services
+def test_no_addition_is_lost_to_a_conflict(server: Server) -> None:
+    def add(client: redis.Redis) -> None:
+        with client.pipeline() as pipeline:
+            watch_key(pipeline, server.name)
+            before = int(cast(Any, pipeline.get(server.name)) or 0)
+            pipeline.multi()
+            pipeline.set(server.name, before + 1)
+            pipeline.execute()
+
+    with pool_of(server, retry_conflicts=True, max_retries=1_000) as pool:
+        for future in [pool.submit(add) for _ in range(200)]:
+            future.result(DEADLINE)
+
+    assert server.admin.get(server.name) == "200"
+    assert pool.stats().retried > 0
+    assert pool.stats().workers_replaced == 0
+
+
+@pytest.mark.services
+def test_tasks_wait_for_the_end_of_an_outage(server: Server, proxy: Proxy) -> None:
+    numbers = range(100)
+    with pool_of(server, retry_broken=True) as pool:
+        proxy.refuse()
+        futures = [pool.submit(redis.Redis.sadd, server.name, number) for number in numbers]
+        threading.Event().wait(OUTAGE)
+        during = pool.stats()
+        proxy.accept()
+        for future in futures:
+            future.result(DEADLINE)
+
+    assert server.admin.scard(server.name) == len(numbers)
+    assert during.completed == 0
+    assert during.create_failures > 0
 
 
 # -- the factory --
