@@ -367,6 +367,7 @@ def test_a_connection_that_the_server_closed_after_an_answer_is_made_anew_before
         wire.recv(1, socket.MSG_PEEK)  # waits for the end
     if checked:
         assert factory.check(connection)
+        eventually(lambda: server.accepted == 2, "the server to have heard of the new connection")
 
     assert ask(connection, "ok", method) == b"ok"
     assert server.heard[f"{method} /ok"] == 1
@@ -461,6 +462,8 @@ def test_abort_ends_a_call_and_all_that_come_after(server: Server, connect: Conn
     factory, connection = connect()
     with in_thread(lambda: ask(connection, path)) as errors:
         eventually(lambda: server.heard[f"GET /{path}"] == 1, "the request to arrive")
+        if path == "last_hang":
+            eventually(lambda: connection.sock is None, "the connection to be left to its last answer")
         factory.abort(connection)
 
     assert len(errors) == (path != "last_hang")  # the end of the last answer is where it ends

@@ -784,6 +784,8 @@ def test_connections_share_what_tls_needs_unless_it_is_said_what_to_trust(
     _, first = connect()
     _, second = connect()
 
+    if "ctx" not in vars(first):
+        pytest.skip("this version of PyMySQL speaks TLS only if it is told to")
     assert vars(first)["ctx"] is vars(second)["ctx"]
     with pytest.raises(FileNotFoundError):
         Connections(ssl_ca="/there/is/no/such/file")

@@ -50,7 +50,8 @@ class Connections(ResourceFactory[http.client.HTTPConnection]):
     **Clean**: the rest of an answer that the task has not read is read if it is small, and otherwise the
     connection is closed: it would be taken for the next answer.
 
-    **Abort**: the socket is shut down, and the connection is not made again.
+    **Abort**: the socket is shut down, and the connection is not made again. A connection that is just being made
+    ends by its ``timeout``.
 
     Args:
         host: The name or address of the server.
@@ -161,7 +162,7 @@ class _Connection(http.client.HTTPConnection):
     _answer: _Answer | None = None
     _asked = False
     _served = False
-    #: The last socket, which an answer may still be read from when the connection has let go of it.
+    #: The last socket that was connected, which an answer may still be read from when the connection has let go of it.
     _last: Any = None
 
     @override
@@ -246,7 +247,6 @@ class _Connection(http.client.HTTPConnection):
     def cut(self) -> None:
         """End what is sent and received, for good."""
         self.is_cut = True
-        shut_down(self.sock)
         shut_down(self._last)
 
 

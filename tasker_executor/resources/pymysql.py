@@ -190,7 +190,7 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
     def _answers(self, connection: Connection[C]) -> bool:
         try:
             with _patience(connection):
-                connection.ping()
+                connection.ping(reconnect=False)  # older versions connect anew by default
         except pymysql.Error:
             return False
         return True
