@@ -181,3 +181,48 @@ def test_retry_that_was_left_to_workers_that_hang_is_taken_by_an_idle_one(
     clock.pass_time(3601.0, pool)
 
     assert retried.result(DEADLINE) == 4
+
+
+# -- a resource in doubt --
+
+
+def test_urgent_task_that_comes_during_a_reset_does_not_get_an_unchecked_resource(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    """1. A worker resets its resource. 2. Another one breaks, so this one is in doubt. 3. An urgent task comes."""
+    other, successor = Gate(), Gate()
+
+    def create() -> FakeResource:
+        if ledger.attempts == 2:
+            successor.hold()
+        return ledger.create()
+
+    def reset(resource: FakeResource) -> None:
+        if resource.number == 0:
+            gate.hold()
+
+    pool = make_pool(
+        2,
+        on_create=create,
+        on_destroy=ledger.destroy,
+        check_health=judge,
+        check_resource=ledger.is_usable,
+        on_reset=reset,
+        check_after_idle=3600.0,
+        max_retries=0,
+    )
+    with successor, other:
+        pool.submit(FakeResource.use).result()
+        gate.wait_until_held()
+        pool.submit(other.hold)
+        other.wait_until_held()
+        breaking = pool.submit_priority(FakeResource.break_down)
+        other.release()
+        assert isinstance(breaking.exception(DEADLINE), ResourceBroken)
+        ledger.created[0].broken = True  # in the same event
+        urgent = pool.submit_priority(FakeResource.use)
+        gate.release()
+        eventually(lambda: urgent.done() or ledger.created[0] in ledger.destroyed, "the first worker, which goes on")
+        successor.release()
+
+        assert urgent.result(DEADLINE) > 1
