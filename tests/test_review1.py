@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine import Worker, workers_of
+from engine import Crew, Worker, ask_to_leave, workers_of
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor._engine.attempt import Attempts
 from tasker_executor.factory import Verdict
@@ -226,3 +226,29 @@ def test_urgent_task_that_comes_during_a_reset_does_not_get_an_unchecked_resourc
         successor.release()
 
         assert urgent.result(DEADLINE) > 1
+
+
+# -- refresh --
+
+
+def test_destructor_that_submits_may_come_while_a_worker_asks_whether_it_is_stale(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A worker looks at all workers, under the lock. 2. A destructor runs on its thread, and its task starts a worker."""
+    original, looks, futures = Crew._is_stale, list[int](), list[Any]()
+
+    def is_stale(crew: Crew, worker: Worker) -> bool:
+        looks.append(1)
+        if len(looks) == 2:  # the first look is at the worker itself
+            futures.append(pool.submit(FakeResource.use))
+        return original(crew, worker)
+
+    pool = make_pool(4, on_create=ledger.create, on_destroy=ledger.destroy)
+    for _ in range(2):
+        pool.submit(gate.hold)
+    gate.wait_until_held(2)
+    monkeypatch.setattr(Crew, "_is_stale", is_stale)
+    ask_to_leave(pool)
+
+    assert pool.submit(FakeResource.use).exception(DEADLINE) is None
+    assert futures[0].exception(DEADLINE) is None
