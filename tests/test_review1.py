@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -10,7 +14,7 @@ import pytest
 from engine import Crew, Worker, ask_to_leave, workers_of
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor._engine.attempt import Attempts
-from tasker_executor.factory import Verdict
+from tasker_executor.factory import ContextManagerFactory, Verdict
 
 
 class Thrown(BaseException):
@@ -252,3 +256,40 @@ def test_destructor_that_submits_may_come_while_a_worker_asks_whether_it_is_stal
 
     assert pool.submit(FakeResource.use).exception(DEADLINE) is None
     assert futures[0].exception(DEADLINE) is None
+
+
+# -- context managers as resources --
+
+
+def test_signal_handler_may_destroy_a_resource_while_its_thread_makes_one() -> None:
+    """A handler may come inside of the factory, on the main thread, which is in `run_now`; and it may call `shutdown`."""
+
+    @contextmanager
+    def make() -> Iterator[object]:
+        yield object()
+
+    factory = ContextManagerFactory(make)
+    first, lines = factory.create(), list[str]()
+
+    def handler(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code is not ContextManagerFactory.create.__code__:
+            return None
+        if event == "line" and frame.f_locals.get("resource") is not None:
+            lines.append("before")
+            if len(lines) == 3:  # the `try`, the `with`, and inside of it
+                factory.destroy(first)
+                lines.append("after")
+        return handler
+
+    def create() -> None:
+        sys.settrace(handler)
+        try:
+            factory.create()
+        finally:
+            sys.settrace(None)
+
+    thread = threading.Thread(target=create, daemon=True)  # it would hang
+    thread.start()
+    thread.join(DEADLINE)
+
+    assert lines[:4] == ["before"] * 3 + ["after"]
