@@ -142,6 +142,9 @@ class ContextManagerFactory(ResourceFactory[R]):
                 "pass a function that returns the resource itself as on_create="
             )
         resource = manager.__enter__()
+        if resource is None:  # the executor refuses it, and destroys nothing
+            manager.__exit__(None, None, None)
+            return resource
         try:
             with self._lock:
                 self._entered.setdefault(id(resource), []).append(manager)

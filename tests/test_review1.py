@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from engine import Crew, Worker, ask_to_leave, workers_of
+from engine import Worker, ask_to_leave, workers_of
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
+from tasker_executor import ResourceCreationError
 from tasker_executor._engine.attempt import Attempts
+from tasker_executor._engine.crew import Crew
 from tasker_executor.factory import ContextManagerFactory, Verdict
 
 
@@ -265,7 +267,7 @@ def test_signal_handler_may_destroy_a_resource_while_its_thread_makes_one() -> N
     """A handler may come inside of the factory, on the main thread, which is in `run_now`; and it may call `shutdown`."""
 
     @contextmanager
-    def make() -> Iterator[object]:
+    def make() -> Generator[object]:
         yield object()
 
     factory = ContextManagerFactory(make)
@@ -293,3 +295,19 @@ def test_signal_handler_may_destroy_a_resource_while_its_thread_makes_one() -> N
     thread.join(DEADLINE)
 
     assert lines[:4] == ["before"] * 3 + ["after"]
+
+
+def test_context_manager_that_returns_none_is_left_again(make_pool: MakePool) -> None:
+    steps: list[str] = []
+
+    @contextmanager
+    def page() -> Generator[None]:
+        steps.append("entered")
+        yield
+        steps.append("left")
+
+    pool = make_pool(1, resource=page)
+
+    assert isinstance(pool.submit(lambda _: None).exception(DEADLINE), ResourceCreationError)
+    pool.shutdown()
+    assert steps == ["entered", "left"] * (len(steps) // 2)
