@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import sys
 import threading
 from collections.abc import Generator
@@ -17,6 +18,7 @@ from tasker_executor import ResourceCreationError
 from tasker_executor._engine.attempt import Attempts
 from tasker_executor._engine.crew import Crew
 from tasker_executor.factory import ContextManagerFactory, Verdict
+from tasker_executor.testing import InlineExecutor
 
 
 class Thrown(BaseException):
@@ -311,3 +313,28 @@ def test_context_manager_that_returns_none_is_left_again(make_pool: MakePool) ->
     assert isinstance(pool.submit(lambda _: None).exception(DEADLINE), ResourceCreationError)
     pool.shutdown()
     assert steps == ["entered", "left"] * (len(steps) // 2)
+
+
+# -- around --
+
+
+def test_inline_task_sees_the_context_variables_that_its_scope_has_set(make_pool: MakePool) -> None:
+    span: contextvars.ContextVar[str] = contextvars.ContextVar("span", default="none")
+
+    @contextmanager
+    def around(_: object) -> Generator[None]:
+        token = span.set("of the task")
+        try:
+            yield
+        finally:
+            span.reset(token)
+
+    def task(_: object, *, prefix: str = "") -> str:
+        return prefix + span.get()
+
+    for pool in make_pool(1, on_create=object, around=around), InlineExecutor(on_create=object, around=around):
+        with pool:
+            assert pool.submit(task).result() == "of the task"
+            assert pool.submit(task, prefix="span ").result() == "span of the task"
+            assert pool.run_now(task) == "of the task"
+    assert span.get() == "none"
