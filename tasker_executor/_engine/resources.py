@@ -374,9 +374,7 @@ def note_giving_up(error: BaseException, retries: int) -> None:
         add_note(error, f"gave up after {retries} retries; the resource was broken each time")
 
 
-def note_missing_argument(
-    error: BaseException, trace: TracebackType | None, executor: str, *, called: bool = True
-) -> None:
+def note_missing_argument(error: BaseException, trace: TracebackType | None, executor: str, *, called: bool = True) -> None:
     """Say in a TypeError of the call itself that a task gets the resource first.
 
     `trace` is the traceback below our frame. The error of a call that does not fit has no frame of the task.
