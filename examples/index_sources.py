@@ -99,8 +99,13 @@ class Index:
         )
 
     @staticmethod
+    def is_own(error: Exception) -> bool:
+        """The check_health hook: a task raised this. Is it the task's own error, or is the connection gone?"""
+        return not isinstance(error, sqlite3.ProgrammingError)  # "Cannot operate on a closed database."
+
+    @staticmethod
     def is_usable(connection: sqlite3.Connection) -> bool:
-        """The check_resource hook: asked when a task raised. Was it the task, or is the connection gone?"""
+        """The check_resource hook: asked where there is reason for doubt. Is the connection still good?"""
         try:
             return bool(connection.execute("SELECT 1").fetchone() == (1,))
         except sqlite3.Error:
@@ -305,6 +310,7 @@ def run(folder: Path, database: Path, workers: int, full_text: bool) -> bool:
         workers,
         on_create=index.connect,
         on_destroy=sqlite3.Connection.close,
+        check_health=index.is_own,
         check_resource=index.is_usable,
         resource_pool_size=1,  # for run_now
         observers=[incidents],

@@ -15,7 +15,7 @@ breaks, destroyed exactly once.
 """
 
 from ._base import ExecutorView
-from ._engine.current import TaskContext, current_task
+from ._engine.current import TaskContext, current_slot, current_task
 from ._executor import ResourceExecutor
 from .exceptions import (
     NoCurrentTask,
@@ -64,5 +64,6 @@ __all__ = [
     "Verdict",
     "WorkerEvent",
     "WorkerInfo",
+    "current_slot",
     "current_task",
 ]

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,9 @@ from ._engine.submission import enqueue, run_now
 from ._engine.task import PENDING, TaskFuture
 from ._options import UNSET, TaskOptions, Unset
 from ._sync import clock
-from ._types import AbortHook, CreateHook, DestroyHook, HealthHook, ResourceHook
+from ._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
 from .exceptions import NoCurrentTask
+from .factory import ResourceFactory
 from .observers import Observer
 from .policies import ScalingPolicy
 from .stats import ExecutorMetrics, ExecutorStats, WorkerInfo
@@ -73,27 +75,39 @@ class ResourceExecutor(BaseExecutor[R]):
         initializer: Called on each worker's thread before its resource is made. If it raises, the executor is
             broken for good, as in the standard library. `on_create` is the hook that may fail.
         initargs: Arguments for `initializer`.
+        resource: What a resource is, in one argument: a `ResourceFactory`, such as those of
+            `tasker_executor.resources`, or a function that returns a context manager, which is entered and left
+            on the worker's thread. It takes the place of all the hooks below, up to `on_abort`.
         on_create: Makes a resource. Called on the thread that will own the resource. If it raises, it is
             tried again while tasks wait. The pause doubles from 0.1 s to 30 s, or to a quarter of
             `create_timeout`, with full jitter.
         on_destroy: Gives a resource up. If it raises, the error is logged and has no other effect.
-        check_health: Asked after a task raised, with the error: is the resource still good? If it returns
-            False or raises, the resource is replaced and the task is run again. It is not asked about errors
-            that are no `Exception` (SystemExit, KeyboardInterrupt): they are the task's own.
-        check_resource: Asked with a resource: is it still good? It is asked after a task raised. It is also
-            asked before a task if the resource was idle for longer than `check_after_idle`. It is asked, too,
-            if another resource was found broken since this one was last known to be good.
+        check_health: Asked after a task raised, with the error: is the resource still good? True: the error is
+            the task's own. False: the resource is replaced, and the task is run again on another one. It may
+            also return a `Verdict`. **Only this makes a task run again.** It is not asked about errors that
+            are no `Exception` (SystemExit, KeyboardInterrupt): they are the task's own. If it raises, the
+            resource is replaced, and the task keeps its error.
+        check_resource: Asked with a resource: is it still good? If not, the resource is replaced; no task is
+            run again for that. It is asked after a task raised. It is also asked before a task if the resource
+            was idle for longer than `check_after_idle`, and if another resource was found broken since this
+            one was last known to be good.
+        on_reset: Cleans a resource between two tasks. Called after each task, when its result is known. If it
+            raises, the resource is replaced.
+        around: Returns the scope of one task, a context manager: entered before each task, left after it, with
+            the task's error if it raised. What entering it returns, if not None, is what the task gets
+            instead of the resource. ``psycopg.Connection.transaction`` is such a function.
+        on_abort: Unblocks a call that hangs inside a resource. `kill` calls it for each resource in
+            use, from its own thread. Examples: `sqlite3.Connection.interrupt`,
+            ``psycopg.Connection.cancel``, ``socket.shutdown``.
         check_after_idle: Seconds that a resource may be idle without a check.
         max_age: Seconds after which a resource is replaced between two tasks, plus or minus 10 %, so that
             workers do not replace theirs in step. None: no limit.
         max_uses: Number of tasks after which a resource is replaced. None: no limit.
         create_timeout: Seconds. A task that has waited for this time while no worker owns a resource fails
             with `ResourceCreationError`. The executor lives on: it works again when `on_create` does.
-        on_abort: Unblocks a call that hangs inside a resource. `kill` calls it for each resource in
-            use, from its own thread. Examples: `sqlite3.Connection.interrupt`,
-            ``psycopg.Connection.cancel``, ``socket.shutdown``.
-        max_retries: At most this number of times a task is run again after its resource broke. 0: each task
-            runs at most once.
+        max_retries: At most this number of times a task is run again, by a verdict on its error. A retry
+            never meets a resource that may have broken in the same event as the one before. 0: each task runs
+            at most once.
         max_queued: At most this number of tasks wait, beyond those that a free worker is about to take. None:
             no limit. A task that a worker of this executor submits is always accepted: a worker that waited
             for a place would wait for itself.
@@ -135,15 +149,18 @@ class ResourceExecutor(BaseExecutor[R]):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         *,
+        resource: ResourceFactory[R] | Callable[[], AbstractContextManager[R]] | None = None,
         on_create: CreateHook[R] | None = None,
         on_destroy: DestroyHook[R] | None = None,
         check_health: HealthHook | None = None,
         check_resource: ResourceHook[R] | None = None,
+        on_reset: ResetHook[R] | None = None,
+        around: AroundHook[R] | None = None,
+        on_abort: AbortHook[R] | None = None,
         check_after_idle: float = 0.5,
         max_age: float | None = None,
         max_uses: int | None = None,
         create_timeout: float = 30.0,
-        on_abort: AbortHook[R] | None = None,
         max_retries: int = 3,
         max_queued: int | None = None,
         on_full: OnFull = "block",
@@ -161,15 +178,18 @@ class ResourceExecutor(BaseExecutor[R]):
             thread_name_prefix=thread_name_prefix,
             initializer=initializer,
             initargs=initargs,
+            resource=resource,
             on_create=on_create,
             on_destroy=on_destroy,
             check_health=check_health,
             check_resource=check_resource,
+            on_reset=on_reset,
+            around=around,
+            on_abort=on_abort,
             check_after_idle=check_after_idle,
             max_age=max_age,
             max_uses=max_uses,
             create_timeout=create_timeout,
-            on_abort=on_abort,
             max_retries=max_retries,
             max_queued=max_queued,
             on_full=on_full,
@@ -298,13 +318,19 @@ class ResourceExecutor(BaseExecutor[R]):
         holder = current_holder()
         if holder.owner is not self._core:
             raise NoCurrentTask(f"the current task is not one of executor {self._core.name!r}")
-        return holder.resource  # type: ignore[no-any-return]  # the holder's resource is an R
+        return holder.given  # type: ignore[no-any-return]  # the holder's resource is an R
 
     @override
     def _inside(self) -> bool:
         return current.owner is self._core
 
     # -- workers
+
+    @property
+    @override
+    def _scoped(self) -> bool:
+        source = self._core.source
+        return source is not None and source.hooks.around is not None
 
     @property
     def _max_workers(self) -> int:
@@ -328,6 +354,17 @@ class ResourceExecutor(BaseExecutor[R]):
         most = core.crew.max_workers if isinstance(max_workers, Unset) else max_workers
         most = check_max_workers(most)
         core.resize(check_bounds(least, most), most)
+
+    def refresh(self) -> None:
+        """Replace every resource, between two tasks: credentials were rotated, weights were updated.
+
+        Idle workers end at once, busy ones after their task, and successors start as they are needed. A
+        resource that is being made at this moment is replaced before it serves a task. So a task that is
+        submitted after this call has returned never meets an older resource. This call does not wait for the
+        workers. It replaces the free resources of the reserve itself, in this thread. If one cannot be made,
+        that is logged, and a later call of `run_now` tries again.
+        """
+        self._core.refresh()
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Block until all base workers have their resources.

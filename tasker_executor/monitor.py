@@ -42,15 +42,15 @@ try:
     from rich.text import Text
 
     from ._progress import LINE_INTERVAL, duration_text, progress
-except ModuleNotFoundError as error:
-    raise ImportError("rich is missing: pip install tasker-executor[monitor]") from error
+except ModuleNotFoundError as _error:
+    raise ImportError("rich is missing: pip install tasker-executor[monitor]") from _error
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType, RenderResult
 
 __all__ = ["Monitor", "Point", "Snapshot", "line", "monitor", "panel", "progress", "take_snapshot", "watch"]
 
-logger = Logger(__name__)
+logger: Logger = Logger(__name__)
 
 _FRAME = 0.25  # seconds between two frames of the panel
 _HISTORY = 600  # points of the sparklines

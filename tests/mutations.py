@@ -90,7 +90,7 @@ MUTATIONS = [
     Mutation(
         "a worker is idle before its result can be seen",
         "_engine/worker.py",
-        "if idle := not (low or high or last):",
+        "if idle := not (low or high or last or busy):",
         "if idle := False:",
         "idle",
     ),
@@ -1144,7 +1144,9 @@ MUTATIONS = [
         "a break puts all other resources under suspicion", "_engine/resources.py", "self.breaks += 1", "pass", "resources"
     ),
     Mutation("max_age has a bounded jitter", "_engine/resources.py", "AGE_JITTER = 0.1", "AGE_JITTER = 0.5", "resources"),
-    Mutation("None is no resource", "_engine/resources.py", "if made[0] is None:", "if False:", "creation"),
+    Mutation(
+        "None is no resource", "_engine/resources.py", "if cure := not_a_resource(made[0]):", "if cure := '':", "creation"
+    ),
     Mutation(
         "a check that raises says no",
         "_engine/resources.py",
@@ -1197,14 +1199,14 @@ MUTATIONS = [
     Mutation(
         "run_now is counted out whatever comes",
         "_engine/reserve.py",
-        "            place.calls -= 1\n            if self._closed:\n                self._leave",
-        "            if self._closed:\n                self._leave",
+        "            place.calls -= 1\n            if self._closed:\n                self._leave(place)\n\n    def _take",
+        "            if self._closed:\n                self._leave(place)\n\n    def _take",
         "run_now",
     ),
     Mutation(
         "what is thrown in is no failure of on_create",
         "_engine/resources.py",
-        "if blame is not None and (not made or made[0] is None):",
+        "if blame is not None and not made:",
         "if blame is not None:",
         "interrupts_run_now",
     ),
@@ -1709,8 +1711,8 @@ MUTATIONS = [
     Mutation(
         "the error of an attempt is in no cycle with the frame of the loop",
         "_engine/worker.py",
-        "put_back, task, error = task, None, None",
-        "put_back, task = task, None",
+        "                    value, error = NOTHING, None\n                    if",
+        "                    value = NOTHING\n                    if",
         "drop",
     ),
     Mutation(

@@ -114,14 +114,14 @@ def test_what_concerns_resources_is_refused_without_on_create(name: str) -> None
     raised = make_badly(**{name: value})
 
     assert raised.type is ValueError
-    assert str(raised.value) == f"{name}={value!r} is of no use without on_create"
+    assert str(raised.value) == f"{name}={value!r} is of no use without on_create or resource"
 
 
 def test_hook_without_a_resource_is_refused_although_on_create_is_mentioned(ledger: Ledger) -> None:
     raised = make_badly(on_create=None, on_destroy=ledger.destroy)
 
     assert raised.type is ValueError
-    assert str(raised.value) == f"on_destroy={ledger.destroy!r} is of no use without on_create"
+    assert str(raised.value) == f"on_destroy={ledger.destroy!r} is of no use without on_create or resource"
 
 
 def test_task_that_wants_a_resource_fails_where_the_pool_has_none() -> None:

@@ -169,7 +169,7 @@ def test_worker_that_became_idle_last_is_the_first_to_be_woken(make_pool: MakePo
         idle_2()
         idle_0()
         idle_1()
-    from_the_bottom = [worker.resource for worker in idle_workers(pool)]
+    from_the_bottom = [worker.given for worker in idle_workers(pool)]
 
     assert [resource.number for resource in from_the_bottom] == [2, 0, 1]
 
@@ -695,7 +695,7 @@ def test_a_base_worker_that_destroys_its_resource_has_a_successor_if_there_is_ro
     ledger.wait_until_created(2)
     pool.wait_ready(DEADLINE)
 
-    assert [(worker.index, worker.resource) for worker in idle_workers(pool)] == [(1, ledger.created[1])]
+    assert [(worker.index, worker.given) for worker in idle_workers(pool)] == [(1, ledger.created[1])]
 
 
 def test_threads_that_end_count_for_max_workers(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:

@@ -97,13 +97,16 @@ def test_on_destroy_that_raises_is_logged_and_costs_nothing_else(
         ledger.destroy(resource)
         raise error
 
+    caplog.set_level(logging.DEBUG)
     pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, check_health=ledger.is_healthy, max_retries=0)
     pool.submit(FakeResource.break_down).exception()
     after = pool.submit(FakeResource.use).result()
     pool.shutdown()
 
     assert after == 1
-    assert [record.levelno for record in caplog.records if "on_destroy raised" in record.message] == [logging.ERROR] * 2
+    # The first resource was known to be broken, so its objection is no news.
+    levels = [record.levelno for record in caplog.records if "on_destroy raised" in record.message]
+    assert levels == [logging.DEBUG, logging.ERROR]
     assert pool.stats().resources_destroyed == 2
 
 
@@ -181,16 +184,16 @@ def test_check_resource_is_asked_when_a_task_raised(make_pool: MakePool, ledger:
         on_destroy=ledger.destroy,
         check_resource=checks,
         check_after_idle=3600,
-        max_retries=1,
     )
     pool.submit(FakeResource.use).result()
     asked_before = list(checks.asked)
     raised = pool.submit(FakeResource.break_down).exception()
+    eventually(lambda: ledger.created[0] in ledger.destroyed, "the end of the broken resource")
 
     assert asked_before == []
     assert isinstance(raised, ResourceBroken)
-    assert checks.asked[:2] == [0, 1]
-    assert len(ledger.created) >= 2
+    assert checks.asked == [0]
+    assert (pool.stats().retried, pool.stats().workers_replaced) == (0, 1)
 
 
 def test_task_that_raised_on_a_good_resource_is_not_retried(make_pool: MakePool, ledger: Ledger) -> None:
@@ -353,7 +356,8 @@ def test_resource_under_suspicion_that_broke_is_replaced_at_no_cost_to_the_task(
     assert pool.stats().retried == 0
 
 
-def test_resource_made_after_the_break_is_not_under_suspicion(make_pool: MakePool, ledger: Ledger) -> None:
+def test_resource_made_after_the_break_is_checked_until_one_has_passed(make_pool: MakePool, ledger: Ledger) -> None:
+    """The server may accept connections and serve none."""
     checks = Checks()
     pool = make_pool(
         1,
@@ -367,7 +371,8 @@ def test_resource_made_after_the_break_is_not_under_suspicion(make_pool: MakePoo
     pool.submit(FakeResource.break_down).exception()
 
     assert pool.submit(FakeResource.use).result() == 1
-    assert checks.asked == []
+    assert pool.submit(FakeResource.use).result() == 1
+    assert checks.asked == [1]
 
 
 def test_resource_whose_task_was_interrupted_is_checked_before_the_next(make_pool: MakePool, ledger: Ledger) -> None:
@@ -377,10 +382,8 @@ def test_resource_whose_task_was_interrupted_is_checked_before_the_next(make_poo
     checks = Checks()
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_resource=checks, check_after_idle=3600)
     pool.submit(interrupt).exception()
-    asked_before = list(checks.asked)
     pool.submit(FakeResource.use).result()
 
-    assert asked_before == []
     assert checks.asked == [0]
 
 
@@ -567,4 +570,5 @@ def test_a_resource_whose_check_raises_is_replaced(make_pool: MakePool, ledger: 
 
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_resource=check)
 
+    assert isinstance(pool.submit(work).exception(DEADLINE), ValueError)
     assert pool.submit(work).result(DEADLINE) == 1

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import QueueFull, ResourceExecutor, current_task
 
 Pool = ResourceExecutor[FakeResource]
 
-GAVE_UP = "gave up after {} retries; the resource was unhealthy each time"
+GAVE_UP = "gave up after {} retries; the resource was broken each time"
 
 
 @pytest.fixture
@@ -64,7 +64,14 @@ def test_retry_does_not_wait_for_a_new_resource_if_another_worker_is_idle(
             gate.hold()
         return ledger.create()
 
-    pool = make_pool(2, min_workers=2, on_create=create, on_destroy=ledger.destroy, check_health=ledger.is_healthy)
+    pool = make_pool(
+        2,
+        min_workers=2,
+        on_create=create,
+        on_destroy=ledger.destroy,
+        check_health=ledger.is_healthy,
+        check_resource=ledger.is_usable,
+    )
     pool.wait_ready()
     result = pool.submit(Recovering()).result()
 
@@ -407,16 +414,19 @@ def test_other_tasks_flow_while_a_poison_task_takes_its_resources(make_pool: Mak
 # -- hooks that raise --
 
 
-def test_check_health_that_raises_condemns_the_resource(
+def test_check_health_that_raises_condemns_the_resource_and_not_the_task(
     make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
     def check_health(error: BaseException) -> bool:
         raise LookupError("no such code")
 
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=check_health)
-    result = pool.submit(Recovering()).result()
+    error = pool.submit(FakeResource.break_down).exception()
+    after = pool.submit(FakeResource.use).result()
 
-    assert result == 1
+    assert isinstance(error, ResourceBroken)
+    assert after == 1
+    assert pool.stats().retried == 0
     [record] = [record for record in caplog.records if "check_health raised" in record.message]
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], LookupError)
@@ -431,9 +441,12 @@ def test_check_resource_that_raises_condemns_the_resource(
         return True
 
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_resource=check_resource)
-    result = pool.submit(Recovering()).result()
+    error = pool.submit(FakeResource.break_down).exception()
+    after = pool.submit(FakeResource.use).result()
 
-    assert result == 1
+    assert isinstance(error, ResourceBroken)
+    assert after == 1
+    assert pool.stats().retried == 0
     [record] = [record for record in caplog.records if "check_resource raised" in record.message]
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], LookupError)
@@ -484,4 +497,5 @@ def test_a_hook_that_judges_an_error_may_wait_for_another_executor(make_pool: Ma
     pool = make_pool(1, on_create=object, check_after_idle=100, **options)
 
     assert isinstance(pool.submit(fail).exception(DEADLINE), ResourceBroken)
+    eventually(lambda: len(done) >= 2, "the hook to have waited")  # a check comes after the result
     assert done[:2] == ["ran", "shut down"]

@@ -55,7 +55,9 @@ def test_every_result_is_right_though_one_call_in_a_hundred_breaks_its_connectio
 
     assert results == [number * number for number in range(TASKS)]
     assert stats.resources_created == stats.resources_destroyed
-    assert stats.retried == stats.workers_replaced == broken_in_all() > TASKS * SHARE_BROKEN / 2
+    assert stats.retried == broken_in_all() > TASKS * SHARE_BROKEN / 2
+    # Without a check, a retry has each resource replaced that may have broken together with its last one.
+    assert stats.workers_replaced >= stats.retried
     assert stats.completed == TASKS
 
 

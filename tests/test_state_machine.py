@@ -78,7 +78,7 @@ class Job:
         return f"<Job {self.number}: {self.runs} of {self.expected_runs} runs, {self.end or 'not ended'}>"
 
     def run(self, *_: object) -> int:
-        resource: FakeResource = current_holder().resource
+        resource: FakeResource = current_holder().given
         resource.use()
         self.resource = resource
         self.runs += 1
@@ -171,8 +171,7 @@ class Model:
     def release(self, job: Job, verdict: str) -> None:
         assert job.resource is not None
         self.running.remove(job)
-        broken = verdict == "break" or (verdict == "fail" and job.resource.broken)
-        if not broken:
+        if verdict != "break":  # "fail" on a broken resource, too: only a verdict on the error is a reason for a retry
             self._end(job, {"return": "returned", "fail": "failed", "exit": "exited"}[verdict])
         elif job.expected_runs <= job.max_retries and self.state != "killed":
             self.retried += 1
@@ -238,7 +237,7 @@ class Machine(RuleBasedStateMachine):
             max_retries=config.max_retries,
             max_uses=config.max_uses,
             max_queued=config.max_queued,
-            on_full="raise",
+            on_full="block" if config.max_queued is None else "raise",
             min_workers=self.model.base,
             idle_timeout=config.idle_timeout,
             resource_pool_size=config.resource_pool_size,

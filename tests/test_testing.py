@@ -197,7 +197,7 @@ def test_out_of_retries_the_future_gets_the_original_error_with_a_note(make_inli
     error = make_inline(max_retries=2).submit(FakeResource.break_down).exception()
 
     assert isinstance(error, ResourceBroken)
-    assert vars(error)["__notes__"] == ["gave up after 2 retries; the resource was unhealthy each time"]
+    assert vars(error)["__notes__"] == ["gave up after 2 retries; the resource was broken each time"]
     assert len(ledger.created) == len(ledger.destroyed) == 3
 
 
@@ -219,7 +219,8 @@ def test_check_resource_alone_finds_a_broken_resource(make_inline: MakeInline, l
     pool = make_inline(check_health=None, max_retries=1)
 
     assert isinstance(pool.submit(FakeResource.break_down).exception(), ResourceBroken)
-    assert len(ledger.destroyed) == 2
+    assert len(ledger.destroyed) == 1
+    assert pool.stats().retried == 0
 
 
 def test_a_retry_for_which_no_resource_can_be_made_is_counted(make_inline: MakeInline, ledger: Ledger) -> None:

@@ -20,14 +20,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._report import function_name
+from .._report import function_name, traceback_of
 from .._sync import clock
 from ..exceptions import TaskCancelled
+from ..factory import Verdict
 from ..observers import TaskEvent
 from .holding import Holding
 from .lanes import Lane
 from .recorder import Outcome, TaskLog
-from .resources import note_giving_up
+from .resources import note_giving_up, note_missing_argument
 from .state import State
 from .task import RUNNING, TaskFuture
 from .workplace import Workplace
@@ -57,18 +58,22 @@ class Attempts:
     def end(
         self, task: TaskFuture[Any], holding: Holding[Any] | None, error: BaseException | None, start: float, end: float
     ) -> bool:
-        """Record the use of the resource, and tell observers; return whether the resource is used up."""
+        """Record the use of the resource, and tell observers.
+
+        Return whether the worker must look at its resource before it takes a task, or rests.
+        """
         hub, source = self._place.hub, self._place.source
         if holding is not None:
             holding.uses += 1
             holding.last_used = end
             holding.rests_until = holding.expires
-            if error is not None and not isinstance(error, Exception):
-                holding.good_at = -1  # the task was interrupted: check the resource before its next use
         if hub.hears("task_finished"):
             outcome = "completed" if error is None else "failed"
             hub.tell("task_finished", self._event(task, start, end, outcome, error))
-        return holding is not None and source is not None and source.used_up(holding)
+        if holding is None or source is None:
+            return False
+        holding.used = source.hooks.reset is not None
+        return holding.used or holding.good_at < 0 or source.used_up(holding)
 
     def judge(
         self,
@@ -78,37 +83,32 @@ class Attempts:
         error: BaseException,
         start: float,
         end: float,
-    ) -> tuple[bool, bool]:
-        """Return whether the resource of a task that raised is broken, and whether the task is run again.
-
-        An error that is not the resource's fault is the task's own.
-        """
+    ) -> tuple[Verdict, bool]:
+        """Return the verdict on what a task raised, and whether the task is run again."""
         place = self._place
         source, settings = place.source, place.settings
-        broken = (
-            holding is not None
-            and source is not None
-            and source.can_break
-            and isinstance(error, Exception)
-            and source.is_broken_after(error, holding)
-        )
+        verdict, again = Verdict.OWN, False
+        if holding is not None and source is not None:
+            verdict, again = source.judge(error, holding)
+            note_missing_argument(error, traceback_of(error), settings.name, called=holding.called)
         duration, attempt = (start - task._submitted, end - start), (id(task), start)
-        if broken:
+        if again and source is not None:
             sidecar = task._observe()
             assert sidecar is not None
             limit = settings.max_retries if sidecar.max_retries is None else sidecar.max_retries
             if sidecar.retries < limit and place.life.state < State.KILLED:
                 if place.hub.hears("task_retried"):
                     place.hub.tell("task_retried", self._event(task, start, end, error=error))
-                sidecar.begin_retry(error)
+                sidecar.begin_retry(error, source.breaks if verdict is Verdict.BROKEN else sidecar.breaks)
                 self._log.note(lane.priority, Outcome.RETRIED, *duration, attempt)
                 task._submitted = clock()
-                return True, True
-            note_giving_up(error, sidecar.retries)
+                return verdict, True
+            if verdict is Verdict.BROKEN:
+                note_giving_up(error, sidecar.retries)
         if not isinstance(error, TaskCancelled):  # a task raises this to obey `kill`
             task._arm(settings.name, describe(task), error)
         self._log.note(lane.priority, Outcome.FAILED, *duration, attempt)
-        return broken, False
+        return verdict, False
 
     def salvage(
         self,

@@ -224,7 +224,7 @@ class Core:
 
     def worker_ready(self, worker: Worker, *, checked: bool) -> bool:
         """Count a worker that owns its resource; return False if that must pass its check first."""
-        in_doubt = not checked and self.source is not None and self.source.hooks.check_resource is not None
+        in_doubt = not checked and self.source is not None and self.source.hooks.check is not None
         if not self.crew.note_ready(worker, in_doubt=in_doubt):
             return False
         self.life.changed.ring()
@@ -250,8 +250,17 @@ class Core:
         """Make another worker take a task that was put back into its lane."""
         if self.life.state >= State.KILLED:
             self.ending.cancel_queue()  # the killer may have looked at the lane before
-        else:
-            self.wake_if_waiting()
+            return
+        if self.source is not None and self.source.retries_on_new:
+            # If there is room, a new worker runs a retry. An idle one would have to end for it: see `End.SUSPECT`.
+            self.crew.populate_or_retry()
+            if self.lanes.waiting() <= self.crew.starting():
+                return
+        self.wake_if_waiting()
+
+    def expects_worker(self) -> bool:
+        """Return whether a worker is to come that will have a new resource."""
+        return self.crew.expects_worker()
 
     def dismisses(self, worker: Worker) -> End | None:
         """Return why a worker must go; None if it may stay."""
@@ -285,10 +294,20 @@ class Core:
             self.recovery.fail_queue(error)
         if self.admission.blocked:  # a place may be free now, even if no successor is needed yet
             self.admission.refill()
-        self.wake_if_waiting()
+        if not self._leaves_retry_to_new_worker(end):
+            self.wake_if_waiting()
         self.deadlock.end_a_hopeless_wait()
         self.ending.check_terminated()
         worker.over = True
+
+    def _leaves_retry_to_new_worker(self, end: End) -> bool:
+        """Return whether the one task that may wait is left to a worker that starts, or will when it may.
+
+        An idle worker that took a retry would have to replace its own resource first: see `End.SUSPECT`.
+        """
+        if self.source is None or not self.source.retries_on_new or end not in {End.BROKEN, End.SUSPECT}:
+            return False
+        return self.lanes.waiting() <= max(self.crew.starting(), self.crew.outage.failures > 0)
 
     def _log_end(self, worker: Worker, end: End, error: BaseException | None) -> None:
         """Log the end of a worker: the error that is the cause at WARNING, its traceback at DEBUG."""
@@ -313,6 +332,14 @@ class Core:
         wake_idle = self.settings.idle_timeout is not None
         change = self.crew.resize(min_workers, max_workers, wanted=wanted, wake_idle=wake_idle)
         self._follow(*change, f"resize to {min_workers}..{max_workers}")
+
+    def refresh(self) -> None:
+        """Replace every resource, between two tasks."""
+        if self.source is None or self.reserve is None:
+            return
+        self.source.refresh()
+        self.crew.refresh()
+        self.reserve.refresh()
 
     def _follow(self, before: int, after: int, reason: str) -> None:
         """Act on a new number of workers wanted: start workers, let submissions in, tell observers."""

@@ -52,6 +52,7 @@ class Crew:
         self._timer = place.timer
         self._waiting_inside = waiting_inside
         self._make_worker = make_worker
+        self._source = place.source
 
         # The lock guards all that follows.
         self.min_workers, self.max_workers = settings.min_workers, settings.max_workers
@@ -99,6 +100,14 @@ class Crew:
         It cannot count on a worker that ends, or that has been starting for `create_timeout`.
         """
         return sum(not (worker.late or self._ends(worker)) for worker in self.workers.copy())
+
+    def expects_worker(self) -> bool:
+        """Return whether a worker is to come that will have a new resource.
+
+        One is starting, or one destroys its resource and may get a successor, or the factory is to be tried again.
+        """
+        coming = any(not worker.late and (not worker.ready or worker.holding is None) for worker in self.workers.copy())
+        return coming or self.outage.failures > 0
 
     def busy(self) -> int:
         """Return how many workers have a task in hand."""
@@ -366,11 +375,19 @@ class Crew:
         with self._life.lock:
             if self._life.state >= State.KILLED:
                 return End.DRAINED
+            if self._is_stale(worker):
+                return End.REFRESHED
             if self._surplus() <= 0:
-                self.leave.clear()
+                if not any(map(self._is_stale, self.workers)):
+                    self.leave.clear()
                 return None
             self.leaving.add(worker)
             return End.RETIRED
+
+    def _is_stale(self, worker: Worker) -> bool:
+        """Return whether a worker's resource is, or may be, of an earlier epoch: see `ResourceSource.epoch`."""
+        source, holding = self._source, worker.holding
+        return source is not None and (holding is None or holding.epoch != source.epoch)
 
     def may_retire(self, worker: Worker) -> bool:
         """Return whether a worker that was idle for `idle_timeout` may go: it is above the base."""
@@ -381,6 +398,12 @@ class Crew:
             return True
 
     # -- wishes
+
+    def refresh(self) -> None:
+        """Let workers leave whose resource is of an earlier epoch: idle ones at once, others after their task."""
+        with self._life.lock:
+            self.leave[:] = [None]
+            self._idle.wake_all()
 
     def want(self, wanted: int) -> tuple[int, int]:
         """Set the number of workers wanted, within the bounds; return it before and after."""

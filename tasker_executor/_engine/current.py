@@ -9,7 +9,7 @@ from .._checks import wait_seconds
 from .._sync import Latch
 from ..exceptions import NoCurrentTask, TaskCancelled
 
-__all__ = ["Caller", "Holder", "TaskContext", "current", "current_holder", "current_task"]
+__all__ = ["Caller", "Holder", "TaskContext", "current", "current_holder", "current_slot", "current_task"]
 
 
 class Holder(Protocol):
@@ -31,8 +31,13 @@ class Holder(Protocol):
         ...
 
     @property
-    def resource(self) -> Any:
-        """The resource that the task has; None without one."""
+    def given(self) -> Any:
+        """What the task is given: its resource, or what `around` returned in its place; None without one."""
+        ...
+
+    @property
+    def slot(self) -> int | None:
+        """The number of the worker's place; None in ``run_now``."""
         ...
 
     @property
@@ -49,12 +54,13 @@ class Holder(Protocol):
 class Caller:
     """A thread that runs a call by ``run_now``, without a resource."""
 
-    __slots__ = ("call", "killed", "owner")
+    __slots__ = ("call", "killed", "owner", "slot")
 
-    def __init__(self, owner: object, killed: Latch, call: Any) -> None:
+    def __init__(self, owner: object, killed: Latch, call: Any, slot: int | None = None) -> None:
         self.owner = owner
         self.killed = killed
         self.call = call
+        self.slot = slot
 
     @property
     def name(self) -> str:
@@ -62,7 +68,7 @@ class Caller:
         return threading.current_thread().name
 
     @property
-    def resource(self) -> None:
+    def given(self) -> None:
         """No resource."""
 
     @property
@@ -117,9 +123,9 @@ class TaskContext:
     def __init__(self, holder: Holder) -> None:
         self._killed = holder.killed
         #: 1 in the first run of the task, 2 in its first retry, and so on.
-        self.attempt = holder.attempt
+        self.attempt: int = holder.attempt
         #: The name of the worker that runs the task; in ``run_now``, of the calling thread.
-        self.worker_name = holder.name
+        self.worker_name: str = holder.name
 
     @property
     def cancelled(self) -> bool:
@@ -137,6 +143,24 @@ class TaskContext:
 
     def __repr__(self) -> str:
         return f"<TaskContext on {self.worker_name}, attempt {self.attempt}{', cancelled' if self.cancelled else ''}>"
+
+
+def current_slot() -> int:
+    """Return the number of the place of the worker that this thread is: 0 to ``max_workers - 1``.
+
+    It is there in tasks, and in the hooks and factory methods that are called on a worker's thread. A
+    successor has the number once its predecessor's resource is destroyed. So a slot can stand for a GPU, a
+    port or a folder, of which there is one for each worker. (`resize` to fewer workers: until the surplus
+    workers have ended, there are higher numbers, too.)
+
+    Raises:
+        NoCurrentTask: Called from another thread, or from a call of ``run_now``, which has no worker.
+    """
+    holder: Holder | None = current.here.holder
+    slot = None if holder is None else holder.slot
+    if slot is None:
+        raise NoCurrentTask("there is no slot: this was not called on the thread of a worker, or from inside run_now")
+    return slot
 
 
 def current_task() -> TaskContext:

@@ -196,7 +196,7 @@ class Ending:
     def _abort_running(self) -> None:
         """Call `on_abort` for each resource in use."""
         source = self._place.source
-        hook = None if source is None else source.hooks.on_abort
+        hook = None if source is None else source.hooks.abort
         if hook is None or self._reserve is None:
             return
         targets: list[Target] = []

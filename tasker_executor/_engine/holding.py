@@ -43,7 +43,10 @@ class Holding(Generic[R]):
         "arguments",
         "attempt",
         "born",
+        "broken",
         "call",
+        "called",
+        "epoch",
         "expires",
         "fault",
         "gone",
@@ -55,11 +58,18 @@ class Holding(Generic[R]):
         "process",
         "resource",
         "rests_until",
+        "scope",
+        "slot",
+        "used",
         "uses",
     )
 
-    def __init__(self, resource: R, expires: float, good_at: int) -> None:
+    def __init__(self, resource: R, expires: float, good_at: int, epoch: int) -> None:
         self.resource = resource
+        #: What the task in hand got instead of the resource: see `ResourceFactory.around`.
+        self.scope: Any = None
+        #: False: the task in hand has not been called, because its scope could not be entered.
+        self.called = True
         #: What goes before a task's own arguments.
         self.arguments = (resource,)
         self.born = self.last_used = clock()
@@ -67,11 +77,18 @@ class Holding(Generic[R]):
         #: The time until which the resource may lie idle. After its first task this is `expires`.
         self.rests_until = max(expires, self.born + LEAST_REST)
         self.uses = 0
+        #: Whether it is known to be broken.
+        self.broken = False
+        #: Whether it has served a task since it was last reset. Set only where there is a reset.
+        self.used = False
+        #: The number of refreshes before its making began: see `ResourceSource.epoch`.
+        self.epoch = epoch
         #: The process that made the resource. Any other process, the child of a fork, must not touch it.
         self.process = getpid()
         #: Whether it belongs to the reserve, for the next call of ``run_now``. If not, it is temporary.
         self.kept = False
-        #: The resource is known to be good up to this number of breaks; see `ResourceSource.breaks`.
+        #: The resource is known to be good up to this number of breaks; see `ResourceSource.breaks`. -1: it is
+        #: in doubt in any case.
         self.good_at = good_at
         #: The error of its first check, if that check failed.
         self.fault: Exception | None = None
@@ -81,11 +98,18 @@ class Holding(Generic[R]):
         self.gone: list[object] = []
         # The thread that destroys the resource pops this: its owner, or a killer.
         self._claim = deque([self.arguments])
+        #: None: what has the resource in hand is no worker, and so has no slot.
+        self.slot: int | None = None
         # In the reserve the holding is the `Holder` of the call of `run_now` that has it in hand.
         self.call: Any = None
         self.attempt = 1
         self.owner: object = None
         self.killed: Latch | None = None
+
+    @property
+    def given(self) -> Any:
+        """What the task in hand was given: the resource, or what `around` returned in its place."""
+        return self.resource if self.scope is None else self.scope
 
     @property
     def name(self) -> str:
@@ -105,6 +129,11 @@ class Holding(Generic[R]):
     def inherited(self) -> bool:
         """Whether this process is the child of a fork, and the resource belongs to the parent."""
         return self.process != getpid()
+
+    @property
+    def out_of_reach(self) -> bool:
+        """Whether its owner must not use it any more: a killer destroys it, or it belongs to another process."""
+        return self._given_up or self.process != getpid()
 
     @property
     def being_aborted(self) -> bool:

@@ -100,6 +100,14 @@ class Lane(deque[Any]):
         except ValueError:
             pass
 
+    def has_other_work(self) -> bool:
+        """Return whether the task at the head may run on any resource: its last one did not break."""
+        try:
+            sidecar = self[0]._sidecar
+        except IndexError:
+            return False
+        return sidecar is None or not sidecar.breaks
+
     def count_failed(self, sidecar: Sidecar) -> None:
         """Count a task that was popped, and gets an error without being run (again). Counts each once."""
         with self._lock:

@@ -38,6 +38,7 @@ class Recovery:
         self._owns_resources = place.settings.hooks is not None
         self._life = place.life
         self._lanes = place.lanes
+        self._idle = place.idle
         self._admission = place.admission
         self._hub = place.hub
         self._crew = crew
@@ -70,6 +71,8 @@ class Recovery:
                 executor=self._name,
                 worker=worker.name,
             )
+        if late:  # a retry may have been left to them; an idle worker that takes it ends, and its successor may try
+            self._idle.pass_on()
         if self._admission.blocked:  # perhaps one task may come in, to try the factory with
             self._admission.refill()
         return due

@@ -18,14 +18,16 @@ from functools import partial
 from os import getpid
 from typing import Any, Generic, TypeVar
 
-from .._report import Logger, must_escape
+from .._report import Logger, must_escape, traceback_of
 from .._sync import Bell, Latch, clock, pop_into, takes
 from .._types import AbortHook
 from ..exceptions import ResourceCreationError
+from ..factory import Verdict
 from .aborts import Target, abort_all, join_aborts
+from .current import Caller, current
 from .holding import Holding
 from .places import Place, Places
-from .resources import ResourceSource, note_giving_up
+from .resources import ResourceSource, note_giving_up, note_missing_argument, run_in_scope
 
 __all__ = ["Reserve", "ReserveListener"]
 
@@ -43,7 +45,7 @@ class ReserveListener:
     """What a reserve tells its owner, on the thread of the call. This class ignores it."""
 
     def retried(self, fn: object) -> None:
-        """Note that `fn` is about to be called with another resource, since the last one was broken."""
+        """Note that `fn` is about to be called again, by a verdict on its error."""
 
     def replaced(self) -> None:
         """Note that an unfit resource has been given up."""
@@ -67,6 +69,7 @@ class Reserve(Generic[R]):
     Args:
         size: The number of resources that are made ahead, and made again when one is lost.
         most: At most this number of resources are kept. None: `size`.
+        slot: What `current_slot` returns in calls, and while a resource is made for one.
         refusal: Makes the error of a call that comes when the reserve is closed.
     """
 
@@ -81,9 +84,11 @@ class Reserve(Generic[R]):
         *,
         most: float | None = None,
         listener: ReserveListener | None = None,
+        slot: int | None = None,
     ) -> None:
         self._source = source
         self._care = source.needs_care
+        self._around = source.hooks.around
         self._size = size
         self._most = size if most is None else most
         self._owner = owner
@@ -91,6 +96,9 @@ class Reserve(Generic[R]):
         self._max_retries = max_retries
         self._refusal = refusal
         self._listener = ReserveListener() if listener is None else listener
+        self._slot = slot
+        #: The holder of the current task while a hook is called: not that of a task that causes the call.
+        self._outside = Caller(owner, killed, None, slot)
         self._set_free(deque())
         #: All resources there are: free, in use, temporary.
         self._all: set[Holding[R]] = set()
@@ -136,11 +144,12 @@ class Reserve(Generic[R]):
     def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int | None) -> T:
         """Call `fn` with a resource, as the current task of this thread.
 
-        If the resource broke, call it again with another.
+        If the resource broke, call it again with another. After `Verdict.AGAIN`, call it with the same one.
         """
         if kwargs:
             fn = partial(fn, **kwargs)
-        care, retries = self._care, 0
+        care, around = self._care, self._around
+        retries = breaks = 0
         place = self._local.mine or self._places.arrive()
         here = place.here
         before = here.holder
@@ -153,7 +162,7 @@ class Reserve(Generic[R]):
                 try:
                     if care:
                         hand = []
-                        self._take(hand)
+                        self._take(hand, breaks)
                         broken = False
                     else:
                         try:
@@ -167,27 +176,38 @@ class Reserve(Generic[R]):
                                 raise self._refusal()
                             self._create(hand)
                         [holding] = hand
-                    holding.call = fn
-                    holding.attempt = 1 + retries
                     here.holder = holding
-                    try:
-                        return fn(*(holding.arguments + args))
-                    except BaseException as error:
-                        holding.call = None
-                        if not isinstance(error, Exception):
-                            holding.good_at = -1  # the call was interrupted: check the resource before its next use
-                            raise
-                        if not self._source.can_break or holding.inherited:
-                            raise
-                        hand, broken = [holding], True  # until the error is judged
-                        broken = self._source.is_broken_after(error, holding)
-                        if not broken:
-                            raise
-                        if retries >= (self._max_retries if max_retries is None else max_retries) or self._killed.is_open:
-                            note_giving_up(error, retries)
-                            raise
-                        retries += 1
-                        self._listener.retried(fn)
+                    while True:  # once more only after `Verdict.AGAIN`
+                        holding.call = fn
+                        holding.attempt = 1 + retries
+                        try:
+                            if around is not None:
+                                return run_in_scope(around, holding, fn, args)
+                            return fn(*(holding.arguments + args))
+                        except BaseException as error:
+                            holding.call = None
+                            if holding.inherited:
+                                raise
+                            hand, broken = [holding], True  # until the error is judged
+                            source = self._source
+                            verdict, again = source.judge(error, holding)
+                            broken = verdict is Verdict.BROKEN
+                            if (trace := traceback_of(error)) is not None:
+                                note_missing_argument(error, trace.tb_next, source.name, called=holding.called)
+                            del trace
+                            if not again:
+                                raise
+                            limit = self._max_retries if max_retries is None else max_retries
+                            if retries >= limit or self._killed.is_open:
+                                if broken:
+                                    note_giving_up(error, retries)
+                                raise
+                            retries += 1
+                            self._listener.retried(fn)
+                            if broken or not self._is_clean(holding):
+                                broken = True
+                                care, breaks = True, source.breaks  # `_take` looks for a resource that is good
+                                break
                 finally:
                     here.holder = before
                     if hand is not None:
@@ -199,42 +219,65 @@ class Reserve(Generic[R]):
                     elif holding is not None:
                         holding.call = None
                         self._free.append(holding)
+                        if self._care:  # refreshed while the call ran
+                            self.refresh()
         finally:
             place.calls -= 1
             if self._closed:
                 self._leave(place)
 
-    def _take(self, hand: list[Holding[R]]) -> None:
-        """Take in hand a free resource that is fit to use, if there is one."""
-        while True:
-            holding: Holding[R] | None = None
-            try:
-                for holding in self._takes:  # noqa: B007  # as in `run`
-                    break
-            except IndexError:
-                return
-            assert holding is not None
-            hand.append(holding)
-            # Unlike a worker's resource, one that has not served may be too old: it may have been free
-            # for hours.
-            if clock() < holding.expires and self._source.unfit(holding) is None:
-                return
-            self._destroy(holding)
-            hand.clear()
-            self._listener.replaced()
+    def _take(self, hand: list[Holding[R]], breaks: int = 0) -> None:
+        """Take in hand a free resource that is fit to use, if there is one.
+
+        A retry must not meet a resource that may have broken in one event with another: see `Sidecar.breaks`.
+        """
+        here = current.here
+        before, here.holder = here.holder, self._outside
+        try:
+            while True:
+                holding: Holding[R] | None = None
+                try:
+                    for holding in self._takes:  # noqa: B007  # as in `run`
+                        break
+                except IndexError:
+                    return
+                assert holding is not None
+                hand.append(holding)
+                # Unlike a worker's resource, one that has not served may be too old: it may have been free
+                # for hours.
+                if clock() < holding.expires and self._source.unfit(holding) is None:
+                    if not self._source.suspects(holding, breaks):
+                        return
+                    if self._source.retries_on_new:  # leave it to other calls, and make a resource for this one
+                        self._put_down(hand, False)
+                        return
+                self._destroy(holding)
+                hand.clear()
+                self._listener.replaced()
+        finally:
+            here.holder = before
+
+    def _make(self, hand: list[Holding[R]], blame: list[BaseException]) -> None:
+        """Make a resource and take it in hand. Appends the errors of ``on_create`` to `blame`."""
+        here = current.here
+        before, here.holder = here.holder, self._outside
+        try:
+            self._source.create(None, partial(self._keep, hand), blame)
+        finally:
+            here.holder = before
 
     def _create(self, hand: list[Holding[R]]) -> None:
         """Make a resource and take it in hand. Raises ResourceCreationError if `on_create` fails."""
         blame: list[BaseException] = []
         try:
-            self._source.create(None, partial(self._keep, hand), blame)
+            self._make(hand, blame)
         except Exception as error:
             if not any(error is one for one in blame):  # thrown in
                 raise
             raise self._listener.failed(self._source.name, error) from error
 
     def _keep(self, hand: list[Holding[R]], holding: Holding[R]) -> None:
-        holding.owner, holding.killed = self._owner, self._killed
+        holding.owner, holding.killed, holding.slot = self._owner, self._killed, self._slot
         with self._source.lock:  # or two calls would see the same vacancy
             # First in, then counted. So a signal handler that interrupts this thread here, and makes a
             # resource, too, counts this one.
@@ -248,9 +291,12 @@ class Reserve(Generic[R]):
         return sum(holding.kept and not holding.gone for holding in self._all.copy())
 
     def _destroy(self, holding: Holding[R]) -> None:
+        here = current.here
+        before, here.holder = here.holder, self._outside
         try:
             self._source.destroy(holding, None)
         finally:
+            here.holder = before
             if holding.gone:
                 self._all.discard(holding)
 
@@ -266,7 +312,7 @@ class Reserve(Generic[R]):
         if self._care:
             holding.uses += 1
             holding.last_used = clock()
-            broken = broken or self._source.used_up(holding)
+            broken = broken or (holding.kept and not self._is_good(holding))
         self._put_down(hand, broken)
         if holding.gone:
             if broken:
@@ -276,6 +322,32 @@ class Reserve(Generic[R]):
                     vacant = self._count_kept() < self._size
                 if vacant:
                     self._refill()
+
+    def _is_good(self, holding: Holding[R]) -> bool:
+        """Clean a resource after a call; return whether it may serve another one."""
+        source = self._source
+        if source.used_up(holding) or holding.epoch != source.epoch:
+            return False
+        here = current.here
+        before, here.holder = here.holder, self._outside
+        try:
+            return self._is_clean(holding) and (holding.good_at >= 0 or source.passes_check(holding))
+        finally:
+            here.holder = before
+
+    def _is_clean(self, holding: Holding[R]) -> bool:
+        """Clean a resource after an attempt; return False if that cannot be done."""
+        source = self._source
+        holding.used = True
+        if (error := source.reset(holding)) is None:
+            return True
+        logger.warning(
+            "executor %r: a resource cannot be cleaned, and is replaced",
+            source.name,
+            exc_info=error,
+            executor=source.name,
+        )
+        return False
 
     def _put_down(self, hand: list[Holding[R]], broken: bool) -> None:
         """Put what is in hand on the stack, or destroy it. Called once more after an error is thrown in."""
@@ -291,7 +363,7 @@ class Reserve(Generic[R]):
         hand: list[Holding[R]] = []
         blame: list[BaseException] = []
         try:
-            self._source.create(None, partial(self._keep, hand), blame)
+            self._make(hand, blame)
         except BaseException as error:
             if not any(error is one for one in blame) or must_escape(error):
                 raise
@@ -307,6 +379,38 @@ class Reserve(Generic[R]):
             finally:
                 if hand:
                     self._put_down(hand, False)
+
+    def refresh(self) -> None:
+        """Replace the free resources of an earlier epoch. One that is in use is replaced after its call."""
+        self._care = True  # from now on calls look at the epoch
+        place = self._local.mine or self._places.arrive()
+        place.calls += 1
+        try:
+            for _ in range(len(self._free)):
+                hand: list[Holding[R]] = []
+                stale = True
+                try:
+                    holding: Holding[R] | None = None
+                    try:
+                        for holding in self._drops:  # noqa: B007  # as in `run`
+                            break
+                    except IndexError:
+                        return
+                    assert holding is not None
+                    hand.append(holding)
+                    stale = holding.epoch != self._source.epoch
+                    self._put_down(hand, stale)
+                finally:
+                    if hand:  # an error was thrown in
+                        self._put_down(hand, stale)
+                if stale:
+                    self._listener.replaced()
+                    if not self._closed:
+                        self._refill()
+        finally:
+            place.calls -= 1
+            if self._closed:
+                self._leave(place)
 
     # -- the end
 

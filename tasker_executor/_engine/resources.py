@@ -10,18 +10,34 @@ from __future__ import annotations
 import enum
 import random
 import threading
-from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Generator
+from inspect import iscoroutinefunction
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
 
-from .._report import Logger, add_note, drop_frame, must_escape, safe_repr
+from .._report import Logger, add_note, drop_frame, function_name, innermost, must_escape, safe_repr, traceback_of
 from .._sync import clock, takes
+from .._types import AroundHook
+from ..factory import NoResource, Verdict
 from ..observers import ObserverHub, ResourceEvent
 from .holding import Holding
-from .settings import ResourceHooks
+from .hooks import ResourceHooks, not_a_resource
 
-__all__ = ["REPLACED", "End", "NoResource", "ResourceSource", "UnfitResource", "note_giving_up"]
+__all__ = [
+    "REPLACED",
+    "End",
+    "NoResource",
+    "ResourceSource",
+    "UnfitResource",
+    "drop_scope",
+    "note_giving_up",
+    "note_missing_argument",
+    "refuse_async",
+    "run_in_scope",
+]
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 logger = Logger("tasker_executor")
 
@@ -29,10 +45,6 @@ _NEVER = float("inf")
 
 #: A resource lives for `max_age`, longer or shorter by up to this share. So workers do not recycle in step.
 AGE_JITTER = 0.1
-
-
-class NoResource(TypeError):
-    """``on_create`` returned None."""
 
 
 class UnfitResource(RuntimeError):
@@ -48,6 +60,8 @@ class End(enum.Enum):
     BROKEN = "its resource was broken"
     AGED = "its resource reached max_age"
     USED_UP = "its resource reached max_uses"
+    REFRESHED = "the resources were refreshed"
+    SUSPECT = "its resource may have broken together with another"
     RETIRED = "there was one worker too many"
     DRAINED = "the executor shut down"
     CREATION_FAILED = "its resource could not be made"  # or failed its check before it had served
@@ -56,7 +70,7 @@ class End(enum.Enum):
 
 
 #: The ends of a worker whose place a successor takes.
-REPLACED = frozenset({End.BROKEN, End.AGED, End.USED_UP, End.CRASHED})
+REPLACED = frozenset({End.BROKEN, End.AGED, End.USED_UP, End.REFRESHED, End.SUSPECT, End.CRASHED})
 
 
 class CreationLog(Protocol):
@@ -77,11 +91,19 @@ class ResourceSource(Generic[R]):
         self.name = name
         self.hooks = hooks
         #: Whether a resource must be looked at around each task.
-        self.needs_care = bool(hooks.check_resource or hooks.max_age is not None or hooks.max_uses is not None)
-        #: Whether a task's error can be the resource's fault.
-        self.can_break = bool(hooks.check_health or hooks.check_resource)
+        self.needs_care = bool(hooks.check or hooks.reset or hooks.max_age is not None or hooks.max_uses is not None)
+        #: Whether a task may be run again: only a verdict about its error says so.
+        self.can_retry = hooks.judge is not None
+        #: Whether a retry waits for a new resource: none that there is can be proven good.
+        self.retries_on_new = self.can_retry and hooks.check is None
         #: How many resources have turned out to be broken.
         self.breaks = 0
+        #: The highest number of breaks for which a check has found a resource good.
+        self._proven = 0
+        #: How many times all resources were to be replaced. A resource of an earlier epoch must go.
+        self.epoch = 0
+        #: The mistakes of hooks that have been logged: each is logged once.
+        self._mistakes: set[str] = set()
         self._recorder = recorder
         self._hub = hub
         #: Guards the counters, and which resources a reserve keeps.
@@ -103,31 +125,32 @@ class ResourceSource(Generic[R]):
     ) -> Holding[R]:
         """Make a resource on this thread.
 
+        A resource that is made after another one broke is in doubt, too, until a check has passed: the server
+        may accept connections and serve none.
+
         `keep` notes it down for its owner, in case an error that is thrown in keeps this call from returning
         it. Raises what ``on_create`` raises, and NoResource if it returns None. These errors are appended to
         `blame`. An error that a signal handler throws in before or after ``on_create`` is not.
         """
-        begun = clock()
-        good_at = self.breaks
+        begun, epoch, good_at = clock(), self.epoch, self.breaks
+        if self.hooks.check is not None and good_at > self._proven:
+            good_at = -1
         made: list[R] = []
         holding: Holding[R] | None = None
         try:
-            call = takes(self.hooks.on_create, times=1)  # before the `try`: an error here is not `on_create`'s
+            call = takes(self.hooks.create, times=1)  # before the `try`: an error here is not `on_create`'s
             try:
                 made.extend(call)
                 if not made:  # StopIteration is the end of an iterator
                     raise RuntimeError("on_create raised StopIteration")
-                if made[0] is None:
-                    raise NoResource(
-                        f"executor {self.name!r}: on_create returned None; "
-                        "return the resource, or use initializer= for set-up without one"
-                    )
+                if cure := not_a_resource(made[0]):
+                    raise self._no_resource(made.pop(), cure)
             except BaseException as error:
-                if blame is not None and (not made or made[0] is None):
+                if blame is not None and not made:
                     blame.append(error)
                 raise
             seconds = clock() - begun
-            holding = Holding(made[0], self._expiry(), good_at)
+            holding = Holding(made[0], self._expiry(), good_at, epoch)
             self._count(holding)
             if keep is not None:
                 keep(holding)
@@ -136,11 +159,18 @@ class ResourceSource(Generic[R]):
                 self._hub.tell("resource_created", ResourceEvent(self.name, worker, seconds))
             return holding
         except BaseException:  # the error was thrown in, or comes from `on_create`
-            if made and made[0] is not None:
-                holding = holding or Holding(made[0], _NEVER, good_at)
+            if made:
+                holding = holding or Holding(made[0], _NEVER, good_at, epoch)
                 self._count(holding)
                 self.destroy(holding, worker)
             raise
+
+    def _no_resource(self, made: Any, cure: str) -> NoResource:
+        """Return the error for what ``on_create`` returned instead of a resource."""
+        what = "None" if made is None else f"a {type(made).__name__}"
+        if isinstance(made, Coroutine | Generator):
+            made.close()  # it has not begun, and Python would warn of that
+        return NoResource(f"executor {self.name!r}: on_create returned {what}; {cure}")
 
     def _expiry(self) -> float:
         max_age = self.hooks.max_age
@@ -152,6 +182,11 @@ class ResourceSource(Generic[R]):
                 self._created += 1
                 self._living.add(holding)
 
+    def refresh(self) -> None:
+        """Let every resource there is, and every one that is being made, be replaced."""
+        with self.lock:
+            self.epoch += 1
+
     def destroy(self, holding: Holding[R], worker: str | None, patience: float | None = None) -> None:
         """Give a resource up, unless that is done.
 
@@ -160,55 +195,104 @@ class ResourceSource(Generic[R]):
         begun = clock()
         failure = None
         try:
-            if not holding.give_up(self.hooks.on_destroy or _do_nothing, patience):
+            if not holding.give_up(self.hooks.destroy or _do_nothing, patience):
                 return
         except BaseException as error:
             if not (holding.gone and holding.gone[0] is error) or must_escape(error):  # thrown in, beside the hook
                 raise
             failure = error
-            logger.exception(
-                "executor %r: on_destroy raised; the resource counts as destroyed",
-                self.name,
-                executor=self.name,
-                worker=worker,
-            )
+            if holding.broken:  # it may well object to its end
+                logger.debug(
+                    "executor %r: on_destroy raised for a broken resource",
+                    self.name,
+                    exc_info=True,
+                    executor=self.name,
+                    worker=worker,
+                )
+            else:
+                logger.exception(
+                    "executor %r: on_destroy raised; the resource counts as destroyed",
+                    self.name,
+                    executor=self.name,
+                    worker=worker,
+                )
         finally:
             if holding.gone:
                 self._living.discard(holding)
         if self._hub.hears("resource_destroyed"):
             self._hub.tell("resource_destroyed", ResourceEvent(self.name, worker, clock() - begun, failure))
 
-    def is_broken_after(self, error: BaseException, holding: Holding[R]) -> bool:
-        """Return whether the resource is broken, after a task raised `error`. It is if a check raises."""
-        check_health = self.hooks.check_health
-        broken = False
-        if check_health is not None:
+    # -- what a task may have done to a resource
+
+    def judge(self, error: BaseException, holding: Holding[R]) -> tuple[Verdict, bool]:
+        """Return the verdict on what a task raised, and whether the task may be run again.
+
+        The judge may make a mistake. If it returns no verdict, the error is the task's own. If it raises, the
+        resource is replaced. In no case a mistake is a reason to run the task again.
+        """
+        judge = self.hooks.judge
+        verdict: object = Verdict.OWN
+        if judge is not None and isinstance(error, Exception):
             try:
-                broken = not check_health(error)
+                verdict = judge(error, holding.resource)
             except BaseException as raised:
                 if must_escape(raised):
                     raise
                 logger.warning(
-                    "executor %r: check_health raised; the resource counts as broken",
+                    "executor %r: check_health raised; the resource is replaced, the task keeps its error",
                     self.name,
                     exc_info=True,
                     executor=self.name,
                 )
-                broken = True
-        if broken:
-            self.count_break()
-            return True
-        return self.hooks.check_resource is not None and not self.passes_check(holding)
+                self.note_broken(holding)
+                return Verdict.BROKEN, False
+        if verdict is Verdict.BROKEN:
+            self.note_broken(holding)
+            return verdict, True
+        if verdict is Verdict.AGAIN:
+            return verdict, True
+        if verdict is not Verdict.OWN:
+            self._note_mistake("check_health", verdict, "True, False or a Verdict; the error counts as the task's own")
+        if self.hooks.check is not None:
+            holding.good_at = -1  # until it has been checked
+        return Verdict.OWN, False
+
+    def note_broken(self, holding: Holding[R]) -> None:
+        """Note that a resource is broken. Every other resource is in doubt until it has been checked."""
+        holding.broken = True
+        with self.lock:
+            self.breaks += 1
+
+    def suspects(self, holding: Holding[R], breaks: int) -> bool:
+        """Return whether the resource may have broken in one event with the one that was break number `breaks`."""
+        return holding.good_at < breaks and not (self.hooks.check is not None and self.passes_check(holding))
+
+    def reset(self, holding: Holding[R]) -> BaseException | None:
+        """Clean the resource after a task; return the error if it cannot be cleaned."""
+        reset = self.hooks.reset
+        if reset is None or not holding.used or holding.out_of_reach:
+            return None
+        try:
+            reset(holding.resource)
+        except BaseException as error:
+            if must_escape(error):
+                raise
+            self.note_broken(holding)
+            return drop_frame(error)
+        holding.used = False
+        return None
 
     def passes_check(self, holding: Holding[R]) -> bool:
         """Return the answer of ``check_resource``. A check that raises says no."""
-        check_resource = self.hooks.check_resource
-        if check_resource is None:
+        check = self.hooks.check
+        if check is None or holding.out_of_reach:
             return True
         good_at = self.breaks
         raised: BaseException | None = None
+        answer: Any = False
         try:
-            passed = bool(check_resource(holding.resource))
+            answer = check(holding.resource)
+            passed = answer is None or bool(answer)  # None: such a check raises if the resource is not good
         except BaseException as error:
             if must_escape(error):
                 raise
@@ -220,15 +304,32 @@ class ResourceSource(Generic[R]):
                 executor=self.name,
             )
             passed = False
+        if answer is None:
+            self._note_mistake("check_resource", answer, "True or False; None counts as True")
         if passed:
             holding.good_at = good_at
             holding.last_used = clock()
+            with self.lock:
+                self._proven = max(self._proven, good_at)
         else:
-            self.count_break()
+            self.note_broken(holding)
             if not holding.uses:
                 holding.fault = self._fault(raised)
             raised = None
         return passed
+
+    def _note_mistake(self, hook: str, answer: object, wanted: str) -> None:
+        """Log, once for each hook, that it returned what it should not."""
+        if hook not in self._mistakes:
+            self._mistakes.add(hook)
+            logger.warning(
+                "executor %r: a hook returned what it must not; %s returned %s, and must return %s",
+                self.name,
+                hook,
+                safe_repr(answer),
+                wanted,
+                executor=self.name,
+            )
 
     def _fault(self, raised: BaseException | None) -> UnfitResource:
         what = "returned no" if raised is None else f"raised {safe_repr(raised)}"
@@ -236,11 +337,6 @@ class ResourceSource(Generic[R]):
         # Without our own frame: it holds the holding, which holds this error.
         fault.__cause__ = None if raised is None else drop_frame(raised)
         return fault
-
-    def count_break(self) -> None:
-        """Count a broken resource. Every other resource is in doubt until it has been checked."""
-        with self.lock:
-            self.breaks += 1
 
     def unfit(self, holding: Holding[R], *, doubt: bool = False) -> End | None:
         """Return why the resource must not serve another task; None if it may.
@@ -250,6 +346,8 @@ class ResourceSource(Generic[R]):
         broken resource it would be replaced at once, and so would its successor, without end.
         """
         now = clock()
+        if holding.epoch != self.epoch:
+            return End.REFRESHED
         if now >= holding.expires and holding.uses:  # it serves one task, even if `max_age` is very short
             return End.AGED
         if self.used_up(holding):
@@ -274,6 +372,58 @@ def _do_nothing(resource: object) -> None:
 
 def note_giving_up(error: BaseException, retries: int) -> None:
     """Say in the error of a task's last attempt how many retries there were, if there were any."""
-    if not retries:
-        return
-    add_note(error, f"gave up after {retries} retries; the resource was unhealthy each time")
+    if retries:
+        add_note(error, f"gave up after {retries} retries; the resource was broken each time")
+
+
+def note_missing_argument(error: BaseException, trace: TracebackType | None, executor: str, *, called: bool = True) -> None:
+    """Say in a TypeError of the call itself that a task gets the resource first.
+
+    `trace` is the traceback below our frame. The error of a call that does not fit has no frame of the task.
+    `called`: whether there was a call. If not, the error is that of a scope.
+    """
+    if trace is not None and trace.tb_frame.f_code is run_in_scope.__code__:
+        trace = trace.tb_next
+    if trace is None and called and type(error) is TypeError:
+        add_note(
+            error,
+            f"executor {executor!r} calls tasks with its resource as the first argument; "
+            "with_options(pass_resource=False) calls them as they are submitted",
+        )
+
+
+def refuse_async(call: object, made: Any) -> Any:
+    """Return the coroutine that a task has returned. Raises TypeError if the task is an ``async def`` function.
+
+    A function that makes a coroutine, for its caller to await, is a task like others. Asked once the task has
+    returned: to look at every function would cost 12 % of a submission.
+    """
+    if iscoroutinefunction(innermost(call)):
+        made.close()
+        raise TypeError(
+            f"the task {function_name(call)} is an async function; workers are threads, and await nothing: "
+            "submit a plain function, or asyncio.run with the coroutine as its argument"
+        )
+    return made
+
+
+def run_in_scope(around: AroundHook[Any], holding: Holding[Any], call: Callable[..., T], args: tuple[Any, ...]) -> T:
+    """Make the call of a task inside the scope that ``around`` returns for it.
+
+    At its end no variable holds the call: an error that the user keeps leads to this frame.
+    """
+    holding.called = False
+    try:
+        with around(holding.resource) as scope:
+            holding.scope, holding.called = scope, True
+            return call(holding.given, *args)
+    finally:
+        holding.scope = scope = None
+        del call, args
+
+
+def drop_scope(error: BaseException) -> BaseException:
+    """Drop the worker's frame, and that of `run_in_scope`, from an error's traceback; return the error."""
+    drop_frame(error)
+    trace = traceback_of(error)
+    return drop_frame(error) if trace is not None and trace.tb_frame.f_code is run_in_scope.__code__ else error

@@ -11,36 +11,20 @@ import itertools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
-from .._checks import check_bounds, check_callable, check_count, check_max_workers, check_seconds
+from .._checks import check_bounds, check_count, check_max_workers, check_seconds
 from .._report import safe_repr
-from .._types import AbortHook, CreateHook, DestroyHook, HealthHook, ResourceHook
 from ..observers import Observer
 from ..policies import ScalingPolicy, check_policy, interval_of
+from .hooks import ResourceHooks, check_hooks
 
-__all__ = ["OnFull", "ResourceHooks", "Settings"]
-
-R = TypeVar("R")
+__all__ = ["OnFull", "Settings"]
 
 #: What `submit` does when the queue is full.
 OnFull = Literal["block", "raise", "caller"]
 
 _numbers = itertools.count()
-
-
-@dataclass(frozen=True)
-class ResourceHooks(Generic[R]):
-    """What the user said about resources."""
-
-    on_create: CreateHook[R]
-    on_destroy: DestroyHook[R] | None
-    check_health: HealthHook | None
-    check_resource: ResourceHook[R] | None
-    check_after_idle: float
-    max_age: float | None
-    max_uses: int | None
-    on_abort: AbortHook[R] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +58,18 @@ class Settings:
         thread_name_prefix: Any,
         initializer: Any,
         initargs: Any,
+        resource: Any,
         on_create: Any,
         on_destroy: Any,
         check_health: Any,
         check_resource: Any,
+        on_reset: Any,
+        around: Any,
+        on_abort: Any,
         check_after_idle: Any,
         max_age: Any,
         max_uses: Any,
         create_timeout: Any,
-        on_abort: Any,
         max_retries: Any,
         max_queued: Any,
         on_full: Any,
@@ -106,21 +93,33 @@ class Settings:
         max_workers = check_max_workers(max_workers)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")  # the standard library's words
+        if callable(thread_name_prefix):
+            raise TypeError(
+                f"thread_name_prefix must be a str, not {safe_repr(thread_name_prefix)}; "
+                "pass a function that makes resources as on_create="
+            )
         min_workers = check_bounds(min_workers, max_workers)
         resource_pool_size = check_count("resource_pool_size", resource_pool_size, 0)
-        hooks = _check_hooks(
-            on_create=on_create,
-            on_destroy=on_destroy,
-            check_health=check_health,
-            check_resource=check_resource,
+        hooks = check_hooks(
+            {
+                "on_create": on_create,
+                "on_destroy": on_destroy,
+                "check_health": check_health,
+                "check_resource": check_resource,
+                "on_reset": on_reset,
+                "around": around,
+                "on_abort": on_abort,
+            },
+            resource,
             check_after_idle=check_after_idle,
             max_age=max_age,
             max_uses=max_uses,
-            on_abort=on_abort,
             resource_pool_size=resource_pool_size,
         )
         if on_full not in ("block", "raise", "caller"):
             raise ValueError(f"on_full must be 'block', 'raise' or 'caller', not {safe_repr(on_full)}")
+        if on_full != "block" and max_queued is None:
+            raise ValueError(f"on_full={on_full!r} is of no use without max_queued")
         settings: dict[str, Any] = {
             "min_workers": min_workers,
             "max_workers": max_workers,
@@ -139,49 +138,6 @@ class Settings:
         }
         name = str(name or thread_name_prefix or f"{kind}-{next(_numbers)}")  # no number for an executor that is refused
         return cls(name=name, thread_name_prefix=str(thread_name_prefix or name), **settings)
-
-
-def _check_hooks(
-    *,
-    on_create: Any,
-    on_destroy: Any,
-    check_health: Any,
-    check_resource: Any,
-    check_after_idle: Any,
-    max_age: Any,
-    max_uses: Any,
-    on_abort: Any,
-    resource_pool_size: int,
-) -> ResourceHooks[Any] | None:
-    """Return what the user said about resources; None without `on_create`.
-
-    Raises the error of an argument that does not fit.
-    """
-    hooks = {
-        "on_create": on_create,
-        "on_destroy": on_destroy,
-        "check_health": check_health,
-        "check_resource": check_resource,
-        "on_abort": on_abort,
-    }
-    for argument, value in hooks.items():
-        check_callable(argument, value)
-    if on_create is None:
-        needing = {**hooks, "max_age": max_age, "max_uses": max_uses, "resource_pool_size": resource_pool_size or None}
-        for argument, value in needing.items():
-            if value is not None:
-                raise ValueError(f"{argument}={safe_repr(value)} is of no use without on_create")
-    # Checked without `on_create`, too. Its default is not None, so the loop above cannot tell whether the
-    # user gave it.
-    check_after_idle = check_seconds("check_after_idle", check_after_idle)
-    if on_create is None:
-        return None
-    return ResourceHooks(
-        **hooks,
-        check_after_idle=check_after_idle,
-        max_age=None if max_age is None else check_seconds("max_age", max_age, above_zero=True),
-        max_uses=None if max_uses is None else check_count("max_uses", max_uses, 1),
-    )
 
 
 def _check_policy(policy: Any) -> ScalingPolicy | None:

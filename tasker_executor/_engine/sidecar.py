@@ -154,6 +154,7 @@ class Sidecar(ReentrantLock):
     deadline: float | None = None  # a task that has not started by then never does
     max_retries: int | None = None  # the limit for this task; None: the executor's limit
     retries = 0  # the number of retries so far
+    breaks = 0  # a resource that is not known to be good since this number of breaks may not run the retry
     error: BaseException | None = None  # of the last attempt, while the task waits for its retry
 
     def called_off(self) -> bool:
@@ -210,12 +211,13 @@ class Sidecar(ReentrantLock):
         return True
 
     @locks_task
-    def begin_retry(self, error: BaseException) -> None:
-        """Note that the task is run again after `error`."""
+    def begin_retry(self, error: BaseException, breaks: int) -> None:
+        """Note that the task is run again after `error`, on a resource that is good since that many breaks."""
         before = self.error  # until the lock is free: to drop an error may run destructors
         with self:
             self.started = True  # the sidecar may have been made while the task ran
             self.retries += 1
+            self.breaks = breaks
             self.error = error
         del before
 

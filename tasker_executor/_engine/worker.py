@@ -21,16 +21,19 @@ from __future__ import annotations
 
 from _thread import allocate_lock
 from functools import partial
+from operator import call
+from types import CoroutineType
 from typing import Any, cast
 
 from .._report import Logger, drop_frame
 from .._sync import Latch, clock, lock_timeout, takes
+from ..factory import Verdict
 from .attempt import NOTHING, Attempts, describe
 from .current import current
 from .holding import Holding
 from .idle import Seat
 from .recorder import LULL, Outcome, TaskLog
-from .resources import End, UnfitResource
+from .resources import End, UnfitResource, drop_scope, refuse_async, run_in_scope
 from .state import State
 from .task import FINISHED, RUNNING, TaskFuture
 from .threads import make_thread
@@ -44,7 +47,8 @@ futures_logger = Logger("concurrent.futures")
 _SHIFT = (None,) * 512  # the tasks between two foldings of the log; a tuple is iterated over without making objects
 _NEVER = float("inf")
 _TRIES = (None,) * 10  # attempts to destroy a resource, while other threads throw errors into this one
-_RUNNING = State.RUNNING  # a look-up in an enum is slow
+_Coroutine: Any = CoroutineType
+_RUNNING, _BROKEN = State.RUNNING, Verdict.BROKEN  # a look-up in an enum is slow
 
 
 class Worker:
@@ -90,9 +94,14 @@ class Worker:
         return self.place.life.killed
 
     @property
-    def resource(self) -> Any:
-        """The resource that it owns."""
-        return None if self.holding is None else self.holding.resource
+    def given(self) -> Any:
+        """What its tasks are given: the resource that it owns, or what `around` returned in its place."""
+        return None if self.holding is None else self.holding.given
+
+    @property
+    def slot(self) -> int:
+        """The number of its place. A successor has it once the resource is destroyed."""
+        return self.index
 
     @property
     def busy(self) -> bool:
@@ -162,13 +171,13 @@ class Worker:
                 except BaseException as error:
                     return End.CREATION_FAILED, error
             ready = employer.worker_ready(self, checked=False)
-            if not ready and self._unfit(doubt=True) is None:
+            if not ready and self._unfit(True, doubt=True) is None:
                 ready = employer.worker_ready(self, checked=True)
             end = self._serve() if ready else End.CREATION_FAILED
             cause, self.broken_by = self.broken_by, None
             if isinstance(cause, UnfitResource):
                 employer.resource_unfit(self, cause)
-            else:
+            elif not self._successor_is_enough(end):
                 place.idle.pass_on()  # another worker takes the tasks that wait, while this one destroys its resource
             ended = [(end, cause)]
             del cause  # its traceback leads to this frame
@@ -178,6 +187,16 @@ class Worker:
             return End.CRASHED, thrown
         finally:
             self._give_up()
+
+    def _successor_is_enough(self, end: End) -> bool:
+        """Return whether the tasks that wait are left to the successor of this worker.
+
+        At most one task waits, probably a retry, and no other worker's resource may serve a retry. An idle
+        worker that took it would end, too, without need.
+        """
+        source = self.place.source
+        broke = source is not None and source.retries_on_new and end in {End.BROKEN, End.SUSPECT}
+        return broke and self.place.lanes.waiting() <= 1
 
     def _own(self, holding: Holding[Any]) -> None:
         self.holding = holding
@@ -229,6 +248,7 @@ class Worker:
         place, log, holding = self.place, self.log, self.holding
         high, low = place.lanes.priority, place.lanes.normal
         source = place.source
+        around = None if source is None else source.hooks.around
         return (
             high,
             takes(high.popleft),
@@ -237,8 +257,9 @@ class Worker:
             takes(low.popleft),
             *log.entries[False, Outcome.COMPLETED],
             () if holding is None else holding.arguments,
-            place.settings.propagate_context,
-            source is not None and source.can_break,  # a retry must not see what the attempt before it set
+            place.settings.propagate_context and around is None,
+            source is not None and source.can_retry,  # a retry must not see what the attempt before it set
+            around,
             place.hub.hears_tasks or (source is not None and source.needs_care),
             place.leave,
             place.admission.blocked,
@@ -255,12 +276,13 @@ class Worker:
         """
         # fmt: off
         (high, take_high, high_waits, high_runs, low, take_low, low_waits, low_runs,
-         prefix, in_context, fresh_context, careful, leave, blocked, register) = tools
+         prefix, in_context, fresh_context, around, careful, leave, blocked, register) = tools
         # fmt: on
         log, seat, attempts = self.log, self.seat, self.attempts
         # `Any`, not `TaskFuture | None` and `Context | None`: a type checker would ask for tests.
         task: Any = None
         context: Any = None
+        scoped: Any = None  # runs a call in the context
         value: Any = NOTHING  # what the task in hand has returned
         error: BaseException | None = None  # what it has raised
         lane = low
@@ -270,9 +292,11 @@ class Worker:
                 self.place.recorder.fold(log)
             log.until = None
             for _ in _SHIFT:
-                if careful and (high or low) and (unfit := self._unfit()) is not None:
-                    task = None
-                    return unfit
+                if careful:
+                    if (unfit := self._unfit(high or low)) is not None:
+                        task = None
+                        return unfit
+                    start = clock()
 
                 # -- take a task: priority first
                 try:
@@ -297,55 +321,75 @@ class Worker:
 
                 # -- run it
                 task._status = RUNNING
-                if task._sidecar is not None and not task._may_start():
-                    continue
+                if task._sidecar is not None:
+                    if not task._may_start():
+                        continue
+                    if task._sidecar.breaks and (last := self._suspect(task._sidecar.breaks)) is not None:
+                        behind = last is End.SUSPECT and lane.has_other_work() and self.employer.expects_worker()
+                        put_back, task = task, None
+                        lane.insert(behind, put_back)
+                        put_back = None
+                        if behind:  # the worker that is expected runs the retry
+                            continue
+                        return last
                 self.since = start
                 self.task = task
                 if blocked:
                     self.place.admission.refill()
-                if careful:
-                    attempts.begin(task, start)
-                try:
-                    if in_context:
-                        context = task._context
-                        if fresh_context:
-                            context = context.copy()
-                        value = context.run(task._result, *(prefix + task._exception))
-                    else:
-                        value = task._result(*(prefix + task._exception))
-                except BaseException as raised:
-                    error = drop_frame(raised)
-                    value = None
-                context = None
-                end_time = clock()
-                self.task = None
-                if error is None:
-                    waits.append(start - task._submitted)
-                    runs.append(end_time - start)
-                else:
-                    broken, retry = attempts.judge(task, lane, self.holding, error, start, end_time)
-                    if broken:
+                while True:  # once more only after `Verdict.AGAIN`
+                    if careful:
+                        attempts.begin(task, start)
+                    try:
+                        if in_context:
+                            context = task._context
+                            if fresh_context:
+                                context = context.copy()
+                            value = context.run(task._result, *(prefix + task._exception))
+                        elif around is None:
+                            value = task._result(*(prefix + task._exception))
+                        else:
+                            scoped = call if task._context is None else task._context.copy().run
+                            value = scoped(run_in_scope, around, self.holding, task._result, task._exception)
+                        if type(value) is _Coroutine and prefix:  # without a resource, as in the standard library
+                            value = refuse_async(task._result, value)
+                    except BaseException as raised:
+                        error = drop_frame(raised) if around is None else drop_scope(raised)
+                        value = None
+                    context = scoped = None
+                    end_time = clock()
+                    self.task = None
+                    if error is None:
+                        waits.append(start - task._submitted)
+                        runs.append(end_time - start)
+                        break
+                    verdict, retry = attempts.judge(task, lane, self.holding, error, start, end_time)
+                    if verdict is _BROKEN:
                         self.broken_by, last = error, End.BROKEN
-                    if retry:
-                        put_back, task, error = task, None, None  # its traceback leads to this frame, which would be a cycle
+                    if not retry:
+                        break
+                    # No result yet: see `Attempts.salvage`. And the error's traceback leads to this frame: a cycle.
+                    value, error = NOTHING, None
+                    if last is not None or (last := self._begin_again(task)) is not None:
+                        put_back, task = task, None
                         lane.appendleft(put_back)  # past the queue bound
                         put_back = None
                         self.employer.task_came_back()
-                        return End.BROKEN
-                if careful and attempts.end(task, self.holding, error, start, end_time) and last is None:
-                    last = End.USED_UP
+                        return last
+                    self.since = start = clock()
+                busy = careful and attempts.end(task, self.holding, error, start, end_time)
                 start = end_time
 
                 # -- hand over the result, being idle already if nothing else waits
                 task._result = value
                 task._exception = error
                 task._context = None
-                if idle := not (low or high or last):  # after the above: destructors of the task's arguments may run there
+                # Asked after the above: destructors of the task's arguments may run there.
+                if idle := not (low or high or last or busy):
                     register(seat)
                 task._status = FINISHED
                 value, error = NOTHING, None
                 if task._sidecar is not None:
-                    callbacks = task._publish()
+                    callbacks = task._publish()  # pyright: ignore[reportUnknownVariableType]  # of an `Any`
                     if callbacks is not None:
                         # A thread that pops the seat relies on the worker, and the callbacks may take long.
                         if idle:
@@ -360,6 +404,9 @@ class Worker:
                     return last
             else:
                 self.place.recorder.fold(log)
+                if careful and (unfit := self._unfit(())) is not None:
+                    task = None
+                    return unfit
             log.until, task = start, None
             register(seat)
             return None
@@ -420,15 +467,59 @@ class Worker:
 
     # -- around a task
 
-    def _unfit(self, *, doubt: bool = False) -> End | None:
-        """Return why the resource may not serve another task; None if it may."""
-        source = self.place.source
-        if self.holding is None or source is None or not source.needs_care:
+    def _unfit(self, waiting: object, *, doubt: bool = False) -> End | None:
+        """Clean the resource after a task; return why it may not serve another one, or None if it may.
+
+        A check is postponed until tasks are `waiting`, unless the last one has raised.
+        """
+        source, holding = self.place.source, self.holding
+        if holding is None or source is None or not source.needs_care:
             return None
-        unfit = source.unfit(self.holding, doubt=doubt)
+        if holding.used and not source.used_up(holding) and (error := source.reset(holding)) is not None:
+            self.broken_by = error
+            return End.BROKEN
+        if not (waiting or (holding.good_at < 0 and holding.uses) or source.used_up(holding)):
+            return None
+        unfit = source.unfit(holding, doubt=doubt)
         if unfit is End.CREATION_FAILED:
-            self.broken_by = self.holding.fault
+            self.broken_by = holding.fault
         return unfit
+
+    def _suspect(self, breaks: int) -> End | None:
+        """Return why the resource may not serve a retry: it may have broken in the event that broke another.
+
+        `breaks`: see `Sidecar.breaks`.
+        """
+        source, holding = self.place.source, self.holding
+        if holding is None or source is None or not source.suspects(holding, breaks):
+            return None
+        if source.retries_on_new:
+            return End.SUSPECT
+        if holding.uses:
+            return End.BROKEN
+        self.broken_by = holding.fault
+        return End.CREATION_FAILED
+
+    def _begin_again(self, task: TaskFuture[Any]) -> End | None:
+        """Clean the resource, and take the task in hand for another attempt; return why the worker ends instead.
+
+        No attempt begins after a kill. The task is in hand before the look at the state. So the worker sees the
+        kill, or the killer sees the task, and aborts it.
+        """
+        source, holding = self.place.source, self.holding
+        assert holding is not None
+        assert source is not None
+        assert task._sidecar is not None
+        holding.used = True
+        if (error := source.reset(holding)) is not None:
+            self.broken_by = error
+            task._sidecar.breaks = source.breaks
+            return End.BROKEN
+        self.task = task
+        if self.place.life.state >= State.KILLED:
+            self.task = None
+            return End.DRAINED
+        return None
 
 
 class _Life(partial[None]):

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import wait as wait_for
+from contextlib import AbstractContextManager
 from typing import Any
 
 from distributed import Client
@@ -30,8 +31,9 @@ from .._map import ChunkRunner
 from .._options import TaskOptions
 from .._report import Logger, function_name, safe_repr
 from .._sync import clock, lock_timeout
-from .._types import AbortHook, CreateHook, DestroyHook, HealthHook, ResourceHook
+from .._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
 from ..exceptions import ResourceCreationError, ShutdownTimeout, TaskLost
+from ..factory import ResourceFactory
 from ..observers import Observer
 from ..policies import ScalingPolicy
 from ..stats import ExecutorMetrics, ExecutorStats
@@ -54,7 +56,7 @@ __all__ = ["Carrier", "DaskResourceExecutor"]
 
 R = TypeVar("R", default=None)
 
-logger = Logger("tasker_executor.dask")
+logger: Logger = Logger("tasker_executor.dask")
 
 #: Takes a piece of context to another machine: ``capture()``, called by `submit`, returns a plain value;
 #: ``restore(value)`` is called on the worker, in the context that the task will run in.
@@ -111,10 +113,13 @@ class DaskResourceExecutor(BaseExecutor[R]):
         client: Client,
         max_workers: int | None = None,
         *,
+        resource: ResourceFactory[R] | Callable[[], AbstractContextManager[R]] | None = None,
         on_create: CreateHook[R] | None = None,
         on_destroy: DestroyHook[R] | None = None,
         check_health: HealthHook | None = None,
         check_resource: ResourceHook[R] | None = None,
+        on_reset: ResetHook[R] | None = None,
+        around: AroundHook[R] | None = None,
         check_after_idle: float = 0.5,
         max_age: float | None = None,
         max_uses: int | None = None,
@@ -136,13 +141,16 @@ class DaskResourceExecutor(BaseExecutor[R]):
             raise TypeError(f"client must be a distributed.Client, not {safe_repr(client)}")
         if client.asynchronous:
             raise TypeError(f"client must not be asynchronous, nor used on its own event loop: {safe_repr(client)}")
-        self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
+        self.name: str = str(name or f"{type(self).__name__}-{next(_numbers)}")
         settings: dict[str, Any] = {
             "max_workers": max_workers,
+            "resource": resource,
             "on_create": on_create,
             "on_destroy": on_destroy,
             "check_health": check_health,
             "check_resource": check_resource,
+            "on_reset": on_reset,
+            "around": around,
             "check_after_idle": check_after_idle,
             "max_age": max_age,
             "max_uses": max_uses,
@@ -162,6 +170,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self._worker_limit = None if max_workers is None else checked.max_workers
         settings["max_workers"] = self._worker_limit
         settings["observers"] = checked.observers  # `observers` may be an iterator, which is at its end now
+        self._is_scoped = checked.hooks is not None and checked.hooks.around is not None
         self._create_timeout = checked.create_timeout
         self._max_retries = checked.max_retries
         self._client: Any = client  # whose methods are typed in part
@@ -342,6 +351,11 @@ class DaskResourceExecutor(BaseExecutor[R]):
     @override
     def _inside(self) -> bool:
         return bool(self._client.asynchronous)
+
+    @property
+    @override
+    def _scoped(self) -> bool:
+        return self._is_scoped
 
     @property
     def _max_workers(self) -> int:

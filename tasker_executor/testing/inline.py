@@ -9,26 +9,29 @@ from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from functools import partial
 from math import inf
+from types import CoroutineType
 from typing import Any
 
 from typing_extensions import TypeVar, override
 
 from .._base import BaseExecutor
-from .._checks import check_bool, check_callable, check_count, check_seconds
+from .._checks import check_bool, check_count, check_seconds
 from .._engine.calls import WithoutResource
 from .._engine.current import Caller, current, current_holder
+from .._engine.hooks import check_hooks
 from .._engine.recorder import Recorder
 from .._engine.reserve import Reserve
-from .._engine.resources import ResourceSource
-from .._engine.settings import ResourceHooks
+from .._engine.resources import ResourceSource, refuse_async
 from .._engine.state import State
 from .._options import TaskOptions
-from .._report import must_escape, safe_repr
+from .._report import must_escape
 from .._sync import Latch, clock
-from .._types import CreateHook, DestroyHook, HealthHook, ResourceHook
+from .._types import AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
 from ..exceptions import NoCurrentTask, PoolDeadlockError, TaskExpired
+from ..factory import ResourceFactory
 from ..observers import ObserverHub
 from ..stats import ExecutorStats
 from .tasks import Call, Counts, InHand, InlineFuture, Task
@@ -60,11 +63,14 @@ class InlineExecutor(BaseExecutor[R]):
     would; ``result(timeout=0)`` only asks.
 
     Args:
+        resource: What a resource is, in one argument; see `ResourceExecutor`.
         on_create: Makes a resource, when a task needs one and none is free. A second one is needed only if a
             task submits another, or if several threads do.
         on_destroy: Gives a resource up: when it broke, and at the end.
-        check_health: A task raised this error: is the resource still good?
+        check_health: A task raised this error: is the resource still good? Or a `Verdict`.
         check_resource: Is this resource still good? Asked after an error, and after another resource broke.
+        on_reset: Cleans a resource after a task.
+        around: Returns the scope of one task.
         max_retries: How often a task is run again after its resource broke.
         deferred: Queue tasks instead of running them.
         name: What the executor is called in messages.
@@ -88,26 +94,30 @@ class InlineExecutor(BaseExecutor[R]):
     def __init__(
         self,
         *,
+        resource: ResourceFactory[R] | Callable[[], AbstractContextManager[R]] | None = None,
         on_create: CreateHook[R] | None = None,
         on_destroy: DestroyHook[R] | None = None,
         check_health: HealthHook | None = None,
         check_resource: ResourceHook[R] | None = None,
+        on_reset: ResetHook[R] | None = None,
+        around: AroundHook[R] | None = None,
         max_retries: int = 3,
         deferred: bool = False,
         name: str | None = None,
     ) -> None:
-        hooks = {
-            "on_create": on_create,
-            "on_destroy": on_destroy,
-            "check_health": check_health,
-            "check_resource": check_resource,
-        }
-        for argument, hook in hooks.items():
-            check_callable(argument, hook)
-            if on_create is None and hook is not None:
-                raise ValueError(f"{argument}={safe_repr(hook)} is of no use without on_create")
-        self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
-        self.deferred = bool(deferred)
+        hooks = check_hooks(
+            {
+                "on_create": on_create,
+                "on_destroy": on_destroy,
+                "check_health": check_health,
+                "check_resource": check_resource,
+                "on_reset": on_reset,
+                "around": around,
+            },
+            resource,
+        )
+        self.name: str = str(name or f"{type(self).__name__}-{next(_numbers)}")
+        self.deferred: bool = bool(deferred)
         self._max_retries = check_count("max_retries", max_retries, 0)
         # Guards what follows, and is never held while a task or a hook runs.
         self._lock = threading.RLock()
@@ -120,16 +130,11 @@ class InlineExecutor(BaseExecutor[R]):
         self._killed = Latch()
         self._source: ResourceSource[R] | None = None
         self._reserve: Reserve[R] | None = None
-        if on_create is not None:
-            self._source = ResourceSource(
-                self.name,
-                ResourceHooks(on_create, on_destroy, check_health, check_resource, inf, None, None, None),
-                Recorder(),
-                ObserverHub(()),
-            )
+        if hooks is not None:
+            self._source = ResourceSource(self.name, hooks, Recorder(), ObserverHub(()))
             # It makes no resource ahead, and keeps all that its calls make.
             self._reserve = Reserve(
-                self._source, 0, self, self._killed, self._max_retries, _refusal, most=inf, listener=self._counts
+                self._source, 0, self, self._killed, self._max_retries, _refusal, most=inf, listener=self._counts, slot=0
             )
         number = id(self)
         open_executors[number] = weakref.ref(self, lambda _: open_executors.pop(number, None))
@@ -176,7 +181,8 @@ class InlineExecutor(BaseExecutor[R]):
         lane = self._priority if options.priority else self._normal
         future: InlineFuture[Any] = InlineFuture(self, lane)
         deadline = None if options.start_within is None else clock() + options.start_within
-        task = Task(future, Call(self._fit(fn, options), kwargs), args, self._limit(options), deadline)
+        call = Call(self._fit(fn, options), kwargs, None if self._source is None else self.name)
+        task = Task(future, call, args, self._limit(options), deadline)
         try:
             with self._lock:
                 self._refuse_if_closed()
@@ -288,10 +294,11 @@ class InlineExecutor(BaseExecutor[R]):
     def _call(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int) -> Any:
         """Make a call as the current task of this thread. If the resource broke, repeat it with another."""
         if self._reserve is not None:
-            return self._reserve.run(call, args, kwargs, max_retries)
+            value = self._reserve.run(call, args, kwargs, max_retries)
+            return refuse_async(call, value) if isinstance(value, CoroutineType) else value
         here = current.here
         before = here.holder
-        here.holder = Caller(self, self._killed, call)
+        here.holder = Caller(self, self._killed, call, slot=0)
         try:
             return call(*args, **kwargs)
         finally:
@@ -329,9 +336,14 @@ class InlineExecutor(BaseExecutor[R]):
         holder = current_holder()
         if holder.owner is not self:
             raise NoCurrentTask(f"the current task is not one of executor {self.name!r}")
-        return holder.resource  # type: ignore[no-any-return]  # the holder's resource is an R
+        return holder.given  # type: ignore[no-any-return]  # the holder's resource is an R
 
     # -- workers: there are none
+
+    @property
+    @override
+    def _scoped(self) -> bool:
+        return self._source is not None and self._source.hooks.around is not None
 
     @property
     def _max_workers(self) -> int:
@@ -342,6 +354,12 @@ class InlineExecutor(BaseExecutor[R]):
         # Only a view that is shut down asks this, before it waits for its tasks: run them, if they are queued.
         self.run_all()
         return True
+
+    def refresh(self) -> None:
+        """Replace every resource: the free ones now, one that is in use after its task."""
+        if self._source is not None and self._reserve is not None:
+            self._source.refresh()
+            self._reserve.refresh()
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Make a resource, unless one is free.
