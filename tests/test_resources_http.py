@@ -11,6 +11,7 @@ import ssl
 import struct
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -116,6 +117,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def half_hang(self) -> None:
         self._answer(b"o", length=2)
+        self.hang()
+
+    def large_hang(self) -> None:
+        self._answer(b"o", length=1_000_000)
         self.hang()
 
     def _answer(self, body: bytes, length: int | None = None) -> None:
@@ -404,6 +409,21 @@ def test_the_connection_is_closed_if_the_rest_of_an_answer_is_long_or_does_not_c
     assert connection.sock is None
     assert ask(connection, "ok") == b"ok"
     assert server.accepted == 2
+
+
+@pytest.mark.parametrize("path, patience", [("half_hang", 0.05), ("large_hang", DEADLINE)])
+def test_reset_does_not_wait_for_the_rest_of_an_answer(
+    connect: Connect, path: str, patience: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasker_executor.resources.http._PATIENCE", patience)
+    factory, connection = connect()
+    connection.request("GET", f"/{path}")
+    connection.getresponse()
+    begun = time.monotonic()
+
+    factory.reset(connection)
+
+    assert time.monotonic() - begun < DEADLINE / 2
 
 
 def test_the_rest_of_a_last_answer_is_let_go(server: Server, connect: Connect) -> None:
