@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, LiteralString
 
 import psycopg
 from psycopg import conninfo, sql
 
 from proxy import Proxy
-from support import eventually
+from support import DEADLINE, eventually
 
-__all__ = ["Server"]
+__all__ = ["Paced", "Server"]
+
+
+class Paced:
+    """Says when it is time: whenever tasks have begun so many times. So a busy machine has no more trouble for each task."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._begun = threading.Semaphore(0)
+
+    def begin(self) -> None:
+        """Say that a task begins."""
+        self._begun.release()
+
+    def __call__(self) -> bool:
+        return all(self._begun.acquire(timeout=0.1) for _ in range(self._count))
 
 
 class Server:
@@ -75,6 +93,24 @@ class Server:
             most,
         )
         return int(ended)
+
+    @contextmanager
+    def terminating(self, its_time: Callable[[], bool]) -> Generator[None]:
+        """End one of the connections under test, chosen at random, whenever it is time, during the block."""
+        over = threading.Event()
+
+        def go_on() -> None:
+            while not over.is_set():
+                if its_time():
+                    self.terminate(1)
+
+        thread = threading.Thread(target=go_on, name="trouble")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(DEADLINE)
 
     def wait_until_hanging(self, count: int = 1) -> None:
         """Wait until so many connections under test sleep or wait for a lock on the server."""

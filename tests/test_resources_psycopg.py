@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, assert_type
+from typing import TYPE_CHECKING, Any, TypeVar, assert_type
 
 import pytest
 
 from proxy import Proxy
-from support import DEADLINE, eventually, run_python
+from support import DEADLINE, MakePool, eventually, run_python
+from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor.factory import Verdict
 
 if not TYPE_CHECKING:
@@ -22,14 +25,16 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, dict_row
 
-from postgres import Server
+from postgres import Paced, Server
 from tasker_executor.resources import _commit
 from tasker_executor.resources import psycopg as resources
 from tasker_executor.resources.psycopg import CommitUnknown, Connections
 
 HANGS = 600  # seconds
+OUTAGE = 1.0  # seconds
 
 Connection = psycopg.Connection[TupleRow]
+Row = TypeVar("Row")
 
 
 @pytest.fixture
@@ -483,6 +488,7 @@ def test_abort_of_an_idle_connection_does_no_harm(server: Server, make: Made) ->
     assert factory.check(connection)
     connection.close()
     factory.abort(connection)
+    resources._shut_down(connection)
 
 
 # -- a task is a transaction --
@@ -767,3 +773,264 @@ def test_an_error_at_commit_on_a_live_connection_is_the_tasks_own(table: Server,
     assert factory.judge(caught.value, connection) is Verdict.OWN
     assert table.rows() == []
     factory.reset(connection)
+
+
+# -- in an executor --
+
+
+@pytest.fixture
+def steady(server: Server) -> Iterator[Server]:
+    """The server; when the test is over, no connection of its pool may be left, though the pool was not killed."""
+    yield server
+
+    server.wait_until_gone()
+
+
+class Attempts:
+    """Counts how often each task has begun."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.of: Counter[int] = Counter()
+
+    def add(self, number: int) -> None:
+        with self._lock:
+            self.of[number] += 1
+
+
+def pool_of(
+    make_pool: MakePool, workers: int, factory: Connections[Row], **options: Any
+) -> ResourceExecutor[psycopg.Connection[Row]]:
+    pool: Any = make_pool(workers, resource=factory, **options)
+    return pool  # type: ignore[no-any-return]  # the types of make_pool know no factory
+
+
+def number_of(connection: Connection, number: int) -> int:
+    row = connection.execute("select %s::integer", (number,)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def ended(pool: ResourceExecutor[Any]) -> ExecutorStats:
+    """Shut the pool down; return its stats, in which each connection that was made is destroyed."""
+    pool.shutdown()
+    stats = pool.stats()
+    assert stats.resources_created == stats.resources_destroyed
+    return stats
+
+
+def test_the_type_of_the_executor_follows_the_factory() -> None:
+    with ResourceExecutor(1, resource=Connections("host=nowhere")) as rows:
+        if TYPE_CHECKING:
+            assert_type(rows, ResourceExecutor[psycopg.Connection[TupleRow]])
+    with ResourceExecutor(1, resource=Connections("host=nowhere", row_factory=dict_row)) as dicts:
+        if TYPE_CHECKING:
+            assert_type(dicts, ResourceExecutor[psycopg.Connection[dict[str, Any]]])
+
+    assert rows.stats().resources_created == dicts.stats().resources_created == 0
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("workers", [1, 8, 32])
+@pytest.mark.parametrize("transaction", [False, True])
+def test_all_idle_connections_end_at_once_and_every_task_has_its_result(
+    steady: Server, make_pool: MakePool, workers: int, transaction: bool
+) -> None:
+    attempts = Attempts()
+
+    def task(connection: Connection, number: int) -> int:
+        attempts.add(number)
+        return number_of(connection, number)
+
+    factory = Connections(steady.address, transaction=transaction)
+    pool = pool_of(make_pool, workers, factory, min_workers=workers, check_after_idle=DEADLINE)
+    pool.wait_ready()
+    assert steady.terminate() == workers
+    steady.wait_until_gone()
+
+    results = list(pool.map(task, range(2 * workers)))
+
+    assert results == list(range(2 * workers))
+    assert set(attempts.of.values()) <= ({1, 2} if not transaction else {1})  # BEGIN failed before a task began
+    assert ended(pool).retried >= 1
+
+
+@pytest.mark.services
+def test_all_connections_are_reset_while_tasks_run_and_each_runs_once_more(
+    steady: Server, proxy: Proxy, make_pool: MakePool
+) -> None:
+    under_way = threading.Barrier(9)
+    attempts = Attempts()
+
+    def task(connection: Connection, number: int) -> int:
+        attempts.add(number)
+        if attempts.of[number] == 1:
+            under_way.wait(DEADLINE)
+            under_way.wait(DEADLINE)  # the reset is over
+        return number_of(connection, number)
+
+    pool = pool_of(make_pool, 8, Connections(steady.address_of(proxy)), min_workers=8)
+    futures = [pool.submit(task, number) for number in range(8)]
+    under_way.wait(DEADLINE)
+    assert proxy.reset() == 8
+    under_way.wait(DEADLINE)
+
+    assert [future.result(DEADLINE) for future in futures] == list(range(8))
+    assert set(attempts.of.values()) == {2}
+    assert ended(pool).retried == 8
+
+
+@pytest.mark.services
+def test_a_tasks_own_error_is_final_and_its_row_is_written_once(table: Server, steady: Server, make_pool: MakePool) -> None:
+    table.execute("drop table {table}")
+    table.execute("create table {table} (number integer)")  # a second row would not be refused
+
+    def task(connection: Connection) -> None:
+        insert(connection, table, 1)
+        connection.commit()
+        connection.execute("select 1/0")
+
+    pool = pool_of(make_pool, 1, Connections(table.address), check_after_idle=0.0)
+
+    assert isinstance(pool.submit(task).exception(DEADLINE), errors.DivisionByZero)
+    assert pool.submit(number_of, 7).result(DEADLINE) == 7
+    assert table.rows() == [1]
+    stats = ended(pool)
+    assert (stats.retried, stats.resources_created) == (0, 1)
+
+
+@pytest.mark.services
+def test_a_statement_timeout_costs_no_connection(steady: Server, make_pool: MakePool) -> None:
+    pool = pool_of(make_pool, 1, Connections(steady.address, options="-c statement_timeout=10", autocommit=True))
+    error = pool.submit(hang).result(DEADLINE)
+
+    assert isinstance(error, errors.QueryCanceled)
+    assert pool.submit(number_of, 7).result(DEADLINE) == 7
+    assert ended(pool).resources_created == 1
+
+
+@pytest.mark.services
+def test_a_transaction_left_open_does_not_leak_into_the_next_task(table: Server, steady: Server, make_pool: MakePool) -> None:
+    pool = pool_of(make_pool, 1, Connections(table.address))
+    pool.submit(insert, table, 1).result(DEADLINE)
+    pool.submit(lambda connection: connection.execute("set search_path = pg_catalog")).result(DEADLINE)
+
+    path = pool.submit(lambda connection: connection.execute("show search_path").fetchone()).result(DEADLINE)
+
+    assert path == ('"$user", public',)
+    assert table.rows() == []
+    assert ended(pool).resources_created == 1
+
+
+@pytest.mark.services
+def test_kill_ends_a_call_that_hangs(steady: Server, make_pool: MakePool) -> None:
+    pool = pool_of(make_pool, 2, Connections(steady.address, autocommit=True))
+    futures = [pool.submit(lambda connection: connection.execute("select pg_sleep(%s)", (HANGS,))) for _ in range(2)]
+    steady.wait_until_hanging(2)
+
+    pool.kill()
+
+    assert [type(future.exception(DEADLINE)) for future in futures] == [errors.QueryCanceled] * 2
+    ended(pool)
+
+
+@pytest.mark.services
+def test_kill_ends_a_call_that_hangs_in_the_network(
+    server: Server, proxy: Proxy, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "CANCEL_TIMEOUT", 0.05)
+    monkeypatch.setattr(resources, "RETURN_TIMEOUT", 0.05)
+    pool = pool_of(make_pool, 1, Connections(server.address_of(proxy), autocommit=True))
+    future = pool.submit(lambda connection: connection.execute("select pg_sleep(%s)", (HANGS,)))
+    server.wait_until_hanging()
+    proxy.stall()
+
+    pool.kill()
+
+    assert isinstance(future.exception(DEADLINE), psycopg.OperationalError)
+    ended(pool)
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_of_two_tasks_in_a_deadlock_both_succeed_if_asked_for(
+    table: Server, steady: Server, make_pool: MakePool, asked_for: bool
+) -> None:
+    table.execute("insert into {table} values (1, ''), (2, '')")
+    both_have_one = threading.Barrier(2)
+    attempts = Attempts()
+
+    def task(connection: Connection, mine: int, other: int) -> None:
+        attempts.add(mine)
+        update = table.sql("update {table} set note = note || %s::text where number = %s")
+        connection.execute(update, (mine, mine))
+        if attempts.of[mine] == 1:
+            both_have_one.wait(DEADLINE)
+        connection.execute(update, (mine, other))
+
+    factory = Connections(table.address, transaction=True, retry_conflicts=asked_for, options="-c deadlock_timeout=20ms")
+    pool = pool_of(make_pool, 2, factory, max_retries=30)
+    failures = [future.exception(DEADLINE) for future in [pool.submit(task, 1, 2), pool.submit(task, 2, 1)]]
+
+    deadlocks = [error for error in failures if isinstance(error, errors.DeadlockDetected)]
+    notes = table.admin.execute(table.sql("select note from {table}")).fetchall()
+    stats = ended(pool)
+    assert len(deadlocks) == (0 if asked_for else 1)
+    assert {len(note) for (note,) in notes} == {2 if asked_for else 1}
+    assert (stats.retried > 0) is asked_for  # the loser may be quicker with its next attempt than the other is to wake up
+    assert stats.resources_created == 2
+
+
+@pytest.mark.services
+def test_tasks_survive_an_outage(steady: Server, proxy: Proxy, make_pool: MakePool) -> None:
+    pool = pool_of(make_pool, 4, Connections(steady.address_of(proxy)), min_workers=4, create_timeout=DEADLINE)
+    pool.wait_ready()
+    proxy.refuse()
+    futures = [pool.submit(number_of, number) for number in range(100)]
+    eventually(lambda: pool.stats().create_failures > 2, "the pool to notice the outage")
+    threading.Event().wait(OUTAGE)
+    during = pool.stats()
+
+    proxy.accept()
+
+    assert [future.result(DEADLINE) for future in futures] == list(range(100))
+    assert during.completed == 0
+    ended(pool)
+
+
+def write_each_row_once(
+    table: Server, make_pool: MakePool, count: int, its_time: Callable[[], bool], begin: Callable[[], object]
+) -> None:
+    # The key is unique, so a task that was run again although it was committed would fail.
+    def task(connection: Connection, number: int) -> int:
+        begin()
+        insert(connection, table, number)
+        return number
+
+    pool = pool_of(make_pool, 8, Connections(table.address, transaction=True), max_retries=30, min_workers=8)
+    pool.wait_ready()
+    with table.terminating(its_time):
+        results = list(pool.map(task, range(count)))
+
+    assert results == list(range(count))
+    assert table.rows() == list(range(count))
+    assert ended(pool).retried > 0
+
+
+@pytest.mark.services
+def test_while_connections_are_ended_again_and_again_each_row_is_written_once(
+    table: Server, steady: Server, make_pool: MakePool
+) -> None:
+    its_time = Paced(5)
+
+    write_each_row_once(table, make_pool, 300, its_time, its_time.begin)
+
+
+@pytest.mark.services
+@pytest.mark.stress
+def test_while_a_connection_is_ended_every_50_ms_each_row_is_written_once(
+    table: Server, steady: Server, make_pool: MakePool
+) -> None:
+    pause = threading.Event()
+
+    write_each_row_once(table, make_pool, 10_000, lambda: not pause.wait(0.05), pause.is_set)

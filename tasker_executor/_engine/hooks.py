@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from inspect import Signature, isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from .._checks import check_callable, check_count, check_seconds
 from .._report import safe_repr
@@ -38,6 +38,8 @@ class ResourceHooks(Generic[R]):
     max_age: float | None = None
     max_uses: int | None = None
 
+
+_CONTEXT_MANAGER = contextmanager(cast("Any", None)).__code__  # of every function that `contextmanager` decorates
 
 #: The hooks of the constructor, and the methods of a factory that they stand for.
 _METHODS = {
@@ -142,8 +144,10 @@ def _check_hook(argument: str, hook: Any, count: int) -> None:
             "decorate it with contextlib.contextmanager, and pass it as resource="
         )
     try:
-        # A wrapper may supply arguments that the function inside asks for, so the wrapper's signature counts.
-        signature = Signature.from_callable(hook, follow_wrapped=False)
+        # A wrapper may supply arguments that the function inside asks for, so the wrapper's signature counts. That
+        # of `contextlib.contextmanager` supplies none.
+        passes_on = getattr(hook, "__code__", None) is _CONTEXT_MANAGER
+        signature = Signature.from_callable(hook, follow_wrapped=passes_on)
     except (TypeError, ValueError):  # C functions may have none
         return
     try:

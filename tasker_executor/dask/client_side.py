@@ -56,7 +56,7 @@ __all__ = ["Carrier", "DaskResourceExecutor"]
 
 R = TypeVar("R", default=None)
 
-logger = Logger("tasker_executor.dask")
+logger: Logger = Logger("tasker_executor.dask")
 
 #: Takes a piece of context to another machine: ``capture()``, called by `submit`, returns a plain value;
 #: ``restore(value)`` is called on the worker, in the context that the task will run in.
@@ -141,7 +141,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
             raise TypeError(f"client must be a distributed.Client, not {safe_repr(client)}")
         if client.asynchronous:
             raise TypeError(f"client must not be asynchronous, nor used on its own event loop: {safe_repr(client)}")
-        self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
+        self.name: str = str(name or f"{type(self).__name__}-{next(_numbers)}")
         settings: dict[str, Any] = {
             "max_workers": max_workers,
             "resource": resource,
@@ -170,6 +170,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self._worker_limit = None if max_workers is None else checked.max_workers
         settings["max_workers"] = self._worker_limit
         settings["observers"] = checked.observers  # `observers` may be an iterator, which is at its end now
+        self._is_scoped = checked.hooks is not None and checked.hooks.around is not None
         self._create_timeout = checked.create_timeout
         self._max_retries = checked.max_retries
         self._client: Any = client  # whose methods are typed in part
@@ -350,6 +351,11 @@ class DaskResourceExecutor(BaseExecutor[R]):
     @override
     def _inside(self) -> bool:
         return bool(self._client.asynchronous)
+
+    @property
+    @override
+    def _scoped(self) -> bool:
+        return self._is_scoped
 
     @property
     def _max_workers(self) -> int:

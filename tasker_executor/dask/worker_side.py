@@ -40,7 +40,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-logger = Logger("tasker_executor.dask")
+logger: Logger = Logger("tasker_executor.dask")
 
 # How often the plugin looks whether its worker is being closed: Dask does not tell it. Worker.close() may
 # hang in a call to its nanny before it comes to plugins, and the nanny kills the process 4 s after it began
@@ -159,7 +159,7 @@ class WorkerSide(WorkerPlugin):
         self._end: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._handed: dict[str, Future[Any]] = {}  # by key of the Dask task: those in the executor that are not done
-        self.failed = False
+        self.failed: bool = False
 
     @property
     def executor(self) -> ResourceExecutor[Any]:

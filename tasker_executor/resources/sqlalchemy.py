@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, overload
@@ -23,7 +24,7 @@ from ..factory import ResourceFactory, Verdict
 from ._commit import NOTHING_WRITTEN, TRANSACTION_NUMBER, CommitUnknown, settle_commit
 
 try:
-    from sqlalchemy import Connection, Engine, NullPool, StaticPool, create_engine, make_url, select
+    from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, select
     from sqlalchemy.engine import URL
     from sqlalchemy.exc import DBAPIError, InvalidRequestError
     from sqlalchemy.orm import Session
@@ -42,6 +43,8 @@ S = TypeVar("S", bound=Session, default=Session)
 CONFLICTS = ("40001", "40P01", 1205, 1213)
 #: SQLITE_BUSY and SQLITE_LOCKED.
 SQLITE_CONFLICTS = {5, 6}
+
+CANCEL_TIMEOUT = 2.0  # seconds
 
 #: What the connections of a driver are made with, unless the URL or ``connect_args`` say something else.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -62,8 +65,11 @@ class _Factory(ResourceFactory[R]):
         if isinstance(engine, Engine):
             if options:
                 raise TypeError(f"options of an engine that is made already: {', '.join(options)}")
-            if isinstance(engine.pool, StaticPool):
-                raise ValueError("the engine has a StaticPool, so all its connections are one; a worker needs one of its own")
+            if not isinstance(engine.pool, NullPool):
+                raise ValueError(
+                    f"the engine has a {type(engine.pool).__name__}, but the executor is the pool: make the engine with "
+                    "poolclass=NullPool, or give its URL"
+                )
             self._url = None
             self._engine = engine
             level = engine.get_execution_options().get("isolation_level")
@@ -95,31 +101,18 @@ class _Factory(ResourceFactory[R]):
         vars(self).update(state)
         self._engine = self._make_engine()
 
-    def _connection(self, resource: R) -> Connection:
-        """The connection of the resource."""
-        raise NotImplementedError
-
     def _flush(self, resource: R) -> None:
         """Send what the resource holds back, so that nothing but the COMMIT is left."""
 
-    def _connect(self) -> Connection:
-        """Connect; no pool of the engine knows of this connection, and it is closed for good when it is closed."""
-        connection = self._engine.connect()
-        connection.detach()
-        return connection
-
     @override
     def destroy(self, resource: R) -> None:
-        """Close the connection for good."""
-        connection = self._connection(resource)
-        if not (connection.closed or connection.invalidated):
-            connection.detach()  # SQLAlchemy may have connected again, by the pool of the engine
-        connection.close()
+        """Close the connection."""
+        _connection_of(resource).close()
 
     @override
     def judge(self, error: Exception, resource: R) -> Verdict:
         """Look at the connection, which SQLAlchemy has marked if the driver calls it lost."""
-        connection = self._connection(resource)
+        connection = _connection_of(resource)
         if isinstance(error, CommitUnknown):
             return Verdict.OWN
         if connection.invalidated:
@@ -135,7 +128,7 @@ class _Factory(ResourceFactory[R]):
     @override
     def check(self, resource: R) -> bool:
         """Return whether the server answers."""
-        connection = self._connection(resource)
+        connection = _connection_of(resource)
         connection.execute(select(1))
         connection.rollback()
         return True
@@ -143,7 +136,7 @@ class _Factory(ResourceFactory[R]):
     @override
     def reset(self, resource: R) -> None:
         """Roll back an open transaction; raise if the connection cannot be used again as it was."""
-        connection = self._connection(resource)
+        connection = _connection_of(resource)
         if connection.closed or connection.invalidated:
             raise InvalidRequestError("the connection is closed")
         if connection.in_transaction():
@@ -155,7 +148,7 @@ class _Factory(ResourceFactory[R]):
     @override
     def abort(self, resource: R) -> None:
         """Cancel the statement that runs, by the means of the driver."""
-        connection = self._connection(resource)
+        connection = _connection_of(resource)
         if connection.closed or connection.invalidated:
             return
         driver: Any = connection.connection.dbapi_connection
@@ -172,18 +165,30 @@ class _Factory(ResourceFactory[R]):
                     return
 
     def _kill_query(self, driver: Any) -> None:
-        try:
-            with self._connect() as other:
-                other.exec_driver_sql(f"KILL QUERY {int(driver.thread_id())}")
-        except DBAPIError:  # the server cannot be reached
-            if (sock := getattr(driver, "_sock", None)) is not None:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+        """Have MySQL end the statement; shut the socket down if the server does not hear of it in time.
+
+        PyMySQL may wait for ever when it connects, and SQLAlchemy cannot tell it otherwise for one connection. So
+        that is done by a thread of its own.
+        """
+        number = int(driver.thread_id())
+        done = threading.Event()
+
+        def kill() -> None:
+            with contextlib.suppress(DBAPIError), self._engine.connect() as other:
+                other.exec_driver_sql(f"KILL QUERY {number}")
+                done.set()
+
+        thread = threading.Thread(target=kill, name=f"tasker_executor_kill_query_{number}", daemon=True)
+        thread.start()
+        thread.join(CANCEL_TIMEOUT)
+        if not done.is_set() and isinstance(sock := getattr(driver, "_sock", None), socket.socket):
+            with contextlib.suppress(OSError):  # It is closed by now. (An SSL socket's own method loses its state.)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     @contextmanager
     def _scope(self, resource: R) -> Generator[None]:
         """The transaction of one task."""
-        connection = self._connection(resource)
+        connection = _connection_of(resource)
         committing = False
         number: int | None = None
         try:
@@ -198,15 +203,15 @@ class _Factory(ResourceFactory[R]):
             settle_commit(error, number, self._ask)
 
     def _ask(self, query: str) -> object:
-        with self._connect() as connection:
+        with self._engine.connect() as connection:
             return connection.exec_driver_sql(query).scalar()
 
 
 class Connections(_Factory[Connection]):
     """Makes connections of SQLAlchemy, one for each worker.
 
-    The executor is the pool: an engine that is made from a URL has a ``NullPool``, and connections of an engine
-    that is given are detached from its pool.
+    The executor is the pool. So an engine that is made from a URL has a ``NullPool``, and one that is given must
+    have it.
 
     - **Broken** is a connection that SQLAlchemy has invalidated, since its driver calls it lost. The task is run
       again on another connection. With psycopg, broken as well is a connection to a standby on which a
@@ -226,7 +231,7 @@ class Connections(_Factory[Connection]):
     the task ends with `CommitUnknown`.
 
     Args:
-        engine: An engine, or the URL to make one from. A factory of an engine cannot be pickled.
+        engine: A URL, or an engine with a ``NullPool``. A factory of an engine cannot be pickled.
         transaction: True if each task is one transaction, committed when the task returns and rolled back
             when it raises. A task must not commit itself; ``connection.begin_nested()`` in it is a savepoint.
         retry_conflicts: True if a task is run again after a serialization failure, a deadlock, MySQL's lock
@@ -245,11 +250,7 @@ class Connections(_Factory[Connection]):
     @override
     def create(self) -> Connection:
         """Connect."""
-        return self._connect()
-
-    @override
-    def _connection(self, resource: Connection) -> Connection:
-        return resource
+        return self._engine.connect()
 
 
 class Sessions(_Factory[S]):
@@ -308,19 +309,13 @@ class Sessions(_Factory[S]):
     @override
     def create(self) -> S:
         """Connect, and make a session of the connection."""
-        connection = self._connect()
+        connection = self._engine.connect()
         try:
             session: S = self._make(bind=connection)
         except BaseException:
             connection.close()
             raise
         return session
-
-    @override
-    def _connection(self, resource: S) -> Connection:
-        connection = resource.bind
-        assert isinstance(connection, Connection)
-        return connection
 
     @override
     def _flush(self, resource: S) -> None:
@@ -350,6 +345,12 @@ class Sessions(_Factory[S]):
                 yield
         finally:
             resource.expunge_all()
+
+
+def _connection_of(resource: Connection | Session) -> Connection:
+    connection = resource.bind if isinstance(resource, Session) else resource
+    assert isinstance(connection, Connection)
+    return connection
 
 
 def _is_conflict(error: Any) -> bool:

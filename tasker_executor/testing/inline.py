@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
 from math import inf
+from types import CoroutineType
 from typing import Any
 
 from typing_extensions import TypeVar, override
@@ -23,7 +24,7 @@ from .._engine.current import Caller, current, current_holder
 from .._engine.hooks import check_hooks
 from .._engine.recorder import Recorder
 from .._engine.reserve import Reserve
-from .._engine.resources import ResourceSource
+from .._engine.resources import ResourceSource, refuse_async
 from .._engine.state import State
 from .._options import TaskOptions
 from .._report import must_escape
@@ -115,8 +116,8 @@ class InlineExecutor(BaseExecutor[R]):
             },
             resource,
         )
-        self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
-        self.deferred = bool(deferred)
+        self.name: str = str(name or f"{type(self).__name__}-{next(_numbers)}")
+        self.deferred: bool = bool(deferred)
         self._max_retries = check_count("max_retries", max_retries, 0)
         # Guards what follows, and is never held while a task or a hook runs.
         self._lock = threading.RLock()
@@ -180,7 +181,8 @@ class InlineExecutor(BaseExecutor[R]):
         lane = self._priority if options.priority else self._normal
         future: InlineFuture[Any] = InlineFuture(self, lane)
         deadline = None if options.start_within is None else clock() + options.start_within
-        task = Task(future, Call(self._fit(fn, options), kwargs), args, self._limit(options), deadline)
+        call = Call(self._fit(fn, options), kwargs, None if self._source is None else self.name)
+        task = Task(future, call, args, self._limit(options), deadline)
         try:
             with self._lock:
                 self._refuse_if_closed()
@@ -292,7 +294,8 @@ class InlineExecutor(BaseExecutor[R]):
     def _call(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int) -> Any:
         """Make a call as the current task of this thread. If the resource broke, repeat it with another."""
         if self._reserve is not None:
-            return self._reserve.run(call, args, kwargs, max_retries)
+            value = self._reserve.run(call, args, kwargs, max_retries)
+            return refuse_async(call, value) if isinstance(value, CoroutineType) else value
         here = current.here
         before = here.holder
         here.holder = Caller(self, self._killed, call, slot=0)
@@ -336,6 +339,11 @@ class InlineExecutor(BaseExecutor[R]):
         return holder.given  # type: ignore[no-any-return]  # the holder's resource is an R
 
     # -- workers: there are none
+
+    @property
+    @override
+    def _scoped(self) -> bool:
+        return self._source is not None and self._source.hooks.around is not None
 
     @property
     def _max_workers(self) -> int:

@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from .._checks import wait_seconds
 from .._engine.reserve import ReserveListener
-from .._engine.resources import NoResource
-from .._report import safe_repr
+from .._engine.resources import NoResource, note_missing_argument
+from .._report import safe_repr, traceback_of
 from ..exceptions import ResourceCreationError
 
 __all__ = ["Call", "Counts", "InHand", "InlineFuture", "Task"]
@@ -40,11 +40,24 @@ class Call:
 
     fn: Callable[..., Any]
     kwargs: dict[str, Any]
+    #: The name of the executor; None if it has no resources.
+    executor: str | None
     context: Context = field(default_factory=copy_context)
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The function, for those who look for its name."""
+        return self.fn
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the function in a copy of the context: an attempt must not see what an earlier one has set."""
-        return self.context.copy().run(self.fn, *arguments, **self.kwargs)
+        try:
+            return self.context.copy().run(self.fn, *arguments, **self.kwargs)
+        except TypeError as error:  # our frame is in its traceback, so the reserve takes it for an error of the task
+            if self.executor is not None and (trace := traceback_of(error)) is not None:
+                note_missing_argument(error, trace.tb_next, self.executor)
+            trace = None  # it leads to this frame
+            raise
 
 
 @dataclass(eq=False)
@@ -111,7 +124,9 @@ class Counts(ReserveListener):
 
     def __init__(self, lock: threading.RLock) -> None:
         self._lock = lock
-        self.retries = self.replacements = self.failures = 0
+        self.retries: int = 0
+        self.replacements: int = 0
+        self.failures: int = 0
 
     @override
     def retried(self, fn: object) -> None:
