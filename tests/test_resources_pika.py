@@ -16,6 +16,7 @@ from proxy import Proxy
 from support import DEADLINE, eventually, run_python
 from tasker_executor import ResourceExecutor
 from tasker_executor.factory import Verdict
+from trouble import HANGS, MAX_RETRIES, OUTAGE, WORKERS, again_and_again, in_thread
 
 if not TYPE_CHECKING:
     pytest.importorskip("pika")
@@ -32,11 +33,6 @@ from pika.exceptions import (
 
 from tasker_executor.resources import pika as module
 from tasker_executor.resources.pika import Channels
-
-WORKERS = 8
-OUTAGE = 1.0  # seconds
-HANGS = 600  # seconds
-MAX_RETRIES = 30  # on a busy machine every task takes its time, and the trouble goes on as ever
 
 Pool: TypeAlias = ResourceExecutor[BlockingChannel]
 Made: TypeAlias = tuple[Channels, BlockingChannel]
@@ -116,42 +112,6 @@ def error_of(call: Callable[..., object], *arguments: Any, **options: Any) -> Ex
 
 def ignore(_channel: object, _method: object, _properties: object, _body: object) -> None:
     pass
-
-
-@contextmanager
-def in_thread(action: Callable[[], object]) -> Generator[list[BaseException]]:
-    """Run `action` in another thread during the block; yield the list that gets its error."""
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            action()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work, name="hangs")
-    thread.start()
-    try:
-        yield errors
-    finally:
-        thread.join(DEADLINE)
-    assert not thread.is_alive()
-
-
-@contextmanager
-def repeatedly(action: Callable[[], object], pause: float) -> Generator[None]:
-    """Run `action` every `pause` seconds during the block, in another thread."""
-    over = threading.Event()
-
-    def go_on() -> None:
-        while not over.wait(pause):
-            action()
-
-    with in_thread(go_on):
-        try:
-            yield
-        finally:
-            over.set()
 
 
 def is_replaced(factory: Channels, channel: BlockingChannel) -> bool:
@@ -384,7 +344,8 @@ def pool_of(server: Server, workers: int = WORKERS, max_retries: int = 3, **opti
     eventually(lambda: server.proxy.connections() == 0, "all connections to end")
 
 
-def publish(channel: BlockingChannel, queue: str, number: int) -> int:
+def publish(channel: BlockingChannel, queue: str, number: int, begin: Callable[[], object] = int) -> int:
+    begin()
     channel.basic_publish("", queue, str(number))
     return number
 
@@ -394,9 +355,9 @@ def test_all_connections_are_reset_at_once_while_tasks_run_and_nothing_that_was_
     numbers = range(1_000)
     with (
         pool_of(server, confirm_delivery=True, retry_broken=True, max_retries=MAX_RETRIES) as pool,
-        repeatedly(server.proxy.reset, 0.2),
+        again_and_again(server.proxy.reset, 50) as begin,
     ):
-        results = list(pool.map(publish, [server.queue] * len(numbers), numbers))
+        results = list(pool.map(publish, [server.queue] * len(numbers), numbers, [begin] * len(numbers)))
 
     assert results == list(numbers)
     assert set(server.bodies()) == set(numbers)
@@ -406,8 +367,8 @@ def test_all_connections_are_reset_at_once_while_tasks_run_and_nothing_that_was_
 @pytest.mark.services
 def test_nothing_is_published_twice_unless_that_is_asked_for(server: Server) -> None:
     numbers = range(1_000)
-    with pool_of(server, confirm_delivery=True) as pool, repeatedly(server.proxy.reset, 0.2):
-        futures = [pool.submit(publish, server.queue, number) for number in numbers]
+    with pool_of(server, confirm_delivery=True) as pool, again_and_again(server.proxy.reset, 50) as begin:
+        futures = [pool.submit(publish, server.queue, number, begin) for number in numbers]
         errors = [future.exception(DEADLINE) for future in futures]
     done = {number for number, error in zip(numbers, errors, strict=True) if error is None}
     bodies = server.bodies()

@@ -18,6 +18,7 @@ from proxy import Proxy
 from support import DEADLINE, eventually, run_python
 from tasker_executor import ResourceExecutor
 from tasker_executor.factory import Verdict
+from trouble import HANGS, MAX_RETRIES, OUTAGE, WORKERS, again_and_again, in_thread
 
 if not TYPE_CHECKING:
     pytest.importorskip("pymysql")
@@ -28,11 +29,6 @@ from pymysql.cursors import Cursor, DictCursor, SSCursor
 
 from tasker_executor.resources import pymysql as module
 from tasker_executor.resources.pymysql import CommitUnknown, Connections
-
-HANGS = 600  # seconds
-WORKERS = 8
-OUTAGE = 1.0  # seconds
-MAX_RETRIES = 30  # on a busy machine every task takes its time, and the trouble goes on as ever
 
 
 class Server:
@@ -166,42 +162,6 @@ def perform(factory: Connections[Any], connection: Connection[Any], *steps: str 
 
 def fail() -> None:
     raise ValueError("my own")
-
-
-@contextmanager
-def in_thread(action: Callable[[], object]) -> Generator[list[BaseException]]:
-    """Run `action` in another thread during the block; yield the list that gets its error."""
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            action()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work, name="hangs")
-    thread.start()
-    try:
-        yield errors
-    finally:
-        thread.join(DEADLINE)
-    assert not thread.is_alive()
-
-
-@contextmanager
-def repeatedly(action: Callable[[], object], pause: float) -> Generator[None]:
-    """Run `action` every `pause` seconds during the block, in another thread."""
-    over = threading.Event()
-
-    def go_on() -> None:
-        while not over.wait(pause):
-            action()
-
-    with in_thread(go_on):
-        try:
-            yield
-        finally:
-            over.set()
 
 
 # -- what is broken, and what is run again --
@@ -610,7 +570,8 @@ def pool_of(server: Server, workers: int = WORKERS, max_retries: int = 3, **opti
 Pool: TypeAlias = "ResourceExecutor[Connection[Cursor]]"
 
 
-def insert(connection: Connection[Cursor], number: int) -> int:
+def insert(connection: Connection[Cursor], number: int, begin: Callable[[], object] = int) -> int:
+    begin()
     run(connection, f"insert into numbers values ({number}, '')")
     return number
 
@@ -628,11 +589,12 @@ def test_an_executor_knows_what_its_tasks_get(server: Server) -> None:
 @pytest.mark.services
 def test_connections_are_killed_all_the_time_and_every_row_is_written_once(server: Server) -> None:
     numbers = range(2_000)
-    with pool_of(server, transaction=True, max_retries=MAX_RETRIES) as pool:
-        server.kill()  # so that some task meets this for certain
-        with repeatedly(lambda: server.kill(*server.ids()[:1]), 0.02):
-            futures = [pool.submit(insert, number) for number in numbers]
-            errors = [future.exception(DEADLINE) for future in futures]
+    with (
+        pool_of(server, transaction=True, max_retries=MAX_RETRIES) as pool,
+        again_and_again(lambda: server.kill(*server.ids()[:1]), 10) as begin,
+    ):
+        futures = [pool.submit(insert, number, begin) for number in numbers]
+        errors = [future.exception(DEADLINE) for future in futures]
     unknown = {number for number, error in zip(numbers, errors, strict=True) if isinstance(error, CommitUnknown)}
 
     assert not [error for error in errors if error is not None and not isinstance(error, CommitUnknown)]
@@ -746,8 +708,11 @@ def test_tasks_wait_for_the_end_of_an_outage(server: Server, proxy: Proxy) -> No
 @pytest.mark.services
 def test_all_connections_are_reset_at_once_while_tasks_run(server: Server, proxy: Proxy) -> None:
     numbers = range(1_000)
-    with pool_of(server, transaction=True, max_retries=MAX_RETRIES) as pool, repeatedly(proxy.reset, 0.1):
-        futures = [pool.submit(insert, number) for number in numbers]
+    with (
+        pool_of(server, transaction=True, max_retries=MAX_RETRIES) as pool,
+        again_and_again(proxy.reset, 50) as begin,
+    ):
+        futures = [pool.submit(insert, number, begin) for number in numbers]
         errors = [future.exception(DEADLINE) for future in futures]
     unknown = {number for number, error in zip(numbers, errors, strict=True) if isinstance(error, CommitUnknown)}
 

@@ -16,6 +16,7 @@ from proxy import Proxy
 from support import DEADLINE, eventually, run_python
 from tasker_executor import ResourceExecutor
 from tasker_executor.factory import Verdict
+from trouble import HANGS, MAX_RETRIES, OUTAGE, WORKERS, again_and_again, in_thread
 
 if not TYPE_CHECKING:
     pytest.importorskip("redis")
@@ -23,11 +24,6 @@ import redis
 from redis.exceptions import InvalidResponse, ReadOnlyError
 
 from tasker_executor.resources.redis import Connections
-
-WORKERS = 8
-OUTAGE = 1.0  # seconds
-HANGS = 600  # seconds
-MAX_RETRIES = 30  # on a busy machine every task takes its time, and the trouble goes on as ever
 
 Pool: TypeAlias = ResourceExecutor[redis.Redis]
 Made: TypeAlias = tuple[Connections, redis.Redis]
@@ -107,42 +103,6 @@ def error_of(command: Callable[..., object], *arguments: Any) -> Exception:
 
 def watch_key(pipeline: Any, key: str) -> None:
     pipeline.watch(key)  # its stub has no types
-
-
-@contextmanager
-def in_thread(action: Callable[[], object]) -> Generator[list[BaseException]]:
-    """Run `action` in another thread during the block; yield the list that gets its error."""
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            action()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work, name="hangs")
-    thread.start()
-    try:
-        yield errors
-    finally:
-        thread.join(DEADLINE)
-    assert not thread.is_alive()
-
-
-@contextmanager
-def repeatedly(action: Callable[[], object], pause: float) -> Generator[None]:
-    """Run `action` every `pause` seconds during the block, in another thread."""
-    over = threading.Event()
-
-    def go_on() -> None:
-        while not over.wait(pause):
-            action()
-
-    with in_thread(go_on):
-        try:
-            yield
-        finally:
-            over.set()
 
 
 def is_replaced(factory: Connections, client: redis.Redis) -> bool:
@@ -412,10 +372,14 @@ ONCE = "if redis.call('hsetnx', KEYS[1], ARGV[1], 1) == 1 then redis.call('incr'
 @pytest.mark.services
 def test_connections_are_killed_all_the_time_and_all_is_done_once(server: Server) -> None:
     def once(client: redis.Redis, number: int) -> int:
+        begin()
         return int(client.eval(ONCE, 2, server.name, f"{server.name}_2", number))
 
     numbers = range(5_000)
-    with pool_of(server, retry_broken=True, max_retries=MAX_RETRIES) as pool, repeatedly(server.kill, 0.02):
+    with (
+        pool_of(server, retry_broken=True, max_retries=MAX_RETRIES) as pool,
+        again_and_again(server.kill, 100) as begin,
+    ):
         results = list(pool.map(once, numbers))
 
     assert results == list(numbers)

@@ -10,7 +10,7 @@ __all__ = ["has_input", "shut_down"]
 
 
 def shut_down(sock: Any) -> None:
-    """End both directions of a socket, so that a thread that is blocked in it gets an error, or the end of input.
+    """End both directions of a socket: a thread that is blocked in it gets an error, or the end of input.
 
     `sock` may be None, closed, or not connected: then nothing happens.
     """

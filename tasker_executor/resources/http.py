@@ -19,7 +19,8 @@ __all__ = ["Connections"]
 
 #: RFC 9110, 9.2.2: what may be sent again after the connection broke.
 _IDEMPOTENT = {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"}
-#: Errors of a connection. Other OSErrors may come from a file, other HTTPExceptions say what the task did wrong.
+#: Errors of a connection. Another OSError may come from a file; another HTTPException says what the task did
+#: wrong.
 _BROKEN = (
     ConnectionError,
     TimeoutError,
@@ -43,22 +44,22 @@ class Connections(ResourceFactory[http.client.HTTPConnection]):
     (404, 503) is not looked at: that is the task's.
 
     **Run again** is a task whose connection broke, or could not be made, if all it has sent by then are
-    requests with idempotent methods: GET, HEAD, OPTIONS, TRACE, PUT, DELETE. After a POST or PATCH the error is
-    final, and so is each time-out: a server that is slow does not get the same work again.
-    ``retry_broken=True`` has such tasks run again, too, for tasks that may be done twice.
+    requests with idempotent methods: GET, HEAD, OPTIONS, TRACE, PUT, DELETE. After a POST or PATCH the error
+    is final, and so is each time-out: a server that is slow does not get the same work again.
+    ``retry_broken=True`` has such tasks run again, too: it is for tasks that may be done twice.
 
     **Clean**: the rest of an answer that the task has not read is read if it is small, and otherwise the
     connection is closed: it would be taken for the next answer.
 
-    **Abort**: the socket is shut down, and the connection is not made again. A connection that is just being made
-    ends by its ``timeout``.
+    **Abort**: the socket is shut down, and the connection is not made again. A connection that is just being
+    made ends by its ``timeout``.
 
     Args:
         host: The name or address of the server.
         port: Its port, if it is neither 80 nor (with ``tls``) 443.
         tls: Speak HTTPS.
-        timeout: Seconds for connecting, and for each wait for something to arrive. `http.client` itself has no
-            limit.
+        timeout: Seconds for connecting, and for each wait for something to arrive. `http.client` itself has
+            no limit.
         retry_broken: Run a task again if its connection broke, though what it did may be done already.
         options: All other arguments of `http.client.HTTPConnection`, or of `HTTPSConnection` (``context=``).
     """
@@ -134,7 +135,7 @@ _CUT = "the task was stopped"
 
 @functools.cache
 def _authorities() -> ssl.SSLContext:
-    """Return the context that `http.client` makes for each connection: to load all certificates takes 50 ms."""
+    """Return what `http.client` makes for each connection: to load all certificates takes 50 ms."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     context.post_handshake_auth = True
@@ -162,14 +163,18 @@ class _Connection(http.client.HTTPConnection):
     _answer: _Answer | None = None
     _asked = False
     _served = False
-    #: The last socket that was connected, which an answer may still be read from when the connection has let go of it.
+    #: The last socket that was connected. An answer may be read from it when the connection has let go of it.
     _last: Any = None
 
     @override
     def connect(self) -> None:
         self._served = False
         if not self.is_cut:
-            super().connect()
+            try:
+                super().connect()
+            except BaseException:
+                self.close()  # TLS that failed leaves a socket that is none any more
+                raise
             self._last = self.sock
         if self.is_cut:  # looked at last: cut() sets it first, and then looks for sockets
             self.close()
@@ -217,12 +222,12 @@ class _Connection(http.client.HTTPConnection):
         return answer is not None and answer.isclosed() and not (answer.is_cut_short or answer.length)
 
     def is_stale(self) -> bool:
-        """Return whether the server has closed the connection, which is at rest: there is nothing else to read."""
+        """Return whether the server has closed the connection, if that is at rest: all else has been read."""
         # After a TLS handshake the server sends tickets. They are read with the first answer.
         return self.sock is not None and (self._served or type(self) is _Connection) and has_input(self.sock)
 
     def read_rest(self) -> bool:
-        """Read what the task has left unread of the last answer, if it is little; return whether that is all."""
+        """Read the rest of the last answer, if it is short; return whether there is nothing more to come."""
         answer = self._answer
         if answer is None or answer.isclosed():
             return False

@@ -36,11 +36,12 @@ class Channels(ResourceFactory[BlockingChannel]):
     """A channel for each worker, on a connection of its own, by `pika.BlockingConnection`.
 
     **Broken** is a channel whose connection is closed, unless the broker closed it for an error of the task.
-    If the broker closes the channel alone (404 for a queue that is not there, 406), then that is the task's own
-    error. A closed channel cannot be opened again, so in both cases the worker gets a new one.
+    If the broker closes the channel alone (404 for a queue that is not there, 406), then that is the task's
+    own error. A closed channel cannot be opened again, so in both cases the worker gets a new one.
 
-    **Run again** is no task whose connection broke: what it published may have arrived. The error is final.
-    ``retry_broken=True`` has such tasks run again, for tasks that may be done twice.
+    **Run again**: no task whose connection broke. What it published may have arrived, so the error is final,
+    and only the channel is replaced. ``retry_broken=True`` has such tasks run again: it is for tasks that
+    may be done twice.
 
     **Clean**: consumers that the task left are cancelled, and messages that it got and did not acknowledge go
     back to their queues. Prefetch (`basic_qos`) and transactions (`tx_select`) stay as a task leaves them.

@@ -50,14 +50,15 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
     **Broken** is a connection that the driver has closed because it lost the server. A deadlock, a lock wait
     time-out, a statement that took too long or was killed break nothing.
 
-    **Run again** is a task whose connection broke if nothing of it can stand: with ``transaction=True``, until
-    COMMIT is sent. Without transactions, nobody knows what the server has done; then the error is final, and only
-    the connection is replaced. If the connection breaks during COMMIT, the error is `CommitUnknown`, and
-    final. ``retry_broken=True`` has all of them run again, for tasks that may be done twice.
+    **Run again** is a task whose connection broke, if nothing of it can stand: with ``transaction=True``,
+    until COMMIT is sent. If the connection breaks during COMMIT, the task ends with `CommitUnknown`. Without
+    ``transaction=True`` it is not known what the server has done, so the error is final, and only the
+    connection is replaced. ``retry_broken=True`` has such tasks run again, too: it is for tasks that may be
+    done twice.
 
     **Clean**: between two tasks what is not committed is rolled back, and autocommit is set as it was; a
-    connection with rows left unread (`SSCursor`) is replaced. Session variables, temporary tables, table locks
-    and the chosen database stay as a task leaves them.
+    connection with rows left unread (`SSCursor`) is replaced. Session variables, temporary tables, table
+    locks and the chosen database stay as a task leaves them.
 
     **Abort**: ``KILL QUERY`` on a second connection; if that does not work within seconds, the socket is shut
     down. Do not abort through a proxy that spreads connections over several servers: each of them has its own
@@ -136,8 +137,8 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
         if result is not None and result.unbuffered_active:
             raise pymysql.InterfaceError(0, "the task left rows unread")
         with _patience(resource):
-            # The server tells us of a transaction when a statement has changed something, and when one began by
-            # BEGIN. With autocommit off, one begins by a SELECT, too. The end of _one_transaction() is the end of it.
+            # The driver hears of a transaction when a statement changes something, and on BEGIN. With autocommit
+            # off a SELECT begins one, too, and no flag says so. What _one_transaction() began, it has ended.
             untold = not (self._transaction or resource.get_autocommit())
             in_transaction = vars(resource)["server_status"] & SERVER_STATUS.SERVER_STATUS_IN_TRANS
             more_results = result is not None and result.has_next  # of a procedure; any command reads them
@@ -183,8 +184,8 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
             if not unknown:
                 raise
             raise CommitUnknown(
-                "the connection broke during COMMIT, and nobody can be asked whether the server has committed: the task "
-                "is not run again; find out whether its work is done before you submit it again"
+                "the connection broke during COMMIT, and whether the server has committed is not known: the task is "
+                "not run again; find out whether its work is done before you submit it again"
             ) from error
 
     def _answers(self, connection: Connection[C]) -> bool:
@@ -205,8 +206,8 @@ else:
 class _Connection(_AnyConnection):
     """A connection that is made 10 times as fast.
 
-    PyMySQL speaks TLS if the server can, and by default trusts any server. For that, it loads the certificates
-    of all authorities for each connection, which takes 50 ms. All of ours share what is loaded.
+    PyMySQL speaks TLS if the server can, and by default trusts any server. For each connection it loads the
+    certificates of all authorities, which takes 50 ms. Our connections share what is loaded.
     """
 
     _shared: Any = None
@@ -246,7 +247,7 @@ def _patience(connection: Connection[Any]) -> Generator[None]:
 
 
 def _result_of(connection: Connection[Any]) -> Any:
-    """Return what the last statement has returned, of which there may be more to read; None if there is none."""
+    """Return what the last statement returned, which there may be more to read of; None if there was none."""
     return getattr(connection, "_result", None)
 
 

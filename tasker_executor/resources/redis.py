@@ -31,13 +31,13 @@ class Connections(ResourceFactory[redis.Redis]):
     The client repeats no command by itself, unless ``retry=`` says so; redis-py's own default is to repeat 10
     times.
 
-    **Broken** is a client that is without its connection after a ConnectionError or a TimeoutError (the answer
-    may still come, and would be taken for that to the next command), or whose server has become a replica
-    (ReadOnlyError). What a command itself does wrong (ResponseError) breaks nothing.
+    **Broken** is a client that is without its connection after a ConnectionError or a TimeoutError (the
+    answer may still come, and would be taken for that to the next command), or whose server has become a
+    replica (ReadOnlyError). What a command itself does wrong (ResponseError) breaks nothing.
 
-    **Run again** is no task whose connection broke: Redis may have done what it did, and to add 1 twice is
-    wrong. The error is final, and only the client is replaced. ``retry_broken=True`` has such tasks run again,
-    for tasks that may be done twice.
+    **Run again**: no task whose connection broke. Redis may have done what the task asked for, and to add 1
+    twice is wrong. The error is final, and only the client is replaced. ``retry_broken=True`` has such
+    tasks run again: it is for tasks that may be done twice.
 
     **Clean**: a client whose pipeline, lock or subscription is still open after the task is replaced. What
     commands set for the connection (SELECT, CLIENT) stays: pass ``db=``, ``client_name=`` instead.
@@ -46,8 +46,8 @@ class Connections(ResourceFactory[redis.Redis]):
 
     Args:
         url: As in `redis.Redis.from_url`.
-        max_connections: How many connections each client may have. A task that subscribes, or holds a pipeline
-            open after ``watch()``, and sends commands by the client at the same time, needs 2.
+        max_connections: How many connections each client may have. A task that subscribes, or holds a
+            pipeline open after ``watch()``, and sends commands by the client at the same time, needs 2.
         retry_conflicts: Run a task again if a key that it watched has changed (WatchError).
         retry_broken: Run a task again if its connection broke, though what it did may be done already.
         options: As in `redis.Redis.from_url`. A command waits for its answer for 5 seconds: pass a longer
@@ -92,8 +92,8 @@ class Connections(ResourceFactory[redis.Redis]):
     def judge(self, error: Exception, resource: redis.Redis) -> Verdict:
         pool = _pool_of(resource)
         if isinstance(error, redis.WatchError):
-            # A pipeline that watches raises it, too, if its connection breaks, and then connects anew. EXEC may
-            # be done.
+            # A pipeline that watches raises it, too, if its connection breaks, and then connects anew. The
+            # server may have done EXEC.
             lost = isinstance(error.__context__, _LOST)
         else:
             lost = isinstance(error, _LOST) and pool.has_lost_one()
@@ -157,7 +157,7 @@ class _Pool(redis.ConnectionPool):
         self.lent.discard(connection)
 
     def has_lost_one(self) -> bool:
-        """Return whether a connection is lost. redis-py closes one after each error, and makes it anew on use."""
+        """Return whether a connection is lost. redis-py closes it after an error, and connects it on use."""
         return any(_socket_of(connection) is None for connection in self._made)
 
     def cut(self) -> None:
