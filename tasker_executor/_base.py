@@ -74,7 +74,7 @@ class BaseExecutor(Executor, Generic[R]):
 
     @property
     def _scoped(self) -> bool:
-        """Whether a scope is entered before each task and left after it, which may undo all of a failed task."""
+        """Whether each task runs in a scope, which may undo all that a failed task did."""
         return False
 
     # -- tasks
@@ -300,7 +300,7 @@ class BaseExecutor(Executor, Generic[R]):
         buffersize: int | None = None,
         ordered: bool = True,
     ) -> Iterator[T]:
-        """Return an iterator over ``fn(*items)`` for the items of `iterables`, in their order or as they come.
+        """Return an iterator over ``fn(*items)`` for the items of `iterables`, in order or as they come.
 
         Without `buffersize`, this call reads the iterables to their end and submits all tasks. If an iterable
         raises, so does this call, and it cancels the tasks that it has submitted. The error of a task is

@@ -1,4 +1,4 @@
-"""`map`: the tasks are submitted in order, and their results are handed out in the same order, or as they come.
+"""`map`: submit the tasks in order, and hand their results out in the same order, or as they come.
 
 With `chunksize`, a task makes several calls. With `buffersize`, a task is submitted only when the result of
 another one has been fetched. With ``ordered=False``, the done-callback of each task puts its number into a
@@ -34,7 +34,7 @@ class Submitter(Protocol):
 
     @property
     def _scoped(self) -> bool:
-        """Whether a scope is entered before each task and left after it, which may undo all of a failed task."""
+        """Whether each task runs in a scope, which may undo all that a failed task did."""
         ...
 
     def _submit_each(self, fn: Callable[..., Any], calls: Iterable[tuple[Any, ...]], /) -> list[Future[Any]]:
@@ -281,7 +281,7 @@ _living: set[weakref.ref[Arrivals]] = set()
 
 
 def note_fork() -> None:
-    """Note that this is the child of a fork, in which the done-callbacks of the parent's tasks are not called.
+    """Note that this is the child of a fork: the done-callbacks of the parent's tasks are not called here.
 
     A signal handler may fork while its thread is blocked; so this wakes the thread.
     """

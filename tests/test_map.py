@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
+from types import BuiltinMethodType
 from typing import Any
 
 import pytest
@@ -933,13 +935,16 @@ def test_a_task_may_take_results_as_they_come(make_pool: MakePool, doors: Doors)
     assert pool.submit(outer).result(DEADLINE) == [1, 0]
 
 
+class One:
+    """A policy that wants one worker."""
+
+    interval = 60.0
+
+    def target(self, load: object) -> int:
+        return 1
+
+
 def test_a_task_that_waits_for_results_starts_a_worker_whatever_the_policy_says(make_pool: MakePool) -> None:
-    class One:
-        interval = 60.0
-
-        def target(self, load: object) -> int:
-            return 1
-
     pool = make_pool(2, policy=One())
 
     def outer() -> list[int]:
@@ -958,14 +963,15 @@ def test_a_task_that_waits_for_results_that_no_worker_is_left_for_is_told_so(mak
         pool.submit(outer).result(DEADLINE)
 
 
-def test_a_task_may_ask_for_results_that_are_there_and_not_wait(make_pool: MakePool) -> None:
-    pool = make_pool(1)
+def test_a_task_that_asks_for_results_and_does_not_wait_starts_no_worker(make_pool: MakePool) -> None:
+    pool = make_pool(2, policy=One())
 
-    def outer() -> list[int]:
-        return list(pool.map(identity, range(3), ordered=False, timeout=0))
+    def outer() -> int:
+        with pytest.raises(FutureTimeoutError):
+            next(pool.map(identity, range(3), ordered=False, timeout=0))
+        return len(pool.workers())
 
-    with pytest.raises(FutureTimeoutError):
-        pool.submit(outer).result(DEADLINE)
+    assert pool.submit(outer).result(DEADLINE) == 1
 
 
 def test_views_hand_results_out_as_they_come(make_pool: MakePool, doors: Doors) -> None:
@@ -1014,6 +1020,27 @@ def test_submit_may_be_one_of_another_executor(
 
 
 # -- interrupted --
+
+
+def test_ctrl_c_on_the_thread_that_ends_a_task_cannot_split_the_callback(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread may be the main one, which cancels tasks while another thread waits. The callback has no Python in it."""
+    callbacks: list[Any] = []
+
+    class Noted(Future[int]):
+        @override
+        def add_done_callback(self, fn: Callable[[Future[int]], object]) -> None:
+            callbacks.append(fn)
+
+    def submit(_: Callable[..., int], /, number: int) -> Future[int]:
+        return Noted()
+
+    pool = make_pool(1)
+    monkeypatch.setattr(pool, "submit", submit)
+    pool.map(identity, range(2), ordered=False)
+
+    assert [(type(callback), type(callback.func)) for callback in callbacks] == [(partial, BuiltinMethodType)] * 2
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
@@ -1108,10 +1135,11 @@ def test_the_child_of_a_fork_waits_for_no_result_of_the_parent(in_a_handler: boo
         consume(results)
     """
     during = """
-        children = []
+        begun, children = [], []
         def fork(*_):
-            if children:
+            if begun:  # another signal, which may come before `fork` has returned
                 return
+            begun.append(True)
             children.append(os.fork())
             if children[0]:
                 os.waitpid(children[0], 0)
@@ -1125,7 +1153,7 @@ def test_the_child_of_a_fork_waits_for_no_result_of_the_parent(in_a_handler: boo
         pool._wait_for_one = wait
         def interrupt():
             blocks.wait()
-            while not children:  # a signal that comes right before the thread blocks is seen with the next
+            while not begun:  # a signal that comes right before the thread blocks is seen with the next
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
                 gate.wait(0.001)
         threading.Thread(target=interrupt, daemon=True).start()
