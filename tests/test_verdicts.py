@@ -861,7 +861,8 @@ def test_reserve_that_broke_together_costs_each_call_at_most_one_retry(
 
     assert all(result >= size for result in results)
     assert max(attempts.values()) <= 2
-    assert pool.stats().available_resources == size
+    # A call that finds a free resource broken makes none in its place: a later call does that.
+    assert 1 <= pool.stats().available_resources <= size
 
 
 # -- poison
