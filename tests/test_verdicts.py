@@ -861,7 +861,8 @@ def test_reserve_that_broke_together_costs_each_call_at_most_one_retry(
 
     assert all(result >= size for result in results)
     assert max(attempts.values()) <= 2
-    assert pool.stats().available_resources == size
+    # A call that finds a free resource broken makes none in its place: a later call does that.
+    assert 1 <= pool.stats().available_resources <= size
 
 
 # -- poison
@@ -917,10 +918,18 @@ class Recorded:
         return resource.use()
 
 
-@pytest.mark.parametrize("checked", [True, False], ids=["check", "no check"])
-@pytest.mark.parametrize("other", [True, False], ids=["another task waits", "nothing else waits"])
+@pytest.mark.parametrize(
+    "when, other",
+    [
+        ("in the check", True),  # which is put off while nothing waits
+        ("after the check", True),
+        ("after the check", False),
+        ("without a check", True),
+        ("without a check", False),
+    ],
+)
 def test_break_that_is_noted_between_the_check_and_the_pop(
-    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, checked: bool, other: bool
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, when: str, other: bool
 ) -> None:
     """1. Worker 0 has looked at its resource. 2. Both resources break, and worker 1 puts its task back.
 
@@ -936,25 +945,34 @@ def test_break_that_is_noted_between_the_check_and_the_pop(
     def reset(resource: FakeResource) -> None:
         """Make the workers careful: they look at their resource before each task."""
 
-    inner = Worker._unfit
+    def hold_if_armed(resource: FakeResource) -> None:
+        if armed.is_set() and resource.number == 0:
+            armed.clear()
+            looked.hold()
+
+    def check(resource: FakeResource) -> bool:
+        answer = ledger.is_usable(resource)
+        if when == "in the check":
+            hold_if_armed(resource)
+        return answer
 
     def unfit(self: Any, *args: Any, **kwargs: Any) -> Any:
         end = inner(self, *args, **kwargs)
-        if armed.is_set() and self.holding.resource.number == 0:
-            armed.clear()
-            looked.hold()
+        hold_if_armed(self.holding.resource)
         return end
 
     armed = threading.Event()
-    monkeypatch.setattr(Worker, "_unfit", unfit)
+    inner = Worker._unfit
+    if when != "in the check":
+        monkeypatch.setattr(Worker, "_unfit", unfit)
     pool = make_pool(
         2,
         on_create=ledger.create,
         on_destroy=destroy,
         check_health=ledger.is_healthy,
-        check_resource=ledger.is_usable if checked else None,
+        check_resource=None if when == "without a check" else check,
         on_reset=reset,
-        check_after_idle=3600,
+        check_after_idle=0 if when == "in the check" else 3600,
     )
     with running, looked, destroying, Gate() as first:
         pool.submit(first.hold)  # has worker 0 make its resource
@@ -983,7 +1001,7 @@ def test_break_that_is_noted_between_the_check_and_the_pop(
     assert len(hit.runs) == 2
     assert len(late.runs) <= 2
     assert all(task.result() >= 2 for task in tasks)
-    if checked and other:
+    if other and when != "without a check":
         assert [attempt for _, attempt in late.runs] == [1]  # the retry had its resource found out
 
 
