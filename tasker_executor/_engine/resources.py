@@ -228,11 +228,11 @@ class ResourceSource(Generic[R]):
         The judge may make a mistake. If it returns no verdict, the error is the task's own. If it raises, the
         resource is replaced. In no case a mistake is a reason to run the task again.
         """
-        judge = self.hooks.judge
+        judge, alone = self.hooks.judge, self.hooks.judges_error_alone
         verdict: object = Verdict.OWN
         if judge is not None and isinstance(error, Exception):
             try:
-                verdict = judge(error, holding.resource)
+                verdict = judge(error) if alone else judge(error, holding.resource)
             except BaseException as raised:
                 if must_escape(raised):
                     raise
@@ -244,13 +244,16 @@ class ResourceSource(Generic[R]):
                 )
                 self.note_broken(holding)
                 return Verdict.BROKEN, False
+        if alone and isinstance(verdict, bool):
+            verdict = Verdict.OWN if verdict else Verdict.BROKEN
         if verdict is Verdict.BROKEN:
             self.note_broken(holding)
             return verdict, True
         if verdict is Verdict.AGAIN:
             return verdict, True
         if verdict is not Verdict.OWN:
-            self._note_mistake("check_health", verdict, "True, False or a Verdict; the error counts as the task's own")
+            hook, wanted = ("check_health", "True, False or a Verdict") if alone else ("judge", "a Verdict")
+            self._note_mistake(hook, verdict, f"{wanted}; the error counts as the task's own")
         if self.hooks.check is not None:
             holding.good_at = -1  # until it has been checked
         return Verdict.OWN, False
