@@ -17,7 +17,18 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Logger", "add_note", "aside", "drop_frame", "function_name", "must_escape", "safe_repr", "safe_str", "traceback_of"]
+__all__ = [
+    "Logger",
+    "add_note",
+    "aside",
+    "drop_frame",
+    "function_name",
+    "innermost",
+    "must_escape",
+    "safe_repr",
+    "safe_str",
+    "traceback_of",
+]
 
 #: Before the name of each field of our records. So no field has the name of an attribute of
 #: `logging.LogRecord`, or of one that an application's record factory or filter adds.
@@ -157,14 +168,20 @@ def _tell(how: Any, value: object) -> str:
         return f"<{type(value).__qualname__}, whose {how.__name__}() raised {type(error).__qualname__}>"
 
 
+def innermost(function: Any) -> Any:
+    """Return the function that is called in the end. Raises what the attributes of a wrapper raise."""
+    for _ in range(10):  # At most 10: a mock has every attribute that it is asked for.
+        inner: Any = getattr(function, "func" if issubclass(type(function), partial) else "__wrapped__", None)
+        if inner is None:
+            break
+        function = inner
+    return function
+
+
 def function_name(function: Any) -> str:
     """Return the name of the function that is called in the end, or of its type."""
     try:
-        for _ in range(10):  # At most 10: a mock has every attribute that it is asked for.
-            inner: Any = getattr(function, "func" if issubclass(type(function), partial) else "__wrapped__", None)
-            if inner is None:
-                break
-            function = inner
+        function = innermost(function)
         name = getattr(function, "__qualname__", None)
     except BaseException as error:  # A callable may also raise for every attribute.
         if must_escape(error):

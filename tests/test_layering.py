@@ -40,6 +40,9 @@ LAYERS = [
     {"_engine.core"},
     {"_engine.submission"},
     {"_executor"},
+    {"resources.__init__", "resources._commit", "resources._sockets"},
+    {"resources.http", "resources.pika", "resources.psycopg", "resources.pymysql", "resources.redis", "resources.sqlite3"},
+    {"resources.sqlalchemy"},
     {"_telemetry", "_progress", "testing.fakes", "testing.tasks"},
     {"testing.inline"},
     {"testing.leaks"},
@@ -50,7 +53,7 @@ LAYERS = [
     {"dask.__init__"},
     {"__init__"},
 ]
-EXTRAS = {"prometheus", "opentelemetry", "monitor", "_progress", "plot", "dask"}
+EXTRAS = {"prometheus", "opentelemetry", "monitor", "_progress", "plot", "dask", "resources"}
 
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 MODULES = sorted(".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in FOLDER.rglob("*.py"))

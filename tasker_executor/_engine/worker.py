@@ -22,6 +22,7 @@ from __future__ import annotations
 from _thread import allocate_lock
 from functools import partial
 from operator import call
+from types import CoroutineType
 from typing import Any, cast
 
 from .._report import Logger, drop_frame
@@ -32,7 +33,7 @@ from .current import current
 from .holding import Holding
 from .idle import Seat
 from .recorder import LULL, Outcome, TaskLog
-from .resources import End, UnfitResource, drop_scope, run_in_scope
+from .resources import End, UnfitResource, drop_scope, refuse_async, run_in_scope
 from .state import State
 from .task import FINISHED, RUNNING, TaskFuture
 from .threads import make_thread
@@ -46,6 +47,7 @@ futures_logger = Logger("concurrent.futures")
 _SHIFT = (None,) * 512  # the tasks between two foldings of the log; a tuple is iterated over without making objects
 _NEVER = float("inf")
 _TRIES = (None,) * 10  # attempts to destroy a resource, while other threads throw errors into this one
+_Coroutine: Any = CoroutineType
 _RUNNING, _BROKEN = State.RUNNING, Verdict.BROKEN  # a look-up in an enum is slow
 
 
@@ -169,7 +171,7 @@ class Worker:
                 except BaseException as error:
                     return End.CREATION_FAILED, error
             ready = employer.worker_ready(self, checked=False)
-            if not ready and self._unfit(doubt=True) is None:
+            if not ready and self._unfit(True, doubt=True) is None:
                 ready = employer.worker_ready(self, checked=True)
             end = self._serve() if ready else End.CREATION_FAILED
             cause, self.broken_by = self.broken_by, None
@@ -291,7 +293,7 @@ class Worker:
             log.until = None
             for _ in _SHIFT:
                 if careful:
-                    if (unfit := self._unfit()) is not None:
+                    if (unfit := self._unfit(high or low)) is not None:
                         task = None
                         return unfit
                     start = clock()
@@ -323,11 +325,11 @@ class Worker:
                     if not task._may_start():
                         continue
                     if task._sidecar.breaks and (last := self._suspect(task._sidecar.breaks)) is not None:
-                        behind = last is End.SUSPECT and lane.has_other_work()
+                        behind = last is End.SUSPECT and lane.has_other_work() and self.employer.expects_worker()
                         put_back, task = task, None
                         lane.insert(behind, put_back)
                         put_back = None
-                        if behind:  # the worker that takes the place of the broken one runs the retry
+                        if behind:  # the worker that is expected runs the retry
                             continue
                         return last
                 self.since = start
@@ -348,6 +350,8 @@ class Worker:
                         else:
                             scoped = call if task._context is None else task._context.copy().run
                             value = scoped(run_in_scope, around, self.holding, task._result, task._exception)
+                        if type(value) is _Coroutine and prefix:  # without a resource, as in the standard library
+                            value = refuse_async(task._result, value)
                     except BaseException as raised:
                         error = drop_frame(raised) if around is None else drop_scope(raised)
                         value = None
@@ -363,15 +367,15 @@ class Worker:
                         self.broken_by, last = error, End.BROKEN
                     if not retry:
                         break
-                    error = None  # its traceback leads to this frame, which would be a cycle
-                    if last is not None or not self._begins_again(task):
+                    # No result yet: see `Attempts.salvage`. And the error's traceback leads to this frame: a cycle.
+                    value, error = NOTHING, None
+                    if last is not None or (last := self._begin_again(task)) is not None:
                         put_back, task = task, None
                         lane.appendleft(put_back)  # past the queue bound
                         put_back = None
                         self.employer.task_came_back()
-                        return End.BROKEN
+                        return last
                     self.since = start = clock()
-                    self.task = task
                 busy = careful and attempts.end(task, self.holding, error, start, end_time)
                 start = end_time
 
@@ -400,7 +404,7 @@ class Worker:
                     return last
             else:
                 self.place.recorder.fold(log)
-                if careful and (unfit := self._unfit()) is not None:
+                if careful and (unfit := self._unfit(())) is not None:
                     task = None
                     return unfit
             log.until, task = start, None
@@ -463,20 +467,20 @@ class Worker:
 
     # -- around a task
 
-    def _unfit(self, *, doubt: bool = False) -> End | None:
+    def _unfit(self, waiting: object, *, doubt: bool = False) -> End | None:
         """Clean the resource after a task; return why it may not serve another one, or None if it may.
 
-        A check waits until there is a task to serve, unless the last one has raised.
+        A check is postponed until tasks are `waiting`, unless the last one has raised.
         """
         source, holding = self.place.source, self.holding
         if holding is None or source is None or not source.needs_care:
             return None
-        if source.used_up(holding):
-            return End.USED_UP
-        if (error := source.reset(holding)) is not None:
-            self.broken_by = error
-            return End.BROKEN
-        if not (doubt or (holding.good_at < 0 and holding.uses) or self.place.lanes.look()):
+        if holding.used and not source.used_up(holding):
+            if (error := source.reset(holding)) is not None:
+                self.broken_by = error
+                return End.BROKEN
+            waiting = self.place.lanes.look()  # tasks may have come while it was reset
+        if not (waiting or (holding.good_at < 0 and holding.uses) or source.used_up(holding)):
             return None
         unfit = source.unfit(holding, doubt=doubt)
         if unfit is End.CREATION_FAILED:
@@ -498,18 +502,26 @@ class Worker:
         self.broken_by = holding.fault
         return End.CREATION_FAILED
 
-    def _begins_again(self, task: TaskFuture[Any]) -> bool:
-        """Clean the resource for another attempt at the task; return False if that needs another resource."""
+    def _begin_again(self, task: TaskFuture[Any]) -> End | None:
+        """Clean the resource, and take the task in hand for another attempt; return why the worker ends instead.
+
+        No attempt begins after a kill. The task is in hand before the look at the state. So the worker sees the
+        kill, or the killer sees the task, and aborts it.
+        """
         source, holding = self.place.source, self.holding
         assert holding is not None
         assert source is not None
         assert task._sidecar is not None
         holding.used = True
-        if (error := source.reset(holding)) is None:
-            return True
-        self.broken_by = error
-        task._sidecar.breaks = source.breaks
-        return False
+        if (error := source.reset(holding)) is not None:
+            self.broken_by = error
+            task._sidecar.breaks = source.breaks
+            return End.BROKEN
+        self.task = task
+        if self.place.life.state >= State.KILLED:
+            self.task = None
+            return End.DRAINED
+        return None
 
 
 class _Life(partial[None]):

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
 from math import inf
+from types import CoroutineType
 from typing import Any
 
 from typing_extensions import TypeVar, override
@@ -23,7 +24,7 @@ from .._engine.current import Caller, current, current_holder
 from .._engine.hooks import check_hooks
 from .._engine.recorder import Recorder
 from .._engine.reserve import Reserve
-from .._engine.resources import ResourceSource
+from .._engine.resources import ResourceSource, refuse_async
 from .._engine.state import State
 from .._options import TaskOptions
 from .._report import must_escape
@@ -33,7 +34,7 @@ from ..exceptions import NoCurrentTask, PoolDeadlockError, TaskExpired
 from ..factory import ResourceFactory
 from ..observers import ObserverHub
 from ..stats import ExecutorStats
-from .tasks import Call, Counts, InHand, InlineFuture, Task
+from .tasks import Call, Counts, InHand, InlineFuture, Task, call_in_scope
 
 __all__ = ["InlineExecutor", "open_executors"]
 
@@ -115,8 +116,8 @@ class InlineExecutor(BaseExecutor[R]):
             },
             resource,
         )
-        self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
-        self.deferred = bool(deferred)
+        self.name: str = str(name or f"{type(self).__name__}-{next(_numbers)}")
+        self.deferred: bool = bool(deferred)
         self._max_retries = check_count("max_retries", max_retries, 0)
         # Guards what follows, and is never held while a task or a hook runs.
         self._lock = threading.RLock()
@@ -133,7 +134,16 @@ class InlineExecutor(BaseExecutor[R]):
             self._source = ResourceSource(self.name, hooks, Recorder(), ObserverHub(()))
             # It makes no resource ahead, and keeps all that its calls make.
             self._reserve = Reserve(
-                self._source, 0, self, self._killed, self._max_retries, _refusal, most=inf, listener=self._counts, slot=0
+                self._source,
+                0,
+                self,
+                self._killed,
+                self._max_retries,
+                _refusal,
+                most=inf,
+                listener=self._counts,
+                slot=0,
+                in_scope=call_in_scope,
             )
         number = id(self)
         open_executors[number] = weakref.ref(self, lambda _: open_executors.pop(number, None))
@@ -293,7 +303,8 @@ class InlineExecutor(BaseExecutor[R]):
     def _call(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int) -> Any:
         """Make a call as the current task of this thread. If the resource broke, repeat it with another."""
         if self._reserve is not None:
-            return self._reserve.run(call, args, kwargs, max_retries)
+            value = self._reserve.run(call, args, kwargs, max_retries)
+            return refuse_async(call, value) if isinstance(value, CoroutineType) else value
         here = current.here
         before = here.holder
         here.holder = Caller(self, self._killed, call, slot=0)
@@ -337,6 +348,11 @@ class InlineExecutor(BaseExecutor[R]):
         return holder.given  # type: ignore[no-any-return]  # the holder's resource is an R
 
     # -- workers: there are none
+
+    @property
+    @override
+    def _scoped(self) -> bool:
+        return self._source is not None and self._source.hooks.around is not None
 
     @property
     def _max_workers(self) -> int:

@@ -1,0 +1,24 @@
+"""Ready-made factories: each knows one kind of resource, and is one argument of the executor.
+
+    from tasker_executor import ResourceExecutor
+    from tasker_executor.resources import psycopg
+
+    with ResourceExecutor(8, resource=psycopg.Connections("dbname=shop")) as pool:
+        pool.submit(lambda connection: connection.execute("select 1").fetchone())
+
+==========================  ==========================================================  ======================
+factory                     a task gets                                                 needs
+==========================  ==========================================================  ======================
+`psycopg.Connections`       a ``psycopg.Connection``                                    the extra `psycopg`
+`sqlalchemy.Connections`    a ``sqlalchemy.Connection``                                 the extra `sqlalchemy`
+`sqlalchemy.Sessions`       a ``sqlalchemy.orm.Session``                                the extra `sqlalchemy`
+`sqlite3.Connections`       a ``sqlite3.Connection``                                    nothing
+==========================  ==========================================================  ======================
+
+Each module is imported only by the program that uses it. Each factory knows for its driver which errors mean
+that the connection is broken, what a clean connection is, what unblocks a call that hangs, and, if you ask
+for that with ``retry_conflicts=True``, which errors may not come again when the task is run again.
+
+Where the server can commit, ``transaction=True`` makes each task one transaction: it is committed when the
+task returns, and rolled back when the task raises.
+"""
