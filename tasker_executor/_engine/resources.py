@@ -24,6 +24,7 @@ from .holding import Holding
 from .hooks import ResourceHooks, not_a_resource
 
 __all__ = [
+    "CALLERS",
     "REPLACED",
     "End",
     "NoResource",
@@ -385,7 +386,7 @@ def note_missing_argument(error: BaseException, trace: TracebackType | None, exe
     `trace` is the traceback below our frame. The error of a call that does not fit has no frame of the task.
     `called`: whether there was a call. If not, the error is that of a scope.
     """
-    if trace is not None and trace.tb_frame.f_code is run_in_scope.__code__:
+    while trace is not None and trace.tb_frame.f_code in CALLERS:
         trace = trace.tb_next
     if trace is None and called and type(error) is TypeError:
         add_note(
@@ -423,6 +424,10 @@ def run_in_scope(around: AroundHook[Any], holding: Holding[Any], call: Callable[
     finally:
         holding.scope = scope = None
         del call, args
+
+
+#: The functions of ours that may stand between a traceback's first frame and the task's own.
+CALLERS = {run_in_scope.__code__}
 
 
 def drop_scope(error: BaseException) -> BaseException:
