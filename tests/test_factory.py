@@ -702,12 +702,40 @@ def test_hooks_that_are_not_given_are_none(ledger: Ledger) -> None:
     [(True, Verdict.OWN), (False, Verdict.BROKEN), *((verdict, verdict) for verdict in Verdict)],
     ids=str,
 )
-def test_check_health_answers_yes_no_or_with_a_verdict(answer: bool | Verdict, verdict: Verdict) -> None:
-    hooks = check_hooks({**NONE, "on_create": object, "check_health": answering(answer)})
+def test_check_health_answers_yes_no_or_with_a_verdict(
+    make_pool: MakePool, ledger: Ledger, answer: bool | Verdict, verdict: Verdict
+) -> None:
+    asked: list[Exception] = []
 
-    assert hooks is not None
-    assert hooks.judge is not None
-    assert hooks.judge(ValueError(), object()) is verdict
+    def check_health(error: Exception) -> bool | Verdict:
+        asked.append(error)
+        return answer
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=check_health, max_retries=1)
+    error = pool.submit(FakeResource.break_down).exception(DEADLINE)
+    pool.shutdown()
+
+    runs = sum(resource.uses for resource in ledger.created)
+    assert (runs, len(ledger.created)) == {Verdict.OWN: (1, 1), Verdict.AGAIN: (2, 1), Verdict.BROKEN: (2, 2)}[verdict]
+    assert len(asked) == runs
+    assert asked[-1] is error
+
+
+@pytest.mark.parametrize("answer", [None, True, False, "broken"], ids=repr)
+def test_a_judge_answers_with_a_verdict_and_nothing_else(
+    door: Door, ledger: Ledger, answer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Judge(Full):
+        def judge(self, error: Exception, resource: FakeResource) -> Any:
+            return answer
+
+    ledger.any_thread = True
+    pool = door.open(resource=Judge(ledger))
+
+    assert isinstance(door.error_of(FakeResource.break_down), ResourceBroken)
+    assert pool.stats().retried == 0
+    [record] = [record for record in caplog.records if "returned what it must not" in record.message]
+    assert f"judge returned {answer!r}, and must return a Verdict; the error counts as the task's own" in record.message
 
 
 @pytest.mark.parametrize("answer", [None, 0, 1, "", LookupError()], ids=repr)

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 from .._checks import check_callable, check_count, check_seconds
 from .._report import safe_repr
 from .._types import AbortHook, AroundHook, CreateHook, DestroyHook, ResetHook, ResourceHook
-from ..factory import ContextManagerFactory, ResourceFactory, Verdict
+from ..factory import ContextManagerFactory, ResourceFactory
 
 __all__ = ["ResourceHooks", "check_hooks", "not_a_resource"]
 
@@ -30,7 +30,9 @@ class ResourceHooks(Generic[R]):
     create: CreateHook[R]
     destroy: DestroyHook[R] | None = None
     #: Returns a `Verdict`; anything else is a mistake of the user's.
-    judge: Callable[[Exception, R], object] | None = None
+    judge: Callable[..., object] | None = None
+    #: Whether `judge` is ``check_health``: it is called with the error alone, and may return a bool.
+    judges_error_alone: bool = False
     check: ResourceHook[R] | None = None
     reset: ResetHook[R] | None = None
     around: AroundHook[R] | None = None
@@ -87,8 +89,8 @@ def check_hooks(
                 if value is not None:
                     raise ValueError(f"{argument}={safe_repr(value)} is of no use without on_create or resource")
         methods = {_METHODS[argument]: value for argument, value in hooks.items()}
-        if (healthy := hooks.get("check_health")) is not None:
-            methods["judge"] = _as_judge(healthy)
+        # No function of ours around it: an error thrown into that would count as the hook's.
+        methods["judges_error_alone"] = hooks.get("check_health") is not None
     # Checked in any case. Its default is not None, so the loop above cannot tell whether the user gave it.
     check_after_idle = check_seconds("check_after_idle", check_after_idle)
     if methods["create"] is None:
@@ -184,13 +186,3 @@ def not_a_resource(made: object) -> str:
     if type(made).__module__ == "contextlib" and not isinstance(made, ExitStack):  # an open stack is a resource
         return "pass the function that returns the context manager as resource="
     return ""
-
-
-def _as_judge(check_health: Callable[[Exception], object]) -> Callable[[Exception, object], object]:
-    """Return ``check_health`` as the `judge` of a factory."""
-
-    def judge(error: Exception, resource: object) -> object:
-        answer = check_health(error)
-        return (Verdict.OWN if answer else Verdict.BROKEN) if isinstance(answer, bool) else answer
-
-    return judge

@@ -24,6 +24,7 @@ from .holding import Holding
 from .hooks import ResourceHooks, not_a_resource
 
 __all__ = [
+    "CALLERS",
     "REPLACED",
     "End",
     "NoResource",
@@ -230,11 +231,11 @@ class ResourceSource(Generic[R]):
         The judge may make a mistake. If it returns no verdict, the error is the task's own. If it raises, the
         resource is replaced. In no case a mistake is a reason to run the task again.
         """
-        judge = self.hooks.judge
+        judge, alone = self.hooks.judge, self.hooks.judges_error_alone
         verdict: object = Verdict.OWN
         if judge is not None and isinstance(error, Exception):
             try:
-                verdict = judge(error, holding.resource)
+                verdict = judge(error) if alone else judge(error, holding.resource)
             except BaseException as raised:
                 if must_escape(raised):
                     raise
@@ -246,13 +247,16 @@ class ResourceSource(Generic[R]):
                 )
                 self.note_broken(holding)
                 return Verdict.BROKEN, False
+        if alone and isinstance(verdict, bool):
+            verdict = Verdict.OWN if verdict else Verdict.BROKEN
         if verdict is Verdict.BROKEN:
             self.note_broken(holding)
             return verdict, True
         if verdict is Verdict.AGAIN:
             return verdict, True
         if verdict is not Verdict.OWN:
-            self._note_mistake("check_health", verdict, "True, False or a Verdict; the error counts as the task's own")
+            hook, wanted = ("check_health", "True, False or a Verdict") if alone else ("judge", "a Verdict")
+            self._note_mistake(hook, verdict, f"{wanted}; the error counts as the task's own")
         if self.hooks.check is not None:
             holding.good_at = -1  # until it has been checked
         return Verdict.OWN, False
@@ -382,7 +386,7 @@ def note_missing_argument(error: BaseException, trace: TracebackType | None, exe
     `trace` is the traceback below our frame. The error of a call that does not fit has no frame of the task.
     `called`: whether there was a call. If not, the error is that of a scope.
     """
-    if trace is not None and trace.tb_frame.f_code is run_in_scope.__code__:
+    while trace is not None and trace.tb_frame.f_code in CALLERS:
         trace = trace.tb_next
     if trace is None and called and type(error) is TypeError:
         add_note(
@@ -420,6 +424,10 @@ def run_in_scope(around: AroundHook[Any], holding: Holding[Any], call: Callable[
     finally:
         holding.scope = scope = None
         del call, args
+
+
+#: The functions of ours that may stand between a traceback's first frame and the task's own.
+CALLERS = {run_in_scope.__code__}
 
 
 def drop_scope(error: BaseException) -> BaseException:

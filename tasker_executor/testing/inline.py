@@ -190,7 +190,7 @@ class InlineExecutor(BaseExecutor[R]):
         lane = self._priority if options.priority else self._normal
         future: InlineFuture[Any] = InlineFuture(self, lane)
         deadline = None if options.start_within is None else clock() + options.start_within
-        call = Call(self._fit(fn, options), kwargs, None if self._source is None else self.name)
+        call = Call(self._fit(fn, options), kwargs)
         task = Task(future, call, args, self._limit(options), deadline)
         try:
             with self._lock:

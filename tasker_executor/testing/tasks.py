@@ -16,8 +16,8 @@ from typing_extensions import override
 from .._checks import wait_seconds
 from .._engine.holding import Holding
 from .._engine.reserve import ReserveListener
-from .._engine.resources import NoResource, note_missing_argument, run_in_scope
-from .._report import safe_repr, traceback_of
+from .._engine.resources import CALLERS, NoResource, run_in_scope
+from .._report import safe_repr
 from .._types import AroundHook
 from ..exceptions import ResourceCreationError
 
@@ -43,8 +43,6 @@ class Call:
 
     fn: Callable[..., Any]
     kwargs: dict[str, Any]
-    #: The name of the executor; None if it has no resources.
-    executor: str | None
     context: Context = field(default_factory=copy_context)
 
     @property
@@ -54,13 +52,7 @@ class Call:
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the function in a copy of the context: an attempt must not see what an earlier one has set."""
-        try:
-            return self.context.copy().run(self.fn, *arguments, **self.kwargs)
-        except TypeError as error:  # our frame is in its traceback, so the reserve takes it for an error of the task
-            if self.executor is not None and (trace := traceback_of(error)) is not None:
-                note_missing_argument(error, trace.tb_next, self.executor)
-            trace = None  # it leads to this frame
-            raise
+        return self.context.copy().run(self.fn, *arguments, **self.kwargs)
 
 
 def call_in_scope(around: AroundHook[Any], holding: Holding[Any], call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -69,6 +61,9 @@ def call_in_scope(around: AroundHook[Any], holding: Holding[Any], call: Callable
         return run_in_scope(around, holding, call, args)
     bare = partial(call.fn, **call.kwargs) if call.kwargs else call.fn
     return call.context.copy().run(run_in_scope, around, holding, bare, args)
+
+
+CALLERS.update({Call.__call__.__code__, call_in_scope.__code__})
 
 
 @dataclass(eq=False)
