@@ -108,6 +108,7 @@ __all__ = [
     "end_a_hopeless_wait",
     "engine_lock",
     "enough_on_their_way",
+    "expects_worker",
     "expire",
     "fail_queue",
     "first_of",
@@ -392,6 +393,11 @@ def use_workers(pool: Engine, workers: S) -> S:
 def waiting_for_a_worker(pool: Engine) -> int:
     """Return how many callers are in `wait_ready`."""
     return len(core_of(pool).crew.awaited)
+
+
+def expects_worker(pool: Engine) -> bool:
+    """Return whether the engine expects a worker with a new resource."""
+    return core_of(pool).expects_worker()
 
 
 def use_leaving_workers(pool: Engine, leaving: S) -> S:

@@ -19,6 +19,7 @@ from engine import (
     bounds_of,
     dismisses,
     engine_lock,
+    expects_worker,
     idle_stack,
     idle_workers,
     leaving_workers,
@@ -742,6 +743,20 @@ def test_a_base_worker_does_not_retire_while_another_one_ends(
     eventually(lambda: bool(answers), "the idle time of the successor to be over")
 
     assert not any(answers)
+
+
+def test_no_successor_is_expected_of_a_worker_that_hangs_in_on_destroy(
+    make_pool: MakePool, ledger: Ledger, clock: Clock, gate: Gate
+) -> None:
+    """A retry may be left to a worker that is expected, while other tasks go first."""
+    pool = make_pool(1, on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=1, create_timeout=3600.0)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    gate.wait_until_held()
+    at_first = expects_worker(pool)
+    clock.pass_time(3601.0, pool)
+
+    assert at_first
+    assert not expects_worker(pool)
 
 
 def test_workers_tell_that_one_destroys_its_resource_and_for_how_long(

@@ -105,9 +105,11 @@ class Crew:
         """Return whether a worker is to come that will have a new resource.
 
         One is starting, or one destroys its resource and may get a successor, or the factory is to be tried again.
+        A worker that has done so for `create_timeout` is not waited for.
         """
-        coming = any(not worker.late and (not worker.ready or worker.holding is None) for worker in self.workers.copy())
-        return coming or self.outage.failures > 0
+        since, ending = clock() - self.outage.create_timeout, self.supply.ending
+        changing = [worker for worker in self.workers.copy() if not worker.ready or worker.holding is None]
+        return self.outage.failures > 0 or any(ending.get(worker, worker.started_at) > since for worker in changing)
 
     def busy(self) -> int:
         """Return how many workers have a task in hand."""
