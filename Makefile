@@ -1,5 +1,6 @@
 # make demo     run examples/index_sources.py
-# make test     everything that CI runs: lint, types, suite, then every other Python here
+# make test     everything that CI runs: lint, types, then the suite on every Python here, with coverage on that of .venv
+# make suite    the suite on the Python of .venv alone, with coverage
 # make stress   the long random histories
 # make bench    measure against ThreadPoolExecutor
 #
@@ -18,7 +19,7 @@ heading = @printf '\n==== %s ====\n' '$(1)'
 demo: $(VENV)/.package
 	$(BIN)/python examples/index_sources.py
 
-test: lint types suite pythons
+test: lint types pythons
 
 lint: $(VENV)/.tools
 	$(call heading,ruff)
@@ -31,13 +32,15 @@ types: $(VENV)/.tools
 	$(BIN)/mypy --python-version 3.15
 	$(call heading,pyright)
 	$(BIN)/pyright --warnings
+	$(call heading,pyright: each public name has a type)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes tasker_executor --ignoreexternal
 
 suite: $(VENV)/.tools
 	$(call heading,pytest with coverage)
-	$(BIN)/pytest --cov -rs
+	$(BIN)/pytest --cov -rsfE
 
 pythons: $(VENV)/.tools
-	$(call heading,other Pythons and conformance)
+	$(call heading,pytest on every Python and conformance)
 	$(BIN)/python tests/run_all.py
 
 mutations: $(VENV)/.tools

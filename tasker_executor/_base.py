@@ -18,7 +18,9 @@ from typing import Any, Concatenate, Generic, Literal, overload
 from typing_extensions import ParamSpec, TypeVar, override
 
 from ._checks import check_count, check_seconds
-from ._map import cancel_all, map_results
+from ._engine.current import current
+from ._engine.process import after_fork_in_child
+from ._map import Arrivals, cancel_all, map_results, note_fork
 from ._options import DEFAULT_OPTIONS, UNSET, TaskOptions, Unset
 from ._sync import lock_timeout
 from .exceptions import ShutdownTimeout
@@ -28,6 +30,13 @@ __all__ = ["BaseExecutor", "ExecutorView"]
 R = TypeVar("R", default=None)
 T = TypeVar("T")
 P = ParamSpec("P")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+T5 = TypeVar("T5")
+
+after_fork_in_child(note_fork)
 
 
 class BaseExecutor(Executor, Generic[R]):
@@ -62,6 +71,11 @@ class BaseExecutor(Executor, Generic[R]):
     @abstractmethod
     def _inside(self) -> bool:
         """Return whether this is a thread of the executor itself, which must not wait for its tasks."""
+
+    @property
+    def _scoped(self) -> bool:
+        """Whether a scope is entered before each task and left after it, which may undo all of a failed task."""
+        return False
 
     # -- tasks
 
@@ -120,7 +134,163 @@ class BaseExecutor(Executor, Generic[R]):
         """
         return self._run_now(fn, args, kwargs, self._options)  # type: ignore[no-any-return]  # fn returns T
 
-    @override
+    @overload  # type: ignore[override]  # fn takes the iterables' items, and with a resource one argument more: as `submit`
+    def map(
+        self: BaseExecutor[None],
+        fn: Callable[[T1], T],
+        iterable1: Iterable[T1],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self: BaseExecutor[None],
+        fn: Callable[[T1, T2], T],
+        iterable1: Iterable[T1],
+        iterable2: Iterable[T2],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self: BaseExecutor[None],
+        fn: Callable[[T1, T2, T3], T],
+        iterable1: Iterable[T1],
+        iterable2: Iterable[T2],
+        iterable3: Iterable[T3],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self: BaseExecutor[None],
+        fn: Callable[[T1, T2, T3, T4], T],
+        iterable1: Iterable[T1],
+        iterable2: Iterable[T2],
+        iterable3: Iterable[T3],
+        iterable4: Iterable[T4],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self: BaseExecutor[None],
+        fn: Callable[[T1, T2, T3, T4, T5], T],
+        iterable1: Iterable[T1],
+        iterable2: Iterable[T2],
+        iterable3: Iterable[T3],
+        iterable4: Iterable[T4],
+        iterable5: Iterable[T5],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[[R, T1], T],
+        iterable1: Iterable[T1],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[[R, T1, T2], T],
+        iterable1: Iterable[T1],
+        iterable2: Iterable[T2],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[[R, T1, T2, T3], T],
+        iterable1: Iterable[T1],
+        iterable2: Iterable[T2],
+        iterable3: Iterable[T3],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[[R, T1, T2, T3, T4], T],
+        iterable1: Iterable[T1],
+        iterable2: Iterable[T2],
+        iterable3: Iterable[T3],
+        iterable4: Iterable[T4],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[[R, T1, T2, T3, T4, T5], T],
+        iterable1: Iterable[T1],
+        iterable2: Iterable[T2],
+        iterable3: Iterable[T3],
+        iterable4: Iterable[T4],
+        iterable5: Iterable[T5],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[T]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[..., T],
+        iterable1: Iterable[Any],
+        iterable2: Iterable[Any],
+        iterable3: Iterable[Any],
+        iterable4: Iterable[Any],
+        iterable5: Iterable[Any],
+        iterable6: Iterable[Any],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[T]: ...
     def map(
         self,
         fn: Callable[..., T],
@@ -128,8 +298,9 @@ class BaseExecutor(Executor, Generic[R]):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        ordered: bool = True,
     ) -> Iterator[T]:
-        """Return an iterator over ``fn(*items)`` for the items of `iterables`, in their order.
+        """Return an iterator over ``fn(*items)`` for the items of `iterables`, in their order or as they come.
 
         Without `buffersize`, this call reads the iterables to their end and submits all tasks. If an iterable
         raises, so does this call, and it cancels the tasks that it has submitted. The error of a task is
@@ -142,10 +313,14 @@ class BaseExecutor(Executor, Generic[R]):
             timeout: Seconds from this call on. A result that is not there by then raises TimeoutError. None:
                 no limit.
             chunksize: Number of calls that make one task. A larger number saves the cost of tasks. A task
-                that is retried goes on with the call that failed.
+                that is retried goes on with the call that failed. But if the executor has an `around`, one
+                scope holds all calls of a task, and a failure undoes them all: then a retry makes all calls
+                again, and if the task fails, its error comes in the place of all its results.
             buffersize: At most this number of calls are queued, run, or have a result that was not fetched;
                 the iterables are read no further. None: read them all at once. `concurrent.futures` has this
                 argument since Python 3.14. Here it works on every Python, and the bound is exact.
+            ordered: False: each result is handed out as soon as it is there, in the order in which the tasks
+                end. The results of a chunk come together, in their order.
 
         Raises:
             ValueError, TypeError: `chunksize` or `buffersize` is no whole number above 0, or `timeout` is
@@ -153,7 +328,7 @@ class BaseExecutor(Executor, Generic[R]):
             RuntimeError: The executor has been shut down. With `buffersize`, the iterator may raise it later,
                 after the results of the tasks that were accepted.
         """
-        return map_results(self._submit_each, fn, iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)
+        return map_results(self, fn, iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize, ordered=ordered)
 
     def _submit_each(self, fn: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> list[Future[T]]:
         """Submit a task for each call. If a submission fails, cancel the tasks that have not started.
@@ -177,6 +352,23 @@ class BaseExecutor(Executor, Generic[R]):
         """Queue a task for each call, and append its future to `futures`."""
         for args in calls:
             futures.append(self._enqueue(fn, args, {}, self._options))
+
+    def _wait_for_one(self, future: Future[Any], arrivals: Arrivals, timeout: float | None) -> bool:
+        """Block until `arrivals` is released, in the way in which a thread waits for `future`, one of them.
+
+        On a thread of the executor that is to run the task, this starts another worker, as
+        ``future.result()`` does, or raises PoolDeadlockError. Where no thread runs tasks, in an
+        `InlineExecutor`, this runs them until `future` is done. Return False at the timeout.
+        """
+        # The futures may be those of any executor, if `submit` has been replaced.
+        task: Any = future
+        if hasattr(task, "_lane"):
+            inside = task._lane.owner is current.owner and (timeout is None or timeout > 0)
+            if inside:
+                return bool(task._lane.owner.wait_inside(task, arrivals, timeout))
+        elif hasattr(task, "_executor") and hasattr(task._executor, "_run_until"):
+            task._executor._run_until(task, timeout)
+        return arrivals.acquire(True, lock_timeout(timeout))
 
     # -- views
 
@@ -270,6 +462,11 @@ class ExecutorView(BaseExecutor[R]):
     @override
     def _view_root(self) -> BaseExecutor[Any]:
         return self._root
+
+    @property
+    @override
+    def _scoped(self) -> bool:
+        return self._root._scoped
 
     @override
     def _enqueue(

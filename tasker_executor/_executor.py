@@ -327,6 +327,12 @@ class ResourceExecutor(BaseExecutor[R]):
     # -- workers
 
     @property
+    @override
+    def _scoped(self) -> bool:
+        source = self._core.source
+        return source is not None and source.hooks.around is not None
+
+    @property
     def _max_workers(self) -> int:
         return self._core.crew.max_workers
 

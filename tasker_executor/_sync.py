@@ -198,7 +198,7 @@ class Latch:
     __slots__ = ("_waiting", "is_open")
 
     def __init__(self) -> None:
-        self.is_open = False
+        self.is_open: bool = False
         self._waiting: deque[LockType] = deque()
 
     def open(self) -> None:

@@ -27,6 +27,7 @@ import enum
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from threading import get_ident
 from typing import Any, Generic, TypeVar
 
 from typing_extensions import override
@@ -112,6 +113,10 @@ class ResourceFactory(Generic[R]):
         """Unblock a call that hangs inside the resource. It is called from another thread than the owner's."""
 
 
+class NoResource(TypeError):
+    """A factory has made what is no resource: a mistake, not an outage, so it is not tried again for the same task."""
+
+
 class ContextManagerFactory(ResourceFactory[R]):
     """Enters a context manager to make a resource, and leaves it, without an error, to destroy the resource.
 
@@ -121,10 +126,11 @@ class ContextManagerFactory(ResourceFactory[R]):
 
     def __init__(self, make: Callable[[], AbstractContextManager[R]]) -> None:
         self._make = make
-        # Guards `_entered`: the context managers that are entered, by the identity of what they returned. Two
-        # of them may have returned the same object.
-        self._lock = threading.Lock()
-        self._entered: dict[int, list[AbstractContextManager[R]]] = {}
+        # Guards `_entered`: the context managers that are entered, by the identity of what they returned, each
+        # with its thread. Two of them may have returned the same object. Reentrant, for signal handlers that
+        # make or destroy a resource.
+        self._lock = threading.RLock()
+        self._entered: dict[int, list[tuple[int, AbstractContextManager[R]]]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._make,)
@@ -137,15 +143,17 @@ class ContextManagerFactory(ResourceFactory[R]):
         """Enter a new context manager, and return what it returns."""
         manager = self._make()
         if not hasattr(manager, "__enter__") or not hasattr(manager, "__exit__"):
-            raise TypeError(
+            raise NoResource(
                 f"resource={self._make!r} returned {type(manager).__name__!r}, which is no context manager; "
                 "pass a function that returns the resource itself as on_create="
             )
         resource = manager.__enter__()
         try:
+            if resource is None:
+                raise NoResource(f"the context manager of resource={self._make!r} returned None; let it return the resource")
             with self._lock:
-                self._entered.setdefault(id(resource), []).append(manager)
-        except BaseException:  # thrown in: the executor never gets the resource
+                self._entered.setdefault(id(resource), []).append((get_ident(), manager))
+        except BaseException:  # the executor never gets the resource, so it will not destroy it
             manager.__exit__(None, None, None)
             raise
         return resource
@@ -154,8 +162,10 @@ class ContextManagerFactory(ResourceFactory[R]):
     def destroy(self, resource: R) -> None:
         """Leave the context manager that returned this resource."""
         with self._lock:
-            managers = self._entered[id(resource)]
-            manager = managers.pop()
-            if not managers:
+            entered = self._entered[id(resource)]
+            # The one of this thread. A resource of `run_now` may be destroyed on another thread than it was made.
+            mine = next((index for index, (thread, _) in enumerate(entered) if thread == get_ident()), -1)
+            _, manager = entered.pop(mine)
+            if not entered:
                 del self._entered[id(resource)]
         manager.__exit__(None, None, None)

@@ -42,15 +42,15 @@ try:
     from rich.text import Text
 
     from ._progress import LINE_INTERVAL, duration_text, progress
-except ModuleNotFoundError as error:
-    raise ImportError("rich is missing: pip install tasker-executor[monitor]") from error
+except ModuleNotFoundError as _error:
+    raise ImportError("rich is missing: pip install tasker-executor[monitor]") from _error
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType, RenderResult
 
 __all__ = ["Monitor", "Point", "Snapshot", "line", "monitor", "panel", "progress", "take_snapshot", "watch"]
 
-logger = Logger(__name__)
+logger: Logger = Logger(__name__)
 
 _FRAME = 0.25  # seconds between two frames of the panel
 _HISTORY = 600  # points of the sparklines
@@ -223,10 +223,10 @@ def _workers(snapshot: Snapshot) -> list[RenderableType]:
         resource = f"{duration_text(worker.resource_age)} old, {worker.resource_uses} uses"
         table.add_row(
             Text(worker.name),
-            Text(worker.state, {"busy": "green", "starting": "yellow"}.get(worker.state, "dim")),
-            duration_text(worker.running_for) if worker.state == "busy" else "",
+            Text(worker.state, {"busy": "green", "starting": "yellow", "ending": "yellow"}.get(worker.state, "dim")),
+            duration_text(worker.running_for) if worker.state != "idle" else "",
             Text(_task(worker)),
-            resource if with_resources and worker.state != "starting" else "",
+            resource if with_resources and worker.state in ("idle", "busy") else "",
         )
     rest = len(snapshot.workers) - len(shown)
     return [table, Text(f"and {rest} more", "dim")] if rest else [table]

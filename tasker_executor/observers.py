@@ -15,7 +15,7 @@ from ._report import Logger, aside, must_escape, safe_repr
 
 __all__ = ["Observer", "ObserverHub", "ResourceEvent", "ScaleEvent", "StateEvent", "TaskEvent", "WorkerEvent"]
 
-logger = Logger(__name__)
+logger: Logger = Logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class ObserverHub:
             )
             for event in EVENTS
         }
-        self.hears_tasks = any(self._listeners[event] for event in EVENTS if event.startswith("task_"))
+        self.hears_tasks: bool = any(self._listeners[event] for event in EVENTS if event.startswith("task_"))
 
     def silence(self) -> None:
         """Call no observer any more."""

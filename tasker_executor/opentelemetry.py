@@ -51,8 +51,8 @@ from .observers import Observer, TaskEvent
 try:
     from opentelemetry import context as otel_context
     from opentelemetry import metrics, trace
-except ModuleNotFoundError as error:
-    raise ImportError("opentelemetry is missing: pip install tasker-executor[opentelemetry]") from error
+except ModuleNotFoundError as _error:
+    raise ImportError("opentelemetry is missing: pip install tasker-executor[opentelemetry]") from _error
 
 __all__ = ["TaskSpans", "instrument"]
 

@@ -29,8 +29,8 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
-except ModuleNotFoundError as error:
-    raise ImportError("matplotlib is missing: pip install tasker-executor[plot]") from error
+except ModuleNotFoundError as _error:
+    raise ImportError("matplotlib is missing: pip install tasker-executor[plot]") from _error
 
 if TYPE_CHECKING:
     from .simulation import Simulation
@@ -107,7 +107,7 @@ class Timeline:
         self._stop = threading.Event()
         self._thread = make_thread(self._run, "tasker_timeline")
         #: When the timeline began, on the library's clock. The times of `points` count from there.
-        self.begun = 0.0
+        self.begun: float = 0.0
         self.points: list[Point] = []
 
     def __enter__(self) -> Self:

@@ -40,8 +40,8 @@ try:
     from prometheus_client import REGISTRY, CollectorRegistry
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
     from prometheus_client.registry import Collector
-except ModuleNotFoundError as error:
-    raise ImportError("prometheus_client is missing: pip install tasker-executor[prometheus]") from error
+except ModuleNotFoundError as _error:
+    raise ImportError("prometheus_client is missing: pip install tasker-executor[prometheus]") from _error
 
 __all__ = ["ExecutorCollector", "register", "unregister"]
 

@@ -68,11 +68,13 @@ class WorkerInfo:
 
     Attributes:
         name: Name of the worker and of its thread.
-        state: ``"starting"`` (it makes its resource), ``"idle"`` or ``"busy"``.
+        state: ``"starting"`` (it makes its resource), ``"idle"``, ``"busy"`` or ``"ending"`` (it destroys its
+            resource).
         function: Name of the function it runs; None if it runs none.
         lane: Lane of the task it runs, ``"normal"`` or ``"priority"``; None if it runs none.
         attempt: 1 for the first run of the task, 2 for the first retry; 0 if it runs none.
-        running_for: Seconds since the task was started; 0.0 if it runs none.
+        running_for: Seconds since it began what it does: the task, or to make or destroy its resource; 0.0 if
+            it is idle.
         resource_uses: Tasks that its resource has served.
         resource_age: Seconds since its resource was made; 0.0 without one.
     """

@@ -178,6 +178,7 @@ __all__ = [
     "threads_are_daemons",
     "timer_of",
     "unborn_workers",
+    "use_engine_lock",
     "use_idle_stack",
     "use_kill_latch",
     "use_lane",
@@ -185,6 +186,7 @@ __all__ = [
     "use_waiting_inside",
     "use_woken",
     "use_workers",
+    "waiting_for_a_worker",
     "waiting_inside",
     "wake",
     "wake_top",
@@ -292,6 +294,11 @@ def engine_lock(pool: Engine) -> Any:
     return core_of(pool).life.lock
 
 
+def use_engine_lock(pool: Engine, lock: Any) -> None:
+    """Let the engine use that lock, which wraps its own."""
+    core_of(pool).life.lock = lock
+
+
 def is_lock_held(pool: Engine) -> bool:
     """Return whether this thread holds the lock of the engine."""
     return bool(engine_lock(pool)._is_owned())
@@ -380,6 +387,11 @@ def use_workers(pool: Engine, workers: S) -> S:
     """Let the engine keep its workers in that set, and return it."""
     core_of(pool).crew.workers = workers
     return workers
+
+
+def waiting_for_a_worker(pool: Engine) -> int:
+    """Return how many callers are in `wait_ready`."""
+    return len(core_of(pool).crew.awaited)
 
 
 def use_leaving_workers(pool: Engine, leaving: S) -> S:

@@ -368,9 +368,9 @@ MUTATIONS = [
     Mutation(
         "a worker starts under no lock",
         "_engine/crew.py",
-        "            with self._life.lock:\n                self._hire(hired)\n            if hired and",
-        "            with self._life.lock:\n                self._hire(hired)\n                while hired:\n"
-        "                    start_thread(hired.pop().thread)\n            if hired and",
+        "                self._hire(hired)\n                lost =",
+        "                self._hire(hired)\n                while hired:\n"
+        "                    start_thread(hired.pop().thread)\n                lost =",
         "threads crew",
     ),
     Mutation(
@@ -404,8 +404,8 @@ MUTATIONS = [
     Mutation(
         "there is room while the timer is missing",
         "_engine/crew.py",
-        "(self._may_start() or self._timer.wanted)",
-        "self._may_start()",
+        "(self._may_start() or self._timer.wanted or outage)",
+        "(self._may_start() or outage)",
         "threads",
     ),
     Mutation(
@@ -544,8 +544,8 @@ MUTATIONS = [
     Mutation(
         "there are no more workers than wanted",
         "_engine/crew.py",
-        "or len(self.workers) >= self._most():",
-        "or len(self.workers) > self._most():",
+        "return len(self.workers) < self.max_workers and self._present() < self.limit()",
+        "return len(self.workers) <= self.max_workers and self._present() <= self.limit()",
         "contract crew",
     ),
     Mutation(
@@ -579,8 +579,8 @@ MUTATIONS = [
     Mutation(
         "base workers do not retire",
         "_engine/crew.py",
-        "present <= self.min_workers:",
-        "present < self.min_workers:",
+        "self._present() <= self.least():",
+        "self._present() < self.least():",
         "crew",
     ),
     Mutation(
@@ -647,8 +647,8 @@ MUTATIONS = [
     Mutation(
         "a failed check is counted before another worker is woken",
         "_engine/core.py",
-        "        if self.crew.supply.note_unfit(worker, fault):",
-        "        self.wake_if_waiting()\n        if self.crew.supply.note_unfit(worker, fault):",
+        "        if self.crew.note_unfit(worker, fault):",
+        "        self.wake_if_waiting()\n        if self.crew.note_unfit(worker, fault):",
         "creation",
     ),
     Mutation(
@@ -675,8 +675,8 @@ MUTATIONS = [
     Mutation(
         "a resource that has served ends the row",
         "_engine/outage.py",
-        "            self._row = 0",
-        "            pass",
+        "if begun > self.failed_at:\n            self._row = 0",
+        "if begun > self.failed_at:\n            pass",
         "outage",
     ),
     Mutation(
@@ -687,17 +687,94 @@ MUTATIONS = [
         "creation",
     ),
     Mutation(
+        "in an old outage a task fails at once during a pause",
+        "_engine/outage.py",
+        "            if hope is None:\n                return now\n",
+        "",
+        "outage recovery",
+    ),
+    Mutation(
+        "in an old outage a task fails when the attempt fails that it has waited for",
+        "_engine/outage.py",
+        "if self.is_old(self.failed_at):",
+        "if False:",
+        "outage recovery",
+    ),
+    Mutation(
+        "a submitter has the timer look at a task that must fail at once",
+        "_engine/crew.py",
+        "lost = not hired and self._has_lost_tasks()",
+        "lost = False",
+        "recovery",
+    ),
+    Mutation(
+        "a submitter comes by during an outage",
+        "_engine/crew.py",
+        "or self._timer.wanted or outage)",
+        "or self._timer.wanted)",
+        "recovery",
+    ),
+    Mutation(
+        "an attempt is hope for a task that waits",
+        "_engine/supply.py",
+        "for moment in begun if moment > since",
+        "for moment in begun if moment > now",
+        "recovery",
+    ),
+    Mutation(
+        "a worker that destroys an unfit resource is no attempt",
+        "_engine/crew.py",
+        "or worker in ending)",
+        "or worker is ending)",
+        "recovery",
+    ),
+    Mutation(
+        "a worker that destroys its resource has a successor at once, if there is room",
+        "_engine/crew.py",
+        "        if worker.log.attempts():\n            self.populate_or_retry()",
+        "",
+        "crew",
+    ),
+    Mutation(
+        "a worker that becomes ready in a row of failures wakes the timer",
+        "_engine/crew.py",
+        "            if self.outage.failures:  # the timer",
+        "            if False:  # the timer",
+        "recovery",
+    ),
+    Mutation(
+        "a worker that begins to destroy its resource in a row of failures wakes the timer",
+        "_engine/supply.py",
+        "is not None or self.outage.failures:",
+        "is not None:",
+        "recovery",
+    ),
+    Mutation(
+        "an unfit resource may make room in an old outage",
+        "_engine/supply.py",
+        "max((moment for moment in self.ending.values() if moment > since), default=None)",
+        "None",
+        "recovery",
+    ),
+    Mutation(
+        "a caller of wait_ready wants a worker",
+        "_engine/crew.py",
+        "max(self.min_workers, bool(self.awaited))",
+        "self.min_workers",
+        "crew",
+    ),
+    Mutation(
         "an attempt that hangs is not waited for",
         "_engine/crew.py",
-        "sum(not (worker.ready or worker.late)",
-        "sum(not worker.ready",
+        "sum(not (worker.ready or worker.late or",
+        "sum(not (worker.ready or",
         "creation",
     ),
     Mutation(
         "an attempt that hangs takes no place of those wanted",
         "_engine/crew.py",
-        "return min(self.limit() + self._late(), self.max_workers)",
-        "return min(self.limit(), self.max_workers)",
+        "sum(not (worker.late or self._ends(worker))",
+        "sum(not self._ends(worker)",
         "creation",
     ),
     Mutation(
@@ -751,10 +828,10 @@ MUTATIONS = [
     ),
     Mutation(
         "a task that came later waits longer",
-        "_engine/recovery.py",
-        "before=now - self._create_timeout",
-        "before=None",
-        "creation",
+        "_engine/outage.py",
+        "until = now - self.create_timeout if",
+        "until = now if",
+        "outage creation",
     ),
     Mutation(
         "a task that came back too late for the killer is settled",
@@ -872,8 +949,8 @@ MUTATIONS = [
     Mutation(
         "an executor that refuses says what it said before at exit, too",
         "_engine/ending.py",
-        "        if self._life.state is State.RUNNING:\n            self.refusal =",
-        "        if True:\n            self.refusal =",
+        "        if self._life.state is State.RUNNING:\n            message =",
+        "        if True:\n            message =",
         "process",
     ),
     # -- lanes and futures
@@ -1592,8 +1669,8 @@ MUTATIONS = [
     Mutation(
         "a worker that is late makes no other one too many",
         "_engine/crew.py",
-        "return min(self.limit() + self._late(), self.max_workers)",
-        "return self.limit()",
+        "self.limit() + sum(worker.late for worker in staying)",
+        "self.limit()",
         "crew",
     ),
     Mutation(
@@ -1634,8 +1711,8 @@ MUTATIONS = [
     Mutation(
         "the error of an attempt is in no cycle with the frame of the loop",
         "_engine/worker.py",
-        "                    error = None  # its traceback",
-        "                    pass  # its traceback",
+        "                    value, error = NOTHING, None\n                    if",
+        "                    value = NOTHING\n                    if",
         "drop",
     ),
     Mutation(

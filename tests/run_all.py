@@ -1,17 +1,22 @@
-"""Run the suite on every other Python of this machine, and CPython's own executor tests on all of them.
+"""Run the suite, and CPython's own executor tests, on every Python of this machine.
 
     .venv/bin/python tests/run_all.py
 
-Each Python gets a virtual environment `.venv-X.Y` with only what the suite needs; its tests of integrations and servers skip.
-CPython's tests are run where their runner lies beside the project (CONFORMANCE). Several Pythons are tested at a time, since
-such tests mostly wait; what each printed is shown when it is through. A summary ends the run: a line for each Python, and one
-for each thing that was skipped, with the reason. The last line adds up: N passed, N failed.
+The Python of .venv measures coverage. Each other gets a virtual environment `.venv-X.Y` with only what the
+suite needs; its tests of integrations and servers skip. The oldest Python, the newest and that of .venv run the
+whole suite. Those between leave out the tests marked `long`. CPython's tests run where their runner lies beside
+the project (CONFORMANCE). Several Pythons are tested at a time; what each printed is shown when it is through.
+
+A summary ends the run, for a reader who sees only the last hundred lines. First it says what is known of each
+failure. Then come a line for each Python, for each thing that was skipped, with the reason, and for each failure.
+The last line adds up: N passed, N failed.
 
 Pythons are looked for in TASKER_PYTHONS, on PATH, and among those of pyenv. The first of each version is taken.
 
 Environment:
     TASKER_PYTHONS       paths of Pythons, with a colon between them
-    TASKER_TEST_PYTHONS  all (default), ends (the oldest and the newest), none
+    TASKER_TEST_PYTHONS  which Pythons beside that of .venv: all (default), ends (the oldest and the newest), none
+    TASKER_TEST_LONG     who runs the tests marked `long`: ends (default), all
     TASKER_TEST_JOBS     how many at a time; default: one per CPU
 """
 
@@ -30,6 +35,18 @@ PROJECT = Path(__file__).resolve().parent.parent
 CONFORMANCE = PROJECT.parent / "shared" / "conformance" / "cpython_suite.py"
 CONFORMANCE_HAS_NO_TESTS = 3  # Exit status: this interpreter came without the `test` package.
 STEP_TIMEOUT = 1800.0  # seconds; a suite that hangs ends itself long before
+CORE = ["-m", "not stress and not long"]
+
+# What the summary shows of the failures of one Python. All of it stands in the output further up.
+MOST_NAMES = 40
+MOST_DETAILS = 5
+MOST_LINES = 60
+MOST_COLUMNS = 300
+
+# How pytest heads a part of what it prints, and a failure in it. Between the frames of a traceback stands "_ _ _ _".
+PART = re.compile(r"={3,} (.+) ={3,}")
+FAILURE = re.compile(r"_+ (?![_ ]+$)(.+) _+")
+FAILED = ("FAILED ", "ERROR ", "ERROR: ", "FAIL ")  # pytest, twice; pip, and pytest's own mistakes; conformance, coverage.
 
 # Prints "major minor suffix path" of an interpreter that we can use. Any other exits with a message that says why not.
 PROBE = """
@@ -65,14 +82,17 @@ class Report:
     """What one Python has to say: its output, how many tests passed and failed, and a few words about each thing tested."""
 
     title: str
+    path: str | Path = sys.executable
     output: list[str] = field(default_factory=list[str])
     passed: int = 0
     failed: int = 0
     results: list[str] = field(default_factory=list[str])
     skipped: list[str] = field(default_factory=list[str])
+    failures: list[str] = field(default_factory=list[str])
+    details: list[str] = field(default_factory=list[str])
 
     def run(self, *command: str | Path, counts: bool = False, tolerated: int = 0) -> int:
-        """Run a command to its end and return its exit status. A failing one that counts no failures is a failure itself."""
+        """Run a command to its end and return its exit status. One that fails and counts no failures is a failure itself."""
         words = list(map(str, command))
         with tempfile.TemporaryFile("w+", errors="replace") as log:  # A pipe would lose what a command printed that hangs.
             try:
@@ -90,8 +110,16 @@ class Report:
             last = output.rpartition("\n")[2]
             self.passed += count("passed", last)
             failed = count("failed", last) + count("error", last)
-        self.failed += failed or status not in (0, tolerated)
+        if status not in (0, tolerated):
+            failures, details = failures_in(output)
+            self.failed += failed or 1
+            self.failures += failures or [f"{' '.join(words)}: exit status {status}"]
+            self.details += details or [shortened(output.splitlines()[-MOST_LINES:])]
         return status
+
+    def suite(self, python: str | Path, *options: str) -> None:
+        status = self.run(python, "-m", "pytest", "-q", "-rsfE", *options, counts=True)
+        self.results.append(self.last_line("suite", status))
 
     def last_line(self, what: str, status: int) -> str:
         """A few words about what the last command has printed."""
@@ -101,6 +129,33 @@ class Report:
 
 def count(word: str, line: str) -> int:
     return sum(int(number) for number in re.findall(rf"(\d+) {word}", line))
+
+
+def failures_in(output: str) -> tuple[list[str], list[str]]:
+    """Return a line for each failure, as the command wrote it, and what pytest says about each: traceback, captured output."""
+    part = ""
+    names: list[str] = []
+    details: list[list[str]] = []
+    for line in output.splitlines():
+        if heading := PART.fullmatch(line):
+            part = heading[1]
+        elif part not in ("ERRORS", "FAILURES"):
+            if line.startswith(FAILED):
+                names.append(shortened([line]))
+        elif FAILURE.fullmatch(line):
+            details.append([line])
+        elif details:
+            details[-1].append(line)
+    return names, [shortened(lines) for lines in details]
+
+
+def shortened(lines: list[str]) -> str:
+    """Join the lines, without the middle if there are too many: the name of the test is at the top, its error at the end."""
+    if len(lines) > MOST_LINES:
+        top = MOST_LINES // 4
+        left_out = len(lines) - MOST_LINES + 1
+        lines = [*lines[:top], f"[... {left_out} lines, see above ...]", *lines[top + left_out :]]
+    return "\n".join(line if len(line) <= MOST_COLUMNS else f"{line[:MOST_COLUMNS]} [...]" for line in lines)
 
 
 def probe(python: Path | str) -> Interpreter | str:
@@ -145,7 +200,13 @@ def supported() -> list[str]:
     return re.findall(r'"Programming Language :: Python :: (3\.\d+)"', (PROJECT / "pyproject.toml").read_text())
 
 
-def run_suite(interpreter: Interpreter, report: Report) -> Path | None:
+def measure_coverage(report: Report) -> None:
+    """Test with the Python of .venv, which has everything. Too little coverage is a failure."""
+    report.suite(sys.executable, "--cov")
+    report.results += re.findall(r"total coverage: .*", report.output[-1], re.IGNORECASE)
+
+
+def run_suite(interpreter: Interpreter, report: Report, *options: str) -> Path | None:
     """Test with this interpreter; return the Python of its environment."""
     venv = PROJECT / f".venv-{interpreter}"
     python = venv / "bin" / "python"
@@ -157,8 +218,7 @@ def run_suite(interpreter: Interpreter, report: Report) -> Path | None:
             report.results.append("its virtual environment cannot be made, see above")
             return None
         stamp.write_text(wanted)
-    status = report.run(python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", counts=True)
-    report.results.append(report.last_line("suite", status))
+    report.suite(python, "-p", "no:cacheprovider", *options)
     return python
 
 
@@ -171,14 +231,32 @@ def run_conformance(python: Path, report: Report) -> None:
     report.results.append(report.last_line("conformance", status))
 
 
-def check(interpreter: Interpreter, is_here: bool) -> Report:
-    report = Report(f"Python {interpreter}")
+def check(interpreter: Interpreter, is_here: bool, is_whole: bool) -> Report:
+    report = Report(f"Python {interpreter}", interpreter.path)
     if is_here:
-        report.results.append("suite: by `make suite`")
-    python = Path(sys.executable) if is_here else run_suite(interpreter, report)
+        measure_coverage(report)
+        python: Path | None = Path(sys.executable)
+    else:
+        python = run_suite(interpreter, report, *[] if is_whole else CORE)
     if python and CONFORMANCE.exists():
         run_conformance(python, report)
     return report
+
+
+def summary(reports: list[Report], skipped: list[str]) -> list[str]:
+    """Return the lines that end the run. What tells most is last: the end is what one sees of a run in CI."""
+    lines: list[str] = []
+    for report in reports:
+        for details in report.details[:MOST_DETAILS]:
+            lines += [f"{report.title}:", details, ""]
+    lines += [f"{report.title} ({report.path}): {'; '.join(report.results)}" for report in reports]
+    lines += [f"skipped: {what}" for what in skipped]
+    for report in reports:
+        lines += [f"{report.title}: {failure}" for failure in report.failures[:MOST_NAMES]]
+        if len(report.failures) > MOST_NAMES:
+            lines.append(f"{report.title}: and {len(report.failures) - MOST_NAMES} more")
+    passed, failed = (sum(getattr(report, name) for report in reports) for name in ("passed", "failed"))
+    return [*lines, "", f"{passed} passed, {failed} failed"]
 
 
 def main() -> int:
@@ -187,34 +265,33 @@ def main() -> int:
     others, refused = other_interpreters(here)
     ends = others if len(others) < 3 else [others[0], others[-1]]
     selection = os.environ.get("TASKER_TEST_PYTHONS", "all")
-    selected = {"all": others, "ends": ends, "none": []}[selection]
+    selected = [here, *{"all": others, "ends": ends, "none": []}[selection]]
+    whole = {"all": selected, "ends": [here, min(selected), max(selected)]}[os.environ.get("TASKER_TEST_LONG", "ends")]
+    core = [python for python in selected if python not in whole]
     jobs = int(os.environ.get("TASKER_TEST_JOBS") or os.cpu_count() or 1)
 
-    print(f"here: {here}; others: {', '.join(map(str, selected)) or 'none'}; {jobs} at a time", flush=True)
+    names = ", ".join(f"{python}{' without the long tests' * (python in core)}" for python in selected)
+    print(f"{names}; {jobs} at a time", flush=True)
     reports: dict[Interpreter, Report] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        tests = {pool.submit(check, python, python is here): python for python in [here, *selected]}
+        # Those that take the longest begin first: `here` measures coverage.
+        order = sorted(selected, key=lambda python: (python is not here, python in core, python))
+        tests = {pool.submit(check, python, python is here, python in whole): python for python in order}
         for done in as_completed(tests):
             report = reports[tests[done]] = done.result()
-            if report.output:
-                print(f"\n---- {report.title} ----", *report.output, sep="\n", flush=True)
+            print(f"\n---- {report.title} ----", *report.output, sep="\n", flush=True)
 
-    print("\n---- summary ----")
     skipped = [f"Python {python}: TASKER_TEST_PYTHONS={selection}" for python in others if python not in selected]
     versions = set(map(str, [here, *others]))
     skipped += [f"Python {version}: not on this machine" for version in supported() if version not in versions]
     skipped += refused
+    skipped += [f"the long tests on Python {python}: TASKER_TEST_LONG=all runs them" for python in core]
     if not CONFORMANCE.exists():
         skipped.append(f"CPython's own tests: there is no {os.path.relpath(CONFORMANCE, PROJECT)}")
-    for python, report in sorted(reports.items()):
-        print(f"{report.title} ({python.path}): {'; '.join(report.results)}")
-        skipped += report.skipped
-    for what in skipped:
-        print(f"skipped: {what}")
-    passed, failed = (sum(getattr(report, name) for report in reports.values()) for name in ("passed", "failed"))
-    if passed or failed:  # Otherwise there was nothing to run here, and pytest has had the last word about the numbers.
-        print(f"\n{passed} passed, {failed} failed")
-    return bool(failed)
+    in_order = [reports[python] for python in sorted(reports)]
+    skipped += [what for report in in_order for what in report.skipped]
+    print("\n---- summary ----", *summary(in_order, skipped), sep="\n", flush=True)
+    return any(report.failed for report in in_order)
 
 
 if __name__ == "__main__":

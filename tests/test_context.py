@@ -73,7 +73,7 @@ def test_context_is_that_of_the_moment_of_submission(make_pool: MakePool, gate: 
 
 
 @pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 4}], ids=str)
-def test_tasks_of_map_see_the_context_of_its_caller(make_pool: MakePool, options: dict[str, int]) -> None:
+def test_tasks_of_map_see_the_context_of_its_caller(make_pool: MakePool, options: dict[str, Any]) -> None:
     request.set("a")
 
     assert list(make_pool(1).map(get_request, range(4), **options)) == ["a"] * 4

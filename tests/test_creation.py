@@ -355,29 +355,36 @@ def test_task_that_waited_too_long_for_a_resource_fails_and_names_the_last_error
     assert "connection refused" in str(error)
 
 
-def test_task_that_came_later_waits_longer(make_pool: MakePool, ledger: Ledger, jitter: Jitter, clock: Clock) -> None:
+def test_task_that_came_later_fails_with_the_first_once_the_outage_is_old(
+    make_pool: MakePool, ledger: Ledger, jitter: Jitter, clock: Clock
+) -> None:
     jitter.pause = 0.005
     ledger.outage = OSError("connection refused")
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=3600)
     first = pool.submit(FakeResource.use)
+    eventually(lambda: pool.stats().create_failures > 0, "a failure")
     clock.pass_time(1800, pool)
     second = pool.submit(FakeResource.use)
+    ledger.wait_until_attempted(ledger.attempts + 2)
+    done_early = first.done() or second.done()
     clock.pass_time(1801, pool)
-    error = first.exception()
-    ledger.outage = None
 
-    assert isinstance(error, ResourceCreationError)
-    assert second.result() == 0
+    assert not done_early
+    assert isinstance(first.exception(DEADLINE), ResourceCreationError)
+    assert "no attempt has succeeded for 3.6e+03 s (create_timeout is 3600 s)" in str(second.exception(DEADLINE))
 
 
 def test_pool_whose_tasks_timed_out_lives_on(make_pool: MakePool, ledger: Ledger, jitter: Jitter, clock: Clock) -> None:
-    jitter.pause = 0.005
+    jitter.pause = 500.0
     ledger.outage = OSError("connection refused")
     pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, create_timeout=3600)
     future = pool.submit(FakeResource.use)
+    eventually(lambda: pool.stats().create_failures == 1, "the failure")
     clock.pass_time(3601, pool)
     future.exception()
+    eventually(lambda: pool.stats().active_workers == 0, "the end of the second attempt")
     ledger.outage = None
+    clock.pass_time(501, pool)
 
     assert pool.submit(FakeResource.use).result() == 0
     assert pool.stats().failed == 1
@@ -934,16 +941,20 @@ def test_destroy_that_hangs_holds_up_only_its_own_thread(make_pool: MakePool, le
 
 
 def test_tasks_that_wait_for_a_destroy_that_hangs_fail_after_create_timeout(
-    make_pool: MakePool, ledger: Ledger, gate: Gate
+    make_pool: MakePool, ledger: Ledger, gate: Gate, clock: Clock
 ) -> None:
     def destroy(resource: FakeResource) -> None:
         ledger.destroy(resource)
         gate.hold()
 
-    pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, max_uses=1, create_timeout=0.1)
+    pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, max_uses=1, create_timeout=3600)
     pool.submit(FakeResource.use).result(DEADLINE)
     gate.wait_until_held()
-    errors = [pool.submit(FakeResource.use).exception(DEADLINE) for _ in range(2)]
+    errors: list[BaseException | None] = []
+    for _ in range(2):
+        future = pool.submit(FakeResource.use)
+        clock.pass_time(3601, pool)
+        errors.append(future.exception(DEADLINE))
 
     assert all("on_destroy has not returned" in str(error) for error in errors)
 

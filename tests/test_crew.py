@@ -25,6 +25,7 @@ from engine import (
     may_retire,
     normal_lane,
     note_may_retire,
+    patch_random,
     replace_step,
     show_idle_stack,
     stats_of,
@@ -34,6 +35,7 @@ from engine import (
     use_leaving_workers,
     use_waiting_inside,
     use_workers,
+    waiting_for_a_worker,
     waiting_inside,
     want,
     worker_limit,
@@ -41,9 +43,7 @@ from engine import (
 )
 from races import Once
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, eventually
-from tasker_executor import (
-    ResourceExecutor,
-)
+from tasker_executor import ResourceCreationError, ResourceExecutor
 from tasker_executor._sync import clock
 from timer_support import Script, threads_of
 
@@ -668,3 +668,223 @@ def test_the_door_may_count_while_another_thread_hires(make_pool: MakePool) -> N
     finally:
         use_waiting_inside(pool, before)
         use_workers(pool, real)
+
+
+# -- workers that end --
+
+
+class Held:
+    """An `on_destroy` that is held at a gate, for the first resource."""
+
+    def __init__(self, ledger: Ledger, gate: Gate) -> None:
+        self._ledger = ledger
+        self._gate = gate
+
+    def __call__(self, resource: FakeResource) -> None:
+        self._ledger.destroy(resource)
+        if resource.number == 0:
+            self._gate.hold()
+
+
+def test_a_base_worker_that_destroys_its_resource_has_a_successor_if_there_is_room(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    pool = make_pool(2, min_workers=1, on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=1)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    gate.wait_until_held()
+    ledger.wait_until_created(2)
+    pool.wait_ready(DEADLINE)
+
+    assert [(worker.index, worker.given) for worker in idle_workers(pool)] == [(1, ledger.created[1])]
+
+
+def test_threads_that_end_count_for_max_workers(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(1, min_workers=1, on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=1)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    gate.wait_until_held()
+    during = len(ledger.created)
+    with pytest.raises(ResourceCreationError, match=r"on_destroy has not returned on .*_0 for .* s \(create_timeout is 30 s\)"):
+        pool.wait_ready(0.01)
+    gate.release()
+    pool.wait_ready(DEADLINE)
+
+    assert during == 1
+    assert len(ledger.created) == 2
+
+
+def test_a_worker_that_ends_takes_no_place_of_those_a_policy_wants(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(2, policy=Script(1), on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=1)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    gate.wait_until_held()
+
+    assert pool.submit(FakeResource.use).result(DEADLINE) == 1
+
+
+def test_a_worker_that_ends_makes_no_other_one_too_many(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(2, on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=3)
+    for _ in range(3):
+        pool.submit(FakeResource.use).result(DEADLINE)
+    gate.wait_until_held()
+    pool.submit(FakeResource.use).result(DEADLINE)
+    pool.resize(max_workers=1)
+    pool.submit(FakeResource.use).result(DEADLINE)
+
+    assert [resource.number for resource in ledger.alive] == [1]
+
+
+def test_a_base_worker_does_not_retire_while_another_one_ends(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = note_may_retire(monkeypatch)
+    pool = make_pool(2, min_workers=1, on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=1, idle_timeout=0.01)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    gate.wait_until_held()
+    eventually(lambda: bool(answers), "the idle time of the successor to be over")
+
+    assert not any(answers)
+
+
+def test_workers_tell_that_one_destroys_its_resource_and_for_how_long(
+    make_pool: MakePool, ledger: Ledger, clock: Clock, gate: Gate
+) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=1, thread_name_prefix="db")
+    pool.submit(FakeResource.use).result(DEADLINE)
+    gate.wait_until_held()
+    clock.pass_time(60.0, pool)
+    [info] = pool.workers()
+
+    assert (info.name, info.state, info.function, info.resource_age) == ("db_0", "ending", None, 0.0)
+    assert 60.0 <= info.running_for < 60.0 + DEADLINE
+
+
+def test_workers_tell_that_one_makes_its_resource_and_for_how_long(make_pool: MakePool, clock: Clock, gate: Gate) -> None:
+    def create() -> object:
+        gate.hold()
+        return object()
+
+    pool = make_pool(1, min_workers=1, on_create=create)
+    gate.wait_until_held()
+    clock.pass_time(20.0, pool)
+    [info] = pool.workers()
+
+    assert info.state == "starting"
+    assert 20.0 <= info.running_for < 20.0 + DEADLINE
+
+
+# -- wait_ready without a base --
+
+
+@pytest.mark.parametrize("resources", [True, False])
+def test_wait_ready_without_a_base_starts_one_worker(make_pool: MakePool, ledger: Ledger, resources: bool) -> None:
+    hooks: dict[str, Any] = {"on_create": ledger.create, "on_destroy": ledger.destroy} if resources else {}
+    pool: ResourceExecutor[Any] = make_pool(5, **hooks)
+    pool.wait_ready(DEADLINE)
+
+    assert pool.stats().active_workers == 1
+    assert len(ledger.created) == resources
+
+
+def test_wait_ready_starts_none_if_there_is_one(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    pool.wait_ready(timeout=0)
+
+    assert pool.stats().active_workers == 1
+
+
+def test_callers_of_wait_ready_wait_for_the_same_worker(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    def create() -> FakeResource:
+        gate.hold()
+        return ledger.create()
+
+    def wait() -> None:
+        pool.wait_ready(DEADLINE)
+        returned.append(len(ledger.created))
+
+    returned: list[int] = []
+    pool = make_pool(8, on_create=create, on_destroy=ledger.destroy)
+    threads = [threading.Thread(target=wait) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    gate.wait_until_held()
+    eventually(lambda: waiting_for_a_worker(pool) == 8, "all callers")
+    done_early = list(returned)
+    gate.release()
+    for thread in threads:
+        thread.join(DEADLINE)
+
+    assert done_early == []
+    assert returned == [1] * 8
+    assert waiting_for_a_worker(pool) == 0
+    assert pool.stats().active_workers == 1
+
+
+def test_wait_ready_starts_a_worker_although_the_policy_wants_none(make_pool: MakePool) -> None:
+    pool = make_pool(2, policy=Script(0))
+    pool.wait_ready(DEADLINE)
+
+    assert pool.stats().active_workers == 1
+
+
+def test_wait_ready_tries_again_in_an_outage(make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch_random(monkeypatch, lambda low, high: 0.0)
+    ledger.outage = OSError("connection refused")
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy)
+
+    def wait() -> None:
+        pool.wait_ready(DEADLINE)
+        returned.append(None)
+
+    returned: list[None] = []
+    caller = threading.Thread(target=wait)
+    caller.start()
+    ledger.wait_until_attempted(3)
+    ledger.outage = None
+    caller.join(DEADLINE)
+
+    assert returned == [None]
+    assert len(ledger.created) == 1
+
+
+def test_wait_ready_in_an_outage_raises_after_its_time_with_the_last_error(make_pool: MakePool, ledger: Ledger) -> None:
+    ledger.outage = OSError("connection refused")
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy)
+    with pytest.raises(ResourceCreationError, match="connection refused") as caught:
+        pool.wait_ready(timeout=0.2)
+    eventually(lambda: pool.stats().active_workers == 0, "the last attempt to end")
+    attempts = ledger.attempts
+    with pytest.raises(ResourceCreationError) as at_once:
+        pool.wait_ready(timeout=0)
+
+    assert caught.value.__cause__ is ledger.outage
+    assert at_once.value.__cause__ is ledger.outage
+    assert ledger.attempts <= attempts + 1  # no more are made for a caller who is gone
+
+
+def test_wait_ready_names_create_timeout_if_the_worker_takes_too_long(make_pool: MakePool, gate: Gate) -> None:
+    def create() -> object:
+        gate.hold()
+        return object()
+
+    pool = make_pool(2, on_create=create, create_timeout=7.0, thread_name_prefix="db")
+    with pytest.raises(ResourceCreationError, match=r"on_create has not returned on db_0 \(create_timeout is 7 s\)"):
+        pool.wait_ready(timeout=0.01)
+
+
+def test_wait_ready_without_a_base_after_shutdown_is_refused(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy)
+    pool.shutdown()
+
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.wait_ready()
+    assert ledger.attempts == 0
+
+
+def test_wait_ready_does_not_count_a_worker_that_ends(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    pool = make_pool(2, on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=1)
+    pool.submit(FakeResource.use).result(DEADLINE)
+    gate.wait_until_held()
+    pool.wait_ready(DEADLINE)
+
+    assert len(ledger.created) == 2

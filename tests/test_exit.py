@@ -11,7 +11,7 @@ import pytest
 from support import run_python
 
 HEADER = """
-import atexit, os, signal, sys, threading
+import atexit, os, signal, sys, threading, time
 from tasker_executor import ResourceExecutor, current_task
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, the shell has it ignored
@@ -280,12 +280,16 @@ def test_ctrl_c_during_the_wait_at_the_end_of_a_with_block_can_be_followed_by_ki
             started.set()
             current_task().wait()
             return "told to stop"
+        def press_ctrl_c_once_it_drains():
+            while pool.stats().state == "running":
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGINT)
         try:
             with ResourceExecutor(1) as pool:
                 future = pool.submit(work)
                 queued = pool.submit(say, "never")
                 started.wait()
-                threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+                threading.Thread(target=press_ctrl_c_once_it_drains).start()
         except KeyboardInterrupt:
             pool.kill()
             say(future.result(), queued.cancelled())

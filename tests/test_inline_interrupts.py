@@ -103,6 +103,7 @@ def attempt(
     return point.where
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("error", ERRORS[:2], ids=lambda error: error.__name__)
 @pytest.mark.parametrize("call, prepare, deferred", list(CALLS.values()), ids=list(CALLS))
 def test_an_error_thrown_in_anywhere_leaves_nothing_under_way(

@@ -58,6 +58,7 @@ HANDLERS: dict[str, Callable[[Pool], object]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
 @pytest.mark.parametrize("scenario", list(CALLS.values()), ids=list(CALLS))
 def test_an_error_thrown_in_anywhere_loses_no_worker_no_task_and_no_resource(
@@ -68,6 +69,7 @@ def test_an_error_thrown_in_anywhere_loses_no_worker_no_task_and_no_resource(
     assert points >= 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("handler", list(HANDLERS.values()), ids=list(HANDLERS))
 @pytest.mark.parametrize("scenario", list(CALLS.values()), ids=list(CALLS))
 def test_a_signal_handler_may_use_the_pool_anywhere(scenario: Call, handler: Callable[[Pool], object]) -> None:

@@ -66,6 +66,7 @@ CALLS: dict[str, Call] = {
 DOOR = [name for name in CALLS if not name.startswith("room")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "error, name", [(error, name) for error in ERRORS for name in (CALLS if error is KeyboardInterrupt else DOOR)]
 )
@@ -83,6 +84,7 @@ def test_an_error_thrown_in_anywhere_leaves_the_door_in_order(name: str, error: 
     assert [door for door in doors if door._reserved or door.blocked] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scenario", list(CALLS.values()), ids=list(CALLS))
 def test_a_signal_handler_may_submit_to_a_full_pool_anywhere(scenario: Call) -> None:
     futures: list[Future[int]] = []

@@ -166,6 +166,7 @@ def at_every_point(
     return number - 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
 @pytest.mark.parametrize("scenario", list(CALLS.values()), ids=list(CALLS))
 def test_an_error_thrown_in_reaches_the_caller_and_costs_no_resource(
@@ -177,6 +178,7 @@ def test_an_error_thrown_in_reaches_the_caller_and_costs_no_resource(
     assert at_every_point(scenario, throw, error, records.errors) >= 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("handler", list(HANDLERS.values()), ids=list(HANDLERS))
 @pytest.mark.parametrize("scenario", list(CALLS.values()), ids=list(CALLS))
 def test_a_signal_handler_may_use_and_end_the_pool(scenario: Call, handler: Callable[[Pool], object]) -> None:
@@ -190,6 +192,7 @@ def test_a_signal_handler_may_use_and_end_the_pool(scenario: Call, handler: Call
     assert at_every_point(scenario, act) >= 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scenario", list(CALLS.values()), ids=list(CALLS))
 def test_a_signal_handler_may_kill_the_pool_and_destroy_what_is_in_use(scenario: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """The call that it interrupts may find its resource destroyed, and knows it; the books balance."""

@@ -90,6 +90,10 @@ def records(caplog: pytest.LogCaptureFixture, start: str) -> list[dict[str, Any]
     return [vars(record) for record in caplog.records if record.getMessage().partition(": ")[2].startswith(start)]
 
 
+def vars_of(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    return [vars(record) for record in caplog.records]
+
+
 def test_tasks_log_nothing_above_debug(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     pool = make_pool(2)
@@ -121,6 +125,62 @@ def test_a_replaced_worker_is_a_warning_that_names_it_and_the_reason(
         "db_0",
         "its resource was broken",
     )
+    error = "ResourceBroken(<FakeResource 0>)"
+    assert record["message"] == f"executor 'db': worker db_0 ends: its resource was broken: {error}"
+    assert record["tasker_error"] == error
+    assert record["exc_info"] is None
+
+
+class Unspeakable(Exception):
+    def __repr__(self) -> str:
+        raise LookupError("no repr")
+
+
+def test_the_error_of_a_replaced_worker_may_refuse_to_be_described(
+    make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    def work(resource: FakeResource) -> int:
+        if resource.number == 0:
+            raise Unspeakable
+        return resource.number
+
+    def is_healthy(error: BaseException) -> bool:
+        return False
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=is_healthy, name="db")
+    result = pool.submit(work).result(DEADLINE)
+    pool.shutdown()
+
+    record = records(caplog, "worker db_0 ends")[0]
+    assert result == 1
+    assert record["message"].endswith("its resource was broken: <Unspeakable, whose repr() raised LookupError>")
+
+
+def test_at_debug_the_traceback_follows_once(make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    pool = make_pool(
+        1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, max_retries=0, name="db"
+    )
+    error = pool.submit(FakeResource.break_down).exception(DEADLINE)
+    pool.shutdown()
+
+    told = [record for record in vars_of(caplog) if record["exc_info"]]
+    assert [(record["levelname"], record["exc_info"][1]) for record in told] == [("DEBUG", error)]
+    assert told[0]["message"] == "executor 'db': worker db_0 ended by an error"
+
+
+def test_a_worker_that_is_replaced_for_its_age_is_no_warning(
+    make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_uses=1, name="db")
+    pool.submit(FakeResource.use).result(DEADLINE)
+    pool.shutdown()
+
+    (record,) = records(caplog, "worker db_0 ends")
+    assert record["levelname"] == "DEBUG"
+    assert record["message"] == "executor 'db': worker db_0 ends: its resource reached max_uses"
+    assert record["tasker_error"] is None
 
 
 def test_a_failing_factory_is_a_warning_that_says_how_often_and_when_it_is_tried_again(

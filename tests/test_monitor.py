@@ -229,6 +229,16 @@ def test_a_busy_worker_shows_what_it_does_and_how_often_it_tried(snapshot: Snaps
     assert "w_0     busy   1 min 15 s  fetch (priority, attempt 2)" in text
 
 
+def test_a_worker_that_destroys_its_resource_shows_for_how_long(snapshot: Snapshot) -> None:
+    ending = worker(0, state="ending", running_for=75.0)
+    stats = replace(snapshot.stats, resources_created=1)
+
+    text = text_of(panel(replace(snapshot, stats=stats, workers=(ending,))))
+
+    assert "w_0     ending  1 min 15 s" in text
+    assert "0 uses" not in text
+
+
 def test_of_many_workers_those_that_are_busy_longest_are_shown(snapshot: Snapshot) -> None:
     workers = tuple(
         worker(number, state="busy", function="f", lane="normal", running_for=float(number)) for number in range(30)

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from engine import bounds_of, name_of
-from support import DEADLINE, Gate
+from support import DEADLINE, Gate, eventually, is_waited_for
 from tasker_executor import BacklogPolicy, Hysteresis, LoadSample, QueueWaitPolicy, RatePolicy, ResourceExecutor, current_task
 from tasker_executor.policies import ask, interval_of
 from tasker_executor.simulation import simulate
@@ -172,17 +172,33 @@ def watched_for_leaks(timeout: Any) -> None:
         ResourceExecutor(1).submit(int).result(DEADLINE)
 
 
+def release_once_waited_for(gate: Gate, future: Future[None]) -> None:
+    """Let the task go when a thread waits for it: `result` of a task that is through does not look at its timeout."""
+
+    def release() -> None:
+        eventually(lambda: is_waited_for(future) or future.done(), "a thread that waits for the task")
+        gate.release()
+
+    threading.Thread(target=release).start()
+
+
 def asked(timeout: Any) -> None:
     with ResourceExecutor(2) as pool, Gate() as gate:
         futures = [pool.submit(gate.hold), pool.with_options(priority=True).submit(gate.hold)]
         gate.wait_until_held()
-        threading.Timer(0.01, gate.release).start()
+        release_once_waited_for(gate, futures[0])
         assert [futures[0].result(timeout), futures[1].exception(timeout)] == [None, None]
 
 
 def asked_inside(timeout: Any) -> None:
-    with ResourceExecutor(2) as pool:
-        pool.submit(lambda: pool.submit(time.sleep, 0.01).result(timeout)).result(DEADLINE)
+    with ResourceExecutor(2) as pool, Gate() as gate:
+
+        def ask() -> None:
+            future = pool.submit(gate.hold)
+            release_once_waited_for(gate, future)
+            future.result(timeout)
+
+        pool.submit(ask).result(DEADLINE)
 
 
 #: Each takes a number of seconds; 20 is a good one, and so is infinity.

@@ -501,13 +501,6 @@ def test_wait_ready_returns_when_the_base_workers_have_their_resources(make_pool
     assert len(ledger.created) == 3
 
 
-def test_wait_ready_without_a_base_returns_at_once(make_pool: MakePool, ledger: Ledger) -> None:
-    pool = make_pool(5, on_create=ledger.create, on_destroy=ledger.destroy)
-    pool.wait_ready(timeout=0)
-
-    assert ledger.created == []
-
-
 def test_wait_ready_blocks_while_a_resource_is_being_made(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     def create() -> FakeResource:
         gate.hold()

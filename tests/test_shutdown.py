@@ -573,3 +573,33 @@ def test_a_submit_that_waits_at_a_full_queue_is_refused_by_shutdown(make_pool: M
 
     assert [str(error) for error in errors] == [AFTER_SHUTDOWN]
     assert pool.stats().queued_tasks == 1
+
+
+def test_a_shutdown_timeout_names_the_worker_that_hangs_in_on_destroy(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    def destroy(resource: FakeResource) -> None:
+        ledger.destroy(resource)
+        gate.hold()
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, thread_name_prefix="db")
+    pool.submit(FakeResource.use).result(DEADLINE)
+    pool.shutdown(wait=False)
+    gate.wait_until_held()
+
+    with pytest.raises(ShutdownTimeout, match=r"still running: db_0 has been in on_destroy for .* s; 0 tasks"):
+        pool.shutdown(timeout=0.001)
+
+
+# -- the refusal --
+
+
+def test_a_refusal_keeps_the_words_of_the_standard_library_and_names_the_executor_in_a_note(make_pool: MakePool) -> None:
+    pool = make_pool(1, name="db")
+    pool.shutdown()
+    errors: list[RuntimeError] = []
+    for _ in range(2):
+        with pytest.raises(RuntimeError) as caught:
+            pool.submit(int)
+        errors.append(caught.value)
+
+    assert [str(error) for error in errors] == [AFTER_SHUTDOWN] * 2
+    assert [error.__notes__ for error in errors] == [["executor 'db' has been shut down"]] * 2

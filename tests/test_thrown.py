@@ -346,6 +346,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     shorten_pauses(monkeypatch, 0.0001)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("life", list(LIVES.values()), ids=list(LIVES))
 def test_an_error_thrown_into_a_worker_anywhere_costs_its_task_at_most(life: Life) -> None:
     number = 1

@@ -64,6 +64,10 @@ def word_count(text: str, /, least: int = 0) -> int:
     return max(least, len(text.split()))
 
 
+def pair(left: int, right: str) -> tuple[int, str]:
+    return left, right
+
+
 # -- the executor itself
 
 
@@ -187,8 +191,69 @@ def map_says_what_its_results_are() -> None:
         assert_type(answers, Iterator[list[str]])
         assert list(answers) == [["why?"], ["how?"]]
     with ResourceExecutor(2) as plain:
-        assert_type(plain.map(pow, [1, 2], [3, 4]), Iterator[int])
+        assert_type(plain.map(pair, [1, 2], ["a", "b"]), Iterator[tuple[int, str]])
         assert_type(plain.map(word_count, ["to be"]), Iterator[int])
+
+
+def map_knows_the_arguments_of_a_lambda() -> None:
+    with ResourceExecutor(2) as plain:
+        assert_type(plain.map(lambda text: text.upper(), ["to be"]), Iterator[str])
+        assert_type(plain.map(lambda a, b: (b.upper(), a.bit_length()), [1], ["b"]), Iterator[tuple[str, int]])
+        assert_type(plain.map(lambda a, b, c: (c, b, a), [1], "b", [1.0]), Iterator[tuple[float, str, int]])
+        assert_type(plain.map(lambda a, b, c, d: a + b + c + d, [1], [2], [3], [4]), Iterator[int])
+        assert_type(plain.map(lambda a, b, c, d, e: a + b + c + d + e, "a", "b", "c", "d", "e"), Iterator[str])
+        view = plain.with_options(priority=True)
+        assert_type(view.map(lambda text: len(text), ["to be"], ordered=False), Iterator[int])
+    with ResourceExecutor(2, on_create=Connection) as pool:
+        assert_type(pool.map(lambda connection, text: connection.ask(text), ["why?"]), Iterator[list[str]])
+        assert_type(pool.map(lambda connection, a, b: (connection, b, a), [1], ["b"]), Iterator[tuple[Connection, str, int]])
+        assert_type(pool.map(lambda r, a, b, c: r.ask(c, times=a + b), [1], [2], ["c"]), Iterator[list[str]])
+        assert_type(pool.map(lambda r, a, b, c, d: r.ask(d, times=a + b + c), [1], [2], [3], "d"), Iterator[list[str]])
+        assert_type(
+            pool.map(lambda r, a, b, c, d, e: r.ask(a + b + c + d, times=e), "a", "b", "c", "d", [5]), Iterator[list[str]]
+        )
+        view_of_it = pool.with_options(priority=True)
+        assert_type(view_of_it.map(lambda connection, text: connection.ask(text), ["why?"]), Iterator[list[str]])
+        assert_type(pool.with_options(pass_resource=False).map(lambda text: len(text), ["why?"]), Iterator[int])
+    with InlineExecutor(on_create=Connection) as inline:
+        assert_type(inline.map(lambda connection, text: connection.ask(text), ["why?"]), Iterator[list[str]])
+
+
+def a_dask_executor_maps_likewise(plain: DaskResourceExecutor, pool: DaskResourceExecutor[Connection]) -> None:
+    """Not run: it takes arguments."""
+    assert_type(plain.map(lambda text: len(text), ["to be"]), Iterator[int])
+    assert_type(pool.map(lambda connection, text: connection.ask(text), ["why?"], ordered=False), Iterator[list[str]])
+
+
+def map_takes_what_fits() -> None:
+    def any_text(connection: object, text: object, times: float = 1.0) -> bool:
+        return True
+
+    with ResourceExecutor(2, on_create=Connection) as pool:
+        assert_type(pool.map(any_text, ["why?"]), Iterator[bool])
+        assert_type(pool.map(any_text, ["why?"], [1]), Iterator[bool])
+        assert_type(pool.map(Connection.ask, ["why?"]), Iterator[list[str]])
+        assert_type(pool.map(partial(fetch, times=2), ["why?"]), Iterator[list[str]])
+    with ResourceExecutor(2) as plain:
+        assert_type(plain.map(str, [1]), Iterator[str])
+        assert_type(plain.map(Connection, ["here"]), Iterator[Connection])
+
+
+def map_knows_less_of_many_iterables() -> None:
+    def six(*numbers: int) -> int:
+        return sum(numbers)
+
+    def seven(connection: Connection, *numbers: int) -> int:
+        return len(connection.address) + sum(numbers)
+
+    one: list[list[int]] = [[1]]
+    with ResourceExecutor(2) as plain:
+        assert_type(plain.map(six, [1], [2], [3], [4], [5], [6]), Iterator[int])
+        assert_type(plain.map(six, [1], [2], [3], [4], [5], [6], [7], ordered=False), Iterator[int])
+        assert_type(plain.map(six, *one), Iterator[int])
+    with ResourceExecutor(2, on_create=Connection) as pool:
+        assert_type(pool.map(seven, [1], [2], [3], [4], [5], [6]), Iterator[int])
+        assert_type(pool.map(seven, *one, buffersize=2), Iterator[int])
 
 
 def a_generic_helper_takes_any_pool() -> None:

@@ -90,8 +90,28 @@ def results_of_another_type(pool: ResourceExecutor[Connection]) -> None:
     keep(future, answer)
 
 
+def maps(pool: ResourceExecutor[Connection], plain: ResourceExecutor) -> None:
+    pool.map(fetch)  # type: ignore[call-overload]  # no iterable
+    pool.map(fetch, "why?", [1])  # type: ignore[arg-type]  # times is keyword-only
+    pool.map(fetch, [1, 2])  # type: ignore[arg-type]  # no questions
+    pool.map(fetch, 3)  # type: ignore[call-overload]  # nothing to iterate over
+    pool.map(word_count, ["to be"])  # type: ignore[arg-type]  # wants no connection
+    pool.map(close_socket, [1])  # type: ignore[arg-type]  # another resource
+    pool.map(lambda question: question, ["why?"])  # type: ignore[arg-type, misc]  # a lambda gets the connection, too
+    pool.map(lambda connection, question: connection.tell(question), ["why?"])  # type: ignore[attr-defined]  # it asks
+    plain.map(word_count, [1, 2])  # type: ignore[arg-type]  # no texts
+    plain.map(word_count, ["to be"], ["one"])  # type: ignore[arg-type]  # the least number is a number
+    plain.map(fetch, ["why?"])  # type: ignore[arg-type]  # there is no connection to fetch it from
+    plain.map(lambda text: text + 1, ["to be"])  # type: ignore[operator]  # a text
+    plain.with_options(priority=True).map(word_count, [1])  # type: ignore[arg-type]  # the same of a view
+    pool.with_options(pass_resource=False).map(fetch, ["why?"])  # type: ignore[arg-type]  # fetch gets no connection
+    for length in pool.map(lambda connection, question: connection.ask(question), ["why?"], ordered=False):
+        length + 1  # type: ignore[operator]  # a list of strings
+
+
 def options(pool: ResourceExecutor[Connection]) -> None:
-    pool.map(fetch, ["why?"], chunks=2)  # type: ignore[call-arg]  # chunksize
+    pool.map(fetch, ["why?"], chunks=2)  # type: ignore[call-overload]  # chunksize
+    pool.map(fetch, ["why?"], timeout="1 s")  # type: ignore[call-overload]  # seconds
     pool.with_options(priority="high")  # type: ignore[call-overload]  # there are two lanes: True or False
     pool.with_options(retries=0)  # type: ignore[call-overload]  # max_retries
     pool.with_options(pass_resource=True)  # type: ignore[call-overload]  # no view knows which resource it has left out

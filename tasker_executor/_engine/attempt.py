@@ -90,7 +90,7 @@ class Attempts:
         verdict, again = Verdict.OWN, False
         if holding is not None and source is not None:
             verdict, again = source.judge(error, holding)
-            note_missing_argument(error, traceback_of(error), settings.name)
+            note_missing_argument(error, traceback_of(error), settings.name, called=holding.called)
         duration, attempt = (start - task._submitted, end - start), (id(task), start)
         if again and source is not None:
             sidecar = task._observe()

@@ -36,7 +36,7 @@ from _thread import LockType
 from collections.abc import Callable
 from typing import Any
 
-from .._report import Logger
+from .._report import Logger, safe_repr
 from .._sync import Latch, clock
 from ..observers import ObserverHub, ScaleEvent, TaskEvent, WorkerEvent
 from . import process
@@ -113,8 +113,8 @@ class Core:
         self.scaler = Scaler(place, self.gauges, self.want)
         self.timer.duties = (
             herald.settling(self.deadlines.expire),
-            herald.settling(self.recovery.fail_starved),
             self.recovery.try_again,
+            herald.settling(self.recovery.fail_starved),  # after it: a task waits for an attempt that has begun
             self.scaler.tick,
         )
 
@@ -238,20 +238,29 @@ class Core:
 
     def resource_unfit(self, worker: Worker, fault: UnfitResource) -> None:
         """Report a resource that failed its first check; another worker takes the tasks that wait."""
-        if self.crew.supply.note_unfit(worker, fault):
+        if self.crew.note_unfit(worker, fault):
             self.recovery.report(worker.name, fault)
         self.wake_if_waiting()
 
     def resource_given_up(self, worker: Worker) -> None:
         """Note that a worker is about to destroy its resource."""
-        self.crew.supply.note_giving_up()
+        self.crew.note_giving_up(worker)
 
     def task_came_back(self) -> None:
         """Make another worker take a task that was put back into its lane."""
         if self.life.state >= State.KILLED:
             self.ending.cancel_queue()  # the killer may have looked at the lane before
-        else:
-            self.wake_if_waiting()
+            return
+        if self.source is not None and self.source.retries_on_new:
+            # If there is room, a new worker runs a retry. An idle one would have to end for it: see `End.SUSPECT`.
+            self.crew.populate_or_retry()
+            if self.lanes.waiting() <= self.crew.starting():
+                return
+        self.wake_if_waiting()
+
+    def expects_worker(self) -> bool:
+        """Return whether a worker is to come that will have a new resource."""
+        return self.crew.expects_worker()
 
     def dismisses(self, worker: Worker) -> End | None:
         """Return why a worker must go; None if it may stay."""
@@ -273,9 +282,7 @@ class Core:
         self.crew.populate_or_retry()
         self.life.changed.ring()
         self.timer.start_if_wanted()
-        level = logging.WARNING if end in {End.BROKEN, End.CRASHED} else logging.DEBUG
-        ids = {"executor": self.name, "worker": worker.name, "reason": end.value}
-        logger.log(level, "executor %r: worker %s ends: %s", self.name, worker.name, end.value, **ids)
+        self._log_end(worker, end, error)
         self.idle.note_arrival()  # submitters must not wait for this worker to take its permit
         if self.crew.broken:
             self.ending.close_broken()
@@ -301,6 +308,17 @@ class Core:
         if self.source is None or not self.source.retries_on_new or end not in {End.BROKEN, End.SUSPECT}:
             return False
         return self.lanes.waiting() <= max(self.crew.starting(), self.crew.outage.failures > 0)
+
+    def _log_end(self, worker: Worker, end: End, error: BaseException | None) -> None:
+        """Log the end of a worker: the error that is the cause at WARNING, its traceback at DEBUG."""
+        ids = {"executor": self.name, "worker": worker.name, "reason": end.value}
+        told = end in {End.BROKEN, End.CRASHED}  # the record of a failed creation has its error
+        cause = safe_repr(error) if told and error is not None else None
+        why = end.value if cause is None else f"{end.value}: {cause}"
+        level = logging.WARNING if told else logging.DEBUG
+        logger.log(level, "executor %r: worker %s ends: %s", self.name, worker.name, why, error=cause, **ids)
+        if cause is not None:
+            logger.debug("executor %r: worker %s ended by an error", self.name, worker.name, exc_info=error, **ids)
 
     # -- what the executor and the scaler wish
 
@@ -347,24 +365,34 @@ class Core:
                 self.hub.tell("scaled", ScaleEvent(self.name, before, after, reason))
 
     def wait_ready(self, timeout: float) -> Exception | None:
-        """Block until the base workers are ready; return None, or the error to raise."""
+        """Block until the base workers are ready, at least one; return None, or the error to raise.
+
+        Without a base this starts a worker, unless there is one.
+        """
         begun = clock()
         crew, life = self.crew, self.life
         change: Latch | None = None
-        while True:
-            if life.state is not State.RUNNING:
-                return self.refuse()
-            if sum(worker.ready for worker in crew.workers.copy()) >= crew.min_workers:
-                return None
-            failure = crew.outage.error
-            remaining = begun + timeout - clock()
-            if isinstance(failure, NoResource) or remaining <= 0:
-                return self.recovery.error(failure, clock() - begun)
-            if change is None:
-                change = life.changed.listen()  # look once more before the wait
-            else:
-                change.wait(remaining)
-                change = None
+        token = object()
+        try:
+            crew.awaited.add(token)
+            crew.populate_or_retry()
+            self.timer.start_if_wanted()
+            while True:
+                if life.state is not State.RUNNING:
+                    return self.refuse()
+                if crew.ready() >= crew.least():
+                    return None
+                failure = crew.outage.error
+                remaining = begun + timeout - clock()
+                if isinstance(failure, NoResource) or remaining <= 0:
+                    return self.recovery.error(failure, clock() - begun)
+                if change is None:
+                    change = life.changed.listen()  # look once more before the wait
+                else:
+                    change.wait(remaining)
+                    change = None
+        finally:
+            crew.awaited.discard(token)
 
     # -- the end, as the process and the garbage collector see it
 

@@ -25,7 +25,7 @@ from .._report import Logger
 from .._sync import clock, spend_stack
 from . import process
 from .idle import Seat
-from .resources import REPLACED, End
+from .resources import REPLACED, End, UnfitResource
 from .state import State
 from .supply import Supply
 from .threads import CannotStart, Endings, start_thread
@@ -61,6 +61,8 @@ class Crew:
         #: The workers in the crew. A worker that ends leaves before its successor enters, so the limit holds.
         self.workers: set[Worker] = set()
         self.leaving: set[Worker] = set()  # those of `workers` that have been retired and are about to end
+        #: A token for each caller of `wait_ready`. While there is one, at least one worker is wanted.
+        self.awaited: set[object] = set()
         self.ended = Endings()  # the threads of workers that have left `workers`
         self._hiring = False
         #: Those of `workers` whose thread is yet to be started, each with the thread that is to start it.
@@ -77,11 +79,35 @@ class Crew:
 
     def starting(self) -> int:
         """Return how many workers have yet to look at the lanes for the first time, and are not late."""
-        return sum(not (worker.ready or worker.late) for worker in self.workers.copy())
+        ending = self.supply.ending
+        return sum(not (worker.ready or worker.late or worker in ending) for worker in self.workers.copy())
 
-    def _late(self) -> int:
-        """Return how many workers have been starting for `create_timeout`: no task counts on them."""
-        return sum(worker.late for worker in self.workers.copy())
+    def ready(self) -> int:
+        """Return how many workers have their resource, and do not end."""
+        return sum(worker.ready and not self._ends(worker) for worker in self.workers.copy())
+
+    def least(self) -> int:
+        """Return how many workers there should be at least: the base, and one for a caller of `wait_ready`."""
+        return max(self.min_workers, bool(self.awaited))
+
+    def _ends(self, worker: Worker) -> bool:
+        """Return whether a worker serves no task any more."""
+        return worker in self.leaving or worker in self.supply.ending
+
+    def _present(self) -> int:
+        """Return how many workers a task can count on.
+
+        It cannot count on a worker that ends, or that has been starting for `create_timeout`.
+        """
+        return sum(not (worker.late or self._ends(worker)) for worker in self.workers.copy())
+
+    def expects_worker(self) -> bool:
+        """Return whether a worker is to come that will have a new resource.
+
+        One is starting, or one destroys its resource and may get a successor, or the factory is to be tried again.
+        """
+        coming = any(not worker.late and (not worker.ready or worker.holding is None) for worker in self.workers.copy())
+        return coming or self.outage.failures > 0
 
     def busy(self) -> int:
         """Return how many workers have a task in hand."""
@@ -97,19 +123,34 @@ class Crew:
             waiting = sum(worker.thread.ident in self._waiting_inside for worker in self.workers.copy())
         return max(self.wanted, self.min_workers, min(waiting + 1, self.max_workers))
 
-    def _most(self) -> int:
-        """Return the limit of workers' threads. Late workers count here, but not among the workers wanted."""
-        return min(self.limit() + self._late(), self.max_workers)
-
     def _surplus(self) -> int:
-        """Return the number of workers above the limit. Lock held."""
-        return len(self.workers) - len(self.leaving) - self._most()
+        """Return the number of workers above the limit. Lock held.
+
+        Late workers count among the threads, but not among the workers wanted. Workers that end leave anyway.
+        """
+        staying = [worker for worker in self.workers if not self._ends(worker)]
+        return len(staying) - min(self.limit() + sum(worker.late for worker in staying), self.max_workers)
+
+    def has_room(self) -> bool:
+        """Return whether the limits allow one more worker."""
+        return len(self.workers) < self.max_workers and self._present() < self.limit()
 
     def _may_start(self) -> bool:
         """Return whether a worker may be started, if one is needed. Lock held."""
-        if self.broken or self._life.state >= State.KILLED or len(self.workers) >= self._most():
+        if self.broken or self._life.state >= State.KILLED or not self.has_room():
             return False
         return not self.outage.failures or self.outage.may_try(clock(), self.starting())
+
+    def hope(self, now: float) -> float | None:
+        """Return when the attempt that may yet help a waiting task began: see `Supply.hope`. Lock held."""
+        return self.supply.hope(now, room=self.has_room())
+
+    def _has_lost_tasks(self) -> bool:
+        """Return whether tasks wait in an old outage, without hope: the timer lets them fail. Lock held."""
+        now = clock()
+        if not (self._owns_resources and self.outage.is_old(now) and self.outage.bare_since is not None):
+            return False
+        return self.hope(now) is None and self._lanes.waiting() > 0
 
     def _needed(self) -> bool:
         """Return whether another worker is needed.
@@ -121,8 +162,7 @@ class Crew:
             starting = now  # a worker became ready, and may have taken a task: count again
         if waiting > starting:
             return True
-        present = len(self.workers) - len(self.leaving) - self._late()
-        return self._life.state is State.RUNNING and present < self.min_workers
+        return self._life.state is State.RUNNING and self._present() < self.least()
 
     def overflow(self) -> int:
         """Return how many tasks wait beyond those that free workers are about to take; for `max_queued`."""
@@ -141,7 +181,10 @@ class Crew:
         try:
             with self._life.lock:
                 self._hire(hired)
-            if hired and self._owns_resources:
+                lost = not hired and self._has_lost_tasks()
+            if lost:
+                self._timer.kick()
+            elif hired and self._owns_resources:
                 self._timer.kick(start=False)  # for `create_timeout`; the new worker starts the timer
             elif not hired:
                 self._timer.start_if_wanted()  # for the pause that may be the reason; perhaps no other thread starts the timer
@@ -166,6 +209,7 @@ class Crew:
         with self._life.lock:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
             self.supply.note_failure(error, clock())
+            self._offer_room()
         del held
         self._timer.start_if_wanted()
         logger.error("executor %r: cannot start a worker", self._name, exc_info=error, executor=self._name)
@@ -203,9 +247,10 @@ class Crew:
         """Offer Room if a worker may be started, and withdraw it if none may. Lock held.
 
         Room stays while the timer's thread could not be started: only a submitter then sees the end of
-        a pause.
+        a pause. It stays in an outage, too: a submitter then looks whether its task has to fail at once.
         """
-        self._idle.offer_room(self._life.state is State.RUNNING and (self._may_start() or self._timer.wanted))
+        outage = self._owns_resources and self.outage.failures > 0 and self.outage.bare_since is not None
+        self._idle.offer_room(self._life.state is State.RUNNING and (self._may_start() or self._timer.wanted or outage))
 
     def _disown_interrupted(self, hired: list[Worker]) -> None:
         """Disown the workers that an interrupted call on this thread has hired and not started. Lock held.
@@ -246,6 +291,7 @@ class Crew:
         self.supply.note_served()
         self._recorder.close_log(worker.log)
         self.leaving.discard(worker)
+        self.supply.ending.pop(worker, None)
         self.replaced += replaced
         worker.seat.occupied = False
         # Last: an error thrown in before this leaves the worker in the crew, and the removal is repeated.
@@ -270,18 +316,42 @@ class Crew:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
             if in_doubt and self.outage.failures:
                 return False
-            recovered = self.outage.made()
+            recovered = self.outage.made(clock())
         del held
         if recovered:
             self.populate_or_retry()  # this worker still counts as starting: it has yet to look at the lanes
         with self._life.lock:
             worker.ready = True
             self.outage.bare_since = None  # whatever happened while the lock was free
+            if self.outage.failures:  # the timer may have seen this worker still starting, and waits for it
+                self._timer.kick(start=False)
             if worker.late:
                 worker.late = False
                 if self._surplus() > 0:
                     self.leave[:] = [None]  # another worker has taken its place
         return True
+
+    def note_unfit(self, worker: Worker, fault: UnfitResource) -> bool:
+        """Note that a resource failed its check before it had served a task; return whether that counts."""
+        with self._life.lock:
+            held = self.outage.error  # until the lock is free: to drop an error may run destructors
+            counts = self.supply.note_failure(fault, worker.started_at)
+            self._offer_room()
+        del held
+        return counts
+
+    def note_giving_up(self, worker: Worker) -> None:
+        """Note that a worker is about to destroy its resource, and start its successor if there is room.
+
+        A worker that has served no task may have crashed, and its successor may, too. So it gets one only
+        when its end has told why.
+        """
+        with self._life.lock:
+            self.supply.note_giving_up(worker)
+            self._offer_room()
+        self._timer.start_if_wanted()
+        if worker.log.attempts():
+            self.populate_or_retry()
 
     def note_end(self, worker: Worker, end: End, error: BaseException | None) -> bool:
         """Remove a worker that ends; return whether it reports a failure of the factory."""
@@ -308,7 +378,7 @@ class Crew:
             if self._is_stale(worker):
                 return End.REFRESHED
             if self._surplus() <= 0:
-                if not any(map(self._is_stale, self.workers)):
+                if not any(map(self._is_stale, self.workers.copy())):  # a destructor may add one
                     self.leave.clear()
                 return None
             self.leaving.add(worker)
@@ -322,8 +392,7 @@ class Crew:
     def may_retire(self, worker: Worker) -> bool:
         """Return whether a worker that was idle for `idle_timeout` may go: it is above the base."""
         with self._life.lock:
-            present = len(self.workers) - len(self.leaving) - self._late()
-            if self._life.state is State.RUNNING and present <= self.min_workers:
+            if self._life.state is State.RUNNING and self._present() <= self.least():
                 return False
             self.leaving.add(worker)
             return True
@@ -387,4 +456,5 @@ class Crew:
             worker.over = True
         self.workers.clear()
         self.leaving.clear()
+        self.supply.ending.clear()
         self.ended.clear()

@@ -123,9 +123,9 @@ class TaskContext:
     def __init__(self, holder: Holder) -> None:
         self._killed = holder.killed
         #: 1 in the first run of the task, 2 in its first retry, and so on.
-        self.attempt = holder.attempt
+        self.attempt: int = holder.attempt
         #: The name of the worker that runs the task; in ``run_now``, of the calling thread.
-        self.worker_name = holder.name
+        self.worker_name: str = holder.name
 
     @property
     def cancelled(self) -> bool:

@@ -66,7 +66,9 @@ class Ending:
         self._nesting = nesting
         self._owner = owner
         #: Makes the error for a submission that is refused.
-        self.refusal: Callable[[], Exception] = _refuse_after_shutdown
+        self.refusal: Callable[[], Exception] = partial(
+            _refusal, "cannot schedule new futures after shutdown", f"executor {self._name!r} has been shut down"
+        )
         #: A token for each thread that pops tasks to fail them. It keeps the executor from closing.
         self._failing: set[object] = set()
         #: The user's executor, while it lives.
@@ -145,7 +147,8 @@ class Ending:
     def refuse_at_exit(self) -> None:
         """Refuse new tasks because the interpreter exits, unless they are refused already."""
         if self._life.state is State.RUNNING:
-            self.refusal = lambda: RuntimeError("cannot schedule new futures after interpreter shutdown")
+            message = "cannot schedule new futures after interpreter shutdown"
+            self.refusal = partial(_refusal, message, f"the interpreter exits, and executor {self._name!r} with it")
 
     # -- what becomes of tasks and resources
 
@@ -275,13 +278,12 @@ class Ending:
     def _what_still_runs(self, timeout: float | None) -> str:
         """Return what keeps the executor from its end: the names of tasks, workers and calls."""
         workers = sorted(self._crew.workers.copy(), key=lambda worker: worker.index)
-        infos = [worker_info(worker) for worker in workers]
+        infos = [worker_info(worker, self._crew.supply.ending.get(worker)) for worker in workers]
+        does = {"starting": "has been starting", "ending": "has been in on_destroy"}
         running = [
             f"{info.function} on {info.name} for {info.running_for:.3g} s" for info in infos if info.function is not None
         ]
-        running += [
-            f"{worker.name} has been starting for {clock() - worker.started_at:.3g} s" for worker in workers if not worker.ready
-        ]
+        running += [f"{info.name} {does[info.state]} for {info.running_for:.3g} s" for info in infos if info.state in does]
         running += [] if self._reserve is None else [f"run_now in thread {name}" for name in self._reserve.callers()]
         what = ", ".join(running) or f"{len(self._crew.workers)} workers that are starting or ending"
         return (
@@ -298,8 +300,11 @@ class Ending:
         self.refusal = lambda: RuntimeError(message)
 
 
-def _refuse_after_shutdown() -> Exception:
-    return RuntimeError("cannot schedule new futures after shutdown")
+def _refusal(message: str, note: str) -> Exception:
+    """Return the error for a refused submission. Its message is that of the standard library."""
+    error = RuntimeError(message)
+    error.add_note(note)
+    return error
 
 
 def _fail_lane(lane: Lane, make_error: Callable[[float], BaseException], before: float | None) -> None:

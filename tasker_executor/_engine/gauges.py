@@ -137,7 +137,9 @@ class Gauges:
 
     def worker_infos(self) -> tuple[WorkerInfo, ...]:
         """Return what each worker is doing, in the order of their names."""
-        return tuple(map(worker_info, sorted(self._crew.workers.copy(), key=attrgetter("index"))))
+        ending = self._crew.supply.ending
+        workers = sorted(self._crew.workers.copy(), key=attrgetter("index"))
+        return tuple(worker_info(worker, ending.get(worker)) for worker in workers)
 
     def metrics(self, *, reset: bool) -> ExecutorMetrics:
         """Return durations and rates of the period; start a new one if `reset`."""
@@ -238,6 +240,7 @@ class Gauges:
         crew = self._crew
         with self._life.lock:
             assert crew.leaving <= crew.workers
+            assert crew.supply.ending.keys() <= crew.workers
             assert len({worker.index for worker in crew.workers}) == len(crew.workers), "two workers have one name"
             assert crew.min_workers <= crew.max_workers
             for worker in crew.workers:
@@ -250,14 +253,19 @@ class Gauges:
                 assert stats.queued_tasks == stats.priority_tasks == stats.running_tasks == 0, stats
 
 
-def worker_info(worker: Worker) -> WorkerInfo:
-    """Return what a worker is doing now."""
+def worker_info(worker: Worker, ending_since: float | None) -> WorkerInfo:
+    """Return what a worker is doing now; `ending_since`: when it began to destroy its resource."""
     task, holding, now = worker.task, worker.holding, clock()
     function = "" if task is None else describe(task)
     uses = worker.log.attempts()
     age = 0.0 if holding is None else now - holding.born
     # The task is done now; so perhaps its result was described instead of its function.
     if task is None or worker.task is not task:
-        return WorkerInfo(worker.name, "idle" if worker.ready else "starting", None, None, 0, 0.0, uses, age)
+        state, since = "idle", now
+        if ending_since is not None:
+            state, since = "ending", ending_since
+        elif not worker.ready:
+            state, since = "starting", worker.started_at
+        return WorkerInfo(worker.name, state, None, None, 0, max(0.0, now - since), uses, age)
     running_for = max(0.0, now - worker.since)
     return WorkerInfo(worker.name, "busy", function, task._lane.name, worker.attempt, running_for, uses, age)

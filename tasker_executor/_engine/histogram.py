@@ -46,10 +46,10 @@ class Histogram:
         # For each upper byte of a bucket number, a page: counts by its lower byte. A page spans a factor of
         # 65,536, so one or two pages are the rule.
         self._pages: dict[int, Counter[int]] = {}
-        self.count = 0
-        self.total = 0.0
-        self.minimum = _INFINITY
-        self.maximum = 0.0
+        self.count: int = 0
+        self.total: float = 0.0
+        self.minimum: float = _INFINITY
+        self.maximum: float = 0.0
         self._low, self._high = _bucket(_INFINITY), 0  # the buckets of the extremes
 
     def add(self, values: list[float]) -> float:

@@ -45,6 +45,7 @@ class Holding(Generic[R]):
         "born",
         "broken",
         "call",
+        "called",
         "epoch",
         "expires",
         "fault",
@@ -67,6 +68,8 @@ class Holding(Generic[R]):
         self.resource = resource
         #: What the task in hand got instead of the resource: see `ResourceFactory.around`.
         self.scope: Any = None
+        #: False: the task in hand has not been called, because its scope could not be entered.
+        self.called = True
         #: What goes before a task's own arguments.
         self.arguments = (resource,)
         self.born = self.last_used = clock()
@@ -126,6 +129,11 @@ class Holding(Generic[R]):
     def inherited(self) -> bool:
         """Whether this process is the child of a fork, and the resource belongs to the parent."""
         return self.process != getpid()
+
+    @property
+    def out_of_reach(self) -> bool:
+        """Whether its owner must not use it any more: a killer destroys it, or it belongs to another process."""
+        return self._given_up or self.process != getpid()
 
     @property
     def being_aborted(self) -> bool:

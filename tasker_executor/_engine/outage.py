@@ -4,12 +4,22 @@ Pure: no clock, no thread, no lock. Each method is told the time. The executor's
 
 **Back-off.** The pause between two attempts doubles, with full jitter. So the clients of a server that comes
 back do not all connect at once. The pause is at most a quarter of `create_timeout`: a task that waits its
-whole time sees at least 3 attempts, and the first task after a long outage is served. A new task does not
-shorten the pause: a stream of tasks would leave none.
+whole time sees at least 3 attempts. A new task does not shorten the pause: a stream of tasks would leave none.
 
 **What ends a row of failures.** A new resource ends the outage for the time being. But it may fail its check
 before it has served a task. Then the row goes on, and so does the wait of the tasks. Only a resource that has
-*served* a task ends the row for good.
+*served* a task, or that has lasted for `create_timeout`, ends the row for good.
+
+**How long a task waits** while no worker owns a resource: `create_timeout`. An outage counts from the begin of
+its first failed attempt. Once it is older than `create_timeout`, it is *old*, and a task waits only while there
+is hope:
+
+1. During a pause there is none: the task fails at once.
+2. An attempt is under way. The task waits for it, and fails when it fails.
+3. The pause is over. The task starts an attempt, and waits for it. So the first task after a long outage is
+   served.
+
+An attempt that has taken `create_timeout` is no hope, and another may begin.
 """
 
 from __future__ import annotations
@@ -29,7 +39,12 @@ class Outage:
     While `failures` is above 0, one attempt is made at a time, and none before `retry_at`.
     """
 
-    __slots__ = ("_row", "_waited_since", "bare_since", "create_timeout", "error", "failed_at", "failures", "retry_at", "total")
+    # fmt: off
+    __slots__ = (
+        "_made_at", "_row", "_waited_since", "bare_since", "create_timeout", "error", "failed_at", "failures", "retry_at",
+        "since", "total",
+    )
+    # fmt: on
 
     def __init__(self, create_timeout: float, now: float) -> None:
         self.create_timeout = create_timeout
@@ -38,11 +53,14 @@ class Outage:
         self.total = 0
         self.error: BaseException | None = None  # of the last failure in the row
         self.failed_at = self.retry_at = 0.0
+        #: The time since which the factory has failed, while `failures` is above 0.
+        self.since: float | None = None
         #: The time since which no worker has owned a resource; None while one does.
         self.bare_since: float | None = now
         # What goes on if the resource that ended an outage fails before it has served.
         self._row = 0
         self._waited_since: float | None = None
+        self._made_at = float("-inf")  # when the last resource was made
 
     # -- what happened
 
@@ -56,6 +74,12 @@ class Outage:
         self.error = error
         if self.failures and begun < self.failed_at:
             return False
+        if not self.failures:
+            if now - self._made_at >= self.create_timeout:
+                self._row = 0
+            if not self._row:
+                # If a resource was made after the attempt began, the factory did not fail all the time.
+                self.since = begun if begun > self._made_at else now
         self.failures = max(self.failures, self._row) + 1
         self.failed_at = now
         self.retry_at = now + draw(0.0, self.longest_pause())
@@ -66,9 +90,10 @@ class Outage:
         limit = min(BACKOFF_LIMIT, max(BACKOFF_FIRST, self.create_timeout / ATTEMPTS))
         return min(limit, BACKOFF_FIRST * 2.0 ** min(self.failures - 1, 16))
 
-    def made(self) -> bool:
+    def made(self, now: float) -> bool:
         """Note that a worker owns a new resource; return whether that ended an outage."""
         over = self.failures > 0
+        self._made_at = now
         self._row = max(self._row, self.failures)
         self.failures, self.error = 0, None
         if self.bare_since is not None:
@@ -101,10 +126,36 @@ class Outage:
         """Return when the pause before the next attempt ends; None if there is no pause."""
         return self.retry_at if self.failures and not starting and now < self.retry_at else None
 
-    def gives_up_at(self, queued: float) -> float | None:
-        """Return when a task queued at `queued` has waited `create_timeout` while no worker owned a resource.
+    def is_old(self, now: float) -> bool:
+        """Return whether the factory has failed for `create_timeout`."""
+        return self.failures > 0 and self.since is not None and now >= self.since + self.create_timeout
 
-        None while a worker owns one.
+    def gives_up_on(self, now: float, hope: float | None) -> float | None:
+        """Return the moment until which a task that fails now was queued; None if no task fails now.
+
+        `hope`: when the attempt that may yet help a task began; None if there is none.
         """
         since = self.bare_since
-        return None if since is None else max(since, queued) + self.create_timeout
+        if since is None:
+            return None
+        until = now - self.create_timeout if now >= since + self.create_timeout else None
+        if self.is_old(now):
+            if hope is None:
+                return now
+            if self.is_old(self.failed_at):  # the attempt for which these tasks waited has failed
+                until = self.failed_at if until is None else max(self.failed_at, until)
+        return until
+
+    def gives_up_at(self, queued: float, now: float, hope: float | None) -> float | None:
+        """Return when to look at a task queued at `queued`; None while a worker owns a resource.
+
+        It fails then at the earliest, unless an attempt ends before. `hope`: see `gives_up_on`.
+        """
+        if self.bare_since is None:
+            return None
+        due = max(self.bare_since, queued) + self.create_timeout
+        if not self.failures or self.since is None:
+            return due
+        if not self.is_old(now):
+            return min(due, self.since + self.create_timeout)
+        return now if hope is None else min(due, hope + self.create_timeout)

@@ -38,6 +38,7 @@ class Recovery:
         self._owns_resources = place.settings.hooks is not None
         self._life = place.life
         self._lanes = place.lanes
+        self._idle = place.idle
         self._admission = place.admission
         self._hub = place.hub
         self._crew = crew
@@ -62,13 +63,16 @@ class Recovery:
             due = paused_until if due is None else min(due, paused_until)
         for worker in late:
             logger.warning(
-                "executor %r: worker %s has been starting for %.3g s, longer than create_timeout; another may try",
+                "executor %r: worker %s has been starting for %.3g s, longer than create_timeout (%g s); another may try",
                 self._name,
                 worker.name,
                 now - worker.started_at,
+                self._create_timeout,
                 executor=self._name,
                 worker=worker.name,
             )
+        if late:  # a retry may have been left to them; an idle worker that takes it ends, and its successor may try
+            self._idle.pass_on()
         if self._admission.blocked:  # perhaps one task may come in, to try the factory with
             self._admission.refill()
         return due
@@ -78,12 +82,14 @@ class Recovery:
         outage = self._crew.outage
         if not self._owns_resources or outage.bare_since is None or self._life.state >= State.KILLED:
             return None
+        with self._life.lock:
+            hope = self._crew.hope(now)
+            until, error = outage.gives_up_on(now, hope), outage.error
         oldest = self._lanes.oldest()
-        due = None if oldest is None else outage.gives_up_at(oldest)
-        if due is not None and now >= due:
-            self.fail_queue(outage.error, before=now - self._create_timeout)
+        if until is not None and oldest is not None and oldest <= until:
+            self.fail_queue(error, before=until)
             oldest = self._lanes.oldest()
-            due = None if oldest is None else outage.gives_up_at(oldest)
+        due = None if oldest is None else outage.gives_up_at(oldest, now, hope)
         if due is not None:
             return due
         # A task queued from now on is due later than this. It wakes the timer only if it starts a worker. It
@@ -134,17 +140,21 @@ class Recovery:
 
     def _reasons(self, cause: BaseException | None) -> list[str]:
         """Return the reasons why no worker has a resource."""
-        why: list[str] = []
+        now, limit = clock(), f"create_timeout is {self._create_timeout:g} s"
+        crew, why = self._crew, list[str]()
+        outage, ending = crew.outage, crew.supply.ending.copy()
         if isinstance(cause, UnfitResource):
             why.append(str(cause))
         elif cause is not None:
             why.append(f"on_create failed: {safe_repr(cause)}")
-        workers = self._crew.workers.copy()
-        late = [worker for worker in workers if worker.late]
-        if late or not why:
-            if not late and any(worker.ready for worker in workers):
-                why.append("on_destroy has not returned")
-            else:
-                names = f" on {', '.join(sorted(worker.name for worker in late))}" if late else ""
-                why.append(f"on_create has not returned{names} (create_timeout is {self._create_timeout:g} s)")
+        if cause is not None and outage.since is not None and outage.is_old(now):
+            why.append(f"no attempt has succeeded for {now - outage.since:.3g} s ({limit})")
+        making = [worker for worker in crew.workers.copy() if not (worker.ready or worker in ending)]
+        late = [worker for worker in making if worker.late]
+        if late or not (why or ending):
+            names = ", ".join(sorted(worker.name for worker in late or making))
+            why.append(f"on_create has not returned{' on ' * bool(names)}{names} ({limit})")
+        if ending and not (making or crew.has_room()):
+            names = ", ".join(sorted(f"{worker.name} for {now - since:.3g} s" for worker, since in ending.items()))
+            why.append(f"on_destroy has not returned on {names} ({limit})")
         return why

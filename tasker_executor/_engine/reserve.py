@@ -45,7 +45,7 @@ class ReserveListener:
     """What a reserve tells its owner, on the thread of the call. This class ignores it."""
 
     def retried(self, fn: object) -> None:
-        """Note that `fn` is about to be called with another resource, since the last one was broken."""
+        """Note that `fn` is about to be called again, by a verdict on its error."""
 
     def replaced(self) -> None:
         """Note that an unfit resource has been given up."""
@@ -71,6 +71,7 @@ class Reserve(Generic[R]):
         most: At most this number of resources are kept. None: `size`.
         slot: What `current_slot` returns in calls, and while a resource is made for one.
         refusal: Makes the error of a call that comes when the reserve is closed.
+        in_scope: Does what `run_in_scope` does.
     """
 
     def __init__(
@@ -85,10 +86,12 @@ class Reserve(Generic[R]):
         most: float | None = None,
         listener: ReserveListener | None = None,
         slot: int | None = None,
+        in_scope: Callable[..., Any] = run_in_scope,
     ) -> None:
         self._source = source
         self._care = source.needs_care
         self._around = source.hooks.around
+        self._in_scope = in_scope
         self._size = size
         self._most = size if most is None else most
         self._owner = owner
@@ -97,6 +100,8 @@ class Reserve(Generic[R]):
         self._refusal = refusal
         self._listener = ReserveListener() if listener is None else listener
         self._slot = slot
+        #: The holder of the current task while a hook is called: not that of a task that causes the call.
+        self._outside = Caller(owner, killed, None, slot)
         self._set_free(deque())
         #: All resources there are: free, in use, temporary.
         self._all: set[Holding[R]] = set()
@@ -142,7 +147,7 @@ class Reserve(Generic[R]):
     def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int | None) -> T:
         """Call `fn` with a resource, as the current task of this thread.
 
-        If the resource broke, call it again with another.
+        If the resource broke, call it again with another. After `Verdict.AGAIN`, call it with the same one.
         """
         if kwargs:
             fn = partial(fn, **kwargs)
@@ -174,34 +179,38 @@ class Reserve(Generic[R]):
                                 raise self._refusal()
                             self._create(hand)
                         [holding] = hand
-                    holding.call = fn
-                    holding.attempt = 1 + retries
                     here.holder = holding
-                    try:
-                        if around is not None:
-                            return run_in_scope(around, holding, fn, args)
-                        return fn(*(holding.arguments + args))
-                    except BaseException as error:
-                        holding.call = None
-                        if holding.inherited:
-                            raise
-                        hand, broken = [holding], True  # until the error is judged
-                        source = self._source
-                        verdict, again = source.judge(error, holding)
-                        broken = verdict is Verdict.BROKEN
-                        if (trace := traceback_of(error)) is not None:
-                            note_missing_argument(error, trace.tb_next, source.name)
-                        del trace
-                        if not again:
-                            raise
-                        if retries >= (self._max_retries if max_retries is None else max_retries) or self._killed.is_open:
-                            if broken:
-                                note_giving_up(error, retries)
-                            raise
-                        retries += 1
-                        if broken:
-                            care, breaks = True, source.breaks  # `_take` looks for a resource that is good
-                        self._listener.retried(fn)
+                    while True:  # once more only after `Verdict.AGAIN`
+                        holding.call = fn
+                        holding.attempt = 1 + retries
+                        try:
+                            if around is not None:
+                                return self._in_scope(around, holding, fn, args)  # type: ignore[no-any-return]  # a T
+                            return fn(*(holding.arguments + args))
+                        except BaseException as error:
+                            holding.call = None
+                            if holding.inherited:
+                                raise
+                            hand, broken = [holding], True  # until the error is judged
+                            source = self._source
+                            verdict, again = source.judge(error, holding)
+                            broken = verdict is Verdict.BROKEN
+                            if (trace := traceback_of(error)) is not None:
+                                note_missing_argument(error, trace.tb_next, source.name, called=holding.called)
+                            del trace
+                            if not again:
+                                raise
+                            limit = self._max_retries if max_retries is None else max_retries
+                            if retries >= limit or self._killed.is_open:
+                                if broken:
+                                    note_giving_up(error, retries)
+                                raise
+                            retries += 1
+                            self._listener.retried(fn)
+                            if broken or not self._is_clean(holding):
+                                broken = True
+                                care, breaks = True, source.breaks  # `_take` looks for a resource that is good
+                                break
                 finally:
                     here.holder = before
                     if hand is not None:
@@ -225,32 +234,36 @@ class Reserve(Generic[R]):
 
         A retry must not meet a resource that may have broken in one event with another: see `Sidecar.breaks`.
         """
-        while True:
-            holding: Holding[R] | None = None
-            try:
-                for holding in self._takes:  # noqa: B007  # as in `run`
-                    break
-            except IndexError:
-                return
-            assert holding is not None
-            hand.append(holding)
-            # Unlike a worker's resource, one that has not served may be too old: it may have been free
-            # for hours.
-            if clock() < holding.expires and self._source.unfit(holding) is None:
-                if not self._source.suspects(holding, breaks):
+        here = current.here
+        before, here.holder = here.holder, self._outside
+        try:
+            while True:
+                holding: Holding[R] | None = None
+                try:
+                    for holding in self._takes:  # noqa: B007  # as in `run`
+                        break
+                except IndexError:
                     return
-                if self._source.retries_on_new:  # leave it to other calls, and make a resource for this one
-                    self._put_down(hand, False)
-                    return
-            self._destroy(holding)
-            hand.clear()
-            self._listener.replaced()
+                assert holding is not None
+                hand.append(holding)
+                # Unlike a worker's resource, one that has not served may be too old: it may have been free
+                # for hours.
+                if clock() < holding.expires and self._source.unfit(holding) is None:
+                    if not self._source.suspects(holding, breaks):
+                        return
+                    if self._source.retries_on_new:  # leave it to other calls, and make a resource for this one
+                        self._put_down(hand, False)
+                        return
+                self._destroy(holding)
+                hand.clear()
+                self._listener.replaced()
+        finally:
+            here.holder = before
 
     def _make(self, hand: list[Holding[R]], blame: list[BaseException]) -> None:
         """Make a resource and take it in hand. Appends the errors of ``on_create`` to `blame`."""
         here = current.here
-        before = here.holder
-        here.holder = Caller(self._owner, self._killed, None, self._slot)  # not the task that makes the call
+        before, here.holder = here.holder, self._outside
         try:
             self._source.create(None, partial(self._keep, hand), blame)
         finally:
@@ -281,9 +294,12 @@ class Reserve(Generic[R]):
         return sum(holding.kept and not holding.gone for holding in self._all.copy())
 
     def _destroy(self, holding: Holding[R]) -> None:
+        here = current.here
+        before, here.holder = here.holder, self._outside
         try:
             self._source.destroy(holding, None)
         finally:
+            here.holder = before
             if holding.gone:
                 self._all.discard(holding)
 
@@ -315,16 +331,26 @@ class Reserve(Generic[R]):
         source = self._source
         if source.used_up(holding) or holding.epoch != source.epoch:
             return False
+        here = current.here
+        before, here.holder = here.holder, self._outside
+        try:
+            return self._is_clean(holding) and (holding.good_at >= 0 or source.passes_check(holding))
+        finally:
+            here.holder = before
+
+    def _is_clean(self, holding: Holding[R]) -> bool:
+        """Clean a resource after an attempt; return False if that cannot be done."""
+        source = self._source
         holding.used = True
-        if (error := source.reset(holding)) is not None:
-            logger.warning(
-                "executor %r: a resource cannot be cleaned, and is replaced",
-                source.name,
-                exc_info=error,
-                executor=source.name,
-            )
-            return False
-        return holding.good_at >= 0 or source.passes_check(holding)
+        if (error := source.reset(holding)) is None:
+            return True
+        logger.warning(
+            "executor %r: a resource cannot be cleaned, and is replaced",
+            source.name,
+            exc_info=error,
+            executor=source.name,
+        )
+        return False
 
     def _put_down(self, hand: list[Holding[R]], broken: bool) -> None:
         """Put what is in hand on the stack, or destroy it. Called once more after an error is thrown in."""

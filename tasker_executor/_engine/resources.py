@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from .._report import Logger, add_note, drop_frame, function_name, innermost, must_escape, safe_repr, traceback_of
 from .._sync import clock, takes
 from .._types import AroundHook
-from ..factory import Verdict
+from ..factory import NoResource, Verdict
 from ..observers import ObserverHub, ResourceEvent
 from .holding import Holding
 from .hooks import ResourceHooks, not_a_resource
@@ -45,10 +45,6 @@ _NEVER = float("inf")
 
 #: A resource lives for `max_age`, longer or shorter by up to this share. So workers do not recycle in step.
 AGE_JITTER = 0.1
-
-
-class NoResource(TypeError):
-    """``on_create`` returned what is no resource: None, a coroutine, a context manager that is not entered."""
 
 
 class UnfitResource(RuntimeError):
@@ -274,7 +270,7 @@ class ResourceSource(Generic[R]):
     def reset(self, holding: Holding[R]) -> BaseException | None:
         """Clean the resource after a task; return the error if it cannot be cleaned."""
         reset = self.hooks.reset
-        if reset is None or not holding.used:
+        if reset is None or not holding.used or holding.out_of_reach:
             return None
         try:
             reset(holding.resource)
@@ -289,7 +285,7 @@ class ResourceSource(Generic[R]):
     def passes_check(self, holding: Holding[R]) -> bool:
         """Return the answer of ``check_resource``. A check that raises says no."""
         check = self.hooks.check
-        if check is None:
+        if check is None or holding.out_of_reach:
             return True
         good_at = self.breaks
         raised: BaseException | None = None
@@ -380,14 +376,15 @@ def note_giving_up(error: BaseException, retries: int) -> None:
         add_note(error, f"gave up after {retries} retries; the resource was broken each time")
 
 
-def note_missing_argument(error: BaseException, trace: TracebackType | None, executor: str) -> None:
+def note_missing_argument(error: BaseException, trace: TracebackType | None, executor: str, *, called: bool = True) -> None:
     """Say in a TypeError of the call itself that a task gets the resource first.
 
     `trace` is the traceback below our frame. The error of a call that does not fit has no frame of the task.
+    `called`: whether there was a call. If not, the error is that of a scope.
     """
     if trace is not None and trace.tb_frame.f_code is run_in_scope.__code__:
         trace = trace.tb_next
-    if trace is None and type(error) is TypeError:
+    if trace is None and called and type(error) is TypeError:
         add_note(
             error,
             f"executor {executor!r} calls tasks with its resource as the first argument; "
@@ -415,9 +412,10 @@ def run_in_scope(around: AroundHook[Any], holding: Holding[Any], call: Callable[
 
     At its end no variable holds the call: an error that the user keeps leads to this frame.
     """
+    holding.called = False
     try:
         with around(holding.resource) as scope:
-            holding.scope = scope
+            holding.scope, holding.called = scope, True
             return call(holding.given, *args)
     finally:
         holding.scope = scope = None

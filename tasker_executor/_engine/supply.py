@@ -26,6 +26,9 @@ class Supply:
         self._timer = place.timer
         self._workers = workers
         self.outage = Outage(place.settings.create_timeout, clock())
+        #: The workers that destroy their resource, each with the time at which it began to. A worker in here
+        #: serves no task any more. It takes the place of a thread until it has left the crew.
+        self.ending: dict[Worker, float] = {}
 
     def note_failure(self, error: BaseException, begun: float) -> bool:
         """Note that an attempt, begun at `begun`, made no resource; return whether it counts. Lock held."""
@@ -45,22 +48,15 @@ class Supply:
             self.note_failure(error, worker.started_at)
         return end is End.CREATION_FAILED and self.note_failure(error, worker.started_at)
 
-    def note_unfit(self, worker: Worker, fault: UnfitResource) -> bool:
-        """Note that a resource failed its check before it had served a task; return whether that counts."""
-        with self._life.lock:
-            held = self.outage.error  # until the lock is free: to drop an error may run destructors
-            counts = self.note_failure(fault, worker.started_at)
-        del held
-        return counts
-
-    def note_giving_up(self) -> None:
-        """Note that a worker is about to destroy its resource, which may take long."""
-        with self._life.lock:
-            self.note_served()
-            self.note_bare()
-            bare = self.outage.bare_since is not None
-        if bare:
-            self._timer.kick()  # for the `create_timeout` of the tasks that come from now on
+    def note_giving_up(self, worker: Worker) -> None:
+        """Note that a worker is about to destroy its resource, which may take long. Lock held."""
+        self.ending.setdefault(worker, clock())
+        self.note_served()
+        self.note_bare()
+        # For the `create_timeout` of the tasks that come from now on. And in a row of failures, for the next
+        # attempt: this worker may have been one.
+        if self.outage.bare_since is not None or self.outage.failures:
+            self._timer.kick(start=False)
 
     def note_served(self) -> None:
         """Tell the outage which resources have served a task. Lock held."""
@@ -80,7 +76,7 @@ class Supply:
         late: list[Worker] = []
         due: float | None = None
         for worker in self._workers() if self._owns_resources else ():
-            if not worker.ready and not worker.late:
+            if not worker.ready and not worker.late and worker not in self.ending:
                 when = worker.started_at + self.outage.create_timeout
                 if now >= when:
                     worker.late = True
@@ -88,3 +84,16 @@ class Supply:
                 else:
                     due = when if due is None else min(due, when)
         return late, due
+
+    def hope(self, now: float, *, room: bool) -> float | None:
+        """Return when the attempt that may yet help a waiting task began; None if there is none. Lock held.
+
+        It is `now` if no attempt is under way and one may begin: there is no pause, and `room` for a worker.
+        Without room, it is when a worker began to destroy its resource, since its end makes room.
+        """
+        since = now - self.outage.create_timeout
+        begun = [worker.started_at for worker in self._workers() if not worker.ready and worker not in self.ending]
+        hope = max((moment for moment in begun if moment > since), default=None)
+        if hope is None and now >= self.outage.retry_at:
+            hope = now if room else max((moment for moment in self.ending.values() if moment > since), default=None)
+        return hope

@@ -325,11 +325,11 @@ class Worker:
                     if not task._may_start():
                         continue
                     if task._sidecar.breaks and (last := self._suspect(task._sidecar.breaks)) is not None:
-                        behind = last is End.SUSPECT and lane.has_other_work()
+                        behind = last is End.SUSPECT and lane.has_other_work() and self.employer.expects_worker()
                         put_back, task = task, None
                         lane.insert(behind, put_back)
                         put_back = None
-                        if behind:  # the worker that takes the place of the broken one runs the retry
+                        if behind:  # the worker that is expected runs the retry
                             continue
                         return last
                 self.since = start
@@ -367,15 +367,15 @@ class Worker:
                         self.broken_by, last = error, End.BROKEN
                     if not retry:
                         break
-                    error = None  # its traceback leads to this frame, which would be a cycle
-                    if last is not None or not self._begins_again(task):
+                    # No result yet: see `Attempts.salvage`. And the error's traceback leads to this frame: a cycle.
+                    value, error = NOTHING, None
+                    if last is not None or (last := self._begin_again(task)) is not None:
                         put_back, task = task, None
                         lane.appendleft(put_back)  # past the queue bound
                         put_back = None
                         self.employer.task_came_back()
-                        return End.BROKEN
+                        return last
                     self.since = start = clock()
-                    self.task = task
                 busy = careful and attempts.end(task, self.holding, error, start, end_time)
                 start = end_time
 
@@ -475,9 +475,11 @@ class Worker:
         source, holding = self.place.source, self.holding
         if holding is None or source is None or not source.needs_care:
             return None
-        if holding.used and not source.used_up(holding) and (error := source.reset(holding)) is not None:
-            self.broken_by = error
-            return End.BROKEN
+        if holding.used and not source.used_up(holding):
+            if (error := source.reset(holding)) is not None:
+                self.broken_by = error
+                return End.BROKEN
+            waiting = self.place.lanes.look()  # tasks may have come while it was reset
         if not (waiting or (holding.good_at < 0 and holding.uses) or source.used_up(holding)):
             return None
         unfit = source.unfit(holding, doubt=doubt)
@@ -500,18 +502,26 @@ class Worker:
         self.broken_by = holding.fault
         return End.CREATION_FAILED
 
-    def _begins_again(self, task: TaskFuture[Any]) -> bool:
-        """Clean the resource for another attempt at the task; return False if that needs another resource."""
+    def _begin_again(self, task: TaskFuture[Any]) -> End | None:
+        """Clean the resource, and take the task in hand for another attempt; return why the worker ends instead.
+
+        No attempt begins after a kill. The task is in hand before the look at the state. So the worker sees the
+        kill, or the killer sees the task, and aborts it.
+        """
         source, holding = self.place.source, self.holding
         assert holding is not None
         assert source is not None
         assert task._sidecar is not None
         holding.used = True
-        if (error := source.reset(holding)) is None:
-            return True
-        self.broken_by = error
-        task._sidecar.breaks = source.breaks
-        return False
+        if (error := source.reset(holding)) is not None:
+            self.broken_by = error
+            task._sidecar.breaks = source.breaks
+            return End.BROKEN
+        self.task = task
+        if self.place.life.state >= State.KILLED:
+            self.task = None
+            return End.DRAINED
+        return None
 
 
 class _Life(partial[None]):

@@ -51,6 +51,10 @@ class Employer(Protocol):
     def task_came_back(self) -> None:
         """Make another worker take a task that was put back to the front of its lane."""
 
+    def expects_worker(self) -> bool:
+        """Return whether a worker is to come that will have a new resource."""
+        ...
+
     def dismisses(self, worker: Any) -> End | None:
         """Return why a worker must go instead of taking a task; None if it may stay."""
         ...

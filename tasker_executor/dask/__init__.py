@@ -41,8 +41,8 @@ from importlib import import_module
 try:
     for _needed in ("cloudpickle", "distributed", "tblib"):
         import_module(_needed)
-except ImportError as error:
-    raise ImportError("tasker_executor.dask needs dask.distributed: pip install tasker-executor[dask]") from error
+except ImportError as _error:
+    raise ImportError("tasker_executor.dask needs dask.distributed: pip install tasker-executor[dask]") from _error
 
 from .adaptive import PolicyAdaptive
 from .client_side import Carrier, DaskResourceExecutor

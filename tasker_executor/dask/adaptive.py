@@ -7,7 +7,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from distributed import Adaptive
 from typing_extensions import override
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadMeter", "PolicyAdaptive"]
 
-logger = Logger("tasker_executor.dask")
+logger: Logger = Logger("tasker_executor.dask")
 
 #: Rates look back about this many seconds.
 _RATE_WINDOW = 10
@@ -142,7 +142,8 @@ class PolicyAdaptive(Adaptive):
     """
 
     def __init__(self, cluster: Any, policy: ScalingPolicy, interval: Any = None, **kwargs: Any) -> None:
-        self.state = "inactive"  # the destructor reads it, if the next lines raise
+        # The destructor reads it, if the next lines raise.
+        self.state: Literal["starting", "running", "stopped", "inactive"] = "inactive"
         self._policy = check_policy("policy", policy)
         self._policy_failed = False
         self._wanted: int | None = None

@@ -29,7 +29,7 @@ from .._engine.state import State
 from .._engine.threads import make_thread
 from .._map import ChunkRunner
 from .._options import TaskOptions
-from .._report import Logger, function_name, safe_repr
+from .._report import Logger, function_name, safe_repr, safe_str
 from .._sync import clock, lock_timeout
 from .._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
 from ..exceptions import ResourceCreationError, ShutdownTimeout, TaskLost
@@ -48,6 +48,7 @@ from .worker_side import (
     destroy_here,
     drain_here,
     hand_over,
+    refresh_here,
     report_here,
     run_now_here,
 )
@@ -56,7 +57,7 @@ __all__ = ["Carrier", "DaskResourceExecutor"]
 
 R = TypeVar("R", default=None)
 
-logger = Logger("tasker_executor.dask")
+logger: Logger = Logger("tasker_executor.dask")
 
 #: Takes a piece of context to another machine: ``capture()``, called by `submit`, returns a plain value;
 #: ``restore(value)`` is called on the worker, in the context that the task will run in.
@@ -90,12 +91,15 @@ class DaskResourceExecutor(BaseExecutor[R]):
         max_workers: The most threads, and resources, of each Dask worker. It takes no more tasks at a time
             than it has threads of Dask's own, so start it with as many (``--nthreads``). None: as many as it
             has.
-        on_create, on_destroy, check_health, check_resource, check_after_idle, max_age, max_uses,
-            create_timeout, on_abort: The resources; see `ResourceExecutor`.
+        resource: What a resource is, in one argument; see `ResourceExecutor`. A factory is pickled, so each
+            worker has its own copy. It must hold nothing that a resource needs: that is made by its `create`.
+        on_create, on_destroy, check_health, check_resource, on_reset, around, on_abort: The same, hook by hook.
+        check_after_idle, max_age, max_uses, create_timeout: The life of the resources; see `ResourceExecutor`.
         initializer, initargs, min_workers, policy, idle_timeout, resource_pool_size, observers: The workers;
             likewise.
-        max_retries: How often a task is run again after its resource broke. 0: at most once, even if its
-            worker dies; such a task may end with `tasker_executor.exceptions.TaskLost`.
+        max_retries: At most this number of times a task is run again, by a verdict on its error, on the worker
+            where it is. 0: each task runs at most once, even if its worker dies; such a task may end with
+            `tasker_executor.exceptions.TaskLost`.
         carriers: What to take along of the submitter's context: pairs of ``capture()``, called by `submit`,
             and ``restore(value)``, called in the task's own context on the worker. (A `contextvars` context
             does not pickle.)
@@ -104,7 +108,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
         name: What the executor is called in logs.
 
     Raises:
-        ValueError, TypeError: An argument is wrong; the message names it and its value.
+        ValueError, TypeError: An argument is wrong, or does not pickle; the message names it and its value.
         Exception: A worker could not set its executor up, for this reason. Nothing stays on the cluster.
     """
 
@@ -141,7 +145,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
             raise TypeError(f"client must be a distributed.Client, not {safe_repr(client)}")
         if client.asynchronous:
             raise TypeError(f"client must not be asynchronous, nor used on its own event loop: {safe_repr(client)}")
-        self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
+        self.name: str = str(name or f"{type(self).__name__}-{next(_numbers)}")
         settings: dict[str, Any] = {
             "max_workers": max_workers,
             "resource": resource,
@@ -170,6 +174,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self._worker_limit = None if max_workers is None else checked.max_workers
         settings["max_workers"] = self._worker_limit
         settings["observers"] = checked.observers  # `observers` may be an iterator, which is at its end now
+        self._is_scoped = checked.hooks is not None and checked.hooks.around is not None
         self._create_timeout = checked.create_timeout
         self._max_retries = checked.max_retries
         self._client: Any = client  # whose methods are typed in part
@@ -194,7 +199,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self._plugin = f"tasker-{self.name}-{unique}"
         self._key_prefix = unique[:20]
         self._keys = itertools.count()
-        pickled = dumps_by_value((settings, [restore for _, restore in carriers]))
+        pickled = _dump_settings(settings, [restore for _, restore in carriers])
         try:
             self._client.register_plugin(SchedulerSide(self._plugin, self._client.id), name=self._plugin)
             self._set_up_workers(WorkerSide(self._plugin, pickled, grace))
@@ -352,10 +357,32 @@ class DaskResourceExecutor(BaseExecutor[R]):
         return bool(self._client.asynchronous)
 
     @property
+    @override
+    def _scoped(self) -> bool:
+        return self._is_scoped
+
+    @property
     def _max_workers(self) -> int:
         limit = self._worker_limit or sys.maxsize
         workers: dict[str, int] = {} if self._inside() else self._client.nthreads()
         return max(1, sum(min(limit, threads) for threads in workers.values()))
+
+    def refresh(self) -> None:
+        """Replace every resource on every worker, between two tasks; see `ResourceExecutor.refresh`.
+
+        This returns when all workers have been told. So a task that is submitted after that never meets an
+        older resource.
+
+        Raises:
+            RuntimeError: Called on the client's event loop, which this would block.
+        """
+        self._refuse_on_loop("refresh")
+        if self._client.status != "running":
+            return
+        replies = self._client.run(refresh_here, self._plugin, on_error="return")
+        for reply in replies.values():
+            if isinstance(reply, BaseException) and not isinstance(reply, OSError):  # a lost worker has no resources
+                raise reply
 
     # -- the end
     # ----------------------------------------------------------------------------------------------------------------
@@ -546,6 +573,22 @@ def _check_settings(settings: dict[str, Any]) -> Settings:
     most = sys.maxsize if settings["max_workers"] is None else settings["max_workers"]
     absent: dict[str, Any] = {"thread_name_prefix": "", "max_queued": None, "on_full": "block", "propagate_context": True}
     return Settings.checked("", **{**settings, **absent, "max_workers": most})
+
+
+def _dump_settings(settings: dict[str, Any], restore: list[Callable[[Any], object]]) -> bytes:
+    """Return what each worker gets, pickled, or raise, naming the argument that does not pickle."""
+    try:
+        return dumps_by_value((settings, restore))
+    except Exception:
+        for argument, value in {**settings, "carriers": restore}.items():
+            try:
+                dumps_by_value(value)
+            except Exception as error:
+                raise TypeError(
+                    f"{argument}={safe_repr(value)} does not pickle, so the workers cannot have it: {safe_str(error)}; "
+                    "what cannot travel must be made on the worker"
+                ) from error
+        raise
 
 
 def _check_carriers(carriers: Iterable[Carrier]) -> list[Carrier]:

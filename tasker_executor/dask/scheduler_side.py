@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IdleOnly", "SchedulerSide", "clear_up_here"]
 
-logger = Logger("tasker_executor.dask")
+logger: Logger = Logger("tasker_executor.dask")
 
 
 class IdleOnly(SchedulerPlugin):

@@ -34,13 +34,14 @@ __all__ = [
     "destroy_here",
     "drain_here",
     "hand_over",
+    "refresh_here",
     "report_here",
     "run_now_here",
 ]
 
 T = TypeVar("T")
 
-logger = Logger("tasker_executor.dask")
+logger: Logger = Logger("tasker_executor.dask")
 
 # How often the plugin looks whether its worker is being closed: Dask does not tell it. Worker.close() may
 # hang in a call to its nanny before it comes to plugins, and the nanny kills the process 4 s after it began
@@ -159,7 +160,7 @@ class WorkerSide(WorkerPlugin):
         self._end: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._handed: dict[str, Future[Any]] = {}  # by key of the Dask task: those in the executor that are not done
-        self.failed = False
+        self.failed: bool = False
 
     @property
     def executor(self) -> ResourceExecutor[Any]:
@@ -247,6 +248,10 @@ class WorkerSide(WorkerPlugin):
             return await in_thread(lambda: context.run(_run_and_dump, executor, call, job.options), f"{self.name}_run_now")
         except Exception as error:
             return dumps_error(error)
+
+    async def refresh(self) -> None:
+        """Replace every resource of the worker's executor. Hooks run in that call, so it has a thread of its own."""
+        await in_thread(self.executor.refresh, f"{self.name}_refresh")
 
     def _context(self, job: Job) -> Context:
         """Return a new context for the task, in which the carriers have restored what they captured.
@@ -362,6 +367,13 @@ def report_here(name: str, reset: bool, dask_worker: Worker) -> Report | None:
     """Return the numbers of this worker's executor."""
     plugin = _plugin_of(dask_worker, name)
     return None if plugin is None else report_of(plugin.executor, reset=reset)
+
+
+async def refresh_here(name: str, dask_worker: Worker) -> None:
+    """Replace every resource of this worker's executor."""
+    plugin = _plugin_of(dask_worker, name)
+    if plugin is not None:
+        await plugin.refresh()
 
 
 def cancel_here(name: str, kill: bool, dask_worker: Worker) -> list[str]:

@@ -95,9 +95,9 @@ class FakeResource:
     def __init__(self, ledger: Ledger, number: int) -> None:
         self._ledger = ledger
         self.number = number
-        self.broken = False
+        self.broken: bool = False
         self.uses = 0
-        self.maker = threading.current_thread()
+        self.maker: threading.Thread = threading.current_thread()
         self.destroyers: list[threading.Thread] = []
 
     def __repr__(self) -> str:
@@ -148,7 +148,7 @@ class Ledger(Watched):
         super().__init__()
         self.any_thread = False
         self.outage: BaseException | type[BaseException] | None = None
-        self.attempts = 0
+        self.attempts: int = 0
         self.created: list[FakeResource] = []
         self.destroyed: list[FakeResource] = []
         self._complaints: list[str] = []

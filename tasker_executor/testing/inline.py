@@ -34,7 +34,7 @@ from ..exceptions import NoCurrentTask, PoolDeadlockError, TaskExpired
 from ..factory import ResourceFactory
 from ..observers import ObserverHub
 from ..stats import ExecutorStats
-from .tasks import Call, Counts, InHand, InlineFuture, Task
+from .tasks import Call, Counts, InHand, InlineFuture, Task, call_in_scope
 
 __all__ = ["InlineExecutor", "open_executors"]
 
@@ -116,8 +116,8 @@ class InlineExecutor(BaseExecutor[R]):
             },
             resource,
         )
-        self.name = str(name or f"{type(self).__name__}-{next(_numbers)}")
-        self.deferred = bool(deferred)
+        self.name: str = str(name or f"{type(self).__name__}-{next(_numbers)}")
+        self.deferred: bool = bool(deferred)
         self._max_retries = check_count("max_retries", max_retries, 0)
         # Guards what follows, and is never held while a task or a hook runs.
         self._lock = threading.RLock()
@@ -134,7 +134,16 @@ class InlineExecutor(BaseExecutor[R]):
             self._source = ResourceSource(self.name, hooks, Recorder(), ObserverHub(()))
             # It makes no resource ahead, and keeps all that its calls make.
             self._reserve = Reserve(
-                self._source, 0, self, self._killed, self._max_retries, _refusal, most=inf, listener=self._counts, slot=0
+                self._source,
+                0,
+                self,
+                self._killed,
+                self._max_retries,
+                _refusal,
+                most=inf,
+                listener=self._counts,
+                slot=0,
+                in_scope=call_in_scope,
             )
         number = id(self)
         open_executors[number] = weakref.ref(self, lambda _: open_executors.pop(number, None))
@@ -181,7 +190,8 @@ class InlineExecutor(BaseExecutor[R]):
         lane = self._priority if options.priority else self._normal
         future: InlineFuture[Any] = InlineFuture(self, lane)
         deadline = None if options.start_within is None else clock() + options.start_within
-        task = Task(future, Call(self._fit(fn, options), kwargs), args, self._limit(options), deadline)
+        call = Call(self._fit(fn, options), kwargs, None if self._source is None else self.name)
+        task = Task(future, call, args, self._limit(options), deadline)
         try:
             with self._lock:
                 self._refuse_if_closed()
@@ -338,6 +348,11 @@ class InlineExecutor(BaseExecutor[R]):
         return holder.given  # type: ignore[no-any-return]  # the holder's resource is an R
 
     # -- workers: there are none
+
+    @property
+    @override
+    def _scoped(self) -> bool:
+        return self._source is not None and self._source.hooks.around is not None
 
     @property
     def _max_workers(self) -> int:

@@ -8,17 +8,20 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from typing_extensions import override
 
 from .._checks import wait_seconds
+from .._engine.holding import Holding
 from .._engine.reserve import ReserveListener
-from .._engine.resources import NoResource
-from .._report import safe_repr
+from .._engine.resources import NoResource, note_missing_argument, run_in_scope
+from .._report import safe_repr, traceback_of
+from .._types import AroundHook
 from ..exceptions import ResourceCreationError
 
-__all__ = ["Call", "Counts", "InHand", "InlineFuture", "Task"]
+__all__ = ["Call", "Counts", "InHand", "InlineFuture", "Task", "call_in_scope"]
 
 T = TypeVar("T")
 
@@ -40,6 +43,8 @@ class Call:
 
     fn: Callable[..., Any]
     kwargs: dict[str, Any]
+    #: The name of the executor; None if it has no resources.
+    executor: str | None
     context: Context = field(default_factory=copy_context)
 
     @property
@@ -49,7 +54,21 @@ class Call:
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the function in a copy of the context: an attempt must not see what an earlier one has set."""
-        return self.context.copy().run(self.fn, *arguments, **self.kwargs)
+        try:
+            return self.context.copy().run(self.fn, *arguments, **self.kwargs)
+        except TypeError as error:  # our frame is in its traceback, so the reserve takes it for an error of the task
+            if self.executor is not None and (trace := traceback_of(error)) is not None:
+                note_missing_argument(error, trace.tb_next, self.executor)
+            trace = None  # it leads to this frame
+            raise
+
+
+def call_in_scope(around: AroundHook[Any], holding: Holding[Any], call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Make a call in the scope that ``around`` returns for it, and both in the context of the task, if it is one's."""
+    if not isinstance(call, Call):  # `run_now`: in the context of the caller
+        return run_in_scope(around, holding, call, args)
+    bare = partial(call.fn, **call.kwargs) if call.kwargs else call.fn
+    return call.context.copy().run(run_in_scope, around, holding, bare, args)
 
 
 @dataclass(eq=False)
@@ -116,7 +135,9 @@ class Counts(ReserveListener):
 
     def __init__(self, lock: threading.RLock) -> None:
         self._lock = lock
-        self.retries = self.replacements = self.failures = 0
+        self.retries: int = 0
+        self.replacements: int = 0
+        self.failures: int = 0
 
     @override
     def retried(self, fn: object) -> None:
