@@ -609,6 +609,30 @@ def test_a_session_task_without_transaction_commits_itself(url: str, make: Made)
     assert rows(url) == [1]
 
 
+def test_a_session_that_was_reset_begins_anew(url: str, make: Made) -> None:
+    factory = Sessions(url)
+    session = make(factory)
+    with task(factory, session) as mine:
+        insert(mine, "numbers", 1)
+    factory.reset(session)
+
+    with task(factory, session) as mine, mine.begin():
+        insert(mine, "numbers", 2)
+
+    assert rows(url) == [2]
+
+
+@pytest.mark.services
+def test_a_session_that_was_not_used_has_no_transaction(server: Server, make: Made) -> None:
+    factory = Sessions(server.url("postgresql+psycopg"), transaction=True)
+    session = make(factory)
+
+    with task(factory, session):
+        pass
+
+    assert not session.bind.in_transaction()
+
+
 def test_an_error_of_the_flush_is_the_tasks_own(url: str, make: Made) -> None:
     factory = Sessions(url, transaction=True, retry_conflicts=True)
     session = make(factory)

@@ -1,4 +1,4 @@
-"""Ready-made factories: each knows one kind of resource, and is one argument of the executor.
+"""Ready-made factories: each knows one kind of resource, and is one argument of the executor::
 
     from tasker_executor import ResourceExecutor
     from tasker_executor.resources import psycopg
@@ -6,14 +6,18 @@
     with ResourceExecutor(8, resource=psycopg.Connections("dbname=shop")) as pool:
         pool.submit(lambda connection: connection.execute("select 1").fetchone())
 
-==========================  ==========================================================  ======================
-factory                     a task gets                                                 needs
-==========================  ==========================================================  ======================
-`psycopg.Connections`       a ``psycopg.Connection``                                    the extra `psycopg`
-`sqlalchemy.Connections`    a ``sqlalchemy.Connection``                                 the extra `sqlalchemy`
-`sqlalchemy.Sessions`       a ``sqlalchemy.orm.Session``                                the extra `sqlalchemy`
-`sqlite3.Connections`       a ``sqlite3.Connection``                                    nothing
-==========================  ==========================================================  ======================
+========================  ==============================  =======================
+factory                   a task gets                     needs
+========================  ==============================  =======================
+`http.Connections`        `http.client.HTTPConnection`    nothing
+`pika.Channels`           a channel of pika               the extra `pika`
+`psycopg.Connections`     ``psycopg.Connection``          the extra `psycopg`
+`pymysql.Connections`     ``pymysql.Connection``          the extra `pymysql`
+`redis.Connections`       ``redis.Redis``                 the extra `redis`
+`sqlalchemy.Connections`  ``sqlalchemy.Connection``       the extra `sqlalchemy`
+`sqlalchemy.Sessions`     ``sqlalchemy.orm.Session``      the extra `sqlalchemy`
+`sqlite3.Connections`     `sqlite3.Connection`            nothing
+========================  ==============================  =======================
 
 Each module is imported only by the program that uses it. Each factory knows for its driver which errors mean
 that the connection is broken, what a clean connection is, what unblocks a call that hangs, and, if you ask

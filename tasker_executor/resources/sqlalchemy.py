@@ -320,7 +320,6 @@ class Sessions(_Factory[S]):
     @override
     def _flush(self, resource: S) -> None:
         resource.flush()
-        resource.connection()  # the session's transaction must have begun, or the question would begin one beside it
 
     @override
     def reset(self, resource: S) -> None:
@@ -374,6 +373,8 @@ def _is_standby(error: DBAPIError, connection: Connection) -> bool:
 
 def _transaction_number(connection: Connection) -> int | None:
     """Ask for the number of the open transaction; None if the server is not a PostgreSQL."""
+    if not connection.in_transaction():  # a session that was not used; to ask would begin a transaction beside it
+        return NOTHING_WRITTEN
     if connection.dialect.name != "postgresql":
         return None
     return connection.exec_driver_sql(TRANSACTION_NUMBER).scalar() or NOTHING_WRITTEN
