@@ -127,8 +127,9 @@ class ContextManagerFactory(ResourceFactory[R]):
     def __init__(self, make: Callable[[], AbstractContextManager[R]]) -> None:
         self._make = make
         # Guards `_entered`: the context managers that are entered, by the identity of what they returned, each
-        # with its thread. Two of them may have returned the same object.
-        self._lock = threading.Lock()
+        # with its thread. Two of them may have returned the same object. Reentrant, for signal handlers that
+        # make or destroy a resource.
+        self._lock = threading.RLock()
         self._entered: dict[int, list[tuple[int, AbstractContextManager[R]]]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:

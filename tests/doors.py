@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from support import DEADLINE, Ledger
+from support import DEADLINE, FakeResource, Ledger, MakePool
 from tasker_executor import ResourceExecutor
 from tasker_executor.testing import InlineExecutor
 
-__all__ = ["DOORS", "EXECUTORS", "Door", "door", "open_door"]
+__all__ = ["DOORS", "EXECUTORS", "Door", "door", "hooks_of", "open_door", "pool_of"]
 
 #: To be called with arguments that a type checker refuses.
 EXECUTORS: list[Any] = [ResourceExecutor, InlineExecutor]
@@ -78,6 +78,18 @@ class Door:
         stats = self.pool.stats()
         assert stats.state == "closed"
         assert stats.resources_created == stats.resources_destroyed
+
+
+def hooks_of(ledger: Ledger) -> dict[str, Any]:
+    """Return the hooks of a ledger, for `Door.open`. Any thread may use its resources."""
+    ledger.any_thread = True
+    return {"on_create": ledger.create, "on_destroy": ledger.destroy, "check_health": ledger.is_healthy}
+
+
+def pool_of(make_pool: MakePool, ledger: Ledger, workers: int = 1, /, **options: Any) -> ResourceExecutor[FakeResource]:
+    """Return a pool with the hooks of a ledger, and these options."""
+    pool: Any = make_pool(workers, **{**hooks_of(ledger), **options})
+    return pool  # type: ignore[no-any-return]  # of fake resources
 
 
 @contextmanager

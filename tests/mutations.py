@@ -736,6 +736,27 @@ MUTATIONS = [
         "crew",
     ),
     Mutation(
+        "a worker that becomes ready in a row of failures wakes the timer",
+        "_engine/crew.py",
+        "            if self.outage.failures:  # the timer",
+        "            if False:  # the timer",
+        "recovery",
+    ),
+    Mutation(
+        "a worker that begins to destroy its resource in a row of failures wakes the timer",
+        "_engine/supply.py",
+        "is not None or self.outage.failures:",
+        "is not None:",
+        "recovery",
+    ),
+    Mutation(
+        "an unfit resource may make room in an old outage",
+        "_engine/supply.py",
+        "max((moment for moment in self.ending.values() if moment > since), default=None)",
+        "None",
+        "recovery",
+    ),
+    Mutation(
         "a caller of wait_ready wants a worker",
         "_engine/crew.py",
         "max(self.min_workers, bool(self.awaited))",

@@ -586,10 +586,12 @@ def test_shutdown_need_not_wait_and_all_is_done_nevertheless(executor: Executor,
 def test_nothing_is_accepted_after_shutdown(executor: Executor) -> None:
     executor.shutdown()
 
-    with pytest.raises(RuntimeError, match=r"^cannot schedule new futures after shutdown$"):
+    with pytest.raises(RuntimeError) as submitted:
         executor.submit(int)
-    with pytest.raises(RuntimeError, match=r"^cannot schedule new futures after shutdown$"):
+    with pytest.raises(RuntimeError) as mapped:
         executor.map(int, ["1"])
+    for caught in (submitted, mapped):
+        assert str(caught.value) == "cannot schedule new futures after shutdown"
 
 
 def test_nothing_is_accepted_while_the_rest_is_done(executor: Executor, gate: Gate) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from engine import (
+    UnfitResource,
     count_starting,
     engine_lock,
     fail_queue,
@@ -25,7 +26,7 @@ from engine import (
 )
 from races import Once, RacedLane
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, eventually
-from tasker_executor import LoadSample, QueueFull, ResourceCreationError, ResourceExecutor
+from tasker_executor import LoadSample, Observer, QueueFull, ResourceCreationError, ResourceEvent, ResourceExecutor
 from timer_support import Turns, watch_turns
 
 REFUSED = OSError("connection refused")
@@ -256,6 +257,13 @@ def test_an_unfit_resource_that_is_being_destroyed_keeps_no_worker_from_trying(
 ) -> None:
     """While another worker is busy, so that the timer has nothing else to wait for."""
 
+    class Looks(Observer):
+        """Lets the timer look between the failed check and `on_destroy`: the worker is still starting then."""
+
+        def creation_failed(self, event: ResourceEvent) -> None:
+            if isinstance(event.error, UnfitResource):
+                let_the_timer_look(pool, turns)
+
     def destroy(resource: FakeResource) -> None:
         ledger.destroy(resource)
         if resource.number == 1:
@@ -265,7 +273,9 @@ def test_an_unfit_resource_that_is_being_destroyed_keeps_no_worker_from_trying(
         return resource.number != 1
 
     patch_random(monkeypatch, lambda low, high: 0.0)
-    pool = make_pool(3, on_create=ledger.create, on_destroy=destroy, check_resource=check, check_after_idle=0)
+    pool = make_pool(
+        3, on_create=ledger.create, on_destroy=destroy, check_resource=check, check_after_idle=0, observers=[Looks()]
+    )
     with Gate() as busy:
         pool.submit(busy.hold)
         busy.wait_until_held()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from doors import Door, door
+from doors import Door, door, hooks_of, pool_of
 from engine import core_of, free_resources, idle_workers, reserve_of, shorten_pauses, source_of, workers_of
 from races import wait_until_idle
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, join_all
@@ -19,10 +19,6 @@ from tasker_executor.testing import InlineExecutor
 __all__ = ["door"]
 
 REFRESHED = "the resources were refreshed"
-
-
-def hooks_of(ledger: Ledger) -> dict[str, Any]:
-    return {"on_create": ledger.create, "on_destroy": ledger.destroy, "check_health": ledger.is_healthy}
 
 
 def use(resource: FakeResource) -> int:
@@ -44,7 +40,7 @@ class Ends(Observer):
 
 def test_the_resource_of_an_idle_worker_is_replaced_at_once(make_pool: MakePool, ledger: Ledger) -> None:
     ends = Ends()
-    pool = make_pool(1, **hooks_of(ledger), observers=[ends])
+    pool = pool_of(make_pool, ledger, 1, observers=[ends])
     pool.submit(use).result(DEADLINE)
     wait_until_idle(pool)
     pool.refresh()
@@ -56,7 +52,7 @@ def test_the_resource_of_an_idle_worker_is_replaced_at_once(make_pool: MakePool,
 
 
 def test_all_idle_workers_are_replaced(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
-    pool = make_pool(4, **hooks_of(ledger))
+    pool = pool_of(make_pool, ledger, 4)
     for _ in range(4):
         pool.submit(gate.hold)
     gate.wait_until_held(4)
@@ -69,7 +65,7 @@ def test_all_idle_workers_are_replaced(make_pool: MakePool, ledger: Ledger, gate
 
 
 def test_base_workers_are_replaced(make_pool: MakePool, ledger: Ledger) -> None:
-    pool = make_pool(3, **hooks_of(ledger), min_workers=2)
+    pool = pool_of(make_pool, ledger, 3, min_workers=2)
     pool.wait_ready()
     pool.refresh()
     ledger.wait_until_destroyed(2)
@@ -82,8 +78,13 @@ def test_base_workers_are_replaced(make_pool: MakePool, ledger: Ledger) -> None:
 
 def test_a_busy_worker_is_replaced_after_its_task(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     ends = Ends()
-    pool = make_pool(1, **hooks_of(ledger), observers=[ends])
-    held = pool.submit(lambda resource: (gate.hold(), resource.use())[1])
+    pool = pool_of(make_pool, ledger, 1, observers=[ends])
+
+    def hold(resource: FakeResource) -> int:
+        gate.hold()
+        return resource.use()
+
+    held = pool.submit(hold)
     gate.wait_until_held()
     before = pool.submit(use)
     pool.refresh()
@@ -97,7 +98,7 @@ def test_a_busy_worker_is_replaced_after_its_task(make_pool: MakePool, ledger: L
 
 
 def test_a_busy_worker_is_replaced_after_its_task_though_nothing_waits(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
-    pool = make_pool(1, **hooks_of(ledger), min_workers=1)
+    pool = pool_of(make_pool, ledger, 1, min_workers=1)
     pool.submit(gate.hold)
     gate.wait_until_held()
     pool.refresh()
@@ -108,7 +109,7 @@ def test_a_busy_worker_is_replaced_after_its_task_though_nothing_waits(make_pool
 
 @pytest.mark.parametrize("careful", [False, True], ids=["", "with a reset"])
 def test_a_resource_that_is_being_made_serves_no_task(make_pool: MakePool, ledger: Ledger, gate: Gate, careful: bool) -> None:
-    # 1. A worker reads the credentials. 2. They are rotated, and `refresh` is called. 3. The worker has connected with old ones.
+    # 1. A worker reads the credentials. 2. They are rotated, and `refresh` is called. 3. It connects, with the old ones.
     def create() -> FakeResource:
         if ledger.attempts == 0:
             ledger.attempts += 1
@@ -118,7 +119,7 @@ def test_a_resource_that_is_being_made_serves_no_task(make_pool: MakePool, ledge
     options: dict[str, Any] = {**hooks_of(ledger), "on_create": create}
     if careful:
         options["on_reset"] = use
-    pool = make_pool(1, **options)
+    pool = pool_of(make_pool, ledger, 1, **options)
     before = pool.submit(use)
     gate.wait_until_held()
     pool.refresh()
@@ -139,7 +140,7 @@ def test_the_flag_stays_up_while_a_resource_is_being_made(make_pool: MakePool, l
             gate.hold()
         return ledger.create()
 
-    pool = make_pool(2, **{**hooks_of(ledger), "on_create": create})
+    pool = pool_of(make_pool, ledger, 2, on_create=create)
     old = pool.submit(use)
     gate.wait_until_held()
     pool.refresh()
@@ -149,13 +150,12 @@ def test_the_flag_stays_up_while_a_resource_is_being_made(make_pool: MakePool, l
     ledger.wait_until_created(2)
     results |= {pool.submit(use).result(DEADLINE) for _ in range(5)}
 
-    [stale] = [resource for resource in ledger.created if resource.uses == 0] or [None]
-    assert stale is not None
+    [stale] = [resource for resource in ledger.created if resource.uses == 0]
     assert stale.number not in results
 
 
 def test_a_refresh_twice_in_a_row_replaces_once_or_twice_and_ends(make_pool: MakePool, ledger: Ledger) -> None:
-    pool = make_pool(2, **hooks_of(ledger), min_workers=2)
+    pool = pool_of(make_pool, ledger, 2, min_workers=2)
     pool.wait_ready()
     pool.refresh()
     pool.refresh()
@@ -170,7 +170,7 @@ def test_a_refresh_twice_in_a_row_replaces_once_or_twice_and_ends(make_pool: Mak
 
 def test_a_refresh_during_an_outage_fails_no_task(make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     shorten_pauses(monkeypatch, 0.001, 0.01)
-    pool = make_pool(2, **hooks_of(ledger), min_workers=1)
+    pool = pool_of(make_pool, ledger, 2, min_workers=1)
     pool.wait_ready()
     ledger.outage = OSError("down")
     pool.refresh()
@@ -212,7 +212,7 @@ def test_a_refresh_after_the_end_does_nothing(door: Door, ledger: Ledger) -> Non
 def test_a_refresh_while_the_executor_drains_replaces_what_is_still_needed(
     make_pool: MakePool, ledger: Ledger, gate: Gate
 ) -> None:
-    pool = make_pool(1, **hooks_of(ledger), resource_pool_size=1)
+    pool = pool_of(make_pool, ledger, 1, resource_pool_size=1)
     held = pool.submit(gate.hold)
     gate.wait_until_held()
     waiting = pool.submit(use)
@@ -233,7 +233,7 @@ def test_a_retry_after_a_refresh_runs_on_a_new_resource(make_pool: MakePool, led
             resource.break_down()
         return resource.use()
 
-    pool = make_pool(1, **hooks_of(ledger))
+    pool = pool_of(make_pool, ledger, 1)
     future = pool.submit(work)
     gate.wait_until_held()
     pool.refresh()
@@ -244,7 +244,7 @@ def test_a_retry_after_a_refresh_runs_on_a_new_resource(make_pool: MakePool, led
 
 
 def test_refresh_may_be_called_from_a_task(make_pool: MakePool, ledger: Ledger) -> None:
-    pool = make_pool(1, **hooks_of(ledger))
+    pool = pool_of(make_pool, ledger, 1)
 
     def rotate(resource: FakeResource) -> int:
         pool.refresh()
@@ -256,10 +256,14 @@ def test_refresh_may_be_called_from_a_task(make_pool: MakePool, ledger: Ledger) 
 
 def test_a_task_that_waits_keeps_its_place_in_a_refresh(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     ran: list[int] = []
-    pool = make_pool(1, **hooks_of(ledger))
+    pool = pool_of(make_pool, ledger, 1)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    futures = [pool.submit(lambda _, number: ran.append(number), number) for number in range(5)]
+
+    def note(_: FakeResource, number: int) -> None:
+        ran.append(number)
+
+    futures = [pool.submit(note, number) for number in range(5)]
     pool.refresh()
     gate.release()
     for future in futures:
@@ -270,7 +274,7 @@ def test_a_task_that_waits_keeps_its_place_in_a_refresh(make_pool: MakePool, led
 
 def test_the_flag_comes_down_when_all_is_new(make_pool: MakePool, ledger: Ledger) -> None:
     # Or each task would cost a look under the lock for ever.
-    pool = make_pool(1, **hooks_of(ledger))
+    pool = pool_of(make_pool, ledger, 1)
     pool.submit(use).result(DEADLINE)
     wait_until_idle(pool)
     pool.refresh()
@@ -284,7 +288,7 @@ def test_the_flag_comes_down_when_all_is_new(make_pool: MakePool, ledger: Ledger
 
 
 def test_the_free_resources_of_the_reserve_are_replaced_at_once(make_pool: MakePool, ledger: Ledger) -> None:
-    pool = make_pool(1, **hooks_of(ledger), resource_pool_size=2)
+    pool = pool_of(make_pool, ledger, 1, resource_pool_size=2)
     pool.refresh()
 
     assert [resource.number for resource in ledger.destroyed] == [0, 1]
@@ -301,7 +305,7 @@ def test_a_resource_of_the_reserve_that_is_in_use_is_replaced_after_its_call(
 ) -> None:
     # 1. A call without care is under way. 2. `refresh` finds no free resource. 3. The call puts an old one on the stack.
     ledger.any_thread = True
-    pool = make_pool(1, **hooks_of(ledger), resource_pool_size=1, **options)
+    pool = pool_of(make_pool, ledger, 1, resource_pool_size=1, **options)
 
     def work(resource: FakeResource) -> int:
         pool.refresh()
@@ -322,7 +326,7 @@ def test_a_resource_of_the_reserve_that_is_in_use_is_replaced_after_its_call(
 
 def test_two_calls_that_are_under_way_leave_no_old_resource(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     ledger.any_thread = True
-    pool = make_pool(1, **hooks_of(ledger), resource_pool_size=2)
+    pool = pool_of(make_pool, ledger, 1, resource_pool_size=2)
     threads = [threading.Thread(target=pool.run_now, args=(gate.hold,)) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -338,7 +342,7 @@ def test_two_calls_that_are_under_way_leave_no_old_resource(make_pool: MakePool,
 
 def test_a_temporary_resource_goes_after_its_call_as_ever(make_pool: MakePool, ledger: Ledger) -> None:
     ledger.any_thread = True
-    pool = make_pool(1, **hooks_of(ledger))
+    pool = pool_of(make_pool, ledger, 1)
 
     def work(resource: FakeResource) -> int:
         pool.refresh()
@@ -361,7 +365,7 @@ def test_a_resource_of_the_reserve_that_is_being_made_is_replaced_before_it_serv
             gate.hold()
         return ledger.create()
 
-    pool = make_pool(1, **{**hooks_of(ledger), "on_create": create}, resource_pool_size=1, max_uses=1)
+    pool = pool_of(make_pool, ledger, 1, on_create=create, resource_pool_size=1, max_uses=1)
     threads = [threading.Thread(target=pool.run_now, args=(use,))]
     threads[0].start()
     gate.wait_until_held()
@@ -377,7 +381,7 @@ def test_a_resource_of_the_reserve_that_cannot_be_replaced_yet_is_logged_and_mad
     make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
     ledger.any_thread = True
-    pool = make_pool(1, **hooks_of(ledger), resource_pool_size=1)
+    pool = pool_of(make_pool, ledger, 1, resource_pool_size=1)
     ledger.outage = OSError("down")
     pool.refresh()
 
@@ -391,7 +395,7 @@ def test_a_resource_of_the_reserve_that_cannot_be_replaced_yet_is_logged_and_mad
 
 
 def test_a_refresh_after_an_interrupted_one_goes_on(make_pool: MakePool, ledger: Ledger) -> None:
-    pool = make_pool(1, **hooks_of(ledger), resource_pool_size=2)
+    pool = pool_of(make_pool, ledger, 1, resource_pool_size=2)
     ledger.outage = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         pool.refresh()
@@ -478,7 +482,7 @@ def test_a_task_that_is_submitted_after_a_refresh_meets_no_older_resource(make_p
 
 def test_threads_that_refresh_at_the_same_time_leave_the_reserve_full(make_pool: MakePool, ledger: Ledger) -> None:
     ledger.any_thread = True
-    pool = make_pool(2, **hooks_of(ledger), resource_pool_size=3)
+    pool = pool_of(make_pool, ledger, 2, resource_pool_size=3)
     barrier = threading.Barrier(4)
 
     def work() -> None:
@@ -505,7 +509,7 @@ def test_threads_that_refresh_at_the_same_time_leave_the_reserve_full(make_pool:
 def test_a_call_that_ends_while_the_executor_refreshes_leaves_no_old_resource(make_pool: MakePool, ledger: Ledger) -> None:
     # 1. `refresh` has put the flag up. 2. A call ends, and puts its resource on the stack. 3. `refresh` looks at the stack.
     ledger.any_thread = True
-    pool = make_pool(1, **hooks_of(ledger), resource_pool_size=1)
+    pool = pool_of(make_pool, ledger, 1, resource_pool_size=1)
     reserve = reserve_of(pool)
     source_of(pool).refresh()
     reserve._care = True
@@ -521,7 +525,7 @@ def test_a_worker_that_takes_a_task_while_the_executor_refreshes_gives_it_back_o
 ) -> None:
     # 1. The epoch is new, the flag is down. 2. A worker runs a task on an old resource: it was submitted before the refresh
     # returned. 3. The flag goes up. 4. A task that is submitted now runs on a new one.
-    pool = make_pool(1, **hooks_of(ledger))
+    pool = pool_of(make_pool, ledger, 1)
     pool.submit(use).result(DEADLINE)
     source_of(pool).refresh()
     during = pool.submit(use).result(DEADLINE)
@@ -606,7 +610,7 @@ def test_slots_are_below_the_number_of_workers(make_pool: MakePool, ledger: Ledg
         if number % 7 == 0:
             resource.break_down()
 
-    pool = make_pool(3, **hooks_of(ledger), max_uses=5, max_retries=0)
+    pool = pool_of(make_pool, ledger, 3, max_uses=5, max_retries=0)
     futures = [pool.submit(work, number) for number in range(200)]
     for future in futures:
         future.exception(DEADLINE)
@@ -650,7 +654,7 @@ def test_a_successor_has_the_slot_once_the_resource_of_its_predecessor_is_destro
             gate.hold()
         ledger.destroy(resource)
 
-    pool = make_pool(2, **{**hooks_of(ledger), "on_destroy": destroy}, max_uses=1)
+    pool = pool_of(make_pool, ledger, 2, on_destroy=destroy, max_uses=1)
     assert pool.submit(slot).result(DEADLINE) == 0
     gate.wait_until_held()
     during = [pool.submit(slot).result(DEADLINE) for _ in range(3)]
@@ -666,7 +670,7 @@ def test_with_one_worker_the_successor_waits_for_its_slot(make_pool: MakePool, l
         gate.hold()
         ledger.destroy(resource)
 
-    pool = make_pool(1, **{**hooks_of(ledger), "on_destroy": destroy}, max_uses=1)
+    pool = pool_of(make_pool, ledger, 1, on_destroy=destroy, max_uses=1)
     pool.submit(slot).result(DEADLINE)
     gate.wait_until_held()
     waiting = pool.submit(slot)
@@ -679,14 +683,8 @@ def test_with_one_worker_the_successor_waits_for_its_slot(make_pool: MakePool, l
 
 
 def test_there_is_no_slot_outside(make_pool: MakePool, ledger: Ledger) -> None:
-    pool = make_pool(1, **hooks_of(ledger))
-    done = threading.Event()
+    pool = pool_of(make_pool, ledger, 1)
     answers: list[bool] = []
-
-    def callback(_: object) -> None:
-        answers.append(no_slot())
-        done.set()
-
     assert no_slot()
     thread = threading.Thread(target=lambda: answers.append(no_slot()))
     thread.start()
@@ -755,7 +753,7 @@ def test_there_is_no_slot_in_a_reserve_that_a_task_of_another_executor_uses(make
 
 def test_the_slot_of_a_task_is_back_after_a_call_that_failed(make_pool: MakePool, ledger: Ledger) -> None:
     ledger.any_thread = True
-    other = make_pool(1, **hooks_of(ledger), max_retries=1)
+    other = pool_of(make_pool, ledger, 1, max_retries=1)
 
     def task() -> int:
         with pytest.raises(ResourceBroken):

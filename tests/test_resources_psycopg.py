@@ -766,11 +766,14 @@ def test_an_error_at_commit_on_a_live_connection_is_the_tasks_own(table: Server,
     table.execute("alter table {table} add constraint late unique (note) deferrable initially deferred")
     factory = Connections(table.address, transaction=True)
     connection = make(factory)
+    asked: list[str] = []
+    factory._ask = asked.append  # type: ignore[method-assign]  # to see that nobody is asked
 
     with pytest.raises(errors.UniqueViolation) as caught, factory.around(connection):
         connection.execute(table.sql("insert into {table} values (1, 'same'), (2, 'same')"))
 
     assert factory.judge(caught.value, connection) is Verdict.OWN
+    assert asked == []
     assert table.rows() == []
     factory.reset(connection)
 

@@ -700,6 +700,39 @@ def test_a_commit_whose_answer_is_lost_is_a_commit(
 
 
 @pytest.mark.services
+def test_what_a_session_has_not_sent_yet_belongs_to_the_transaction_that_is_asked_for(
+    table: Server, proxy: Proxy, make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tables(DeclarativeBase):
+        pass
+
+    class Row(Tables):
+        __tablename__ = table.name
+        number: Mapped[int] = mapped_column(primary_key=True)
+
+    factory = Sessions(table.url("postgresql+psycopg", proxy), transaction=True)
+    session = make(factory)
+    asked: list[str] = []
+    ask = factory._ask
+
+    def hear(query: str) -> object:
+        asked.append(query)
+        return ask(query)
+
+    monkeypatch.setattr(factory, "_ask", hear)
+    at_commit(session.bind, proxy.reset)
+
+    def add() -> None:
+        with task(factory, session) as mine:
+            mine.add(Row(number=1))
+
+    error = failure(add)
+
+    assert factory.judge(error, session) is Verdict.BROKEN
+    assert len(asked) >= 1  # that it is known to have written something
+
+
+@pytest.mark.services
 def test_a_transaction_that_wrote_nothing_may_run_again_without_asking(table: Server, proxy: Proxy, make: Made) -> None:
     factory = Connections(table.url("postgresql+psycopg", proxy), transaction=True)
     connection = make(factory)

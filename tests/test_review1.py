@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextvars
+import sys
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
 
-from engine import Worker, workers_of
+from engine import Worker, ask_to_leave, workers_of
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
+from tasker_executor import ResourceCreationError
 from tasker_executor._engine.attempt import Attempts
-from tasker_executor.factory import Verdict
+from tasker_executor._engine.crew import Crew
+from tasker_executor.factory import ContextManagerFactory, Verdict
+from tasker_executor.testing import InlineExecutor
 
 
 class Thrown(BaseException):
@@ -181,3 +189,152 @@ def test_retry_that_was_left_to_workers_that_hang_is_taken_by_an_idle_one(
     clock.pass_time(3601.0, pool)
 
     assert retried.result(DEADLINE) == 4
+
+
+# -- a resource in doubt --
+
+
+def test_urgent_task_that_comes_during_a_reset_does_not_get_an_unchecked_resource(
+    make_pool: MakePool, ledger: Ledger, gate: Gate
+) -> None:
+    """1. A worker resets its resource. 2. Another one breaks, so this one is in doubt. 3. An urgent task comes."""
+    other, successor = Gate(), Gate()
+
+    def create() -> FakeResource:
+        if ledger.attempts == 2:
+            successor.hold()
+        return ledger.create()
+
+    def reset(resource: FakeResource) -> None:
+        if resource.number == 0:
+            gate.hold()
+
+    pool = make_pool(
+        2,
+        on_create=create,
+        on_destroy=ledger.destroy,
+        check_health=judge,
+        check_resource=ledger.is_usable,
+        on_reset=reset,
+        check_after_idle=3600.0,
+        max_retries=0,
+    )
+    with successor, other:
+        pool.submit(FakeResource.use).result()
+        gate.wait_until_held()
+        pool.submit(other.hold)
+        other.wait_until_held()
+        breaking = pool.submit_priority(FakeResource.break_down)
+        other.release()
+        assert isinstance(breaking.exception(DEADLINE), ResourceBroken)
+        ledger.created[0].broken = True  # in the same event
+        urgent = pool.submit_priority(FakeResource.use)
+        gate.release()
+        eventually(lambda: urgent.done() or ledger.created[0] in ledger.destroyed, "the first worker, which goes on")
+        successor.release()
+
+        assert urgent.result(DEADLINE) > 1
+
+
+# -- refresh --
+
+
+def test_destructor_that_submits_may_come_while_a_worker_asks_whether_it_is_stale(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A worker looks at all workers, under the lock. 2. A destructor runs on its thread, and its task starts a worker."""
+    original, looks, futures = Crew._is_stale, list[int](), list[Any]()
+
+    def is_stale(crew: Crew, worker: Worker) -> bool:
+        looks.append(1)
+        if len(looks) == 2:  # the first look is at the worker itself
+            futures.append(pool.submit(FakeResource.use))
+        return original(crew, worker)
+
+    pool = make_pool(4, on_create=ledger.create, on_destroy=ledger.destroy)
+    for _ in range(2):
+        pool.submit(gate.hold)
+    gate.wait_until_held(2)
+    monkeypatch.setattr(Crew, "_is_stale", is_stale)
+    ask_to_leave(pool)
+
+    assert pool.submit(FakeResource.use).exception(DEADLINE) is None
+    assert futures[0].exception(DEADLINE) is None
+
+
+# -- context managers as resources --
+
+
+def test_signal_handler_may_destroy_a_resource_while_its_thread_makes_one() -> None:
+    """A handler may come inside of the factory, on the main thread, which is in `run_now`; and it may call `shutdown`."""
+
+    @contextmanager
+    def make() -> Generator[object]:
+        yield object()
+
+    factory = ContextManagerFactory(make)
+    first, lines = factory.create(), list[str]()
+
+    def handler(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code is not ContextManagerFactory.create.__code__:
+            return None
+        if event == "line" and frame.f_locals.get("resource") is not None:
+            lines.append("before")
+            if len(lines) == 3:  # the `try`, the `with`, and inside of it
+                factory.destroy(first)
+                lines.append("after")
+        return handler
+
+    def create() -> None:
+        sys.settrace(handler)
+        try:
+            factory.create()
+        finally:
+            sys.settrace(None)
+
+    thread = threading.Thread(target=create, daemon=True)  # it would hang
+    thread.start()
+    thread.join(DEADLINE)
+
+    assert lines[:4] == ["before"] * 3 + ["after"]
+
+
+def test_context_manager_that_returns_none_is_left_again(make_pool: MakePool) -> None:
+    steps: list[str] = []
+
+    @contextmanager
+    def page() -> Generator[None]:
+        steps.append("entered")
+        yield
+        steps.append("left")
+
+    pool = make_pool(1, resource=page)
+
+    assert isinstance(pool.submit(lambda _: None).exception(DEADLINE), ResourceCreationError)
+    pool.shutdown()
+    assert steps == ["entered", "left"] * (len(steps) // 2)
+
+
+# -- around --
+
+
+def test_inline_task_sees_the_context_variables_that_its_scope_has_set(make_pool: MakePool) -> None:
+    span: contextvars.ContextVar[str] = contextvars.ContextVar("span", default="none")
+
+    @contextmanager
+    def around(_: object) -> Generator[None]:
+        token = span.set("of the task")
+        try:
+            yield
+        finally:
+            span.reset(token)
+
+    def task(_: object, *, prefix: str = "") -> str:
+        return prefix + span.get()
+
+    for pool in make_pool(1, on_create=object, around=around), InlineExecutor(on_create=object, around=around):
+        with pool:
+            assert pool.submit(task).result() == "of the task"
+            assert pool.submit(task, prefix="span ").result() == "span of the task"
+            assert pool.run_now(task) == "of the task"
+    assert span.get() == "none"

@@ -9,12 +9,12 @@ import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import pytest
 
-from doors import Door, door
+from doors import Door, door, hooks_of, pool_of
 from engine import idle_workers, living_holdings, workers_of
 from races import Thrown, wait_until_idle
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, needs_gil, run_python
@@ -54,10 +54,13 @@ class Scope:
             self.story.append("commit")
 
 
-def hooks_of(ledger: Ledger) -> dict[str, Any]:
-    """Return the hooks of a ledger whose resources any thread may use."""
-    ledger.any_thread = True
-    return {"on_create": ledger.create, "on_destroy": ledger.destroy, "check_health": ledger.is_healthy}
+def answering(verdict: Verdict) -> Callable[[Exception], Verdict]:
+    """Return a `check_health` with that answer."""
+
+    def check_health(error: Exception) -> Verdict:
+        return verdict
+
+    return check_health
 
 
 class OwnError(Exception):
@@ -70,6 +73,28 @@ def fail(*_: object) -> None:
 
 def number_of(resource: FakeResource) -> int:
     return resource.use()
+
+
+def number_with(resource: FakeResource, _: int) -> int:
+    return resource.number
+
+
+def double(_: FakeResource, number: int) -> int:
+    return 2 * number
+
+
+def identity(resource: Any) -> Any:
+    return resource
+
+
+def held_at(gate: Gate) -> Callable[[FakeResource], int]:
+    """Return a task that is held at the gate, and then returns the number of its resource."""
+
+    def hold(resource: FakeResource) -> int:
+        gate.hold()
+        return resource.number
+
+    return hold
 
 
 # -- around --
@@ -101,7 +126,7 @@ def test_the_scope_sees_a_system_exit_too(make_pool: MakePool, ledger: Ledger) -
         raise SystemExit(3)
 
     scope = Scope()
-    pool = make_pool(1, **hooks_of(ledger), around=scope)
+    pool = pool_of(make_pool, ledger, 1, around=scope)
 
     assert isinstance(pool.submit(leave).exception(DEADLINE), SystemExit)
     assert scope.story == ["begin", SystemExit]
@@ -109,7 +134,7 @@ def test_the_scope_sees_a_system_exit_too(make_pool: MakePool, ledger: Ledger) -
 
 def test_a_scope_is_entered_and_left_on_the_thread_of_its_task(make_pool: MakePool, ledger: Ledger) -> None:
     scope = Scope()
-    pool = make_pool(1, **hooks_of(ledger), around=scope, resource_pool_size=1)
+    pool = pool_of(make_pool, ledger, 1, around=scope, resource_pool_size=1)
     worker = pool.submit(lambda _: threading.current_thread()).result(DEADLINE)
     pool.run_now(number_of)
 
@@ -147,9 +172,10 @@ def test_a_transaction_commits_what_its_task_did_or_rolls_it_back(door: Door) ->
 
 
 def test_a_scope_that_swallows_the_error_makes_its_task_return_none(door: Door, ledger: Ledger) -> None:
-    from contextlib import suppress
+    def around(_: FakeResource) -> AbstractContextManager[None]:
+        return suppress(OwnError, ResourceBroken)
 
-    pool = door.open(**hooks_of(ledger), around=lambda resource: suppress(OwnError, ResourceBroken))
+    pool = door.open(**hooks_of(ledger), around=around)
 
     assert door.call(fail) is None
     assert door.call(FakeResource.break_down) is None  # no error: nothing is judged
@@ -183,10 +209,13 @@ def test_an_error_of_the_scope_is_the_tasks(door: Door, ledger: Ledger, where: s
             raise error
         return Broken(where, error)
 
+    def work(_: FakeResource) -> None:
+        ran.append(1)
+
     error = OwnError()
     pool = door.open(**hooks_of(ledger), around=around)
 
-    assert door.error_of(lambda _: ran.append(1)) is error
+    assert door.error_of(work) is error
     assert not hasattr(error, "__notes__")
     assert ran == ([1] if where == "exit" else [])
     assert pool.stats().retried == 0
@@ -218,7 +247,7 @@ def test_an_error_of_the_scope_is_judged(door: Door, ledger: Ledger, where: str)
 
 
 def test_a_scope_that_is_no_context_manager_is_an_error_of_the_tasks_and_has_no_note(door: Door, ledger: Ledger) -> None:
-    door.open(**hooks_of(ledger), around=lambda resource: 7)
+    door.open(**hooks_of(ledger), around=number_of)
 
     error = door.error_of(number_of)
 
@@ -250,24 +279,34 @@ def test_what_the_scope_yields_takes_the_place_of_the_resource(door: Door, ledge
 def test_a_scope_may_yield_what_is_false(door: Door, ledger: Ledger) -> None:
     pool = door.open(**hooks_of(ledger), around=Scope(lambda _: 0))
 
-    assert door.call(lambda session: (session, pool.current_resource())) == (0, 0)
+    def work(session: int) -> tuple[int, int]:
+        return session, pool.current_resource()
+
+    assert door.call(work) == (0, 0)
 
 
 def test_a_scope_that_yields_none_leaves_the_resource(door: Door, ledger: Ledger) -> None:
     pool = door.open(**hooks_of(ledger), around=Scope())
 
-    assert door.call(lambda resource: (resource.number, pool.current_resource() is resource)) == (0, True)
+    def work(resource: FakeResource) -> tuple[int, bool]:
+        return resource.number, pool.current_resource() is resource
+
+    assert door.call(work) == (0, True)
 
 
 def test_what_a_scope_yielded_ends_with_its_task(door: Door, ledger: Ledger) -> None:
     # The next task, whose scope yields nothing, must not get the session of the one before.
     sessions = ["session", None]
-    pool = door.open(**hooks_of(ledger), around=lambda _: nullcontext(sessions.pop(0)))
 
-    assert door.call(lambda session: session) == "session"
+    def around(_: FakeResource) -> AbstractContextManager[str | None]:
+        return nullcontext(sessions.pop(0))
+
+    pool = door.open(**hooks_of(ledger), around=around)
+
+    assert door.call(identity) == "session"
     if not door.inline:
         assert [holding.scope for holding in living_holdings(pool)] in ([], [None])
-    assert isinstance(door.call(lambda resource: resource), FakeResource)
+    assert isinstance(door.call(identity), FakeResource)
 
 
 def test_a_scope_is_open_for_a_task_that_is_called_as_given(door: Door, ledger: Ledger) -> None:
@@ -284,8 +323,8 @@ def test_a_scope_is_open_for_a_task_that_is_called_as_given(door: Door, ledger: 
 
 def test_a_chunk_of_a_map_is_one_scope(make_pool: MakePool, ledger: Ledger) -> None:
     scope = Scope()
-    pool = make_pool(1, **hooks_of(ledger), around=scope)
-    results = list(pool.map(lambda resource, number: number * 2, range(6), chunksize=3))
+    pool = pool_of(make_pool, ledger, 1, around=scope)
+    results = list(pool.map(double, range(6), chunksize=3))
 
     assert results == [0, 2, 4, 6, 8, 10]
     assert scope.story == ["begin", "commit"] * 2
@@ -293,9 +332,9 @@ def test_a_chunk_of_a_map_is_one_scope(make_pool: MakePool, ledger: Ledger) -> N
 
 def test_a_map_has_a_scope_for_each_call(make_pool: MakePool, ledger: Ledger) -> None:
     scope = Scope()
-    pool = make_pool(1, **hooks_of(ledger), around=scope)
+    pool = pool_of(make_pool, ledger, 1, around=scope)
 
-    assert list(pool.map(lambda resource, number: number * 2, range(3))) == [0, 2, 4]
+    assert list(pool.map(double, range(3))) == [0, 2, 4]
     assert scope.story == ["begin", "commit"] * 3
 
 
@@ -310,7 +349,11 @@ def test_a_task_inside_of_a_scope_is_a_current_task(door: Door, ledger: Ledger) 
         attempts.append(current_task().attempt)
 
     door.open(**hooks_of(ledger), around=around)
-    door.call(lambda _: attempts.append(current_task().attempt))
+
+    def work(_: FakeResource) -> None:
+        attempts.append(current_task().attempt)
+
+    door.call(work)
 
     assert attempts == [1, 1, 1]
 
@@ -339,7 +382,7 @@ def test_a_scope_runs_in_the_context_of_its_task(make_pool: MakePool, ledger: Le
         variable.set("submitter")
         pool.submit(work).result(DEADLINE)
 
-    pool = make_pool(1, **hooks_of(ledger), around=around, propagate_context=propagate)
+    pool = pool_of(make_pool, ledger, 1, around=around, propagate_context=propagate)
     contextvars.Context().run(submit)
     contextvars.Context().run(submit)
 
@@ -357,7 +400,7 @@ def test_a_scope_of_run_now_runs_in_the_context_of_the_caller(ledger: Ledger, ma
         yield
         variable.reset(token)
 
-    pool = make_pool(1, **hooks_of(ledger), around=around)
+    pool = pool_of(make_pool, ledger, 1, around=around)
 
     def call() -> str:
         variable.set("caller")
@@ -372,7 +415,7 @@ def test_a_scope_of_run_now_runs_in_the_context_of_the_caller(ledger: Ledger, ma
 def test_a_task_that_is_run_again_gets_a_new_scope(door: Door, ledger: Ledger, verdict: Verdict) -> None:
     scope = Scope()
     seen: list[str] = []
-    options = {**hooks_of(ledger), "check_health": lambda error: verdict}
+    options = {**hooks_of(ledger), "check_health": answering(verdict)}
     door.open(**options, around=scope)
 
     def work(_: FakeResource) -> str:
@@ -396,7 +439,7 @@ def test_the_time_of_a_scope_is_time_of_its_task(make_pool: MakePool, ledger: Le
         yield
         clock.ahead += 10
 
-    pool = make_pool(1, **hooks_of(ledger), around=around)
+    pool = pool_of(make_pool, ledger, 1, around=around)
     pool.submit(number_of).result(DEADLINE)
 
     assert 110 <= pool.metrics().run.total < 111
@@ -434,7 +477,7 @@ def test_the_traceback_of_an_error_shows_no_frame_of_ours(
 
     def needs_more(_: FakeResource, more: int) -> None: ...
 
-    pool = make_pool(1, **hooks_of(ledger), around=around, propagate_context=propagate)
+    pool = pool_of(make_pool, ledger, 1, around=around, propagate_context=propagate)
     call: Any = needs_more if where == "missing argument" else task
     error = pool.submit(call).exception(DEADLINE)
 
@@ -508,7 +551,7 @@ def rest(pool: ResourceExecutor[Any]) -> None:
 
 
 @pytest.mark.parametrize("propagate", [True, False])
-@pytest.mark.parametrize("reset", [None, print])
+@pytest.mark.parametrize("reset", [None, id])
 def test_nothing_of_a_finished_task_stays(make_pool: MakePool, ledger: Ledger, reset: Any, propagate: bool) -> None:
     watch = Watch()
 
@@ -520,9 +563,7 @@ def test_nothing_of_a_finished_task_stays(make_pool: MakePool, ledger: Ledger, r
         future = pool.submit(function, watch.see("argument", Thing()), keyword=watch.see("keyword", Thing()))
         watch.see("future", future).result(DEADLINE)
 
-    pool: Any = make_pool(
-        1, **hooks_of(ledger), around=Scopes(watch), on_reset=reset and (lambda _: None), propagate_context=propagate
-    )
+    pool: Any = pool_of(make_pool, ledger, 1, around=Scopes(watch), on_reset=reset, propagate_context=propagate)
     submit()
 
     assert len(watch.references) == 7
@@ -549,7 +590,7 @@ def test_an_error_that_is_kept_keeps_nothing_of_its_task_and_its_scope(
         future = pool.submit(watch.see("function", Function()), watch.see("argument", Thing()))
         return watch.see("future", future).exception(DEADLINE)  # type: ignore[no-any-return]  # an error
 
-    pool: Any = make_pool(1, **hooks_of(ledger), around=Scopes(watch), propagate_context=propagate)
+    pool: Any = pool_of(make_pool, ledger, 1, around=Scopes(watch), propagate_context=propagate)
     error = submit()
     rest(pool)
     watch.see("error", error)
@@ -570,8 +611,8 @@ def test_an_error_of_a_retried_task_goes_with_the_next_attempt(make_pool: MakePo
         if len(runs) == 1:
             raise watch.see("error", WatchedError())
 
-    options = {**hooks_of(ledger), "check_health": lambda error: Verdict.AGAIN}
-    pool: Any = make_pool(1, **options, around=Scopes(watch))
+    options = {**hooks_of(ledger), "check_health": answering(Verdict.AGAIN)}
+    pool: Any = pool_of(make_pool, ledger, 1, **options, around=Scopes(watch))
     pool.submit(fail_once).result(DEADLINE)
     rest(pool)
 
@@ -593,7 +634,7 @@ def test_a_call_of_run_now_leaves_nothing_behind(make_pool: MakePool, ledger: Le
     def fail_watched(*_: object) -> None:
         raise watch.see("error", WatchedError())
 
-    pool: Any = make_pool(1, **hooks_of(ledger), around=Scopes(watch), resource_pool_size=1)
+    pool: Any = pool_of(make_pool, ledger, 1, around=Scopes(watch), resource_pool_size=1)
     call(id_of)
     call(fail_watched)
 
@@ -651,7 +692,7 @@ def test_a_resource_is_cleaned_between_two_tasks_that_are_run_in_one_go(
     make_pool: MakePool, ledger: Ledger, gate: Gate
 ) -> None:
     resets = Resets()
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets)
     pool.submit(gate.hold)
     futures = [pool.submit(resets.task, name) for name in ("first", "second")]
     gate.release()
@@ -685,7 +726,7 @@ def test_a_resource_is_cleaned_after_a_task_that_was_called_as_given(door: Door,
 
 def test_a_resource_is_cleaned_on_the_thread_of_its_worker(make_pool: MakePool, ledger: Ledger) -> None:
     resets = Resets()
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets)
     thread = pool.submit(lambda _: threading.current_thread()).result(DEADLINE)
     wait_until_idle(pool)
 
@@ -694,7 +735,7 @@ def test_a_resource_is_cleaned_on_the_thread_of_its_worker(make_pool: MakePool, 
 
 def test_a_new_resource_is_not_cleaned(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     resets = Resets()
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets, min_workers=1, resource_pool_size=1)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets, min_workers=1, resource_pool_size=1)
     pool.wait_ready()
     pool.submit(gate.hold)
     gate.wait_until_held()
@@ -704,7 +745,7 @@ def test_a_new_resource_is_not_cleaned(make_pool: MakePool, ledger: Ledger, gate
 
 def test_the_result_is_known_before_the_resource_is_cleaned(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     resets = Resets(gate)
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets)
     future = pool.submit(number_of)
     gate.wait_until_held()
 
@@ -718,7 +759,7 @@ def test_the_result_is_known_before_the_resource_is_cleaned(make_pool: MakePool,
 
 def test_an_error_is_known_before_the_resource_is_cleaned(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     resets = Resets(gate)
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets)
     future = pool.submit(fail)
     gate.wait_until_held()
 
@@ -727,7 +768,7 @@ def test_an_error_is_known_before_the_resource_is_cleaned(make_pool: MakePool, l
 
 def test_a_resource_that_has_reached_max_uses_is_not_cleaned(make_pool: MakePool, ledger: Ledger) -> None:
     resets = Resets()
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets, max_uses=2)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets, max_uses=2)
     numbers = [pool.submit(number_of).result(DEADLINE) for _ in range(4)]
     pool.shutdown()
 
@@ -737,7 +778,7 @@ def test_a_resource_that_has_reached_max_uses_is_not_cleaned(make_pool: MakePool
 
 def test_a_resource_of_the_reserve_that_has_reached_max_uses_is_not_cleaned(make_pool: MakePool, ledger: Ledger) -> None:
     resets = Resets()
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets, max_uses=2, resource_pool_size=1)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets, max_uses=2, resource_pool_size=1)
 
     assert [pool.run_now(number_of) for _ in range(4)] == [0, 0, 1, 1]
     assert resets.story == ["reset 0", "reset 1"]
@@ -745,7 +786,7 @@ def test_a_resource_of_the_reserve_that_has_reached_max_uses_is_not_cleaned(make
 
 def test_a_temporary_resource_is_not_cleaned(make_pool: MakePool, ledger: Ledger) -> None:
     resets = Resets()
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets)
 
     assert [pool.run_now(number_of) for _ in range(2)] == [0, 1]
     assert resets.story == []
@@ -765,7 +806,7 @@ def test_a_resource_that_broke_is_not_cleaned(door: Door, ledger: Ledger) -> Non
 def test_a_resource_is_cleaned_before_its_worker_rests(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     # No transaction stays open while a worker is idle, and no worker that cleans counts as idle.
     resets = Resets(gate)
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets)
     pool.submit(number_of).result(DEADLINE)
     gate.wait_until_held()
 
@@ -780,7 +821,7 @@ def test_a_resource_is_cleaned_before_its_worker_rests_at_the_end_of_a_shift_too
     make_pool: MakePool, ledger: Ledger, gate: Gate, tasks: int
 ) -> None:
     resets = Resets()
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets)
     pool.submit(gate.hold)
     futures = [pool.submit(number_of) for _ in range(tasks - 1)]
     gate.release()
@@ -793,7 +834,7 @@ def test_a_resource_is_cleaned_before_its_worker_rests_at_the_end_of_a_shift_too
 
 def test_a_reset_that_fails_at_the_end_of_a_shift_ends_the_worker(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     resets = Resets()
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets)
     pool.submit(gate.hold)
 
     def last(resource: FakeResource) -> int:
@@ -828,7 +869,7 @@ def test_a_resource_that_cannot_be_cleaned_is_replaced_and_its_task_keeps_its_re
         if resource.number == 0:
             raise error
 
-    pool = make_pool(1, **hooks_of(ledger), on_reset=reset, observers=[ear])
+    pool = pool_of(make_pool, ledger, 1, on_reset=reset, observers=[ear])
     held = pool.submit(gate.hold)
     gate.wait_until_held()
     waiting = [pool.submit(number_of) for _ in range(3)]
@@ -845,7 +886,7 @@ def test_a_base_worker_whose_resource_cannot_be_cleaned_has_a_successor_at_once(
         if resource.number == 0:
             raise OwnError
 
-    pool = make_pool(1, **hooks_of(ledger), on_reset=reset, min_workers=1)
+    pool = pool_of(make_pool, ledger, 1, on_reset=reset, min_workers=1)
     pool.submit(number_of).result(DEADLINE)
     ledger.wait_until_created(2)
 
@@ -885,11 +926,11 @@ def test_a_reset_that_fails_casts_doubt_on_all_other_resources(make_pool: MakePo
         asked.append(resource.number)
         return True
 
-    pool = make_pool(
-        2, **hooks_of(ledger), on_reset=reset, check_resource=check, check_after_idle=3600, min_workers=2, max_uses=None
+    pool = pool_of(
+        make_pool, ledger, 2, on_reset=reset, check_resource=check, check_after_idle=3600, min_workers=2, max_uses=None
     )
     pool.wait_ready()
-    held = [pool.submit(lambda resource: (gate.hold(), resource.number)) for _ in range(2)]
+    held = [pool.submit(held_at(gate)) for _ in range(2)]
     gate.wait_until_held(2)
     gate.release()
     for future in held:
@@ -905,7 +946,7 @@ def test_a_reset_that_fails_casts_doubt_on_all_other_resources(make_pool: MakePo
 
 def test_a_resource_is_cleaned_before_an_attempt_on_the_same_worker(door: Door, ledger: Ledger) -> None:
     resets = Resets()
-    options = {**hooks_of(ledger), "check_health": lambda error: Verdict.AGAIN}
+    options = {**hooks_of(ledger), "check_health": answering(Verdict.AGAIN)}
     if not door.inline:
         options["resource_pool_size"] = 1
     pool = door.open(**options, on_reset=resets)
@@ -937,7 +978,7 @@ def test_a_task_that_is_to_run_again_goes_elsewhere_if_its_resource_cannot_be_cl
             raise OwnError
         return resource.number
 
-    options = {**hooks_of(ledger), "check_health": lambda error: Verdict.AGAIN, "on_reset": reset}
+    options = {**hooks_of(ledger), "check_health": answering(Verdict.AGAIN), "on_reset": reset}
     pool = door.open(**options)
 
     assert door.call(work) == 1
@@ -953,7 +994,7 @@ def test_the_time_of_a_reset_is_no_time_of_a_task(make_pool: MakePool, ledger: L
     def reset(_: FakeResource) -> None:
         clock.ahead += 100
 
-    pool = make_pool(1, **hooks_of(ledger), on_reset=reset)
+    pool = pool_of(make_pool, ledger, 1, on_reset=reset)
     pool.submit(gate.hold)
     gate.wait_until_held()
     futures = [pool.submit(number_of) for _ in range(3)]
@@ -973,7 +1014,7 @@ def test_the_time_of_a_reset_is_no_time_of_a_task(make_pool: MakePool, ledger: L
 
 def test_a_worker_that_cleans_its_resource_is_busy_with_no_task(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     resets = Resets(gate)
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets)
     pool.submit(number_of).result(DEADLINE)
     gate.wait_until_held()
 
@@ -990,38 +1031,41 @@ def test_a_reset_that_hangs_holds_up_no_task_that_another_worker_can_run(
             gate.hold()
 
     # A new worker takes the next task.
-    pool = make_pool(2, **hooks_of(ledger), on_reset=reset)
+    pool = pool_of(make_pool, ledger, 2, on_reset=reset)
     assert pool.submit(number_of).result(DEADLINE) == 0
     gate.wait_until_held()
     assert pool.submit(number_of).result(DEADLINE) == 1
     # An idle worker takes the one after it.
     eventually(lambda: len(idle_workers(pool)) == 1, "the second worker to rest")
     assert pool.submit(number_of).result(DEADLINE) == 1
-    assert list(pool.map(lambda resource, _: resource.number, range(20))) == [1] * 20
+    assert list(pool.map(number_with, range(20))) == [1] * 20
     pool._check()
 
 
-def test_a_task_that_is_queued_while_a_reset_hangs_is_taken_by_a_new_worker(
+def test_a_task_that_comes_while_a_reset_hangs_is_taken_by_the_other_worker(
     make_pool: MakePool, ledger: Ledger, gate: Gate
 ) -> None:
-    # 1. Both workers are busy, and a task waits. 2. Worker 0 ends its task and hangs in the reset. 3. Worker 1 takes the task.
-    hold_second = Gate()
+    # 1. Both workers are busy. 2. One ends its task, and hangs in the reset. 3. A task comes. 4. The other one takes it.
+    both = threading.Barrier(2)
+    second = Gate()
 
     def reset(resource: FakeResource) -> None:
         if resource.number == 0:
             gate.hold()
 
-    pool = make_pool(2, **hooks_of(ledger), on_reset=reset, min_workers=2)
-    pool.wait_ready()
-    with hold_second:
-        held = [pool.submit(lambda resource: resource.number and hold_second.hold()) for _ in range(2)]
-        while not any(future.done() for future in held):
-            pool.submit(lambda resource: resource.number and hold_second.hold())
-            if hold_second._held and gate._held:
-                break
+    def work(resource: FakeResource) -> None:
+        both.wait(DEADLINE)
+        if resource.number == 1:
+            second.hold()
+
+    pool = pool_of(make_pool, ledger, 2, on_reset=reset)
+    with second:
+        for _ in range(2):
+            pool.submit(work)
         gate.wait_until_held()
+        second.wait_until_held()
         waiting = pool.submit(number_of)
-        hold_second.release()
+        second.release()
         assert waiting.result(DEADLINE) == 1
 
 
@@ -1030,7 +1074,7 @@ def test_a_task_that_is_queued_while_a_reset_hangs_is_taken_by_a_new_worker(
 
 def test_shutdown_waits_for_a_reset(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     resets = Resets(gate)
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets)
     pool.submit(number_of).result(DEADLINE)
     gate.wait_until_held()
     waiting = pool.submit(number_of)
@@ -1047,7 +1091,7 @@ def test_shutdown_waits_for_a_reset(make_pool: MakePool, ledger: Ledger, gate: G
 def test_shutdown_gives_up_when_a_reset_hangs_for_too_long(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     from tasker_executor import ShutdownTimeout
 
-    pool = make_pool(1, **hooks_of(ledger), on_reset=Resets(gate), name="mine")
+    pool = pool_of(make_pool, ledger, 1, on_reset=Resets(gate), name="mine")
     pool.submit(number_of).result(DEADLINE)
     gate.wait_until_held()
 
@@ -1059,7 +1103,7 @@ def test_kill_while_a_resource_is_cleaned_cancels_what_waits_and_destroys_the_re
     make_pool: MakePool, ledger: Ledger, gate: Gate
 ) -> None:
     resets = Resets(gate)
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets)
     pool.submit(number_of).result(DEADLINE)
     gate.wait_until_held()
     waiting = pool.submit(number_of)
@@ -1076,7 +1120,7 @@ def test_kill_that_destroys_while_a_resource_is_cleaned_destroys_it_once(
     make_pool: MakePool, ledger: Ledger, gate: Gate
 ) -> None:
     ledger.any_thread = True
-    pool = make_pool(1, **hooks_of(ledger), on_reset=Resets(gate))
+    pool = pool_of(make_pool, ledger, 1, on_reset=Resets(gate))
     pool.submit(number_of).result(DEADLINE)
     gate.wait_until_held()
     pool.kill(destroy=True)
@@ -1089,7 +1133,7 @@ def test_kill_that_destroys_while_a_resource_is_cleaned_destroys_it_once(
 def test_a_resource_that_kill_has_destroyed_is_not_cleaned(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     # 1. A task runs. 2. `kill(destroy=True)` destroys its resource. 3. The task ends: there is nothing to clean.
     resets = Resets()
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets)
     pool.submit(gate.hold)
     gate.wait_until_held()
     pool.kill(destroy=True)
@@ -1105,7 +1149,7 @@ def test_a_task_of_run_now_whose_resource_kill_has_destroyed_is_not_cleaned(
     make_pool: MakePool, ledger: Ledger, when: str
 ) -> None:
     resets = Resets()
-    pool = make_pool(1, **hooks_of(ledger), on_reset=resets, resource_pool_size=1)
+    pool = pool_of(make_pool, ledger, 1, on_reset=resets, resource_pool_size=1)
     if when == "task":
         pool.submit(lambda _: pool.kill(destroy=True)).exception(DEADLINE)
     else:
@@ -1199,7 +1243,7 @@ def test_an_error_thrown_into_a_reset_is_the_resets(make_pool: MakePool, ledger:
             raise Thrown
 
     ear = Ear()
-    pool = make_pool(1, **hooks_of(ledger), on_reset=reset, observers=[ear])
+    pool = pool_of(make_pool, ledger, 1, on_reset=reset, observers=[ear])
 
     assert pool.submit(number_of).result(DEADLINE) == 0
     ledger.wait_until_destroyed(1)
@@ -1218,7 +1262,7 @@ def test_observers_hear_the_end_of_a_task_before_its_resource_is_cleaned(
         def task_finished(self, event: TaskEvent) -> None:
             heard.append(event.outcome)
 
-    pool = make_pool(1, **hooks_of(ledger), on_reset=Resets(gate), observers=[Hearer()])
+    pool = pool_of(make_pool, ledger, 1, on_reset=Resets(gate), observers=[Hearer()])
     pool.submit(number_of)
     gate.wait_until_held()
 
@@ -1237,7 +1281,7 @@ def test_a_reset_is_outside_of_a_task_and_has_a_slot(make_pool: MakePool, ledger
         except NoCurrentTask:
             seen.append(current_slot())
 
-    pool = make_pool(1, **hooks_of(ledger), on_reset=reset)
+    pool = pool_of(make_pool, ledger, 1, on_reset=reset)
     pool.submit(number_of).result(DEADLINE)
     wait_until_idle(pool)
 
@@ -1258,10 +1302,17 @@ def test_a_reset_of_the_reserve_is_outside_of_the_task_that_calls_run_now(make_p
                 seen.append("inside")
         return True
 
-    hooks = {**hooks_of(ledger), "on_destroy": lambda resource: (hook(resource), ledger.destroy(resource))}
-    other = make_pool(1, **hooks, on_reset=hook, check_resource=hook, check_after_idle=0, max_uses=2, resource_pool_size=1)
-    pool = make_pool(1, **hooks_of(ledger))
-    pool.submit(lambda _: [other.run_now(number_of) for _ in range(2)]).result(DEADLINE)
+    def destroy(resource: FakeResource) -> None:
+        hook(resource)
+        ledger.destroy(resource)
+
+    def call_twice(_: FakeResource) -> None:
+        for _number in range(2):
+            other.run_now(number_of)
+
+    options: dict[str, Any] = {"on_reset": hook, "check_resource": hook, "check_after_idle": 0, "on_destroy": destroy}
+    other = pool_of(make_pool, ledger, max_uses=2, resource_pool_size=1, **options)
+    pool_of(make_pool, ledger).submit(call_twice).result(DEADLINE)
 
     assert set(seen) == {"outside"}
     assert len(seen) >= 6

@@ -378,7 +378,7 @@ class Crew:
             if self._is_stale(worker):
                 return End.REFRESHED
             if self._surplus() <= 0:
-                if not any(map(self._is_stale, self.workers)):
+                if not any(map(self._is_stale, self.workers.copy())):  # a destructor may add one
                     self.leave.clear()
                 return None
             self.leaving.add(worker)

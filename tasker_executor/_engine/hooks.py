@@ -9,6 +9,7 @@ import math
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import Signature, isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import Any, Generic, TypeVar, cast
 
@@ -136,9 +137,9 @@ def _check_hook(argument: str, hook: Any, count: int) -> None:
     """Raise TypeError if a hook cannot be called with `count` arguments, or would return no plain result."""
     if _is_subclass(hook, BaseException):
         raise TypeError(f"{argument} must be a function, not the exception {hook.__name__}")
-    if iscoroutinefunction(hook) or isasyncgenfunction(hook):
+    if _is_function(hook, iscoroutinefunction, isasyncgenfunction):
         raise TypeError(f"{argument}={safe_repr(hook)} is an async function; workers are threads, and await nothing")
-    if isgeneratorfunction(hook):
+    if _is_function(hook, isgeneratorfunction):
         raise TypeError(
             f"{argument}={safe_repr(hook)} is a generator function; "
             "decorate it with contextlib.contextmanager, and pass it as resource="
@@ -155,6 +156,17 @@ def _check_hook(argument: str, hook: Any, count: int) -> None:
     except TypeError as error:
         given = ["no arguments", "one argument", "two arguments"][count]
         raise TypeError(f"{argument}={safe_repr(hook)} cannot be called with {given}: {error}") from None
+
+
+def _is_function(hook: Any, *kinds: Callable[[object], bool]) -> bool:
+    """Return whether a call of the hook is a call of a function of one of these kinds."""
+    while isinstance(hook, partial):
+        hook = hook.func
+    functions = hook, getattr(cast("Any", type(hook)), "__call__", None)  # noqa: B004  # an object may have an async one
+    try:
+        return any(kind(function) for kind in kinds for function in functions)
+    except TypeError:  # a mock of a function, which has no flags
+        return False
 
 
 def _is_subclass(value: Any, base: type) -> bool:

@@ -71,6 +71,7 @@ class Reserve(Generic[R]):
         most: At most this number of resources are kept. None: `size`.
         slot: What `current_slot` returns in calls, and while a resource is made for one.
         refusal: Makes the error of a call that comes when the reserve is closed.
+        in_scope: Does what `run_in_scope` does.
     """
 
     def __init__(
@@ -85,10 +86,12 @@ class Reserve(Generic[R]):
         most: float | None = None,
         listener: ReserveListener | None = None,
         slot: int | None = None,
+        in_scope: Callable[..., Any] = run_in_scope,
     ) -> None:
         self._source = source
         self._care = source.needs_care
         self._around = source.hooks.around
+        self._in_scope = in_scope
         self._size = size
         self._most = size if most is None else most
         self._owner = owner
@@ -182,7 +185,7 @@ class Reserve(Generic[R]):
                         holding.attempt = 1 + retries
                         try:
                             if around is not None:
-                                return run_in_scope(around, holding, fn, args)
+                                return self._in_scope(around, holding, fn, args)  # type: ignore[no-any-return]  # a T
                             return fn(*(holding.arguments + args))
                         except BaseException as error:
                             holding.call = None

@@ -475,9 +475,11 @@ class Worker:
         source, holding = self.place.source, self.holding
         if holding is None or source is None or not source.needs_care:
             return None
-        if holding.used and not source.used_up(holding) and (error := source.reset(holding)) is not None:
-            self.broken_by = error
-            return End.BROKEN
+        if holding.used and not source.used_up(holding):
+            if (error := source.reset(holding)) is not None:
+                self.broken_by = error
+                return End.BROKEN
+            waiting = self.place.lanes.look()  # tasks may have come while it was reset
         if not (waiting or (holding.good_at < 0 and holding.uses) or source.used_up(holding)):
             return None
         unfit = source.unfit(holding, doubt=doubt)

@@ -29,7 +29,7 @@ from .._engine.state import State
 from .._engine.threads import make_thread
 from .._map import ChunkRunner
 from .._options import TaskOptions
-from .._report import Logger, function_name, safe_repr
+from .._report import Logger, function_name, safe_repr, safe_str
 from .._sync import clock, lock_timeout
 from .._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
 from ..exceptions import ResourceCreationError, ShutdownTimeout, TaskLost
@@ -48,6 +48,7 @@ from .worker_side import (
     destroy_here,
     drain_here,
     hand_over,
+    refresh_here,
     report_here,
     run_now_here,
 )
@@ -90,12 +91,15 @@ class DaskResourceExecutor(BaseExecutor[R]):
         max_workers: The most threads, and resources, of each Dask worker. It takes no more tasks at a time
             than it has threads of Dask's own, so start it with as many (``--nthreads``). None: as many as it
             has.
-        on_create, on_destroy, check_health, check_resource, check_after_idle, max_age, max_uses,
-            create_timeout, on_abort: The resources; see `ResourceExecutor`.
+        resource: What a resource is, in one argument; see `ResourceExecutor`. A factory is pickled, so each
+            worker has its own copy. It must hold nothing that a resource needs: that is made by its `create`.
+        on_create, on_destroy, check_health, check_resource, on_reset, around, on_abort: The same, hook by hook.
+        check_after_idle, max_age, max_uses, create_timeout: The life of the resources; see `ResourceExecutor`.
         initializer, initargs, min_workers, policy, idle_timeout, resource_pool_size, observers: The workers;
             likewise.
-        max_retries: How often a task is run again after its resource broke. 0: at most once, even if its
-            worker dies; such a task may end with `tasker_executor.exceptions.TaskLost`.
+        max_retries: At most this number of times a task is run again, by a verdict on its error, on the worker
+            where it is. 0: each task runs at most once, even if its worker dies; such a task may end with
+            `tasker_executor.exceptions.TaskLost`.
         carriers: What to take along of the submitter's context: pairs of ``capture()``, called by `submit`,
             and ``restore(value)``, called in the task's own context on the worker. (A `contextvars` context
             does not pickle.)
@@ -104,7 +108,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
         name: What the executor is called in logs.
 
     Raises:
-        ValueError, TypeError: An argument is wrong; the message names it and its value.
+        ValueError, TypeError: An argument is wrong, or does not pickle; the message names it and its value.
         Exception: A worker could not set its executor up, for this reason. Nothing stays on the cluster.
     """
 
@@ -195,7 +199,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self._plugin = f"tasker-{self.name}-{unique}"
         self._key_prefix = unique[:20]
         self._keys = itertools.count()
-        pickled = dumps_by_value((settings, [restore for _, restore in carriers]))
+        pickled = _dump_settings(settings, [restore for _, restore in carriers])
         try:
             self._client.register_plugin(SchedulerSide(self._plugin, self._client.id), name=self._plugin)
             self._set_up_workers(WorkerSide(self._plugin, pickled, grace))
@@ -362,6 +366,23 @@ class DaskResourceExecutor(BaseExecutor[R]):
         limit = self._worker_limit or sys.maxsize
         workers: dict[str, int] = {} if self._inside() else self._client.nthreads()
         return max(1, sum(min(limit, threads) for threads in workers.values()))
+
+    def refresh(self) -> None:
+        """Replace every resource on every worker, between two tasks; see `ResourceExecutor.refresh`.
+
+        This returns when all workers have been told. So a task that is submitted after that never meets an
+        older resource.
+
+        Raises:
+            RuntimeError: Called on the client's event loop, which this would block.
+        """
+        self._refuse_on_loop("refresh")
+        if self._client.status != "running":
+            return
+        replies = self._client.run(refresh_here, self._plugin, on_error="return")
+        for reply in replies.values():
+            if isinstance(reply, BaseException) and not isinstance(reply, OSError):  # a lost worker has no resources
+                raise reply
 
     # -- the end
     # ----------------------------------------------------------------------------------------------------------------
@@ -552,6 +573,22 @@ def _check_settings(settings: dict[str, Any]) -> Settings:
     most = sys.maxsize if settings["max_workers"] is None else settings["max_workers"]
     absent: dict[str, Any] = {"thread_name_prefix": "", "max_queued": None, "on_full": "block", "propagate_context": True}
     return Settings.checked("", **{**settings, **absent, "max_workers": most})
+
+
+def _dump_settings(settings: dict[str, Any], restore: list[Callable[[Any], object]]) -> bytes:
+    """Return what each worker gets, pickled, or raise, naming the argument that does not pickle."""
+    try:
+        return dumps_by_value((settings, restore))
+    except Exception:
+        for argument, value in {**settings, "carriers": restore}.items():
+            try:
+                dumps_by_value(value)
+            except Exception as error:
+                raise TypeError(
+                    f"{argument}={safe_repr(value)} does not pickle, so the workers cannot have it: {safe_str(error)}; "
+                    "what cannot travel must be made on the worker"
+                ) from error
+        raise
 
 
 def _check_carriers(carriers: Iterable[Carrier]) -> list[Carrier]:

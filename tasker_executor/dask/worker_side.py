@@ -34,6 +34,7 @@ __all__ = [
     "destroy_here",
     "drain_here",
     "hand_over",
+    "refresh_here",
     "report_here",
     "run_now_here",
 ]
@@ -248,6 +249,10 @@ class WorkerSide(WorkerPlugin):
         except Exception as error:
             return dumps_error(error)
 
+    async def refresh(self) -> None:
+        """Replace every resource of the worker's executor. Hooks run in that call, so it has a thread of its own."""
+        await in_thread(self.executor.refresh, f"{self.name}_refresh")
+
     def _context(self, job: Job) -> Context:
         """Return a new context for the task, in which the carriers have restored what they captured.
 
@@ -362,6 +367,13 @@ def report_here(name: str, reset: bool, dask_worker: Worker) -> Report | None:
     """Return the numbers of this worker's executor."""
     plugin = _plugin_of(dask_worker, name)
     return None if plugin is None else report_of(plugin.executor, reset=reset)
+
+
+async def refresh_here(name: str, dask_worker: Worker) -> None:
+    """Replace every resource of this worker's executor."""
+    plugin = _plugin_of(dask_worker, name)
+    if plugin is not None:
+        await plugin.refresh()
 
 
 def cancel_here(name: str, kill: bool, dask_worker: Worker) -> list[str]:

@@ -267,6 +267,6 @@ def _answers(connection: driver.Connection[Any], deadline: float) -> bool:
                 pgconn.consume_input()
             result = pgconn.get_result()
             if result is None:
-                return connection.pgconn.transaction_status == IDLE
+                return True
             if result.status != ExecStatus.EMPTY_QUERY:
                 return False

@@ -34,7 +34,7 @@ from ..exceptions import NoCurrentTask, PoolDeadlockError, TaskExpired
 from ..factory import ResourceFactory
 from ..observers import ObserverHub
 from ..stats import ExecutorStats
-from .tasks import Call, Counts, InHand, InlineFuture, Task
+from .tasks import Call, Counts, InHand, InlineFuture, Task, call_in_scope
 
 __all__ = ["InlineExecutor", "open_executors"]
 
@@ -134,7 +134,16 @@ class InlineExecutor(BaseExecutor[R]):
             self._source = ResourceSource(self.name, hooks, Recorder(), ObserverHub(()))
             # It makes no resource ahead, and keeps all that its calls make.
             self._reserve = Reserve(
-                self._source, 0, self, self._killed, self._max_retries, _refusal, most=inf, listener=self._counts, slot=0
+                self._source,
+                0,
+                self,
+                self._killed,
+                self._max_retries,
+                _refusal,
+                most=inf,
+                listener=self._counts,
+                slot=0,
+                in_scope=call_in_scope,
             )
         number = id(self)
         open_executors[number] = weakref.ref(self, lambda _: open_executors.pop(number, None))

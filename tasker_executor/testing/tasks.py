@@ -8,17 +8,20 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from typing_extensions import override
 
 from .._checks import wait_seconds
+from .._engine.holding import Holding
 from .._engine.reserve import ReserveListener
-from .._engine.resources import NoResource, note_missing_argument
+from .._engine.resources import NoResource, note_missing_argument, run_in_scope
 from .._report import safe_repr, traceback_of
+from .._types import AroundHook
 from ..exceptions import ResourceCreationError
 
-__all__ = ["Call", "Counts", "InHand", "InlineFuture", "Task"]
+__all__ = ["Call", "Counts", "InHand", "InlineFuture", "Task", "call_in_scope"]
 
 T = TypeVar("T")
 
@@ -58,6 +61,14 @@ class Call:
                 note_missing_argument(error, trace.tb_next, self.executor)
             trace = None  # it leads to this frame
             raise
+
+
+def call_in_scope(around: AroundHook[Any], holding: Holding[Any], call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Make a call in the scope that ``around`` returns for it, and both in the context of the task, if it is one's."""
+    if not isinstance(call, Call):  # `run_now`: in the context of the caller
+        return run_in_scope(around, holding, call, args)
+    bare = partial(call.fn, **call.kwargs) if call.kwargs else call.fn
+    return call.context.copy().run(run_in_scope, around, holding, bare, args)
 
 
 @dataclass(eq=False)
