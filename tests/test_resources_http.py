@@ -271,6 +271,7 @@ def test_a_timeout_is_final_unless_asked_for(connect: Connect, path: str, retry:
     assert isinstance(error, TimeoutError)
     assert factory.judge(error, connection) is verdict
     factory.reset(connection)
+    connection.timeout = DEADLINE
     assert ask(connection, "ok") == b"ok"
 
 

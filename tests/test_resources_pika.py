@@ -253,6 +253,7 @@ def test_what_was_not_acknowledged_goes_back_to_the_queue(server: Server, connec
     assert heard[0] == b"one"
     assert not channel.consumer_tags
     eventually(lambda: server.messages() == 2, "both messages to be ready again")
+    assert next(channel.consume(server.queue, auto_ack=True))[2] == b"one"
 
 
 @pytest.mark.services
@@ -263,6 +264,8 @@ def test_reset_says_nothing_to_the_broker_after_a_task_that_got_nothing(
         raise AssertionError("sent something")
 
     factory, channel = connect()
+    channel.basic_get(server.queue)
+    factory.reset(channel)
     channel.basic_publish("", server.queue, b"one")
     monkeypatch.setattr(channel, "basic_recover", refuse)
 
