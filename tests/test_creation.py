@@ -655,6 +655,7 @@ def test_new_resource_is_in_doubt_whether_its_making_began_before_a_break_or_aft
         gate.release()
     else:
         broken = first.exception(DEADLINE)
+        eventually(lambda: 0 in asked, "the check of the broken resource")
         second = pool.submit(break_down)
 
     assert broken is not None

@@ -7,16 +7,16 @@ not possible, the task ends with `CommitUnknown`.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 
+from .._report import Logger
 from .._sync import clock
 from ..exceptions import TaskerError
 
 __all__ = ["NOTHING_WRITTEN", "TRANSACTION_NUMBER", "CommitUnknown", "settle_commit"]
 
-logger = logging.getLogger(__name__)
+logger = Logger("tasker_executor")
 
 #: The question for the number of the current transaction: None if it has written nothing. This name works in
 #: all versions since PostgreSQL 10; ``pg_current_xact_id_if_assigned`` does since 13.
@@ -63,7 +63,12 @@ def settle_commit(error: Exception, number: int | None, ask: Callable[[str], obj
         ) from error
     if not committed:
         raise error
-    logger.debug("the connection broke during COMMIT, and the server has committed transaction %s", number, exc_info=error)
+    logger.debug(
+        "the connection broke during COMMIT, and the server has committed transaction %s",
+        number,
+        exc_info=error,
+        transaction=number,
+    )
 
 
 def _was_committed(number: int, ask: Callable[[str], object]) -> bool | None:
@@ -75,7 +80,7 @@ def _was_committed(number: int, ask: Callable[[str], object]) -> bool | None:
         try:
             status = ask(query)
         except Exception as error:  # the server is down, and may come back
-            logger.debug("cannot ask for the outcome of transaction %s: %s", number, error)
+            logger.debug("cannot ask for the outcome of transaction %s", number, exc_info=error, transaction=number)
             status = None
         if status in {"committed", "aborted"}:
             return status == "committed"

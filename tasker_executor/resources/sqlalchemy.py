@@ -20,6 +20,7 @@ from typing import Any, overload
 from typing_extensions import TypeVar, override
 
 from .._checks import check_bool, check_callable
+from .._engine.threads import make_thread
 from ..factory import ResourceFactory, Verdict
 from ._commit import NOTHING_WRITTEN, TRANSACTION_NUMBER, CommitUnknown, settle_commit
 
@@ -178,7 +179,7 @@ class _Factory(ResourceFactory[R]):
                 other.exec_driver_sql(f"KILL QUERY {number}")
                 done.set()
 
-        thread = threading.Thread(target=kill, name=f"tasker_executor_kill_query_{number}", daemon=True)
+        thread = make_thread(kill, f"tasker_executor_kill_query_{number}")
         thread.start()
         thread.join(CANCEL_TIMEOUT)
         if not done.is_set() and isinstance(sock := getattr(driver, "_sock", None), socket.socket):
