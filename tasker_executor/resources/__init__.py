@@ -1,4 +1,6 @@
-"""Ready-made factories: each knows one kind of resource, and is one argument of the executor::
+"""Ready-made factories: each knows one kind of resource, and is one argument of the executor.
+
+For example::
 
     from tasker_executor import ResourceExecutor
     from tasker_executor.resources import psycopg
