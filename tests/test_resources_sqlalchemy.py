@@ -303,6 +303,7 @@ def both(make: Made, url: str, **options: Any) -> Iterator[tuple[Any, Any, sqlal
 def test_a_connection_that_the_server_ended_is_broken(server: Server, make: Made) -> None:
     for factory, resource, connection in both(make, server.url("postgresql+psycopg")):
         server.terminate()
+        server.wait_until_gone()
 
         error = failure(lambda resource=resource: resource.execute(select(1)))  # type: ignore[misc]  # mypy infers no default
 
@@ -311,6 +312,16 @@ def test_a_connection_that_the_server_ended_is_broken(server: Server, make: Made
         assert connection.invalidated
         with pytest.raises(InvalidRequestError, match="the connection is closed"):
             factory.reset(resource)
+
+
+@pytest.mark.services
+def test_a_connection_that_the_server_ended_fails_the_check(server: Server, make: Made) -> None:
+    for factory, resource, _ in both(make, server.url("postgresql+psycopg")):
+        assert factory.check(resource) is True
+        server.terminate()
+        server.wait_until_gone()
+
+        assert factory.check(resource) is False
 
 
 @pytest.mark.services

@@ -164,7 +164,10 @@ class Connections(ResourceFactory[driver.Connection[Row]]):
     @override
     def check(self, resource: driver.Connection[Row]) -> bool:
         """Return whether the server answers an empty query in time."""
-        return _answers(resource, clock() + CHECK_TIMEOUT)
+        try:
+            return _answers(resource, clock() + CHECK_TIMEOUT)
+        except driver.Error:  # a "no" that is expected, and needs no traceback in the log
+            return False
 
     @override
     def reset(self, resource: driver.Connection[Row]) -> None:
