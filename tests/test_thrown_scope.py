@@ -53,8 +53,12 @@ def is_run_again(pool: Pool, books: Books) -> None:
     books.submit(pool, "only", again_once())
 
 
-def again(_: Ledger) -> dict[str, Any]:
-    return {**both(_), "check_health": lambda error: Verdict.AGAIN}
+def says_again(_: Exception) -> Verdict:
+    return Verdict.AGAIN
+
+
+def again(ledger: Ledger) -> dict[str, Any]:
+    return {**both(ledger), "check_health": says_again}
 
 
 def raises_once(pool: Pool, books: Books) -> None:
@@ -88,7 +92,6 @@ def test_an_error_thrown_into_a_worker_anywhere_costs_its_task_at_most(life: Lif
 
 
 def test_an_error_thrown_in_between_two_attempts_costs_the_task_at_most() -> None:
-    # Any error that is thrown into the task, and is an Exception, is a reason for one attempt more: of the task `later`, too.
     number = 1
     while live_once(Life(is_run_again, again, expected=ResourceBroken), KINDS[0], number):
         number += 1
