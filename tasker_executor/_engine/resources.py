@@ -160,7 +160,7 @@ class ResourceSource(Generic[R]):
                 self._hub.tell("resource_created", ResourceEvent(self.name, worker, seconds))
             return holding
         except BaseException:  # the error was thrown in, or comes from `on_create`
-            if made:
+            if made and not not_a_resource(made[0]):
                 holding = holding or Holding(made[0], _NEVER, good_at, epoch)
                 self._count(holding)
                 self.destroy(holding, worker)
