@@ -337,11 +337,12 @@ def test_reset_sets_autocommit_as_it_was(connect: Connect, autocommit: bool) -> 
 @pytest.mark.services
 def test_reset_leaves_autocommit_alone_where_the_server_chooses_it(connect: Connect) -> None:
     factory, connection = connect(autocommit=None)
-    connection.autocommit(False)
+    for wanted in (False, True):
+        connection.autocommit(wanted)
 
-    factory.reset(connection)
+        factory.reset(connection)
 
-    assert connection.get_autocommit() is False
+        assert connection.get_autocommit() is wanted
 
 
 @pytest.mark.services
@@ -365,6 +366,16 @@ def test_reset_reads_the_results_of_a_procedure_that_are_left(connect: Connect) 
     factory.reset(connection)
 
     assert run(connection, "select 3") == [(3,)]
+
+
+@pytest.mark.services
+def test_an_error_in_the_results_that_are_left_does_not_meet_the_next_task(connect: Connect) -> None:
+    factory, connection = connect(autocommit=True, client_flag=CLIENT.MULTI_STATEMENTS)
+    cursor = connection.cursor()
+    cursor.execute("select 1; select * from no_such_table")
+
+    with pytest.raises(pymysql.ProgrammingError):
+        factory.reset(connection)
 
 
 @pytest.mark.services
