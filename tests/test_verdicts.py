@@ -889,15 +889,20 @@ def test_poison_task_breaks_one_resource_for_each_attempt_and_costs_no_other_if_
 def test_poison_task_costs_at_most_one_innocent_resource_an_attempt_without_a_check(
     make_pool: MakePool, ledger: Ledger, workers: int, limit: int
 ) -> None:
+    """A retry that comes back wakes one idle worker, which gives its resource up for it; then it is left to a new one."""
     pool, _ = idle_pool(make_pool, ledger, workers, False, min_workers=workers, max_retries=limit)
-    error = pool.submit(FakeResource.break_down).exception(DEADLINE)
+
+    def poison(resource: FakeResource) -> None:
+        eventually(lambda: pool.stats().idle_workers == workers - 1, "all other workers to be idle")
+        resource.break_down()
+
+    error = pool.submit(poison).exception(DEADLINE)
     eventually(lambda: sum(resource.broken for resource in ledger.destroyed) == limit + 1, "the end of the broken ones")
     eventually(lambda: pool.stats().idle_workers == workers, "the base to be there again")
     pool.shutdown(timeout=DEADLINE)
 
     assert isinstance(error, ResourceBroken)
     assert sum(resource.broken for resource in ledger.created) == limit + 1
-    # A retry that comes back wakes one idle worker at most, which gives its resource up for it; then it is left to a new one.
     assert len(ledger.created) - workers <= 2 * (limit + 1)
 
 
