@@ -293,7 +293,6 @@ class Crew:
         self.supply.note_served()
         self._recorder.close_log(worker.log)
         self.leaving.discard(worker)
-        self.supply.ending.pop(worker, None)
         self.replaced += replaced
         worker.seat.occupied = False
         # Last: an error thrown in before this leaves the worker in the crew, and the removal is repeated.
@@ -366,6 +365,8 @@ class Crew:
                 process.ending.add(worker.thread)
                 failed = self.supply.note_end(worker, end, error)
                 self._forget(worker, replaced=end in REPLACED)
+            # Afterwards: a thread that looks without the lock must not take this worker for an idle one.
+            self.supply.ending.pop(worker, None)
         del held
         return failed
 
