@@ -406,6 +406,16 @@ def test_a_refresh_during_an_outage_tries_to_make_one_resource_alone(make_pool: 
     assert len(ledger.destroyed) == 3
 
 
+def test_calls_fill_a_reserve_that_a_refresh_has_left_empty(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = pool_of(make_pool, ledger, 1, resource_pool_size=2)
+    ledger.outage = OSError("down")
+    pool.refresh()
+    ledger.outage = None
+    pool.run_now(use)
+
+    assert pool.stats().available_resources == 2
+
+
 def test_a_refresh_destroys_one_resource_at_a_time(make_pool: MakePool, ledger: Ledger) -> None:
     # Calls of other threads go on with what is left.
     alive: list[int] = []
