@@ -2147,8 +2147,36 @@ MUTATIONS = [
     Mutation(
         "the reserve is full after a refresh",
         "_engine/reserve.py",
-        "                    if not self._closed:\n                        self._refill()",
+        "            while not (failing or self._closed) and self._is_short():",
+        "            while False:",
+        "refresh",
+    ),
+    Mutation(
+        "each free resource of the reserve is replaced before the next is destroyed",
+        "_engine/reserve.py",
+        "                    failing = failing or self._closed or not self._refill()",
         "                    pass",
+        "refresh",
+    ),
+    Mutation(
+        "a refresh during an outage tries the factory once",
+        "_engine/reserve.py",
+        "                    failing = failing or self._closed or not self._refill()",
+        "                    failing = self._closed or not self._refill()",
+        "refresh",
+    ),
+    Mutation(
+        "calls fill a reserve of which one call has found several unfit",
+        "_engine/reserve.py",
+        "                        self._short = True  # this call",
+        "                        pass  # this call",
+        "refresh",
+    ),
+    Mutation(
+        "a call fills a reserve that could not be filled",
+        "_engine/reserve.py",
+        "            self._short = True\n            return False",
+        "            return False",
         "refresh",
     ),
     Mutation(

@@ -105,6 +105,8 @@ class Reserve(Generic[R]):
         self._set_free(deque())
         #: All resources there are: free, in use, temporary.
         self._all: set[Holding[R]] = set()
+        #: Whether resources may be missing: later calls, each of which makes one, see to that.
+        self._short = False
         self._closed = False
         self._process = getpid()
         self._places = Places()
@@ -254,7 +256,11 @@ class Reserve(Generic[R]):
                     if self._source.retries_on_new:  # leave it to other calls, and make a resource for this one
                         self._put_down(hand, False)
                         return
-                self._destroy(holding)
+                try:
+                    self._destroy(holding)
+                finally:
+                    with self._source.lock:
+                        self._short = True  # this call makes one, and may lose several
                 hand.clear()
                 self._listener.replaced()
         finally:
@@ -317,14 +323,17 @@ class Reserve(Generic[R]):
             holding.last_used = clock()
             broken = broken or (holding.kept and not self._is_good(holding))
         self._put_down(hand, broken)
-        if holding.gone:
-            if broken:
-                self._listener.replaced()
-            if holding.kept and not self._closed:
-                with self._source.lock:
-                    vacant = self._count_kept() < self._size
-                if vacant:
-                    self._refill()
+        if holding.gone and broken:
+            self._listener.replaced()
+        # One for each call, so that no caller waits for many.
+        if ((holding.gone and holding.kept) or self._short) and not self._closed and self._is_short():
+            self._refill()
+
+    def _is_short(self) -> bool:
+        """Return whether resources are missing, and note it down for later calls."""
+        with self._source.lock:  # a call that loses one notes that under the lock, too
+            self._short = self._count_kept() < self._size
+            return self._short
 
     def _is_good(self, holding: Holding[R]) -> bool:
         """Clean a resource after a call; return whether it may serve another one."""
@@ -361,12 +370,13 @@ class Reserve(Generic[R]):
                 self._destroy(holding)
                 hand.clear()
 
-    def _refill(self) -> None:
-        """Replace a resource of the reserve. If `on_create` fails, a later call tries again."""
+    def _refill(self) -> bool:
+        """Replace a resource of the reserve. If `on_create` fails, return False; a later call tries again."""
         hand: list[Holding[R]] = []
         blame: list[BaseException] = []
         try:
             self._make(hand, blame)
+            return True
         except BaseException as error:
             if not any(error is one for one in blame) or must_escape(error):
                 raise
@@ -376,6 +386,8 @@ class Reserve(Generic[R]):
                 exc_info=True,
                 executor=self._source.name,
             )
+            self._short = True
+            return False
         finally:
             try:
                 self._put_down(hand, False)  # destroys it if another call was quicker
@@ -389,6 +401,7 @@ class Reserve(Generic[R]):
         place = self._local.mine or self._places.arrive()
         place.calls += 1
         try:
+            failing = False
             for _ in range(len(self._free)):
                 hand: list[Holding[R]] = []
                 stale = True
@@ -398,7 +411,7 @@ class Reserve(Generic[R]):
                         for holding in self._drops:  # noqa: B007  # as in `run`
                             break
                     except IndexError:
-                        return
+                        break
                     assert holding is not None
                     hand.append(holding)
                     stale = holding.epoch != self._source.epoch
@@ -408,8 +421,9 @@ class Reserve(Generic[R]):
                         self._put_down(hand, stale)
                 if stale:
                     self._listener.replaced()
-                    if not self._closed:
-                        self._refill()
+                    failing = failing or self._closed or not self._refill()
+            while not (failing or self._closed) and self._is_short():
+                failing = not self._refill()
         finally:
             place.calls -= 1
             if self._closed:
