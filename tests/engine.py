@@ -224,7 +224,7 @@ def thread_prefix_of(pool: Engine) -> str:
 def bounds_of(pool: Engine) -> tuple[int, int]:
     """Return the least and the largest number of workers."""
     core = core_of(pool)
-    return core.crew.min_workers, core.crew.max_workers
+    return core.roster.min_workers, core.roster.max_workers
 
 
 def stats_of(pool: Engine) -> ExecutorStats:
@@ -355,7 +355,7 @@ def fail_queue(pool: Engine, error: BaseException) -> None:
 
 def workers_of(pool: Engine) -> set[Worker]:
     """Return the set itself, not a copy, of the workers that there are."""
-    return core_of(pool).crew.workers
+    return core_of(pool).roster.workers
 
 
 def busy_workers(pool: Engine) -> list[Worker]:
@@ -371,7 +371,7 @@ def idle_workers(pool: Engine) -> list[Worker]:
 
 def leaving_workers(pool: Engine) -> set[Worker]:
     """Return the set itself of the workers that have been told to retire."""
-    return core_of(pool).crew.leaving
+    return core_of(pool).roster.leaving
 
 
 def unborn_workers(pool: Engine) -> dict[Worker, int]:
@@ -386,13 +386,13 @@ def stranger(pool: Engine, index: int) -> Worker:
 
 def use_workers(pool: Engine, workers: S) -> S:
     """Let the engine keep its workers in that set, and return it."""
-    core_of(pool).crew.workers = workers
+    core_of(pool).roster.workers = workers
     return workers
 
 
 def waiting_for_a_worker(pool: Engine) -> int:
     """Return how many callers are in `wait_ready`."""
-    return len(core_of(pool).crew.awaited)
+    return len(core_of(pool).roster.awaited)
 
 
 def expects_worker(pool: Engine) -> bool:
@@ -402,18 +402,18 @@ def expects_worker(pool: Engine) -> bool:
 
 def use_leaving_workers(pool: Engine, leaving: S) -> S:
     """Let the engine keep the workers that it has told to retire in that set, and return it."""
-    core_of(pool).crew.leaving = leaving
+    core_of(pool).roster.leaving = leaving
     return leaving
 
 
 def worker_limit(pool: Engine) -> int:
     """Return how many workers there may be now: as many as are wanted, and one for each that waits inside or is late."""
-    return core_of(pool).crew.limit()
+    return core_of(pool).roster.limit()
 
 
 def count_starting(pool: Engine) -> int:
     """Return how many workers have yet to look at the lanes for the first time."""
-    return core_of(pool).crew.starting()
+    return core_of(pool).roster.starting()
 
 
 def want(pool: Engine, workers: int, reason: str) -> None:
@@ -548,7 +548,7 @@ def waiting_inside(pool: Engine) -> dict[int, WaitInside]:
 
 def use_waiting_inside(pool: Engine, waits: dict[int, Any]) -> None:
     """Let the engine note in `waits` which of its threads wait for its own tasks."""
-    core_of(pool).deadlock._waits = core_of(pool).crew._waiting_inside = waits
+    core_of(pool).deadlock._waits = core_of(pool).roster._waiting_inside = waits
 
 
 def end_a_hopeless_wait(pool: Engine) -> None:
@@ -639,7 +639,7 @@ class Step(Enum):
     """A step of the engine that a test may replace: where it is, from the core on."""
 
     AT_REST = "gauges.at_rest"  # the tick finds out whether it may pause
-    COUNT_STARTING = "crew.starting"  # the engine counts the workers that are starting
+    COUNT_STARTING = "roster.starting"  # the engine counts the workers that are starting
     ENOUGH_ON_THEIR_WAY = "idle.enough_on_their_way"  # a submitter finds out whether it must wake a worker
     HIRE = "crew._hire"  # under the lock: it is decided which workers are started
     MAY_RETIRE = "crew.may_retire"  # a worker that was idle for long enough asks whether it may end

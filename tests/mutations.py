@@ -347,7 +347,8 @@ MUTATIONS = [
         "a worker leaves the books last of all",
         "_engine/crew.py",
         "        self.supply.note_served()\n        self._recorder.close_log(worker.log)",
-        "        self.workers.discard(worker)\n        self.supply.note_served()\n        self._recorder.close_log(worker.log)",
+        "        roster.workers.discard(worker)\n        self.supply.note_served()\n"
+        "        self._recorder.close_log(worker.log)",
         "thrown",
     ),
     Mutation(
@@ -411,7 +412,7 @@ MUTATIONS = [
     Mutation(
         "workers that are starting are counted again",
         "_engine/crew.py",
-        "while (waiting := self._lanes.waiting()) and starting != (now := self.starting()):",
+        "while (waiting := self._lanes.waiting()) and starting != (now := self.roster.starting()):",
         "while (waiting := self._lanes.waiting()) and (now := starting) < 0:",
         "crew threads",
     ),
@@ -439,7 +440,7 @@ MUTATIONS = [
     # -- waiting inside
     Mutation(
         "a wait inside makes another worker start",
-        "_engine/crew.py",
+        "_engine/roster.py",
         "min(waiting + 1, self.max_workers))",
         "min(1, self.max_workers))",
         "deadlock",
@@ -543,9 +544,9 @@ MUTATIONS = [
     ),
     Mutation(
         "there are no more workers than wanted",
-        "_engine/crew.py",
-        "return len(self.workers) < self.max_workers and self._present() < self.limit()",
-        "return len(self.workers) <= self.max_workers and self._present() <= self.limit()",
+        "_engine/roster.py",
+        "return len(self.workers) < self.max_workers and self.present() < self.limit()",
+        "return len(self.workers) <= self.max_workers and self.present() <= self.limit()",
         "contract crew",
     ),
     Mutation(
@@ -558,8 +559,8 @@ MUTATIONS = [
     Mutation(
         "a task that found no thread is withdrawn",
         "_engine/core.py",
-        "if not self.crew.workers and task._settle(WITHDRAWN):",
-        "if not self.crew.workers:",
+        "if not self.roster.workers and task._settle(WITHDRAWN):",
+        "if not self.roster.workers:",
         "threads",
     ),
     Mutation(
@@ -579,8 +580,8 @@ MUTATIONS = [
     Mutation(
         "base workers do not retire",
         "_engine/crew.py",
-        "self._present() <= self.least():",
-        "self._present() < self.least():",
+        "self.roster.present() <= self.roster.least():",
+        "self.roster.present() < self.roster.least():",
         "crew",
     ),
     Mutation(
@@ -723,7 +724,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a worker that destroys an unfit resource is no attempt",
-        "_engine/crew.py",
+        "_engine/roster.py",
         "or worker in ending)",
         "or worker is ending)",
         "recovery",
@@ -752,29 +753,29 @@ MUTATIONS = [
     Mutation(
         "an unfit resource may make room in an old outage",
         "_engine/supply.py",
-        "max((moment for moment in self.ending.values() if moment > since), default=None)",
+        "max((moment for moment in ending.values() if moment > since), default=None)",
         "None",
         "recovery",
     ),
     Mutation(
         "a caller of wait_ready wants a worker",
-        "_engine/crew.py",
+        "_engine/roster.py",
         "max(self.min_workers, bool(self.awaited))",
         "self.min_workers",
         "crew",
     ),
     Mutation(
         "an attempt that hangs is not waited for",
-        "_engine/crew.py",
+        "_engine/roster.py",
         "sum(not (worker.ready or worker.late or",
         "sum(not (worker.ready or",
         "creation",
     ),
     Mutation(
         "an attempt that hangs takes no place of those wanted",
-        "_engine/crew.py",
-        "sum(not (worker.late or self._ends(worker))",
-        "sum(not self._ends(worker)",
+        "_engine/roster.py",
+        "sum(not (worker.late or self.ends(worker))",
+        "sum(not self.ends(worker)",
         "creation",
     ),
     Mutation(
@@ -2119,7 +2120,7 @@ MUTATIONS = [
     Mutation(
         "the flag stays up while a resource is stale",
         "_engine/crew.py",
-        "                if not any(map(self._is_stale, self.workers.copy())):",
+        "                if not any(map(self._is_stale, self.roster.workers.copy())):",
         "                if True:",
         "refresh",
     ),
@@ -2195,14 +2196,14 @@ MUTATIONS = [
     ),
     Mutation(
         "a slot is free once the resource of its worker is destroyed",
-        "_engine/crew.py",
+        "_engine/roster.py",
         "used = {worker.index for worker in self.workers}",
         "used = {worker.index for worker in self.workers if worker.holding}",
         "refresh",
     ),
     Mutation(
         "the lowest free slot is taken",
-        "_engine/crew.py",
+        "_engine/roster.py",
         "min(set(range(len(used) + 1)) - used)",
         "max(used, default=-1) + 1",
         "refresh",
@@ -2210,7 +2211,7 @@ MUTATIONS = [
     # -- stories in which two parts meet
     Mutation(
         "a worker that is late makes no other one too many",
-        "_engine/crew.py",
+        "_engine/roster.py",
         "self.limit() + sum(worker.late for worker in staying)",
         "self.limit()",
         "crew",

@@ -1,4 +1,4 @@
-"""The crew: which workers live and how many should; idle workers, `resize`, and races with those that start or end."""
+"""The crew and its roster: which workers live and how many should; idle workers, `resize`, and races of workers."""
 
 from __future__ import annotations
 

@@ -33,6 +33,7 @@ LAYERS = [
     {"_engine.calls", "_engine.nesting", "_engine.workplace", "_engine.deadlines"},
     {"_engine.attempt"},
     {"_engine.worker"},
+    {"_engine.roster", "_engine.notices"},
     {"_engine.supply"},
     {"_engine.crew"},
     {"_engine.deadlock", "_engine.recovery", "_engine.gauges"},
