@@ -1,6 +1,6 @@
-"""The care of a worker for its resource: may it serve the next task, or a retry? If not, why does the worker end?
+"""The care of a worker for its resource: may it serve the next task, or a retry? If not, why not?
 
-``resources.py`` knows how to clean and check a resource. The care knows when.
+A `ResourceSource` cleans and checks a resource. Its worker's `Care` decides when, and what follows.
 """
 
 from __future__ import annotations

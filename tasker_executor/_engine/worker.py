@@ -397,8 +397,8 @@ class Worker:
     def _begin_again(self, task: TaskFuture[Any]) -> End | None:
         """Take the task in hand for another attempt, on a clean resource; return why the worker ends instead.
 
-        No attempt begins after a kill. The task is in hand before the look at the state. So the worker sees the
-        kill, or the killer sees the task, and aborts it.
+        No attempt begins after a kill. The task is in hand before the look at the state. So the worker sees
+        the kill, or the killer sees the task, and aborts it.
         """
         if (end := self.care.clean_for_retry(self.holding, task)) is not None:
             return end
