@@ -26,6 +26,7 @@ from tasker_executor._engine import outage as _outage
 from tasker_executor._engine import threads as _threads
 from tasker_executor._engine.aborts import join_aborts
 from tasker_executor._engine.admission import Admission, Ticket
+from tasker_executor._engine.care import Care
 from tasker_executor._engine.core import Core
 from tasker_executor._engine.crew import Crew
 from tasker_executor._engine.current import current_holder
@@ -37,6 +38,7 @@ from tasker_executor._engine.histogram import Histogram
 from tasker_executor._engine.holding import Holding
 from tasker_executor._engine.idle import ENOUGH, WAKES_AT_ONCE, Room, Seat
 from tasker_executor._engine.lanes import Lane, Lanes
+from tasker_executor._engine.life import Life as WorkerLife
 from tasker_executor._engine.outage import Outage
 from tasker_executor._engine.recorder import Outcome, Recorder, TaskLog
 from tasker_executor._engine.reserve import Reserve
@@ -50,7 +52,6 @@ from tasker_executor._engine.threads import CannotStart, make_thread, start_thre
 from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.worker import Worker
-from tasker_executor._engine.worker import _Life as WorkerLife
 from tasker_executor._map import ChunkRunner as ChunkRunner
 from tasker_executor._sync import releases
 from tasker_executor.stats import ExecutorStats
@@ -64,6 +65,7 @@ __all__ = [
     "WITHDRAWN",
     "Admission",
     "CannotStart",
+    "Care",
     "ChunkRunner",
     "Core",
     "Deadlines",
@@ -151,6 +153,7 @@ __all__ = [
     "patch_random",
     "patch_recorder_clock",
     "patch_reserve_clock",
+    "patch_sleep",
     "patch_thread_making",
     "patch_thread_start",
     "patch_timer_clock",
@@ -467,6 +470,17 @@ def report_end(pool: Engine, worker: Worker, end: End, error: BaseException | No
 def retry_later(pool: Engine, error: CannotStart) -> None:
     """Tell the engine that no thread could be started."""
     core_of(pool).crew.retry_later(error)
+
+
+def patch_sleep(monkeypatch: pytest.MonkeyPatch, before: Callable[[float], object]) -> None:
+    """Let each worker call `before` with the timeout as its last step before it sleeps: it looks at no lane any more."""
+    original = Seat.sleep
+
+    def sleep(seat: Seat, timeout: float) -> bool:
+        before(timeout)
+        return original(seat, timeout)
+
+    monkeypatch.setattr(Seat, "sleep", sleep)
 
 
 def pretend_outage(pool: Engine, error: BaseException | None) -> None:

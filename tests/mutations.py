@@ -261,14 +261,14 @@ MUTATIONS = [
     # -- errors thrown into a worker
     Mutation(
         "a life that ends in any way walks the exit path",
-        "_engine/worker.py",
+        "_engine/life.py",
         "        if worker.over:",
         "        if worker:",
         "thrown",
     ),
     Mutation(
         "a worker that is hit in its first step is born after all",
-        "_engine/worker.py",
+        "_engine/life.py",
         "        if worker.birth.locked() or (worker",
         "        if worker.birth.locked() and (worker",
         "thrown",
@@ -1902,21 +1902,21 @@ MUTATIONS = [
     ),
     Mutation(
         "what a scope yielded ends with its task",
-        "_engine/resources.py",
+        "_engine/invoke.py",
         "        holding.scope = scope = None",
         "        scope = None",
         "scope",
     ),
     Mutation(
         "the frame of a scope lets go of the call",
-        "_engine/resources.py",
+        "_engine/invoke.py",
         "        del call, args\n\n\n#: The functions",
         "        pass\n\n\n#: The functions",
         "scope",
     ),
     Mutation(
         "the frame of a scope lets go of what it yielded",
-        "_engine/resources.py",
+        "_engine/invoke.py",
         "        holding.scope = scope = None",
         "        holding.scope = None",
         "scope",
@@ -1951,21 +1951,21 @@ MUTATIONS = [
     ),
     Mutation(
         "the note of a missing argument sees through a scope",
-        "_engine/resources.py",
+        "_engine/invoke.py",
         "    while trace is not None and trace.tb_frame.f_code in CALLERS:",
         "    while False:",
         "hooks",
     ),
     Mutation(
         "the error of a scope has no note of a missing argument",
-        "_engine/resources.py",
+        "_engine/invoke.py",
         "    if trace is None and called and type",
         "    if trace is None and type",
         "scope",
     ),
     Mutation(
         "an error from inside of a task has no note of a missing argument",
-        "_engine/resources.py",
+        "_engine/invoke.py",
         "    if trace is None and called and type",
         "    if called and type",
         "hooks",
@@ -1987,8 +1987,8 @@ MUTATIONS = [
     Mutation(
         "a worker cleans its resource before it rests, at the end of a shift, too",
         "_engine/worker.py",
-        "                if careful and (unfit := self._unfit(())) is not None:",
-        "                if False and (unfit := self._unfit(())) is not None:",
+        "                if careful and (unfit := care.unfit(self.holding, ())) is not None:",
+        "                if False and (unfit := care.unfit(self.holding, ())) is not None:",
         "scope",
     ),
     Mutation(
@@ -2000,7 +2000,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a resource that is used up is not cleaned",
-        "_engine/worker.py",
+        "_engine/care.py",
         "        if holding.used and not source.used_up(holding):",
         "        if holding.used:",
         "scope",
@@ -2021,14 +2021,14 @@ MUTATIONS = [
     ),
     Mutation(
         "a resource that cannot be cleaned is replaced",
-        "_engine/worker.py",
+        "_engine/care.py",
         "                self.broken_by = error\n                return End.BROKEN\n            waiting",
         "                self.broken_by = error\n            waiting",
         "scope",
     ),
     Mutation(
         "the end of a worker whose resource cannot be cleaned tells the error",
-        "_engine/worker.py",
+        "_engine/care.py",
         "                self.broken_by = error\n                return End.BROKEN\n            waiting",
         "                return End.BROKEN\n            waiting",
         "scope",

@@ -13,7 +13,9 @@ the room                         the question that it answers
 ``lanes.py``, ``admission.py``   where do tasks wait, and which may come in while the queue is full?
 ``idle.py``                      how do a submitter and an idle worker find each other?
 ``roster.py``, ``crew.py``       which workers live; which ones are started, and which ones leave?
-``worker.py``, ``attempt.py``    what does a worker do, and how does an attempt at a task end?
+``worker.py``, ``life.py``       what does a worker do, and what if an error is thrown into its end?
+``invoke.py``, ``attempt.py``    how is a task called, and how does an attempt at it end?
+``care.py``                      may a worker's resource serve the next task, or a retry?
 ``resources.py``, ``holding.py`` how is a resource made, judged, aborted and given up?
 ``reserve.py``, ``places.py``    which resource does ``run_now`` get, and which calls run?
 ``supply.py``, ``outage.py``     what do the resources tell of the factory; when may it be tried again?

@@ -26,8 +26,9 @@ from ..factory import Verdict
 from .aborts import Target, abort_all, join_aborts
 from .current import Caller, current
 from .holding import Holding
+from .invoke import note_giving_up, note_missing_argument, run_in_scope
 from .places import Place, Places
-from .resources import ResourceSource, note_giving_up, note_missing_argument, run_in_scope
+from .resources import ResourceSource
 
 __all__ = ["Reserve", "ReserveListener"]
 

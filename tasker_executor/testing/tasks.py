@@ -15,8 +15,9 @@ from typing_extensions import override
 
 from .._checks import wait_seconds
 from .._engine.holding import Holding
+from .._engine.invoke import CALLERS, run_in_scope
 from .._engine.reserve import ReserveListener
-from .._engine.resources import CALLERS, NoResource, run_in_scope
+from .._engine.resources import NoResource
 from .._report import safe_repr
 from .._types import AroundHook
 from ..exceptions import ResourceCreationError
