@@ -1156,7 +1156,7 @@ MUTATIONS = [
     ),
     Mutation(
         "run_now does not keep a broken resource",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "            if holding.kept and not broken and not holding.gone:",
         "            if holding.kept and not holding.gone:",
         "run_now",
@@ -1177,7 +1177,7 @@ MUTATIONS = [
     ),
     Mutation(
         "temporary resources of run_now do not pile up",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "                holding.kept = False",
         "                pass",
         "run_now",
@@ -1199,8 +1199,8 @@ MUTATIONS = [
     Mutation(
         "run_now is counted out whatever comes",
         "_engine/reserve.py",
-        "            place.calls -= 1\n            if self._closed:\n                self._leave(place)\n\n    def _take",
-        "            if self._closed:\n                self._leave(place)\n\n    def _take",
+        "            place.calls -= 1\n            if self._closed:\n                self._leave(place)\n\n    def _create",
+        "            if self._closed:\n                self._leave(place)\n\n    def _create",
         "run_now",
     ),
     Mutation(
@@ -1247,7 +1247,7 @@ MUTATIONS = [
     ),
     Mutation(
         "one vacancy is filled once",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "        with self._source.lock:  # or two",
         "        if True:  # or two",
         "run_now",
@@ -2006,7 +2006,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a resource of the reserve that is used up is not cleaned",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "        if source.used_up(holding) or holding.epoch != source.epoch:",
         "        if holding.epoch != source.epoch:",
         "scope",
@@ -2014,8 +2014,8 @@ MUTATIONS = [
     Mutation(
         "a temporary resource is not cleaned",
         "_engine/reserve.py",
-        "broken = broken or (holding.kept and not self._is_good(holding))",
-        "broken = broken or not self._is_good(holding)",
+        "broken = broken or (holding.kept and not self._stock.is_good(holding))",
+        "broken = broken or not self._stock.is_good(holding)",
         "scope",
     ),
     Mutation(
@@ -2062,28 +2062,28 @@ MUTATIONS = [
     ),
     Mutation(
         "hooks of the reserve are called outside of a task: reset and check",
-        "_engine/reserve.py",
-        "        before, here.holder = here.holder, self._outside\n        try:\n            return self._is_clean",
-        "        before = here.holder\n        try:\n            return self._is_clean",
+        "_engine/stock.py",
+        "        before, here.holder = here.holder, self._outside\n        try:\n            return self.is_clean",
+        "        before = here.holder\n        try:\n            return self.is_clean",
         "scope",
     ),
     Mutation(
         "hooks of the reserve are called outside of a task: destroy",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "        before, here.holder = here.holder, self._outside\n        try:\n            self._source.destroy",
         "        before = here.holder\n        try:\n            self._source.destroy",
         "refresh scope",
     ),
     Mutation(
         "hooks of the reserve are called outside of a task: check before a call",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "        before, here.holder = here.holder, self._outside\n        try:\n            while True:",
         "        before = here.holder\n        try:\n            while True:",
         "scope",
     ),
     Mutation(
         "hooks of the reserve are called outside of a task: create",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "        before, here.holder = here.holder, self._outside\n        try:\n            self._source.create",
         "        before = here.holder\n        try:\n            self._source.create",
         "refresh",
@@ -2147,7 +2147,7 @@ MUTATIONS = [
     Mutation(
         "the reserve is full after a refresh",
         "_engine/reserve.py",
-        "                    if not self._closed:\n                        self._refill()",
+        "                    if not self._closed:\n                        self._stock.refill()",
         "                    pass",
         "refresh",
     ),
@@ -2160,7 +2160,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a call under care looks at the epoch",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "        if source.used_up(holding) or holding.epoch != source.epoch:",
         "        if source.used_up(holding):",
         "refresh",

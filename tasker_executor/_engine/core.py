@@ -15,7 +15,8 @@ the room                         the question that it answers
 ``crew.py``                      which workers live, and how many should?
 ``worker.py``, ``attempt.py``    what does a worker do, and how does an attempt at a task end?
 ``resources.py``, ``holding.py`` how is a resource made, judged, aborted and given up?
-``reserve.py``, ``places.py``    which resource does ``run_now`` get, and which calls run?
+``reserve.py``, ``places.py``    how does a call of ``run_now`` run, and which calls run now?
+``stock.py``                     which resource does a call of ``run_now`` get, and which are kept?
 ``supply.py``, ``outage.py``     what do the resources tell of the factory; when may it be tried again?
 ``recovery.py``                  what follows for the tasks that wait, and what is logged?
 ``deadlock.py``                  which tasks wait for a task of their own executor?
