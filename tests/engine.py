@@ -47,6 +47,7 @@ from tasker_executor._engine.scaler import Alarm
 from tasker_executor._engine.sidecar import firsts as first_of
 from tasker_executor._engine.sidecar import holds_task_lock, must_go_on
 from tasker_executor._engine.state import State
+from tasker_executor._engine.stock import Stock
 from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, WITHDRAWN, Sidecar, TaskFuture
 from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
 from tasker_executor._engine.timer import Timer
@@ -175,6 +176,7 @@ __all__ = [
     "start_thread",
     "stats_of",
     "step_of",
+    "stock_of",
     "stranger",
     "submitters_held_back",
     "submitters_see_idle",
@@ -264,16 +266,21 @@ def recorder_of(pool: Engine) -> Recorder:
 
 
 def reserve_of(pool: Engine) -> Reserve[Any]:
-    """Return the resources of `run_now`; the executor must have resources."""
+    """Return what runs the calls of `run_now`; the executor must have resources."""
     reserve = core_of(pool).reserve
     assert reserve is not None
     return reserve
 
 
+def stock_of(pool: Engine) -> Stock[Any]:
+    """Return the resources of `run_now`, free and in use; the executor must have resources."""
+    return reserve_of(pool)._stock
+
+
 def free_resources(pool: Engine) -> deque[Holding[Any]] | None:
     """Return the holdings that `run_now` may take at once; None if the executor has no resources."""
     reserve = core_of(pool).reserve
-    return None if reserve is None else reserve._free
+    return None if reserve is None else reserve._stock.free
 
 
 def source_of(pool: Engine) -> ResourceSource[Any]:
@@ -720,7 +727,7 @@ def patch_timer_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float
 
 def patch_reserve_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
     """Let the age of resources be read from that clock."""
-    monkeypatch.setattr("tasker_executor._engine.reserve.clock", clock)
+    monkeypatch.setattr("tasker_executor._engine.stock.clock", clock)
 
 
 def patch_recorder_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:

@@ -29,7 +29,7 @@ LAYERS = [
         "_engine.timer",
         "_engine.outage",
     },
-    {"_engine.waiting", "_engine.recorder", "_engine.places", "_engine.idle", "_engine.admission"},
+    {"_engine.waiting", "_engine.recorder", "_engine.places", "_engine.stock", "_engine.idle", "_engine.admission"},
     {"_engine.task", "_engine.reserve"},
     {"_engine.calls", "_engine.nesting", "_engine.workplace", "_engine.deadlines"},
     {"_engine.attempt", "_engine.care", "_engine.life"},

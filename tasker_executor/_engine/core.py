@@ -17,7 +17,8 @@ the room                         the question that it answers
 ``invoke.py``, ``attempt.py``    how is a task called, and how does an attempt at it end?
 ``care.py``                      may a worker's resource serve the next task, or a retry?
 ``resources.py``, ``holding.py`` how is a resource made, judged, aborted and given up?
-``reserve.py``, ``places.py``    which resource does ``run_now`` get, and which calls run?
+``reserve.py``, ``places.py``    how does a call of ``run_now`` run, and which calls run now?
+``stock.py``                     which resource does a call of ``run_now`` get, and which are kept?
 ``supply.py``, ``outage.py``     what do the resources tell of the factory; when may it be tried again?
 ``recovery.py``                  what follows for the tasks that wait, and what is logged?
 ``deadlock.py``                  which tasks wait for a task of their own executor?
