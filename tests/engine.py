@@ -20,6 +20,8 @@ from typing import Any, TypeAlias, TypeVar
 import pytest
 
 from tasker_executor import ResourceExecutor
+from tasker_executor._arrivals import note_fork
+from tasker_executor._chunks import ChunkRunner as ChunkRunner
 from tasker_executor._engine import aborts as _aborts
 from tasker_executor._engine import handoff as handoff_module
 from tasker_executor._engine import outage as _outage
@@ -53,7 +55,6 @@ from tasker_executor._engine.threads import CannotStart, make_thread, start_thre
 from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.worker import Worker
-from tasker_executor._map import ChunkRunner as ChunkRunner
 from tasker_executor._sync import releases
 from tasker_executor.stats import ExecutorStats
 
@@ -140,6 +141,7 @@ __all__ = [
     "must_go_on",
     "name_of",
     "normal_lane",
+    "note_fork",
     "note_may_retire",
     "outage_of",
     "patch_abort_patience",
@@ -743,6 +745,7 @@ def patch_worker_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], floa
 def patch_map_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
     """Let `map` read that clock."""
     monkeypatch.setattr("tasker_executor._map.clock", clock)
+    monkeypatch.setattr("tasker_executor._arrivals.clock", clock)
 
 
 def patch_thread_start(monkeypatch: pytest.MonkeyPatch, start: Callable[[Thread], object]) -> None:

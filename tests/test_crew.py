@@ -716,7 +716,7 @@ def test_threads_that_end_count_for_max_workers(make_pool: MakePool, ledger: Led
 
 def test_a_worker_that_leaves_the_crew_is_at_no_moment_ready_again(make_pool: MakePool, ledger: Ledger) -> None:
     class Watched(set[Worker]):
-        def discard(self, worker: Worker, /) -> None:
+        def discard(self, worker: Any, /) -> None:
             states.append(pool.workers()[0].state)
             super().discard(worker)
             states.append(str(len(pool.workers())))

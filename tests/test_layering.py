@@ -14,11 +14,11 @@ FOLDER = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
     {"exceptions", "stats", "_sync", "factory", "_engine.__init__"},
-    {"_types", "_report", "_engine.state", "_engine.histogram"},
-    {"_checks", "_engine.threads"},
+    {"_types", "_report", "_chunks", "_results", "_engine.state", "_engine.histogram"},
+    {"_checks", "_arrivals", "_engine.threads"},
     {"_options", "_map", "policies", "observers", "_engine.process", "_engine.current", "_engine.hooks"},
-    {"_base", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved"},
-    {"_load", "_engine.herald", "_engine.sidecar", "_engine.holding"},
+    {"_typed", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved"},
+    {"_base", "_load", "_engine.herald", "_engine.sidecar", "_engine.holding"},
     {
         "simulation",
         "_engine.callbacks",
@@ -45,7 +45,8 @@ LAYERS = [
     {"resources.__init__", "resources._commit", "resources._sockets"},
     {"resources.http", "resources.pika", "resources.psycopg", "resources.pymysql", "resources.redis", "resources.sqlite3"},
     {"resources.sqlalchemy"},
-    {"_telemetry", "_progress", "testing.fakes", "testing.tasks"},
+    {"_telemetry", "_progress", "testing.fakes", "testing._tasks"},
+    {"testing._books"},
     {"testing.inline"},
     {"testing.leaks"},
     {"testing.__init__"},
