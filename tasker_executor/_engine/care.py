@@ -1,4 +1,4 @@
-"""The care of a worker for its resource: may it serve the next task, or a retry? If not, why not?
+"""The care of a worker for its resource: may it serve the next task, or a retry?
 
 A `ResourceSource` cleans and checks a resource. Its worker's `Care` decides when, and what follows.
 """
