@@ -50,6 +50,7 @@ from tasker_executor._engine.sidecar import firsts as first_of
 from tasker_executor._engine.sidecar import holds_task_lock, must_go_on
 from tasker_executor._engine.state import State
 from tasker_executor._engine.stock import Stock
+from tasker_executor._engine.supply import DESTROY_PATIENCE
 from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, WITHDRAWN, Sidecar, TaskFuture
 from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
 from tasker_executor._engine.timer import Timer
@@ -59,6 +60,7 @@ from tasker_executor._sync import releases
 from tasker_executor.stats import ExecutorStats
 
 __all__ = [
+    "DESTROY_PATIENCE",
     "FINISHED",
     "LIMIT",
     "PENDING",
@@ -409,7 +411,7 @@ def waiting_for_a_worker(pool: Engine) -> int:
 
 def expects_worker(pool: Engine) -> bool:
     """Return whether the engine expects a worker with a new resource."""
-    return core_of(pool).expects_worker()
+    return core_of(pool).crew.supply.expects_worker()
 
 
 def use_leaving_workers(pool: Engine, leaving: S) -> S:

@@ -98,7 +98,7 @@ MUTATIONS = [
     Mutation(
         "a retried task is queued again",
         "_engine/worker.py",
-        "                        lane.appendleft(put_back)",
+        "                        (lane.parked.append if parks else lane.appendleft)(put_back)",
         "                        id(put_back)",
         "retries",
     ),
@@ -594,8 +594,8 @@ MUTATIONS = [
     Mutation(
         "a retried task goes to the front of its lane",
         "_engine/worker.py",
-        "                        lane.appendleft(put_back)",
-        "                        lane.append(put_back)",
+        "                        (lane.parked.append if parks else lane.appendleft)(put_back)",
+        "                        (lane.parked.append if parks else lane.append)(put_back)",
         "retries lanes",
     ),
     # -- the factory
@@ -894,8 +894,8 @@ MUTATIONS = [
     Mutation(
         "a task that comes back after kill is settled",
         "_engine/core.py",
-        "        if self.life.state >= State.KILLED:\n            self.ending.cancel_queue()",
-        "        if self.life.state >= State.KILLED:\n            pass",
+        "cancel_queue()  # the killer may have looked at the lane before\n        else:",
+        "lanes  # the killer may have looked at the lane before\n        else:",
         "ending",
     ),
     Mutation(
@@ -908,7 +908,7 @@ MUTATIONS = [
     Mutation(
         "an executor is not closed while tasks wait",
         "_engine/ending.py",
-        "if lanes.look() and lanes.waiting():",
+        "if lanes.parked() or (lanes.look() and lanes.waiting()):",
         "if False:",
         "creation shutdown ending",
     ),
@@ -2197,8 +2197,8 @@ MUTATIONS = [
     Mutation(
         "a slot is free once the resource of its worker is destroyed",
         "_engine/roster.py",
-        "used = {worker.index for worker in self.workers}",
-        "used = {worker.index for worker in self.workers if worker.holding}",
+        "used = {worker.index for worker in self.workers.copy()}",
+        "used = {worker.index for worker in self.workers.copy() if worker.holding}",
         "refresh",
     ),
     Mutation(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engine import (
+    DESTROY_PATIENCE,
     End,
     Seat,
     Step,
@@ -765,12 +766,12 @@ def test_a_base_worker_does_not_retire_while_another_one_ends(
 def test_no_successor_is_expected_of_a_worker_that_hangs_in_on_destroy(
     make_pool: MakePool, ledger: Ledger, clock: Clock, gate: Gate
 ) -> None:
-    """A retry may be left to a worker that is expected, while other tasks go first."""
+    """A retry that is parked waits for a worker that is expected."""
     pool = make_pool(1, on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=1, create_timeout=3600.0)
     pool.submit(FakeResource.use).result(DEADLINE)
     gate.wait_until_held()
     at_first = expects_worker(pool)
-    clock.pass_time(3601.0, pool)
+    clock.pass_time(DESTROY_PATIENCE, pool)
 
     assert at_first
     assert not expects_worker(pool)

@@ -183,12 +183,54 @@ def test_retry_that_was_left_to_workers_that_hang_is_taken_by_an_idle_one(
     pool = make_pool(4, min_workers=4, on_create=create, on_destroy=ledger.destroy, check_health=judge, create_timeout=3600.0)
     pool.wait_ready()
     task = Recovering()
-    task.before_breaking = lambda: hanging.extend([1, 1])  # type: ignore[method-assign]  # for this instance
+    task.before_breaking = lambda: hanging.append(1)  # type: ignore[method-assign]  # for this instance
     retried = pool.submit(task)
-    gate.wait_until_held(2)
+    gate.wait_until_held()
     clock.pass_time(3601.0, pool)
 
     assert retried.result(DEADLINE) >= 4
+
+
+@pytest.mark.parametrize("priority", [False, True])
+def test_poison_task_costs_one_resource_and_one_for_each_retry_among_idle_and_busy_workers(
+    make_pool: MakePool, ledger: Ledger, priority: bool
+) -> None:
+    """No worker but those that the task has broken ends, whether it is idle or comes by after a task.
+
+    One more may, in a rare case: 1. A new worker moves the retry to its lane. 2. A busy one ends its task, and takes it.
+    """
+
+    def destroy(resource: FakeResource) -> None:
+        if not others:
+            others.extend(pool.submit(FakeResource.use) for _ in range(50))
+        ledger.destroy(resource)
+
+    others: list[Any] = []
+    pool = make_pool(16, min_workers=16, on_create=ledger.create, on_destroy=destroy, check_health=judge, max_retries=3)
+    pool.wait_ready()
+    poison = pool.with_options(priority=priority).submit(FakeResource.break_down)
+
+    assert isinstance(poison.exception(DEADLINE), ResourceBroken)
+    assert all(future.exception(DEADLINE) is None for future in others)
+    eventually(lambda: len(ledger.alive) == 16 and len(ledger.created) > 19, "16 workers again")
+    assert len(ledger.destroyed) <= 4 + 2
+
+
+def test_retry_in_an_outage_takes_no_resource_from_other_workers(make_pool: MakePool, ledger: Ledger) -> None:
+    """1. A resource breaks, and the factory fails. 2. Attempts fail, and other tasks run. 3. The factory works again."""
+    pool = make_pool(8, min_workers=8, on_create=ledger.create, on_destroy=ledger.destroy, check_health=judge)
+    pool.wait_ready()
+    task = Recovering()
+    task.before_breaking = lambda: setattr(ledger, "outage", OSError("refused"))  # type: ignore[method-assign]  # for this one
+    retried = pool.submit(task)
+    for attempts in range(9, 13):
+        ledger.wait_until_attempted(attempts)
+        assert pool.submit(FakeResource.use).exception(DEADLINE) is None
+    during = len(ledger.destroyed)
+    ledger.outage = None
+
+    assert retried.result(DEADLINE) == 8
+    assert during == 1
 
 
 # -- a resource in doubt --

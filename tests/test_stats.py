@@ -235,7 +235,7 @@ def test_task_retried_while_stats_are_taken_is_not_counted_twice(
 
     def count_late(lane: Lane) -> int:
         gate.release()
-        eventually(lambda: len(normal_lane(pool)) == 1, "the retried task to be back in its lane")
+        eventually(lambda: waiting(normal_lane(pool)) == 1, "the retried task to be back in its lane")
         return waiting(lane)
 
     with monkeypatch.context() as patch:

@@ -73,13 +73,3 @@ class Care:
             task._sidecar.breaks = source.breaks
             return End.BROKEN
         return None
-
-    def leaves_tasks_to_successor(self, end: End) -> bool:
-        """Return whether the tasks that wait are left to the successor of this worker.
-
-        At most one task waits, probably a retry, and no other worker's resource may serve a retry. An idle
-        worker that took it would end, too, without need.
-        """
-        source = self._source
-        broke = source is not None and source.retries_on_new and end in {End.BROKEN, End.SUSPECT}
-        return broke and self._lanes.waiting() <= 1

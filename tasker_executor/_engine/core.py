@@ -191,7 +191,12 @@ class Core:
             raise self.refuse()
 
     def wake_if_waiting(self) -> None:
-        """Wake a worker if tasks wait: a woken worker took none, or tasks came back to their lanes."""
+        """Wake a worker if tasks wait: a woken worker took none, or tasks came back to their lanes.
+
+        If no new worker is to come for the retries that are parked, a worker that there is takes one, and ends.
+        """
+        if self.lanes.parked() and not self.crew.supply.expects_worker():
+            self.unpark()
         if self.lanes.look():
             try:
                 self._wake_top()
@@ -254,17 +259,30 @@ class Core:
         """Make another worker take a task that was put back into its lane."""
         if self.life.state >= State.KILLED:
             self.ending.cancel_queue()  # the killer may have looked at the lane before
-            return
-        if self.source is not None and self.source.retries_on_new:
-            # If there is room, a new worker runs a retry. An idle one would have to end for it: see `End.SUSPECT`.
-            self.crew.populate_or_retry()
-            if self.lanes.waiting() <= self.roster.starting():
-                return
-        self.wake_if_waiting()
+        else:
+            self.wake_if_waiting()
 
-    def expects_worker(self) -> bool:
-        """Return whether a worker is to come that will have a new resource."""
-        return self.crew.supply.expects_worker()
+    def retry_parked(self, worker: Worker) -> bool:
+        """Start a worker for a retry that was parked; return False if this worker must make room for it.
+
+        The retry was parked before. So a worker that is expected here finds it, at its beginning or at its end.
+        """
+        if self.life.state >= State.KILLED:
+            self.ending.cancel_queue()  # the killer may have looked at the lane before
+            return True
+        self.crew.populate_or_retry()
+        with self.life.lock:
+            if not self.crew.supply.expects_worker():
+                worker.yields = True
+                return False
+        self.timer.kick()  # the worker that is expected may not come: see `Recovery.try_again`
+        return True
+
+    def unpark(self) -> None:
+        """Move the parked retries to the heads of their lanes."""
+        if self.lanes.parked():
+            with self.life.lock:  # no reader of `stats` sees a retry in both places
+                self.lanes.unpark()
 
     def dismisses(self, worker: Worker) -> End | None:
         """Return why a worker must go; None if it may stay."""
@@ -296,8 +314,7 @@ class Core:
             self.recovery.fail_queue(error)
         if self.admission.blocked:  # a place may be free now, even if no successor is needed yet
             self.admission.refill()
-        if not self.crew.leaves_retry_to_new_worker(end):
-            self.wake_if_waiting()
+        self.wake_if_waiting()
         self.deadlock.end_a_hopeless_wait()
         self.ending.check_terminated()
         worker.over = True
@@ -402,6 +419,7 @@ class Core:
         self.ending.refuse_inherited()
         lost = [worker.task for worker in self.roster.workers if worker.task is not None]
         for lane in self.lanes:
+            lane.unpark()
             lost += lane
             lane.clear()
             lane.tombstones = 0

@@ -102,15 +102,6 @@ class Crew:
             limit = sum(worker.ready for worker in self.roster.workers.copy()) + self._may_start()
         return self._lanes.waiting() - max(0, limit - self.roster.busy())
 
-    def leaves_retry_to_new_worker(self, end: End) -> bool:
-        """Return whether the one task that may wait is left to a worker that starts, or will when it may.
-
-        An idle worker that took a retry would have to replace its own resource first: see `End.SUSPECT`.
-        """
-        if self._source is None or not self._source.retries_on_new or end not in {End.BROKEN, End.SUSPECT}:
-            return False
-        return self._lanes.waiting() <= max(self.roster.starting(), self.outage.failures > 0)
-
     # -- starting workers
 
     def populate(self) -> None:

@@ -161,6 +161,7 @@ class Ending:
         """
         escaped: BaseException | None = None
         for lane in self._place.lanes:
+            lane.unpark()
             for task in lane.snapshot():
                 sidecar = task._sidecar
                 last = None if sidecar is None else sidecar.error
@@ -188,6 +189,7 @@ class Ending:
         try:
             self._failing.add(token)
             for lane in self._place.lanes:
+                lane.unpark()
                 _fail_lane(lane, make_error, before)
         finally:
             self._failing.discard(token)
@@ -227,7 +229,7 @@ class Ending:
             # Not `state is CLOSED`: if Ctrl-C comes after that store, the next caller finishes this method.
             if life.state < State.DRAINING or life.terminated.is_open or self._roster.workers:
                 return
-            if lanes.look() and lanes.waiting():  # tombstones may stay
+            if lanes.parked() or (lanes.look() and lanes.waiting()):  # tombstones may stay
                 return
             if self._failing or timer.herald.busy:  # looked at last: both are set before tasks are popped or settled
                 return

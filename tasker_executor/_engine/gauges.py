@@ -171,7 +171,8 @@ class Gauges:
     def at_rest(self) -> bool:
         """Return whether no task waits or runs, and no worker above the base lives."""
         with self._life.lock:
-            return not self._roster.busy() and not self._lanes.look() and len(self._roster.workers) <= self._roster.min_workers
+            roster = self._roster
+            return not roster.busy() and not self._lanes.waiting() and len(roster.workers) <= roster.min_workers
 
     # -- for exporters, the monitor and Dask
 

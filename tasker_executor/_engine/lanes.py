@@ -4,6 +4,11 @@ A lane is a deque. `append`, `appendleft` and `popleft` are atomic, and the thre
 task that is settled while it waits (cancelled, expired) stays in its lane as a tombstone, until a thread pops
 it. The lane counts its tombstones, so that `waiting` is exact all the same.
 
+**Parked retries.** Without a check, a retry needs a new resource. So it is parked beside its lane, where the
+workers that there are do not find it. A new worker moves it to the head of the lane, and takes it from there.
+If none is to come, the retry is moved, too; the worker that then takes it ends, and makes room for a new one.
+See `Core.retry_parked`.
+
 A lane is below the tasks in it: a `TaskFuture` knows its lane.
 """
 
@@ -18,7 +23,7 @@ from operator import attrgetter
 from threading import RLock
 from typing import Any, Protocol
 
-from .._sync import in_one_step
+from .._sync import in_one_step, pop_into
 from .sidecar import Sidecar
 
 __all__ = ["Lane", "Lanes", "Owner"]
@@ -50,13 +55,19 @@ def _ignore(_: object) -> None:
 class Lane(deque[Any]):
     """One lane, first in first out. It holds tasks."""
 
-    __slots__ = ("_lock", "cancelled", "name", "on_settled", "owner", "priority", "settled_failed", "tombstones", "withdrawn")
+    # fmt: off
+    __slots__ = (
+        "_lock", "cancelled", "name", "on_settled", "owner", "parked", "priority", "settled_failed", "tombstones", "withdrawn",
+    )
+    # fmt: on
 
     def __init__(self, name: str, owner: Owner, on_settled: Callable[[Any], None]) -> None:
         super().__init__()
         self.name = name
         self.owner: Any = owner  # once the executor is closed, its name alone
         self.priority = name == "priority"
+        #: Retries that need a new resource: see "Parked retries".
+        self.parked: deque[Any] = deque()
         #: Called with each task of this lane that was settled before it started. No lock is held.
         self.on_settled = on_settled
         # Guards the four counters. A leaf: nothing else is acquired while it is held. Reentrant, for signal
@@ -100,13 +111,13 @@ class Lane(deque[Any]):
         except ValueError:
             pass
 
-    def has_other_work(self) -> bool:
-        """Return whether the task at the head may run on any resource: its last one did not break."""
+    def unpark(self) -> None:
+        """Move the parked retries to the head of the lane, in their order."""
         try:
-            sidecar = self[0]._sidecar
-        except IndexError:
-            return False
-        return sidecar is None or not sidecar.breaks
+            while self.parked:
+                pop_into(self.parked.pop, self.appendleft)
+        except IndexError:  # another thread was quicker
+            pass
 
     def count_failed(self, sidecar: Sidecar) -> None:
         """Count a task that was popped, and gets an error without being run (again). Counts each once."""
@@ -125,12 +136,13 @@ class Lane(deque[Any]):
     def waiting(self) -> int:
         """Return how many tasks wait here. Never too many; a task that is being popped may be missed."""
         tombstones = self.tombstones  # first: a worker pops a tombstone before it takes it off the count
-        return max(0, len(self) - tombstones)
+        parked = len(self.parked)  # before the lane: a worker pops a retry there before it parks it
+        return max(0, parked + len(self) - tombstones)
 
     def oldest(self) -> float | None:
         """Return when the task that has waited longest was submitted; None if none waits."""
         try:
-            for task in self:
+            for task in (*self.parked, *self):
                 if not task.done():
                     return task._submitted  # type: ignore[no-any-return]  # a float
         except RuntimeError:  # a worker popped while we looked: take the task at the head now
@@ -181,6 +193,15 @@ class Lanes:
         priority.rotate(0)
         normal.rotate(0)
         return bool(priority or normal)
+
+    def parked(self) -> bool:
+        """Return whether retries are parked."""
+        return bool(self.priority.parked or self.normal.parked)
+
+    def unpark(self) -> None:
+        """Move the parked retries to the heads of their lanes."""
+        self.priority.unpark()
+        self.normal.unpark()
 
     def detach(self) -> None:
         """Let go of the executor, which is closed. See `Lane.detach`."""

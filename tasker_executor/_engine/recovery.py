@@ -6,6 +6,7 @@ The factory is tried again, tasks that have waited too long fail, and callers an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from .._report import Logger, safe_repr
@@ -72,8 +73,12 @@ class Recovery:
                 executor=self._name,
                 worker=worker.name,
             )
-        if late:  # a retry may have been left to them; an idle worker that takes it ends, and its successor may try
-            self._idle.pass_on()
+        if self._lanes.parked():
+            until = crew.supply.expected_until()
+            if now >= until:  # an idle worker takes the retry, and ends; its successor may try
+                self._idle.pass_on()
+            elif until < math.inf:
+                due = until if due is None else min(due, until)
         if self._admission.blocked:  # perhaps one task may come in, to try the factory with
             self._admission.refill()
         return due

@@ -5,6 +5,7 @@ This room looks at the workers, and tells an `Outage`, which knows no workers, n
 
 from __future__ import annotations
 
+import math
 import random
 
 from .._sync import clock
@@ -14,7 +15,10 @@ from .roster import Roster
 from .worker import Worker
 from .workplace import Workplace
 
-__all__ = ["Supply"]
+__all__ = ["DESTROY_PATIENCE", "Supply"]
+
+#: Seconds for which a retry waits for a worker that destroys its broken resource, before another worker makes room.
+DESTROY_PATIENCE = 1.0
 
 
 class Supply:
@@ -58,13 +62,13 @@ class Supply:
     def note_served(self) -> None:
         """Tell the outage which resources have served a task. Lock held."""
         if self.outage.on_probation:
-            for worker in self._roster.workers:
+            for worker in self._roster.workers.copy():
                 if worker.log.attempts():
                     self.outage.served(worker.started_at)
 
     def note_bare(self) -> None:
         """Tell the outage if no worker owns a resource any more. Lock held."""
-        outage, workers = self.outage, self._roster.workers
+        outage, workers = self.outage, self._roster.workers.copy()
         if outage.bare_since is None and not any(worker.ready and worker.holding is not None for worker in workers):
             outage.bare(clock())
 
@@ -73,7 +77,7 @@ class Supply:
         late: list[Worker] = []
         due: float | None = None
         roster = self._roster
-        for worker in roster.workers if self._owns_resources else ():
+        for worker in roster.workers.copy() if self._owns_resources else ():
             if not worker.ready and not worker.late and worker not in roster.ending:
                 when = worker.started_at + self.outage.create_timeout
                 if now >= when:
@@ -90,7 +94,7 @@ class Supply:
         Without room, it is when a worker began to destroy its resource, since its end makes room.
         """
         since = now - self.outage.create_timeout
-        workers, ending = self._roster.workers, self._roster.ending
+        workers, ending = self._roster.workers.copy(), self._roster.ending
         begun = [worker.started_at for worker in workers if not worker.ready and worker not in ending]
         hope = max((moment for moment in begun if moment > since), default=None)
         if hope is None and now >= self.outage.retry_at:
@@ -99,11 +103,24 @@ class Supply:
         return hope
 
     def expects_worker(self) -> bool:
-        """Return whether a worker is to come that will have a new resource.
+        """Return whether a worker is to come that will have a new resource: see `expected_until`."""
+        return clock() < self.expected_until()
 
-        One is starting, or one destroys its resource and may get a successor, or the factory is to be tried again.
-        A worker that has done so for `create_timeout` is not waited for.
+    def expected_until(self) -> float:
+        """Return until when a worker is expected that will have a new resource.
+
+        A worker that starts has `create_timeout`. One that ends may get a successor; its ``on_destroy`` has
+        `DESTROY_PATIENCE`. While the factory fails it is tried again, so a worker is expected without a limit.
         """
-        since, ending = clock() - self.outage.create_timeout, self._roster.ending
-        changing = [worker for worker in self._roster.workers.copy() if not worker.ready or worker.holding is None]
-        return self.outage.failures > 0 or any(ending.get(worker, worker.started_at) > since for worker in changing)
+        if self.outage.failures > 0:
+            return math.inf
+        ending, until = self._roster.ending, -math.inf
+        for worker in self._roster.workers.copy():
+            begun = ending.get(worker)
+            if begun is None and (worker.yields or (worker.ready and worker.holding is None)):
+                begun = clock()  # it is about to note that
+            if begun is not None:
+                until = max(until, begun + DESTROY_PATIENCE)
+            elif not worker.ready and not worker.late:
+                until = max(until, worker.started_at + self.outage.create_timeout)
+        return until

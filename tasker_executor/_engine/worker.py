@@ -49,7 +49,7 @@ _SHIFT = (None,) * 512  # the tasks between two foldings of the log; a tuple is 
 _NEVER = float("inf")
 _TRIES = (None,) * 10  # attempts to destroy a resource, while other threads throw errors into this one
 _Coroutine: Any = CoroutineType
-_RUNNING, _BROKEN = State.RUNNING, Verdict.BROKEN  # a look-up in an enum is slow
+_RUNNING, _BROKEN, _SUSPECT = State.RUNNING, Verdict.BROKEN, End.SUSPECT  # a look-up in an enum is slow
 
 
 class Worker:
@@ -58,7 +58,7 @@ class Worker:
     # fmt: off
     __slots__ = (
         "__weakref__", "attempts", "birth", "care", "employer", "holding", "index", "late", "log", "name", "over",
-        "place", "ready", "seat", "since", "started_at", "task", "thread", "told_of_end",
+        "place", "ready", "seat", "since", "started_at", "task", "thread", "told_of_end", "yields",
     )
     # fmt: on
 
@@ -74,6 +74,7 @@ class Worker:
         self.attempts = Attempts(place, self.log, self.name)
         self.care = Care(place)
         self.ready = False  # whether it has looked at the lanes, or is about to
+        self.yields = False  # whether it ends, and a retry that is parked waits for its successor
         self.late = False  # whether it has been starting for `create_timeout`
         self.told_of_end = False  # whether observers were told of its end
         self.over = False  # whether its exit path is done, or it will never live
@@ -177,7 +178,7 @@ class Worker:
             cause, care.broken_by = care.broken_by, None
             if isinstance(cause, UnfitResource):
                 employer.resource_unfit(self, cause)
-            elif not care.leaves_tasks_to_successor(end):
+            else:
                 place.idle.pass_on()  # another worker takes the tasks that wait, while this one destroys its resource
             ended = [(end, cause)]
             del cause  # its traceback leads to this frame
@@ -212,6 +213,7 @@ class Worker:
         end: End | None = None
         tools = self._tools()
         self.log.until = clock()
+        self.employer.unpark()  # after it counts as ready: see `Core.retry_parked`
         try:
             while end is None:
                 end = self._work(tools) or self._rest()
@@ -302,11 +304,10 @@ class Worker:
                     if not task._may_start():
                         continue
                     if task._sidecar.breaks and (last := care.suspect(self.holding, task._sidecar.breaks)) is not None:
-                        behind = last is End.SUSPECT and lane.has_other_work() and self.employer.expects_worker()
                         put_back, task = task, None
-                        lane.insert(behind, put_back)
+                        (lane.parked.append if last is _SUSPECT else lane.appendleft)(put_back)
                         put_back = None
-                        if behind:  # the worker that is expected runs the retry
+                        if last is _SUSPECT and self.employer.retry_parked(self):
                             continue
                         return last
                 self.since = start
@@ -347,10 +348,15 @@ class Worker:
                     # No result yet: see `Attempts.salvage`. And the error's traceback leads to this frame: a cycle.
                     value, error = NOTHING, None
                     if last is not None or (last := self._begin_again(task)) is not None:
+                        self.yields = self.place.source.retries_on_new  # type: ignore[union-attr]  # it has judged
+                        parks = last is End.BROKEN and self.yields
                         put_back, task = task, None
-                        lane.appendleft(put_back)  # past the queue bound
+                        (lane.parked.append if parks else lane.appendleft)(put_back)  # past the queue bound
                         put_back = None
-                        self.employer.task_came_back()
+                        if parks:
+                            self.employer.retry_parked(self)
+                        else:
+                            self.employer.task_came_back()
                         return last
                     self.since = start = clock()
                 busy = careful and attempts.end(task, self.holding, error, start, end_time)

@@ -51,9 +51,12 @@ class Employer(Protocol):
     def task_came_back(self) -> None:
         """Make another worker take a task that was put back to the front of its lane."""
 
-    def expects_worker(self) -> bool:
-        """Return whether a worker is to come that will have a new resource."""
+    def retry_parked(self, worker: Any) -> bool:
+        """Start a worker for a retry that was parked; return False if this worker must make room for it."""
         ...
+
+    def unpark(self) -> None:
+        """Move the parked retries to the heads of their lanes: a worker with a new resource is about to look there."""
 
     def dismisses(self, worker: Any) -> End | None:
         """Return why a worker must go instead of taking a task; None if it may stay."""
