@@ -163,6 +163,7 @@ class ResourceExecutor(BaseExecutor[R]):
         observers: Iterable[Observer] = (),
         name: str | None = None,
     ) -> None:
+        # Long because each argument is named twice, so that type checkers compare the two lists.
         settings = Settings.checked(
             type(self).__name__,
             max_workers=max_workers,
