@@ -324,7 +324,7 @@ class ResourceExecutor(BaseExecutor[R]):
 
     @property
     def _max_workers(self) -> int:
-        return self._core.crew.max_workers
+        return self._core.roster.max_workers
 
     def resize(self, *, min_workers: int | Unset = UNSET, max_workers: int | Unset = UNSET) -> None:
         """Change the bounds of the number of workers. A bound that is not given stays.
@@ -340,8 +340,8 @@ class ResourceExecutor(BaseExecutor[R]):
             ValueError, TypeError: A bound is no good, or `min_workers` is more than `max_workers`.
         """
         core = self._core
-        least = core.crew.min_workers if isinstance(min_workers, Unset) else min_workers
-        most = check_max_workers(core.crew.max_workers if isinstance(max_workers, Unset) else max_workers)
+        least = core.roster.min_workers if isinstance(min_workers, Unset) else min_workers
+        most = check_max_workers(core.roster.max_workers if isinstance(max_workers, Unset) else max_workers)
         core.resize(check_bounds(least, most), most)
 
     def refresh(self) -> None:

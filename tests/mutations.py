@@ -261,14 +261,14 @@ MUTATIONS = [
     # -- errors thrown into a worker
     Mutation(
         "a life that ends in any way walks the exit path",
-        "_engine/worker.py",
+        "_engine/life.py",
         "        if worker.over:",
         "        if worker:",
         "thrown",
     ),
     Mutation(
         "a worker that is hit in its first step is born after all",
-        "_engine/worker.py",
+        "_engine/life.py",
         "        if worker.birth.locked() or (worker",
         "        if worker.birth.locked() and (worker",
         "thrown",
@@ -347,7 +347,8 @@ MUTATIONS = [
         "a worker leaves the books last of all",
         "_engine/crew.py",
         "        self.supply.note_served()\n        self._recorder.close_log(worker.log)",
-        "        self.workers.discard(worker)\n        self.supply.note_served()\n        self._recorder.close_log(worker.log)",
+        "        roster.workers.discard(worker)\n        self.supply.note_served()\n"
+        "        self._recorder.close_log(worker.log)",
         "thrown",
     ),
     Mutation(
@@ -411,7 +412,7 @@ MUTATIONS = [
     Mutation(
         "workers that are starting are counted again",
         "_engine/crew.py",
-        "while (waiting := self._lanes.waiting()) and starting != (now := self.starting()):",
+        "while (waiting := self._lanes.waiting()) and starting != (now := self.roster.starting()):",
         "while (waiting := self._lanes.waiting()) and (now := starting) < 0:",
         "crew threads",
     ),
@@ -439,7 +440,7 @@ MUTATIONS = [
     # -- waiting inside
     Mutation(
         "a wait inside makes another worker start",
-        "_engine/crew.py",
+        "_engine/roster.py",
         "min(waiting + 1, self.max_workers))",
         "min(1, self.max_workers))",
         "deadlock",
@@ -543,9 +544,9 @@ MUTATIONS = [
     ),
     Mutation(
         "there are no more workers than wanted",
-        "_engine/crew.py",
-        "return len(self.workers) < self.max_workers and self._present() < self.limit()",
-        "return len(self.workers) <= self.max_workers and self._present() <= self.limit()",
+        "_engine/roster.py",
+        "return len(self.workers) < self.max_workers and self.present() < self.limit()",
+        "return len(self.workers) <= self.max_workers and self.present() <= self.limit()",
         "contract crew",
     ),
     Mutation(
@@ -558,8 +559,8 @@ MUTATIONS = [
     Mutation(
         "a task that found no thread is withdrawn",
         "_engine/core.py",
-        "if not self.crew.workers and task._settle(WITHDRAWN):",
-        "if not self.crew.workers:",
+        "if not self.roster.workers and task._settle(WITHDRAWN):",
+        "if not self.roster.workers:",
         "threads",
     ),
     Mutation(
@@ -579,8 +580,8 @@ MUTATIONS = [
     Mutation(
         "base workers do not retire",
         "_engine/crew.py",
-        "self._present() <= self.least():",
-        "self._present() < self.least():",
+        "self.roster.present() <= self.roster.least():",
+        "self.roster.present() < self.roster.least():",
         "crew",
     ),
     Mutation(
@@ -723,7 +724,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a worker that destroys an unfit resource is no attempt",
-        "_engine/crew.py",
+        "_engine/roster.py",
         "or worker in ending)",
         "or worker is ending)",
         "recovery",
@@ -752,29 +753,29 @@ MUTATIONS = [
     Mutation(
         "an unfit resource may make room in an old outage",
         "_engine/supply.py",
-        "max((moment for moment in self.ending.values() if moment > since), default=None)",
+        "max((moment for moment in ending.values() if moment > since), default=None)",
         "None",
         "recovery",
     ),
     Mutation(
         "a caller of wait_ready wants a worker",
-        "_engine/crew.py",
+        "_engine/roster.py",
         "max(self.min_workers, bool(self.awaited))",
         "self.min_workers",
         "crew",
     ),
     Mutation(
         "an attempt that hangs is not waited for",
-        "_engine/crew.py",
+        "_engine/roster.py",
         "sum(not (worker.ready or worker.late or",
         "sum(not (worker.ready or",
         "creation",
     ),
     Mutation(
         "an attempt that hangs takes no place of those wanted",
-        "_engine/crew.py",
-        "sum(not (worker.late or self._ends(worker))",
-        "sum(not self._ends(worker)",
+        "_engine/roster.py",
+        "sum(not (worker.late or self.ends(worker))",
+        "sum(not self.ends(worker)",
         "creation",
     ),
     Mutation(
@@ -1156,7 +1157,7 @@ MUTATIONS = [
     ),
     Mutation(
         "run_now does not keep a broken resource",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "            if holding.kept and not broken and not holding.gone:",
         "            if holding.kept and not holding.gone:",
         "run_now",
@@ -1177,7 +1178,7 @@ MUTATIONS = [
     ),
     Mutation(
         "temporary resources of run_now do not pile up",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "                holding.kept = False",
         "                pass",
         "run_now",
@@ -1199,8 +1200,8 @@ MUTATIONS = [
     Mutation(
         "run_now is counted out whatever comes",
         "_engine/reserve.py",
-        "            place.calls -= 1\n            if self._closed:\n                self._leave(place)\n\n    def _take",
-        "            if self._closed:\n                self._leave(place)\n\n    def _take",
+        "            place.calls -= 1\n            if self._closed:\n                self._leave(place)\n\n    def _create",
+        "            if self._closed:\n                self._leave(place)\n\n    def _create",
         "run_now",
     ),
     Mutation(
@@ -1247,7 +1248,7 @@ MUTATIONS = [
     ),
     Mutation(
         "one vacancy is filled once",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "        with self._source.lock:  # or two",
         "        if True:  # or two",
         "run_now",
@@ -1901,21 +1902,21 @@ MUTATIONS = [
     ),
     Mutation(
         "what a scope yielded ends with its task",
-        "_engine/resources.py",
+        "_engine/invoke.py",
         "        holding.scope = scope = None",
         "        scope = None",
         "scope",
     ),
     Mutation(
         "the frame of a scope lets go of the call",
-        "_engine/resources.py",
+        "_engine/invoke.py",
         "        del call, args\n\n\n#: The functions",
         "        pass\n\n\n#: The functions",
         "scope",
     ),
     Mutation(
         "the frame of a scope lets go of what it yielded",
-        "_engine/resources.py",
+        "_engine/invoke.py",
         "        holding.scope = scope = None",
         "        holding.scope = None",
         "scope",
@@ -1950,21 +1951,21 @@ MUTATIONS = [
     ),
     Mutation(
         "the note of a missing argument sees through a scope",
-        "_engine/resources.py",
+        "_engine/invoke.py",
         "    while trace is not None and trace.tb_frame.f_code in CALLERS:",
         "    while False:",
         "hooks",
     ),
     Mutation(
         "the error of a scope has no note of a missing argument",
-        "_engine/resources.py",
+        "_engine/invoke.py",
         "    if trace is None and called and type",
         "    if trace is None and type",
         "scope",
     ),
     Mutation(
         "an error from inside of a task has no note of a missing argument",
-        "_engine/resources.py",
+        "_engine/invoke.py",
         "    if trace is None and called and type",
         "    if called and type",
         "hooks",
@@ -1986,8 +1987,8 @@ MUTATIONS = [
     Mutation(
         "a worker cleans its resource before it rests, at the end of a shift, too",
         "_engine/worker.py",
-        "                if careful and (unfit := self._unfit(())) is not None:",
-        "                if False and (unfit := self._unfit(())) is not None:",
+        "                if careful and (unfit := care.unfit(self.holding, ())) is not None:",
+        "                if False and (unfit := care.unfit(self.holding, ())) is not None:",
         "scope",
     ),
     Mutation(
@@ -1999,14 +2000,14 @@ MUTATIONS = [
     ),
     Mutation(
         "a resource that is used up is not cleaned",
-        "_engine/worker.py",
+        "_engine/care.py",
         "        if holding.used and not source.used_up(holding):",
         "        if holding.used:",
         "scope",
     ),
     Mutation(
         "a resource of the reserve that is used up is not cleaned",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "        if source.used_up(holding) or holding.epoch != source.epoch:",
         "        if holding.epoch != source.epoch:",
         "scope",
@@ -2014,20 +2015,20 @@ MUTATIONS = [
     Mutation(
         "a temporary resource is not cleaned",
         "_engine/reserve.py",
-        "broken = broken or (holding.kept and not self._is_good(holding))",
-        "broken = broken or not self._is_good(holding)",
+        "broken = broken or (holding.kept and not self._stock.is_good(holding))",
+        "broken = broken or not self._stock.is_good(holding)",
         "scope",
     ),
     Mutation(
         "a resource that cannot be cleaned is replaced",
-        "_engine/worker.py",
+        "_engine/care.py",
         "                self.broken_by = error\n                return End.BROKEN\n            waiting",
         "                self.broken_by = error\n            waiting",
         "scope",
     ),
     Mutation(
         "the end of a worker whose resource cannot be cleaned tells the error",
-        "_engine/worker.py",
+        "_engine/care.py",
         "                self.broken_by = error\n                return End.BROKEN\n            waiting",
         "                return End.BROKEN\n            waiting",
         "scope",
@@ -2062,28 +2063,28 @@ MUTATIONS = [
     ),
     Mutation(
         "hooks of the reserve are called outside of a task: reset and check",
-        "_engine/reserve.py",
-        "        before, here.holder = here.holder, self._outside\n        try:\n            return self._is_clean",
-        "        before = here.holder\n        try:\n            return self._is_clean",
+        "_engine/stock.py",
+        "        before, here.holder = here.holder, self._outside\n        try:\n            return self.is_clean",
+        "        before = here.holder\n        try:\n            return self.is_clean",
         "scope",
     ),
     Mutation(
         "hooks of the reserve are called outside of a task: destroy",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "        before, here.holder = here.holder, self._outside\n        try:\n            self._source.destroy",
         "        before = here.holder\n        try:\n            self._source.destroy",
         "refresh scope",
     ),
     Mutation(
         "hooks of the reserve are called outside of a task: check before a call",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "        before, here.holder = here.holder, self._outside\n        try:\n            while True:",
         "        before = here.holder\n        try:\n            while True:",
         "scope",
     ),
     Mutation(
         "hooks of the reserve are called outside of a task: create",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "        before, here.holder = here.holder, self._outside\n        try:\n            self._source.create",
         "        before = here.holder\n        try:\n            self._source.create",
         "refresh",
@@ -2119,7 +2120,7 @@ MUTATIONS = [
     Mutation(
         "the flag stays up while a resource is stale",
         "_engine/crew.py",
-        "                if not any(map(self._is_stale, self.workers.copy())):",
+        "                if not any(map(self._is_stale, self.roster.workers.copy())):",
         "                if True:",
         "refresh",
     ),
@@ -2147,8 +2148,36 @@ MUTATIONS = [
     Mutation(
         "the reserve is full after a refresh",
         "_engine/reserve.py",
-        "                    if not self._closed:\n                        self._refill()",
+        "            while not (failing or self._closed) and self._stock.is_short():",
+        "            while False:",
+        "refresh",
+    ),
+    Mutation(
+        "each free resource of the reserve is replaced before the next is destroyed",
+        "_engine/reserve.py",
+        "                    failing = failing or self._closed or not self._stock.refill()",
         "                    pass",
+        "refresh",
+    ),
+    Mutation(
+        "a refresh during an outage tries the factory once",
+        "_engine/reserve.py",
+        "                    failing = failing or self._closed or not self._stock.refill()",
+        "                    failing = self._closed or not self._stock.refill()",
+        "refresh",
+    ),
+    Mutation(
+        "calls fill a reserve of which one call has found several unfit",
+        "_engine/stock.py",
+        "                        self.short = True  # this call",
+        "                        pass  # this call",
+        "refresh",
+    ),
+    Mutation(
+        "a call fills a reserve that could not be filled",
+        "_engine/stock.py",
+        "            self.short = True\n            return False",
+        "            return False",
         "refresh",
     ),
     Mutation(
@@ -2160,21 +2189,21 @@ MUTATIONS = [
     ),
     Mutation(
         "a call under care looks at the epoch",
-        "_engine/reserve.py",
+        "_engine/stock.py",
         "        if source.used_up(holding) or holding.epoch != source.epoch:",
         "        if source.used_up(holding):",
         "refresh",
     ),
     Mutation(
         "a slot is free once the resource of its worker is destroyed",
-        "_engine/crew.py",
+        "_engine/roster.py",
         "used = {worker.index for worker in self.workers}",
         "used = {worker.index for worker in self.workers if worker.holding}",
         "refresh",
     ),
     Mutation(
         "the lowest free slot is taken",
-        "_engine/crew.py",
+        "_engine/roster.py",
         "min(set(range(len(used) + 1)) - used)",
         "max(used, default=-1) + 1",
         "refresh",
@@ -2182,7 +2211,7 @@ MUTATIONS = [
     # -- stories in which two parts meet
     Mutation(
         "a worker that is late makes no other one too many",
-        "_engine/crew.py",
+        "_engine/roster.py",
         "self.limit() + sum(worker.late for worker in staying)",
         "self.limit()",
         "crew",

@@ -355,7 +355,7 @@ def test_a_temporary_resource_goes_after_its_call_as_ever(make_pool: MakePool, l
 def test_a_resource_of_the_reserve_that_is_being_made_is_replaced_before_it_serves_another_call(
     make_pool: MakePool, ledger: Ledger, gate: Gate
 ) -> None:
-    # It serves the call that makes it, which began before the refresh.
+    # 1. A call has used a resource up, and makes another. 2. `refresh` finds no free one.
     ledger.any_thread = True
     first = threading.Event()
 
@@ -373,8 +373,10 @@ def test_a_resource_of_the_reserve_that_is_being_made_is_replaced_before_it_serv
     gate.release()
     assert join_all(threads) == []
 
-    assert pool.run_now(use) == 2
-    assert ledger.created[1].uses == 0
+    # `refresh` has made one, too, for the one that was missing. The one that was being made all the time is not kept.
+    assert pool.run_now(use) == 1
+    assert ledger.created[2].uses == 0
+    assert ledger.created[2] in ledger.destroyed
 
 
 def test_a_resource_of_the_reserve_that_cannot_be_replaced_yet_is_logged_and_made_later(
@@ -394,6 +396,55 @@ def test_a_resource_of_the_reserve_that_cannot_be_replaced_yet_is_logged_and_mad
     assert pool.stats().available_resources == 1
 
 
+def test_a_refresh_during_an_outage_tries_to_make_one_resource_alone(make_pool: MakePool, ledger: Ledger) -> None:
+    # An attempt may take long, and blocks the caller.
+    pool = pool_of(make_pool, ledger, 1, resource_pool_size=3)
+    ledger.outage = OSError("down")
+    pool.refresh()
+
+    assert ledger.attempts == 4
+    assert len(ledger.destroyed) == 3
+
+
+def test_calls_fill_a_reserve_that_a_refresh_has_left_empty(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = pool_of(make_pool, ledger, 1, resource_pool_size=2)
+    ledger.outage = OSError("down")
+    pool.refresh()
+    ledger.outage = None
+    pool.run_now(use)
+
+    assert pool.stats().available_resources == 2
+
+
+def test_a_refresh_destroys_one_resource_at_a_time(make_pool: MakePool, ledger: Ledger) -> None:
+    # Calls of other threads go on with what is left.
+    alive: list[int] = []
+
+    def create() -> FakeResource:
+        alive.append(len(ledger.alive))
+        return ledger.create()
+
+    pool = pool_of(make_pool, ledger, 1, on_create=create, resource_pool_size=3)
+    pool.refresh()
+
+    assert alive == [0, 1, 2, 2, 2, 2]
+
+
+def test_a_broken_resource_that_cannot_be_replaced_yet_is_made_by_a_later_call(make_pool: MakePool, ledger: Ledger) -> None:
+    def work(resource: FakeResource) -> None:
+        ledger.outage = OSError("down")
+        resource.break_down()
+
+    pool = pool_of(make_pool, ledger, 1, resource_pool_size=2, max_retries=0, max_uses=100)
+    with pytest.raises(ResourceBroken):
+        pool.run_now(work)
+    assert pool.stats().available_resources == 1
+    ledger.outage = None
+    pool.run_now(use)
+
+    assert pool.stats().available_resources == 2
+
+
 def test_a_refresh_after_an_interrupted_one_goes_on(make_pool: MakePool, ledger: Ledger) -> None:
     pool = pool_of(make_pool, ledger, 1, resource_pool_size=2)
     ledger.outage = KeyboardInterrupt()
@@ -403,8 +454,9 @@ def test_a_refresh_after_an_interrupted_one_goes_on(make_pool: MakePool, ledger:
     pool.refresh()
     ledger.any_thread = True
 
-    assert pool.run_now(use) == 2
+    assert pool.run_now(use) == 3
     assert len(ledger.destroyed) == 2
+    assert pool.stats().available_resources == 2
 
 
 def test_inline_resources_are_replaced(ledger: Ledger) -> None:
@@ -504,6 +556,49 @@ def test_threads_that_refresh_at_the_same_time_leave_the_reserve_full(make_pool:
     assert free is not None
     assert {holding.epoch for holding in free} == {81}
     assert len(ledger.alive) == 3
+
+
+@pytest.mark.parametrize("why", ["stale", "unfit"])
+def test_calls_fill_a_reserve_of_which_one_call_has_found_several_unfit(make_pool: MakePool, ledger: Ledger, why: str) -> None:
+    # 1. All resources have gone stale together. 2. A call takes one after the other, and makes one. 3. Three are promised.
+    pool = pool_of(make_pool, ledger, 1, resource_pool_size=3, check_resource=ledger.is_usable, check_after_idle=0)
+    if why == "stale":
+        source_of(pool).refresh()
+    else:
+        for resource in ledger.created:
+            resource.broken = True
+
+    assert pool.run_now(use) == 3
+    assert len(ledger.destroyed) == 3
+    assert pool.stats().available_resources == 2  # no caller waits for more than one
+    pool.run_now(use)
+    assert pool.stats().available_resources == 3
+    pool.run_now(use)
+    assert len(ledger.created) == 6
+
+
+def test_a_reserve_that_could_not_be_filled_is_filled_by_a_later_call(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = pool_of(make_pool, ledger, 1, resource_pool_size=3, max_uses=100)
+    ledger.outage = OSError("down")
+    source_of(pool).refresh()
+    with pytest.raises(ResourceCreationError):
+        pool.run_now(use)
+    assert pool.stats().available_resources == 0
+    ledger.outage = None
+
+    assert pool.run_now(use) == 3
+    pool.run_now(use)
+    assert pool.stats().available_resources == 3
+
+
+def test_a_refresh_fills_the_reserve(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = pool_of(make_pool, ledger, 1, resource_pool_size=2)
+    ledger.outage = OSError("down")
+    pool.refresh()
+    ledger.outage = None
+    pool.refresh()
+
+    assert pool.stats().available_resources == 2
 
 
 def test_a_call_that_ends_while_the_executor_refreshes_leaves_no_old_resource(make_pool: MakePool, ledger: Ledger) -> None:

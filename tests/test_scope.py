@@ -516,6 +516,9 @@ class Watch:
         eventually(nothing_else, f"nothing to be left but {names}: {self.left()}")
 
 
+thing_of_context: contextvars.ContextVar[Thing] = contextvars.ContextVar("thing_of_context")
+
+
 class Scopes:
     """An `around` hook whose scopes, and what they yield, are watched."""
 
@@ -587,11 +590,12 @@ def test_an_error_that_is_kept_keeps_nothing_of_its_task_and_its_scope(
             raise WatchedError
 
     def submit() -> BaseException:
+        thing_of_context.set(watch.see("context", Thing()))
         future = pool.submit(watch.see("function", Function()), watch.see("argument", Thing()))
         return watch.see("future", future).exception(DEADLINE)  # type: ignore[no-any-return]  # an error
 
     pool: Any = pool_of(make_pool, ledger, 1, around=Scopes(watch), propagate_context=propagate)
-    error = submit()
+    error = contextvars.Context().run(submit)
     rest(pool)
     watch.see("error", error)
 
@@ -1142,6 +1146,27 @@ def test_a_resource_that_kill_has_destroyed_is_not_cleaned(make_pool: MakePool, 
     pool.shutdown(timeout=DEADLINE)
 
     assert resets.story == []
+
+
+def test_a_resource_that_kill_has_destroyed_is_not_checked(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    asked: list[FakeResource] = []
+
+    def check(resource: FakeResource) -> bool:
+        asked.append(resource)
+        return True
+
+    def work(_: FakeResource) -> None:
+        gate.hold()
+        raise OwnError
+
+    pool = pool_of(make_pool, ledger, 1, check_resource=check, check_after_idle=3600)
+    pool.submit(work)
+    gate.wait_until_held()
+    pool.kill(destroy=True)
+    gate.release()
+    pool.shutdown(timeout=DEADLINE)
+
+    assert asked == []
 
 
 @pytest.mark.parametrize("when", ["task", "run_now"])

@@ -15,7 +15,7 @@ from typing_extensions import override
 from .._checks import wait_seconds
 from .._engine.current import Caller, current
 from .._engine.holding import Holding
-from .._engine.resources import CALLERS, run_in_scope
+from .._engine.invoke import CALLERS, run_in_scope
 from .._sync import Latch
 from .._types import AroundHook
 

@@ -22,9 +22,10 @@ from .._checks import check_bool, check_count, check_seconds
 from .._engine.calls import WithoutResource
 from .._engine.current import current_holder
 from .._engine.hooks import check_hooks
+from .._engine.invoke import refuse_async
 from .._engine.recorder import Recorder
 from .._engine.reserve import Reserve
-from .._engine.resources import ResourceSource, refuse_async
+from .._engine.resources import ResourceSource
 from .._engine.state import State
 from .._options import TaskOptions
 from .._report import must_escape
