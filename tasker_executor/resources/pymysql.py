@@ -18,8 +18,8 @@ try:
     from pymysql.connections import Connection
     from pymysql.constants import CR, ER, SERVER_STATUS
     from pymysql.cursors import Cursor
-except ModuleNotFoundError as error:
-    raise ImportError("tasker_executor.resources.pymysql needs PyMySQL: pip install tasker-executor[pymysql]") from error
+except ModuleNotFoundError as _error:
+    raise ImportError("tasker_executor.resources.pymysql needs PyMySQL: pip install tasker-executor[pymysql]") from _error
 
 __all__ = ["CommitUnknown", "Connections"]
 
