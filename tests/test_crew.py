@@ -695,8 +695,8 @@ def test_a_base_worker_that_destroys_its_resource_has_a_successor_if_there_is_ro
     pool = make_pool(2, min_workers=1, on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=1)
     pool.submit(FakeResource.use).result(DEADLINE)
     gate.wait_until_held()
-    ledger.wait_until_created(2)
-    pool.wait_ready(DEADLINE)
+    eventually(lambda: len(idle_workers(pool)) == 1, "the successor to be idle")
+    pool.wait_ready(timeout=0)
 
     assert [(worker.index, worker.given) for worker in idle_workers(pool)] == [(1, ledger.created[1])]
 

@@ -328,6 +328,7 @@ def make_old(make_pool: MakePool, factory: Factory, clock: Clock, turns: Turns, 
         eventually(lambda: outage_of(pool).failures == 1, "the first failure")
         clock.pass_time(3601.0, pool)
         assert isinstance(first.exception(DEADLINE), ResourceCreationError)
+        assert isinstance(pool.submit(FakeResource.use).exception(DEADLINE), ResourceCreationError)
         eventually(lambda: outage_of(pool).failures == 2 and not workers_of(pool), "the second failure")
         return pool
 
@@ -592,6 +593,7 @@ def test_in_an_old_outage_a_task_waits_for_an_on_destroy_that_makes_room(
     ledger.outage = None
     clock.pass_time(3601.0, pool)
     assert isinstance(first.exception(DEADLINE), ResourceCreationError)
+    assert isinstance(pool.submit(FakeResource.use).exception(DEADLINE), ResourceCreationError)
     gate.wait_until_held()
     in_the_pause = pool.submit(FakeResource.use).exception(DEADLINE)
     clock.pass_time(501.0, pool)

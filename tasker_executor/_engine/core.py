@@ -119,8 +119,7 @@ class Core:
         self.scaler = Scaler(place, self.gauges, self.want)
         self.timer.duties = (
             herald.settling(self.deadlines.expire),
-            self.recovery.try_again,
-            herald.settling(self.recovery.fail_starved),  # after it: a task waits for an attempt that has begun
+            herald.settling(self.recovery.tend),
             self.scaler.tick,
         )
 

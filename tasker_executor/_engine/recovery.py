@@ -1,13 +1,13 @@
 """Recovery from a failing factory.
 
 The factory is tried again, tasks that have waited too long fail, and callers and the log are told why.
-`Outage`, which the crew keeps, decides when. The two duties of the timer that act on it are here.
+`Outage`, which the crew keeps, decides when. The duty of the timer that acts on it is here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .._report import Logger, safe_repr
 from .._sync import clock
@@ -17,6 +17,7 @@ from .crew import Crew
 from .outage import BACKOFF_FIRST
 from .resources import UnfitResource
 from .state import State
+from .worker import Worker
 from .workplace import Workplace
 
 __all__ = ["Recovery"]
@@ -46,23 +47,47 @@ class Recovery:
         self._roster = crew.roster
         self._fail_queue = fail_queue
 
-    # -- duties of the timer
+    # -- the duty of the timer
 
-    def try_again(self, now: float) -> float | None:
-        """Try the factory when it is time, or an attempt takes too long; return when to look again."""
+    def tend(self, now: float) -> float | None:
+        """Do what is due at `now`; return when something is due next.
+
+        1. An attempt that takes too long is late, so another may begin. 2. There is hope, then, for the tasks
+        that have not waited too long. The others fail. 3. An attempt begins for the tasks that are left.
+        """
+        with self._life.lock:
+            late, due = self._crew.supply.note_late(now)
+        dues = due, self._fail_starved(now), self._try_again(now, instead=bool(late)), self._unpark(now)
+        self._tell_late(late, now)
+        if self._admission.blocked:  # perhaps one task may come in, to try the factory with
+            self._admission.refill()
+        return min((due for due in dues if due is not None), default=None)
+
+    def _try_again(self, now: float, *, instead: bool) -> float | None:
+        """Try the factory when it is time, or `instead` of a late worker; return when the present pause ends."""
         crew, roster, lock = self._crew, self._roster, self._life.lock
         paused_until = None
         with lock:
-            late, due = crew.supply.note_late(now)
-            tended = bool((crew.outage.failures and not roster.starting()) or late)
+            tended = instead or (crew.outage.failures > 0 and not roster.starting())
             if tended:
                 paused_until = crew.outage.next_attempt(now, roster.starting())
         if tended and paused_until is None:
             crew.populate_or_retry()
             with lock:
                 paused_until = crew.outage.next_attempt(now, roster.starting())
-        if paused_until is not None:
-            due = paused_until if due is None else min(due, paused_until)
+        return paused_until
+
+    def _unpark(self, now: float) -> float | None:
+        """Have a parked retry run if no worker is expected any more; return until when one is."""
+        if not self._lanes.parked():
+            return None
+        until = self._crew.supply.expected_until()
+        if now >= until:  # an idle worker takes the retry, and ends; its successor may try
+            self._idle.pass_on()
+        return until if now < until < math.inf else None
+
+    def _tell_late(self, late: Sequence[Worker], now: float) -> None:
+        """Log the workers that take too long to start."""
         for worker in late:
             logger.warning(
                 "executor %r: worker %s has been starting for %.3g s, longer than create_timeout (%g s); another may try",
@@ -73,17 +98,8 @@ class Recovery:
                 executor=self._name,
                 worker=worker.name,
             )
-        if self._lanes.parked():
-            until = crew.supply.expected_until()
-            if now >= until:  # an idle worker takes the retry, and ends; its successor may try
-                self._idle.pass_on()
-            elif until < math.inf:
-                due = until if due is None else min(due, until)
-        if self._admission.blocked:  # perhaps one task may come in, to try the factory with
-            self._admission.refill()
-        return due
 
-    def fail_starved(self, now: float) -> float | None:
+    def _fail_starved(self, now: float) -> float | None:
         """Fail the tasks that have waited too long for a resource; return when the next one is due."""
         outage = self._crew.outage
         if not self._owns_resources or outage.bare_since is None or self._life.state >= State.KILLED:
