@@ -65,13 +65,11 @@ class ResourceExecutor(BaseExecutor[R]):
     - a resource that broke is replaced, and its task is run again on another one;
     - every future reaches a final state, however the executor ends.
 
-    The ideas are those of the Go library *tasker* (asaidimu/tasker), in the conventions of Python. All
-    durations are seconds.
+    All durations are seconds. The ideas are those of the Go library *tasker* (asaidimu/tasker).
 
     Args:
         max_workers: At most this number of workers. None: ``min(32, CPUs + 4)``, as in the standard library.
-        thread_name_prefix: Workers are named ``<prefix>_0``, ``<prefix>_1``, ... By default it is the
-            executor's name.
+        thread_name_prefix: Workers are named ``<prefix>_0``, ... By default it is the executor's name.
         initializer: Called on each worker's thread before its resource is made. If it raises, the executor is
             broken for good, as in the standard library. `on_create` is the hook that may fail.
         initargs: Arguments for `initializer`.
@@ -87,18 +85,16 @@ class ResourceExecutor(BaseExecutor[R]):
             also return a `Verdict`. **Only this makes a task run again.** It is not asked about errors that
             are no `Exception` (SystemExit, KeyboardInterrupt): they are the task's own. If it raises, the
             resource is replaced, and the task keeps its error.
-        check_resource: Asked with a resource: is it still good? If not, the resource is replaced; no task is
-            run again for that. It is asked after a task raised. It is also asked before a task if the resource
-            was idle for longer than `check_after_idle`, and if another resource was found broken since this
-            one was last known to be good.
+        check_resource: Asked with a resource: is it still good? If not, it is replaced; no task is run again
+            for that. Asked after a task raised, and before a task if the resource was idle for longer than
+            `check_after_idle`, or if another one was found broken since this one was known to be good.
         on_reset: Cleans a resource between two tasks. Called after each task, when its result is known. If it
             raises, the resource is replaced.
         around: Returns the scope of one task, a context manager: entered before each task, left after it, with
             the task's error if it raised. What entering it returns, if not None, is what the task gets
             instead of the resource. ``psycopg.Connection.transaction`` is such a function.
-        on_abort: Unblocks a call that hangs inside a resource. `kill` calls it for each resource in
-            use, from its own thread. Examples: `sqlite3.Connection.interrupt`,
-            ``psycopg.Connection.cancel``, ``socket.shutdown``.
+        on_abort: Unblocks a call that hangs inside a resource. `kill` calls it for each resource in use, from
+            its own thread. Examples: `sqlite3.Connection.interrupt`, ``psycopg.Connection.cancel``.
         check_after_idle: Seconds that a resource may be idle without a check.
         max_age: Seconds after which a resource is replaced between two tasks, plus or minus 10 %, so that
             workers do not replace theirs in step. None: no limit.
@@ -106,28 +102,23 @@ class ResourceExecutor(BaseExecutor[R]):
         create_timeout: Seconds. A task that has waited for this time while no worker owns a resource fails
             with `ResourceCreationError`. The executor lives on: it works again when `on_create` does.
         max_retries: At most this number of times a task is run again, by a verdict on its error. A retry
-            never meets a resource that may have broken in the same event as the one before. 0: each task runs
-            at most once.
+            never meets a resource that may have broken in the same event as the one before. 0: no retries.
         max_queued: At most this number of tasks wait, beyond those that a free worker is about to take. None:
             no limit. A task that a worker of this executor submits is always accepted: a worker that waited
             for a place would wait for itself.
         on_full: What `submit` does at that limit. ``"block"``: it waits for a place. ``"raise"``: it raises
             `QueueFull`. ``"caller"``: it runs the task in the calling thread, as `run_now` does.
-        propagate_context: Run each task in a copy of its submitter's `contextvars` context, as
-            `asyncio.to_thread` does.
+        propagate_context: Run a task in a copy of its submitter's context, as `asyncio.to_thread` does.
         min_workers: The base. This number of workers is started by the constructor and kept.
-        policy: Says how many workers are wanted, between `min_workers` and `max_workers`. None: `max_workers`
-            are wanted.
+        policy: Says how many workers are wanted, from `min_workers` to `max_workers`. None: `max_workers`.
         idle_timeout: Seconds after which an idle worker above the base ends. None: never.
-        resource_pool_size: Number of resources in the reserve, for `run_now`. The constructor makes them, and
-            raises if one cannot be made.
+        resource_pool_size: Number of resources in the reserve, for `run_now`. The constructor makes them.
         observers: Are told of events; see `tasker_executor.Observer`.
         name: The name of the executor in logs, thread names and events.
 
     Raises:
         ValueError, TypeError: An argument is no good; the message names it and its value.
-        ResourceCreationError: A resource of the reserve could not be made. Those made before it have
-            been destroyed.
+        ResourceCreationError: A resource of the reserve could not be made. Those before it were destroyed.
 
     Example:
         >>> import sqlite3
@@ -172,6 +163,7 @@ class ResourceExecutor(BaseExecutor[R]):
         observers: Iterable[Observer] = (),
         name: str | None = None,
     ) -> None:
+        # Long because each argument is named twice, so that type checkers compare the two lists.
         settings = Settings.checked(
             type(self).__name__,
             max_workers=max_workers,
@@ -308,9 +300,7 @@ class ResourceExecutor(BaseExecutor[R]):
         return run_now(self._core, fn, args, kwargs, options)
 
     def current_resource(self) -> R:
-        """Return the resource of the task that calls this; None if the executor has no resources.
-
-        For code that does not get the resource as an argument.
+        """Return the resource of the task that calls this, or None. For code that is not given the resource.
 
         Raises:
             NoCurrentTask: Called outside of a task of this executor.
@@ -334,7 +324,7 @@ class ResourceExecutor(BaseExecutor[R]):
 
     @property
     def _max_workers(self) -> int:
-        return self._core.crew.max_workers
+        return self._core.roster.max_workers
 
     def resize(self, *, min_workers: int | Unset = UNSET, max_workers: int | Unset = UNSET) -> None:
         """Change the bounds of the number of workers. A bound that is not given stays.
@@ -350,9 +340,8 @@ class ResourceExecutor(BaseExecutor[R]):
             ValueError, TypeError: A bound is no good, or `min_workers` is more than `max_workers`.
         """
         core = self._core
-        least = core.crew.min_workers if isinstance(min_workers, Unset) else min_workers
-        most = core.crew.max_workers if isinstance(max_workers, Unset) else max_workers
-        most = check_max_workers(most)
+        least = core.roster.min_workers if isinstance(min_workers, Unset) else min_workers
+        most = check_max_workers(core.roster.max_workers if isinstance(max_workers, Unset) else max_workers)
         core.resize(check_bounds(least, most), most)
 
     def refresh(self) -> None:
@@ -373,14 +362,12 @@ class ResourceExecutor(BaseExecutor[R]):
             timeout: Seconds to wait at most. None: `create_timeout`.
 
         Raises:
-            ResourceCreationError: They did not have them in time; ``__cause__`` is the last error
-                of `on_create`.
+            ResourceCreationError: Not all had one in time. ``__cause__`` is the last error of `on_create`.
             RuntimeError: The executor has been shut down.
         """
         core = self._core
         limit = core.settings.create_timeout if timeout is None else check_seconds("timeout", timeout)
-        error = core.wait_ready(limit)
-        if error is not None:
+        if (error := core.wait_ready(limit)) is not None:
             raise error
 
     # -- the end
@@ -399,8 +386,7 @@ class ResourceExecutor(BaseExecutor[R]):
             timeout: Seconds to wait at most. None: no limit.
 
         Raises:
-            ShutdownTimeout: It was not done in time; the message names what still runs. The executor goes on
-                to drain.
+            ShutdownTimeout: It was not done in time; the message names what still runs. The drain goes on.
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
@@ -419,11 +405,10 @@ class ResourceExecutor(BaseExecutor[R]):
         May be called any number of times, from anywhere, also after `shutdown`, whose drain it ends.
 
         Args:
-            destroy: Destroy the resources that are in use, too, at once and from this thread. This is for a
-                process that is about to be killed: a server takes the lock of a connection back only when
-                the connection is closed, and a browser outlives its driver. Each resource is destroyed
-                exactly once, here or by its owner. Tasks that still run find their resources destroyed, so
-                leave this out in a process that lives on.
+            destroy: Destroy the resources that are in use, too, at once and from this thread. For a process
+                that is about to be killed: a server keeps the locks of a connection until that is closed, and
+                a browser outlives its driver. Each resource is destroyed exactly once, here or by its owner.
+                Tasks that still run find theirs destroyed, so leave this out if the process lives on.
         """
         check_bool("destroy", destroy)
         self._core.ending.close(kill=True)

@@ -20,12 +20,15 @@ from typing import Any, TypeAlias, TypeVar
 import pytest
 
 from tasker_executor import ResourceExecutor
+from tasker_executor._arrivals import note_fork
+from tasker_executor._chunks import ChunkRunner as ChunkRunner
 from tasker_executor._engine import aborts as _aborts
 from tasker_executor._engine import handoff as handoff_module
 from tasker_executor._engine import outage as _outage
 from tasker_executor._engine import threads as _threads
 from tasker_executor._engine.aborts import join_aborts
 from tasker_executor._engine.admission import Admission, Ticket
+from tasker_executor._engine.care import Care
 from tasker_executor._engine.core import Core
 from tasker_executor._engine.crew import Crew
 from tasker_executor._engine.current import current_holder
@@ -37,6 +40,7 @@ from tasker_executor._engine.histogram import Histogram
 from tasker_executor._engine.holding import Holding
 from tasker_executor._engine.idle import ENOUGH, WAKES_AT_ONCE, Room, Seat
 from tasker_executor._engine.lanes import Lane, Lanes
+from tasker_executor._engine.life import Life as WorkerLife
 from tasker_executor._engine.outage import Outage
 from tasker_executor._engine.recorder import Outcome, Recorder, TaskLog
 from tasker_executor._engine.reserve import Reserve
@@ -45,13 +49,12 @@ from tasker_executor._engine.scaler import Alarm
 from tasker_executor._engine.sidecar import firsts as first_of
 from tasker_executor._engine.sidecar import holds_task_lock, must_go_on
 from tasker_executor._engine.state import State
+from tasker_executor._engine.stock import Stock
 from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, WITHDRAWN, Sidecar, TaskFuture
 from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
 from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.worker import Worker
-from tasker_executor._engine.worker import _Life as WorkerLife
-from tasker_executor._map import ChunkRunner as ChunkRunner
 from tasker_executor._sync import releases
 from tasker_executor.stats import ExecutorStats
 
@@ -64,6 +67,7 @@ __all__ = [
     "WITHDRAWN",
     "Admission",
     "CannotStart",
+    "Care",
     "ChunkRunner",
     "Core",
     "Deadlines",
@@ -137,6 +141,7 @@ __all__ = [
     "must_go_on",
     "name_of",
     "normal_lane",
+    "note_fork",
     "note_may_retire",
     "outage_of",
     "patch_abort_patience",
@@ -151,6 +156,7 @@ __all__ = [
     "patch_random",
     "patch_recorder_clock",
     "patch_reserve_clock",
+    "patch_sleep",
     "patch_thread_making",
     "patch_thread_start",
     "patch_timer_clock",
@@ -172,6 +178,7 @@ __all__ = [
     "start_thread",
     "stats_of",
     "step_of",
+    "stock_of",
     "stranger",
     "submitters_held_back",
     "submitters_see_idle",
@@ -224,7 +231,7 @@ def thread_prefix_of(pool: Engine) -> str:
 def bounds_of(pool: Engine) -> tuple[int, int]:
     """Return the least and the largest number of workers."""
     core = core_of(pool)
-    return core.crew.min_workers, core.crew.max_workers
+    return core.roster.min_workers, core.roster.max_workers
 
 
 def stats_of(pool: Engine) -> ExecutorStats:
@@ -261,16 +268,21 @@ def recorder_of(pool: Engine) -> Recorder:
 
 
 def reserve_of(pool: Engine) -> Reserve[Any]:
-    """Return the resources of `run_now`; the executor must have resources."""
+    """Return what runs the calls of `run_now`; the executor must have resources."""
     reserve = core_of(pool).reserve
     assert reserve is not None
     return reserve
 
 
+def stock_of(pool: Engine) -> Stock[Any]:
+    """Return the resources of `run_now`, free and in use; the executor must have resources."""
+    return reserve_of(pool)._stock
+
+
 def free_resources(pool: Engine) -> deque[Holding[Any]] | None:
     """Return the holdings that `run_now` may take at once; None if the executor has no resources."""
     reserve = core_of(pool).reserve
-    return None if reserve is None else reserve._free
+    return None if reserve is None else reserve._stock.free
 
 
 def source_of(pool: Engine) -> ResourceSource[Any]:
@@ -355,7 +367,7 @@ def fail_queue(pool: Engine, error: BaseException) -> None:
 
 def workers_of(pool: Engine) -> set[Worker]:
     """Return the set itself, not a copy, of the workers that there are."""
-    return core_of(pool).crew.workers
+    return core_of(pool).roster.workers
 
 
 def busy_workers(pool: Engine) -> list[Worker]:
@@ -371,7 +383,7 @@ def idle_workers(pool: Engine) -> list[Worker]:
 
 def leaving_workers(pool: Engine) -> set[Worker]:
     """Return the set itself of the workers that have been told to retire."""
-    return core_of(pool).crew.leaving
+    return core_of(pool).roster.leaving
 
 
 def unborn_workers(pool: Engine) -> dict[Worker, int]:
@@ -386,13 +398,13 @@ def stranger(pool: Engine, index: int) -> Worker:
 
 def use_workers(pool: Engine, workers: S) -> S:
     """Let the engine keep its workers in that set, and return it."""
-    core_of(pool).crew.workers = workers
+    core_of(pool).roster.workers = workers
     return workers
 
 
 def waiting_for_a_worker(pool: Engine) -> int:
     """Return how many callers are in `wait_ready`."""
-    return len(core_of(pool).crew.awaited)
+    return len(core_of(pool).roster.awaited)
 
 
 def expects_worker(pool: Engine) -> bool:
@@ -402,18 +414,18 @@ def expects_worker(pool: Engine) -> bool:
 
 def use_leaving_workers(pool: Engine, leaving: S) -> S:
     """Let the engine keep the workers that it has told to retire in that set, and return it."""
-    core_of(pool).crew.leaving = leaving
+    core_of(pool).roster.leaving = leaving
     return leaving
 
 
 def worker_limit(pool: Engine) -> int:
     """Return how many workers there may be now: as many as are wanted, and one for each that waits inside or is late."""
-    return core_of(pool).crew.limit()
+    return core_of(pool).roster.limit()
 
 
 def count_starting(pool: Engine) -> int:
     """Return how many workers have yet to look at the lanes for the first time."""
-    return core_of(pool).crew.starting()
+    return core_of(pool).roster.starting()
 
 
 def want(pool: Engine, workers: int, reason: str) -> None:
@@ -467,6 +479,17 @@ def report_end(pool: Engine, worker: Worker, end: End, error: BaseException | No
 def retry_later(pool: Engine, error: CannotStart) -> None:
     """Tell the engine that no thread could be started."""
     core_of(pool).crew.retry_later(error)
+
+
+def patch_sleep(monkeypatch: pytest.MonkeyPatch, before: Callable[[float], object]) -> None:
+    """Let each worker call `before` with the timeout as its last step before it sleeps: it looks at no lane any more."""
+    original = Seat.sleep
+
+    def sleep(seat: Seat, timeout: float) -> bool:
+        before(timeout)
+        return original(seat, timeout)
+
+    monkeypatch.setattr(Seat, "sleep", sleep)
 
 
 def pretend_outage(pool: Engine, error: BaseException | None) -> None:
@@ -548,7 +571,7 @@ def waiting_inside(pool: Engine) -> dict[int, WaitInside]:
 
 def use_waiting_inside(pool: Engine, waits: dict[int, Any]) -> None:
     """Let the engine note in `waits` which of its threads wait for its own tasks."""
-    core_of(pool).deadlock._waits = core_of(pool).crew._waiting_inside = waits
+    core_of(pool).deadlock._waits = core_of(pool).roster._waiting_inside = waits
 
 
 def end_a_hopeless_wait(pool: Engine) -> None:
@@ -639,7 +662,7 @@ class Step(Enum):
     """A step of the engine that a test may replace: where it is, from the core on."""
 
     AT_REST = "gauges.at_rest"  # the tick finds out whether it may pause
-    COUNT_STARTING = "crew.starting"  # the engine counts the workers that are starting
+    COUNT_STARTING = "roster.starting"  # the engine counts the workers that are starting
     ENOUGH_ON_THEIR_WAY = "idle.enough_on_their_way"  # a submitter finds out whether it must wake a worker
     HIRE = "crew._hire"  # under the lock: it is decided which workers are started
     MAY_RETIRE = "crew.may_retire"  # a worker that was idle for long enough asks whether it may end
@@ -706,7 +729,7 @@ def patch_timer_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float
 
 def patch_reserve_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
     """Let the age of resources be read from that clock."""
-    monkeypatch.setattr("tasker_executor._engine.reserve.clock", clock)
+    monkeypatch.setattr("tasker_executor._engine.stock.clock", clock)
 
 
 def patch_recorder_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
@@ -722,6 +745,7 @@ def patch_worker_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], floa
 def patch_map_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
     """Let `map` read that clock."""
     monkeypatch.setattr("tasker_executor._map.clock", clock)
+    monkeypatch.setattr("tasker_executor._arrivals.clock", clock)
 
 
 def patch_thread_start(monkeypatch: pytest.MonkeyPatch, start: Callable[[Thread], object]) -> None:

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from concurrent.futures import wait
 from concurrent.futures.thread import BrokenThreadPool
 from functools import partial
+from queue import Queue
 from typing import Any
 
 import pytest
 
-from engine import Timer, UnfitResource, Worker, kick, living_holdings, patch_random, timer_of, workers_of
+from engine import Timer, UnfitResource, Worker, kick, living_holdings, patch_random, patch_sleep, timer_of, workers_of
 from interruptions import AtPoint, TimeLimit
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, Watched, eventually
 from tasker_executor import LoadSample, Observer, ResourceCreationError, ResourceEvent, ResourceExecutor, ShutdownTimeout
@@ -680,13 +681,17 @@ def test_worker_that_crashes_before_its_first_task_has_no_successor_at_once(
     assert len(ledger.created) == 1
 
 
-def test_idle_resource_that_has_not_served_does_not_age_within_a_second(make_pool: MakePool, ledger: Ledger) -> None:
+def test_idle_resource_that_has_not_served_does_not_age_within_a_second(
+    make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeps: Queue[float] = Queue()
+    patch_sleep(monkeypatch, sleeps.put)
     pool = make_pool(1, min_workers=1, on_create=ledger.create, on_destroy=ledger.destroy, max_age=1e-9)
     pool.wait_ready()
     [worker] = workers_of(pool)
     holding = worker.holding
     assert holding is not None
-    new = (holding.rests_until - holding.born, worker._patience(None))
+    new = (holding.rests_until - holding.born, sleeps.get(timeout=DEADLINE))
     pool.submit(FakeResource.use).result(DEADLINE)
 
     assert new[0] == 1.0
@@ -805,16 +810,19 @@ class HangsOnce:
 
 @pytest.mark.parametrize("hangs", [0, 1], ids=["hangs at once", "is refused, then hangs"])
 def test_attempt_that_hangs_does_not_keep_others_from_trying(
-    make_pool: MakePool, ledger: Ledger, gate: Gate, jitter: Jitter, caplog: pytest.LogCaptureFixture, hangs: int
+    make_pool: MakePool, ledger: Ledger, gate: Gate, jitter: Jitter, clock: Clock, caplog: pytest.LogCaptureFixture, hangs: int
 ) -> None:
     pool = make_pool(
         4,
         on_create=HangsOnce(ledger, gate, hangs),
         on_destroy=ledger.destroy,
-        create_timeout=0.1,
+        create_timeout=3600,
         thread_name_prefix="db",
     )
-    first = pool.submit(FakeResource.use).exception(DEADLINE)
+    future = pool.submit(FakeResource.use)
+    gate.wait_until_held()
+    clock.pass_time(3601, pool)
+    first = future.exception(DEADLINE)
     second = pool.submit(FakeResource.use).result(DEADLINE)
     workers = pool.stats().active_workers
     gate.release()
@@ -822,7 +830,7 @@ def test_attempt_that_hangs_does_not_keep_others_from_trying(
 
     assert first is None or isinstance(first, ResourceCreationError)
     assert second >= 0
-    assert workers == 2
+    assert workers in (2, 3)  # A third begins if the second is not back from the first task yet.
     [record] = [record for record in caplog.records if "longer than create_timeout" in record.message]
     assert record.levelno == logging.WARNING
 

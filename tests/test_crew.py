@@ -1,4 +1,4 @@
-"""The crew: which workers live and how many should; idle workers, `resize`, and races with those that start or end."""
+"""The crew and its roster: which workers live and how many should; idle workers, `resize`, and races of workers."""
 
 from __future__ import annotations
 
@@ -637,6 +637,7 @@ def test_a_worker_that_is_late_makes_no_other_one_too_many(make_pool: MakePool, 
 
         pool = make_pool(4, min_workers=2, on_create=create, on_destroy=ledger.destroy, create_timeout=3600.0)
         hung.wait_until_held()
+        eventually(lambda: len(idle_workers(pool)) == 1, "the other worker")
         clock.pass_time(3601.0, pool)
         eventually(lambda: len(idle_workers(pool)) == 2, "two idle workers beside the one that hangs")
 
@@ -711,6 +712,22 @@ def test_threads_that_end_count_for_max_workers(make_pool: MakePool, ledger: Led
 
     assert during == 1
     assert len(ledger.created) == 2
+
+
+def test_a_worker_that_leaves_the_crew_is_at_no_moment_ready_again(make_pool: MakePool, ledger: Ledger) -> None:
+    class Watched(set[Worker]):
+        def discard(self, worker: Any, /) -> None:
+            states.append(pool.workers()[0].state)
+            super().discard(worker)
+            states.append(str(len(pool.workers())))
+
+    states: list[str] = []
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, max_uses=1)
+    use_workers(pool, Watched())
+    pool.submit(FakeResource.use).result(DEADLINE)
+    eventually(lambda: len(states) == 2, "the worker to leave")
+
+    assert states == ["ending", "0"]
 
 
 def test_a_worker_that_ends_takes_no_place_of_those_a_policy_wants(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:

@@ -24,6 +24,7 @@ from engine import (
     idle_stack,
     idle_workers,
     lanes_of,
+    patch_sleep,
     replace_step,
     report_end,
     stranger,
@@ -468,13 +469,7 @@ def test_ctrl_c_in_a_submitter_that_others_have_relied_on_costs_them_nothing(
     # 1. Submitter A sees enough workers on their way, and puts up the sign. By then these workers have come.
     # 2. Submitter B sees the sign, and wakes no worker. 3. Ctrl-C comes before A has looked again.
     asleep = threading.Event()
-    patience = Worker._patience
-
-    def last_step_before_sleep(worker: Worker, limit: float | None) -> float:
-        asleep.set()  # it looks at no lane any more
-        return patience(worker, limit)
-
-    monkeypatch.setattr(Worker, "_patience", last_step_before_sleep)
+    patch_sleep(monkeypatch, lambda timeout: asleep.set())
     pool = make_pool(1, idle_timeout=3600)
     pool.submit(int).result(DEADLINE)
     assert asleep.wait(DEADLINE)

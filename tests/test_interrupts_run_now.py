@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine import free_resources, reserve_of
+from engine import free_resources, reserve_of, stock_of
 from interruptions import (
     AFTER_SHUTDOWN,
     ERRORS,
@@ -119,7 +119,7 @@ def check_the_pool_is_whole(pool: Pool, ledger: Ledger) -> None:
     if not resources._care:
         assert stats.available_resources == resources._size
     assert len(ledger.alive) == stats.available_resources + stats.active_workers
-    assert [holding for holding in resources._all if holding.call is not None] == []
+    assert [holding for holding in stock_of(pool).all if holding.call is not None] == []
     assert resources.callers() == []
 
 

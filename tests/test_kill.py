@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from engine import Holding, aborts_under_way, join_aborts, reserve_of, workers_of
+from engine import Holding, aborts_under_way, join_aborts, reserve_of, stock_of, workers_of
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, Watched, eventually
 from tasker_executor import Observer, ResourceExecutor, ShutdownTimeout, TaskCancelled, TaskEvent, current_task
 
@@ -652,10 +652,10 @@ def test_a_resource_is_not_aborted_for_a_call_that_ended_while_the_killer_looked
                 aborted.append(self)
 
     pool = make_pool(1, on_create=object, on_abort=aborted.append)
-    reserve_of(pool)._all = {Quick()}  # type: ignore[arg-type]  # has what it takes
+    stock_of(pool).all = {Quick()}  # type: ignore[arg-type]  # has what it takes
 
     reserve_of(pool).abort(aborted.append, [])
     join_aborts()
-    reserve_of(pool)._all = set()
+    stock_of(pool).all = set()
 
     assert aborted == []

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from engine import patch_map_clock
+from engine import note_fork, patch_map_clock
 from interruptions import ERRORS, Call, at_every_point, thrower
 from support import (
     DEADLINE,
@@ -33,7 +33,7 @@ from support import (
     needs_gil,
     run_python,
 )
-from tasker_executor import ResourceExecutor, _map
+from tasker_executor import ResourceExecutor
 from tasker_executor.exceptions import PoolDeadlockError
 from tasker_executor.testing import InlineExecutor
 
@@ -860,14 +860,14 @@ def test_a_wake_up_for_nothing_does_no_harm(make_pool: MakePool, doors: Doors, m
     first = next(results)
     doors.open(2)
     eventually(lambda: pool.stats().completed == 2, "the task to end")
-    _map.note_fork()  # so a number will come twice
+    note_fork()  # so a number will come twice
     second = next(results)
     before_it_blocks(pool, monkeypatch, blocks.set)
     got: list[int] = []
     consumer = threading.Thread(target=lambda: got.extend(results))
     consumer.start()
     assert blocks.wait(DEADLINE)
-    _map.note_fork()
+    note_fork()
     doors.open(0, 3)
 
     assert join_all([consumer]) == []
@@ -892,7 +892,7 @@ def test_tasks_that_are_done_and_have_not_called_back_are_found_in_the_child_of_
     results = pool.map(identity, range(3), ordered=False)
     futures[2].set_result(2)
     futures[1].set_exception(Failed())
-    _map.note_fork()
+    note_fork()
 
     with pytest.raises(Failed):
         next(results)

@@ -110,9 +110,13 @@ def test_every_name_in_the_changelog_exists() -> None:
     assert names
     for name in names:
         module, _, rest = name.removeprefix("tasker_executor.").partition(".")
+        inner = f"{module}/{rest.partition('.')[0]}"
+        if (ROOT / "tasker_executor" / f"{inner}.py").exists():  # a module of a package
+            module, rest = inner, rest.partition(".")[2]
         files = [ROOT / "tasker_executor" / f"{module}.py", *(ROOT / "tasker_executor" / module).glob("*.py")]
         texts = [file.read_text("utf-8") for file in files if file.exists()]
         if texts:  # The class is looked for in the text of its module or package: extras may be absent.
-            assert not rest or re.search(rf"^(?:class|def) {rest}\b", "\n".join(texts), re.MULTILINE), name
+            *_, last = rest.split(".")  # of a method, its own name
+            assert not rest or re.search(rf"^ *(?:class|def) {last}\b", "\n".join(texts), re.MULTILINE), name
         else:
             operator.attrgetter(name.removeprefix("tasker_executor."))(tasker_executor)

@@ -196,7 +196,11 @@ def test_an_error_of_the_task_breaks_nothing(server: Server, connect: Connect, s
 @pytest.mark.services
 @pytest.mark.parametrize(
     "options, verdict",
-    [({}, Verdict.OWN), ({"retry_broken": True}, Verdict.BROKEN), ({"transaction": True}, Verdict.BROKEN)],
+    [
+        ({}, Verdict.BROKEN),
+        ({"retry_broken": False}, Verdict.OWN),
+        ({"retry_broken": False, "transaction": True}, Verdict.BROKEN),
+    ],
 )
 def test_a_killed_connection_is_broken_and_the_task_run_again_if_that_is_known_to_be_right(
     server: Server, connect: Connect, options: Any, verdict: Verdict
@@ -428,17 +432,15 @@ def test_without_transaction_nothing_is_around(connect: Connect) -> None:
 
 
 @pytest.mark.services
-@pytest.mark.parametrize("retry, verdict", [(False, Verdict.OWN), (True, Verdict.BROKEN)])
-def test_a_connection_that_breaks_during_commit_is_not_run_again(
-    connect: Connect, proxy: Proxy, retry: bool, verdict: Verdict
-) -> None:
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_connection_that_breaks_during_commit_is_not_run_again(connect: Connect, proxy: Proxy, retry: bool) -> None:
     factory, connection = connect(transaction=True, read_timeout=0.2, retry_broken=retry)
     with pytest.raises(CommitUnknown) as caught:
         perform(factory, connection, INSERT_1, proxy.stall)
     proxy.resume()
 
     assert isinstance(caught.value.__cause__, pymysql.OperationalError)
-    assert factory.judge(caught.value, connection) is verdict
+    assert factory.judge(caught.value, connection) is Verdict.OWN
     with pytest.raises(pymysql.InterfaceError):
         factory.reset(connection)
 
@@ -625,14 +627,14 @@ def test_after_a_restart_every_task_succeeds_with_one_retry_at_most(server: Serv
 
 
 @pytest.mark.services
-def test_a_task_whose_connection_breaks_is_not_run_again_without_transaction(server: Server) -> None:
+def test_a_task_whose_connection_breaks_is_not_run_again_if_that_is_not_wanted(server: Server) -> None:
     def insert_and_break(connection: Connection[Cursor]) -> None:
         insert(connection, server.numbers()[-1] + 1)
         server.kill(number_of(connection))
         run(connection, "select 1")
 
     server.ask(f"insert into {server.name}.numbers values (0, '')")
-    with pool_of(server, 1, autocommit=True) as pool:
+    with pool_of(server, 1, autocommit=True, retry_broken=False) as pool:
         error = pool.submit(insert_and_break).exception(DEADLINE)
         pool.submit(run, "select 1").result(DEADLINE)  # on another connection
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine import patch_reserve_clock, reserve_of
+from engine import patch_reserve_clock, reserve_of, source_of, stock_of
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, Watched, eventually
 from tasker_executor import (
     NoCurrentTask,
@@ -264,15 +264,15 @@ def test_two_calls_that_find_one_vacancy_do_not_both_fill_it(
     pool = make_pool(
         1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, resource_pool_size=1
     )
-    resources = reserve_of(pool)
+    stock = stock_of(pool)
     ledger.outage = OSError("connection refused")
     with pytest.raises(ResourceBroken):
         pool.with_options(max_retries=0).run_now(FakeResource.break_down)
     ledger.outage = None
-    lock = CountingLock(resources._source.lock)
-    monkeypatch.setattr(resources._source, "lock", lock)
+    lock = CountingLock(source_of(pool).lock)
+    monkeypatch.setattr(source_of(pool), "lock", lock)
     together = threading.Barrier(2)
-    count = resources._count_kept
+    count = stock._count_kept
 
     def ask() -> int:
         if lock.depth == 0:  # nothing keeps the other call from asking, too
@@ -282,7 +282,7 @@ def test_two_calls_that_find_one_vacancy_do_not_both_fill_it(
             together.wait()
         return answer
 
-    monkeypatch.setattr(resources, "_count_kept", ask)
+    monkeypatch.setattr(stock, "_count_kept", ask)
     calls = [Background(lambda: pool.run_now(hold_and_use(gate))) for _ in range(2)]
     gate.wait_until_held(2)
     gate.release()
@@ -759,8 +759,7 @@ def test_two_shutdowns_that_destroy_what_is_left_wait_for_each_others_hooks(
         ledger.destroy(resource)
 
     pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, resource_pool_size=1)
-    resources = reserve_of(pool)
-    resources._free.clear()  # as if it were lost
+    stock_of(pool).free.clear()  # as if it were lost
     other = Background(lambda: pool.shutdown(timeout=DEADLINE))
     gate.wait_until_held()
     with pytest.raises(ShutdownTimeout):

@@ -51,7 +51,7 @@ def test_only_submit_and_map_do_not_fit_an_executor() -> None:
     """With a resource they call functions that take one argument more. That is the point."""
     lines = [
         line
-        for module in ("_base.py", "_map.py", "_executor.py")
+        for module in ("_typed.py", "_base.py", "_map.py", "_executor.py")
         for line in (PACKAGE / module).read_text("utf-8").splitlines()
     ]
     methods = [after.strip() for line, after in pairwise(lines) if re.search(r"type: ignore\[.*override", line)]

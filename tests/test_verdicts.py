@@ -19,7 +19,7 @@ import pytest
 from typing_extensions import override
 
 from dask_support import FOREIGN_THREADS, Ref
-from engine import Worker
+from engine import Care
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import Observer, ResourceExecutor, ResourceFactory, TaskEvent, Verdict, current_task
 from tasker_executor._base import BaseExecutor
@@ -961,15 +961,15 @@ def test_break_that_is_noted_between_the_check_and_the_pop(
             hold_if_armed(resource)
         return answer
 
-    def unfit(self: Any, *args: Any, **kwargs: Any) -> Any:
-        end = inner(self, *args, **kwargs)
-        hold_if_armed(self.holding.resource)
+    def unfit(care: Care, holding: Any, *args: Any, **kwargs: Any) -> Any:
+        end = inner(care, holding, *args, **kwargs)
+        hold_if_armed(holding.resource)
         return end
 
     armed = threading.Event()
-    inner = Worker._unfit
+    inner = Care.unfit
     if when != "in the check":
-        monkeypatch.setattr(Worker, "_unfit", unfit)
+        monkeypatch.setattr(Care, "unfit", unfit)
     pool = make_pool(
         2,
         on_create=ledger.create,

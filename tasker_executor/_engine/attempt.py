@@ -7,7 +7,7 @@ successor takes its place. The task in hand ends once: with its result if it has
 error. If it was to be retried, it goes back to its lane. For that:
 
 - What is stored shows how far a task has come (`Attempts.salvage`). Each task is counted in one step.
-- The last reference to a worker's life (`_Life` in ``worker.py``) goes with its thread. If the error hit the
+- The last reference to a worker's life (see ``life.py``) goes with its thread. If the error hit the
   exit path, the path is then walked again.
 
 Not promised: two such errors at the same worker, or one in the first steps of a thread, before `Worker.live`.
@@ -26,9 +26,9 @@ from ..exceptions import TaskCancelled
 from ..factory import Verdict
 from ..observers import TaskEvent
 from .holding import Holding
+from .invoke import note_giving_up, note_missing_argument
 from .lanes import Lane
 from .recorder import Outcome, TaskLog
-from .resources import note_giving_up, note_missing_argument
 from .state import State
 from .task import RUNNING, TaskFuture
 from .workplace import Workplace

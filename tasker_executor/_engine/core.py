@@ -12,10 +12,13 @@ the room                         the question that it answers
 ``waiting.py``, ``handoff.py``   how does a thread wait for a task?
 ``lanes.py``, ``admission.py``   where do tasks wait, and which may come in while the queue is full?
 ``idle.py``                      how do a submitter and an idle worker find each other?
-``crew.py``                      which workers live, and how many should?
-``worker.py``, ``attempt.py``    what does a worker do, and how does an attempt at a task end?
+``roster.py``, ``crew.py``       which workers live; which ones are started, and which ones leave?
+``worker.py``, ``life.py``       what does a worker do, and what if an error is thrown into its end?
+``invoke.py``, ``attempt.py``    how is a task called, and how does an attempt at it end?
+``care.py``                      may a worker's resource serve the next task, or a retry?
 ``resources.py``, ``holding.py`` how is a resource made, judged, aborted and given up?
-``reserve.py``, ``places.py``    which resource does ``run_now`` get, and which calls run?
+``reserve.py``, ``places.py``    how does a call of ``run_now`` run, and which calls run now?
+``stock.py``                     which resource does a call of ``run_now`` get, and which are kept?
 ``supply.py``, ``outage.py``     what do the resources tell of the factory; when may it be tried again?
 ``recovery.py``                  what follows for the tasks that wait, and what is logged?
 ``deadlock.py``                  which tasks wait for a task of their own executor?
@@ -29,16 +32,15 @@ the room                         the question that it answers
 
 from __future__ import annotations
 
-import logging
 import sys
 import weakref
 from _thread import LockType
 from collections.abc import Callable
 from typing import Any
 
-from .._report import Logger, safe_repr
+from .._report import Logger
 from .._sync import Latch, clock
-from ..observers import ObserverHub, ScaleEvent, TaskEvent, WorkerEvent
+from ..observers import ObserverHub, TaskEvent
 from . import process
 from .admission import Admission
 from .crew import Crew
@@ -50,10 +52,12 @@ from .herald import Herald
 from .idle import CLOSED, ENOUGH, Idle
 from .lanes import Lanes
 from .nesting import Nesting
+from .notices import Notices
 from .recorder import Recorder
 from .recovery import Recovery
 from .reserve import Reserve
 from .resources import End, NoResource, ResourceSource, UnfitResource
+from .roster import Roster
 from .scaler import Scaler
 from .settings import Settings
 from .state import Lifecycle, State
@@ -77,6 +81,7 @@ class Core:
         self.propagate_context = settings.propagate_context
         self.life = life = Lifecycle()
         self.hub = ObserverHub(settings.observers)
+        self.notices = Notices(self.name, self.hub)
         self.recorder = Recorder()
         self.lanes = Lanes(self, self._task_settled)
         self.source: ResourceSource[Any] | None = None
@@ -103,12 +108,13 @@ class Core:
             timer=self.timer,
             leave=[],
         )
-        self.crew = Crew(place, waits, lambda index: Worker(place, self, index))
+        self.roster = Roster(settings, waits)
+        self.crew = Crew(place, self.roster, lambda index: Worker(place, self, index))
         self.nesting = Nesting(self._locks)
         self.ending = Ending(place, self.crew, self.reserve, self.nesting, self)
         self.deadlock = WaitsInside(self.name, life, self.crew, waits)
         self.recovery = Recovery(place, self.crew, self.ending.fail_queue)
-        self.gauges = Gauges(self.name, life, self.crew, self.lanes, self.recorder, self.source, self.reserve)
+        self.gauges = Gauges(place, self.roster, self.crew.outage, self.reserve)
         self.deadlines = Deadlines(self.timer, self.lanes)
         self.scaler = Scaler(place, self.gauges, self.want)
         self.timer.duties = (
@@ -154,7 +160,7 @@ class Core:
                 self._wake_top()
         except CannotStart:
             # If other workers live, one of them runs the task.
-            if not self.crew.workers and task._settle(WITHDRAWN):
+            if not self.roster.workers and task._settle(WITHDRAWN):
                 self.wake_if_waiting()  # other submitters may have relied on the worker that did not start
                 raise
             logger.warning("executor %r: cannot start another worker", self.name, exc_info=True, executor=self.name)
@@ -231,9 +237,7 @@ class Core:
         self.timer.start_if_wanted()
         if self.admission.blocked:
             self.admission.refill()
-        logger.debug("executor %r: worker %s is ready", self.name, worker.name, executor=self.name, worker=worker.name)
-        if self.hub.hears("worker_started"):
-            self.hub.tell("worker_started", WorkerEvent(self.name, worker.name))
+        self.notices.worker_started(worker)
         return True
 
     def resource_unfit(self, worker: Worker, fault: UnfitResource) -> None:
@@ -254,13 +258,13 @@ class Core:
         if self.source is not None and self.source.retries_on_new:
             # If there is room, a new worker runs a retry. An idle one would have to end for it: see `End.SUSPECT`.
             self.crew.populate_or_retry()
-            if self.lanes.waiting() <= self.crew.starting():
+            if self.lanes.waiting() <= self.roster.starting():
                 return
         self.wake_if_waiting()
 
     def expects_worker(self) -> bool:
         """Return whether a worker is to come that will have a new resource."""
-        return self.crew.expects_worker()
+        return self.crew.supply.expects_worker()
 
     def dismisses(self, worker: Worker) -> End | None:
         """Return why a worker must go; None if it may stay."""
@@ -275,14 +279,12 @@ class Core:
 
         It alone decides whether a successor starts. If an error is thrown into it, it is called again.
         """
-        if self.hub.hears("worker_ended") and not worker.told_of_end:  # before observers hear of a successor of the same name
-            worker.told_of_end = True
-            self.hub.tell("worker_ended", WorkerEvent(self.name, worker.name, end.value, error))
+        self.notices.worker_ended(worker, end, error)  # before observers hear of a successor of the same name
         failed = self.crew.note_end(worker, end, error)
         self.crew.populate_or_retry()
         self.life.changed.ring()
         self.timer.start_if_wanted()
-        self._log_end(worker, end, error)
+        self.notices.log_end(worker, end, error)
         self.idle.note_arrival()  # submitters must not wait for this worker to take its permit
         if self.crew.broken:
             self.ending.close_broken()
@@ -294,31 +296,11 @@ class Core:
             self.recovery.fail_queue(error)
         if self.admission.blocked:  # a place may be free now, even if no successor is needed yet
             self.admission.refill()
-        if not self._leaves_retry_to_new_worker(end):
+        if not self.crew.leaves_retry_to_new_worker(end):
             self.wake_if_waiting()
         self.deadlock.end_a_hopeless_wait()
         self.ending.check_terminated()
         worker.over = True
-
-    def _leaves_retry_to_new_worker(self, end: End) -> bool:
-        """Return whether the one task that may wait is left to a worker that starts, or will when it may.
-
-        An idle worker that took a retry would have to replace its own resource first: see `End.SUSPECT`.
-        """
-        if self.source is None or not self.source.retries_on_new or end not in {End.BROKEN, End.SUSPECT}:
-            return False
-        return self.lanes.waiting() <= max(self.crew.starting(), self.crew.outage.failures > 0)
-
-    def _log_end(self, worker: Worker, end: End, error: BaseException | None) -> None:
-        """Log the end of a worker: the error that is the cause at WARNING, its traceback at DEBUG."""
-        ids = {"executor": self.name, "worker": worker.name, "reason": end.value}
-        told = end in {End.BROKEN, End.CRASHED}  # the record of a failed creation has its error
-        cause = safe_repr(error) if told and error is not None else None
-        why = end.value if cause is None else f"{end.value}: {cause}"
-        level = logging.WARNING if told else logging.DEBUG
-        logger.log(level, "executor %r: worker %s ends: %s", self.name, worker.name, why, error=cause, **ids)
-        if cause is not None:
-            logger.debug("executor %r: worker %s ended by an error", self.name, worker.name, exc_info=error, **ids)
 
     # -- what the executor and the scaler wish
 
@@ -350,19 +332,7 @@ class Core:
         if self.admission.blocked:
             self.admission.refill()
         if after != before:
-            logger.debug(
-                "executor %r: %d workers wanted instead of %d: %s",
-                self.name,
-                after,
-                before,
-                reason,
-                executor=self.name,
-                before=before,
-                after=after,
-                reason=reason,
-            )
-            if self.hub.hears("scaled"):
-                self.hub.tell("scaled", ScaleEvent(self.name, before, after, reason))
+            self.notices.scaled(before, after, reason)
 
     def wait_ready(self, timeout: float) -> Exception | None:
         """Block until the base workers are ready, at least one; return None, or the error to raise.
@@ -370,17 +340,17 @@ class Core:
         Without a base this starts a worker, unless there is one.
         """
         begun = clock()
-        crew, life = self.crew, self.life
+        crew, roster, life = self.crew, self.roster, self.life
         change: Latch | None = None
         token = object()
         try:
-            crew.awaited.add(token)
+            roster.awaited.add(token)
             crew.populate_or_retry()
             self.timer.start_if_wanted()
             while True:
                 if life.state is not State.RUNNING:
                     return self.refuse()
-                if crew.ready() >= crew.least():
+                if roster.ready() >= roster.least():
                     return None
                 failure = crew.outage.error
                 remaining = begun + timeout - clock()
@@ -392,7 +362,7 @@ class Core:
                     change.wait(remaining)
                     change = None
         finally:
-            crew.awaited.discard(token)
+            roster.awaited.discard(token)
 
     # -- the end, as the process and the garbage collector see it
 
@@ -430,7 +400,7 @@ class Core:
             self.reserve.reinit_after_fork()
         self.hub.silence()
         self.ending.refuse_inherited()
-        lost = [worker.task for worker in self.crew.workers if worker.task is not None]
+        lost = [worker.task for worker in self.roster.workers if worker.task is not None]
         for lane in self.lanes:
             lost += lane
             lane.clear()

@@ -1,4 +1,4 @@
-"""The crew: which workers live, and how many should.
+"""The crew: which workers are started, and which have to leave.
 
 **One place decides** whether a worker is started: `Crew._hire`, under the lock. It decides from the facts
 (how many workers live, how many are starting, how many tasks wait), never from a count of requests. Each
@@ -19,16 +19,17 @@ from __future__ import annotations
 
 import threading
 from _thread import get_ident
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from .._report import Logger
 from .._sync import clock, spend_stack
 from . import process
 from .idle import Seat
 from .resources import REPLACED, End, UnfitResource
+from .roster import Roster
 from .state import State
 from .supply import Supply
-from .threads import CannotStart, Endings, start_thread
+from .threads import CannotStart, start_thread
 from .worker import Worker
 from .workplace import Workplace
 
@@ -38,10 +39,10 @@ logger = Logger("tasker_executor")
 
 
 class Crew:
-    """The workers of one executor. "Lock held" means `Lifecycle.lock`."""
+    """Starts and dismisses the workers of one executor. "Lock held" means `Lifecycle.lock`."""
 
-    def __init__(self, place: Workplace, waiting_inside: Collection[int], make_worker: Callable[[int], Worker]) -> None:
-        """Look in `waiting_inside` for the threads of workers that wait for a task of this executor."""
+    def __init__(self, place: Workplace, roster: Roster, make_worker: Callable[[int], Worker]) -> None:
+        """Keep the workers in `roster`; ``make_worker(index)`` makes a worker for that slot."""
         settings = place.settings
         self._name = settings.name
         self._owns_resources = settings.hooks is not None
@@ -50,130 +51,65 @@ class Crew:
         self._lanes = place.lanes
         self._recorder = place.recorder
         self._timer = place.timer
-        self._waiting_inside = waiting_inside
         self._make_worker = make_worker
         self._source = place.source
-
-        # The lock guards all that follows.
-        self.min_workers, self.max_workers = settings.min_workers, settings.max_workers
-        #: The number of workers wanted: the last answer of the policy, within the bounds.
-        self.wanted = settings.max_workers if settings.policy is None else settings.min_workers
-        #: The workers in the crew. A worker that ends leaves before its successor enters, so the limit holds.
-        self.workers: set[Worker] = set()
-        self.leaving: set[Worker] = set()  # those of `workers` that have been retired and are about to end
-        #: A token for each caller of `wait_ready`. While there is one, at least one worker is wanted.
-        self.awaited: set[object] = set()
-        self.ended = Endings()  # the threads of workers that have left `workers`
-        self._hiring = False
-        #: Those of `workers` whose thread is yet to be started, each with the thread that is to start it.
-        self._unborn: dict[Worker, int] = {}
-        self.replaced = 0
-        self.broken = False  # an initializer failed
-        self.supply = Supply(place, lambda: self.workers)
+        self.roster = roster
+        self.supply = Supply(place, roster)
         self.outage = self.supply.outage
         #: Not empty while there are more workers than there may be. A worker that is about to start a task
         #: then asks `dismisses`.
         self.leave = place.leave
 
-    # -- how many there are, and how many there may be
+        # The lock guards all that follows.
+        self._hiring = False
+        #: The workers of the roster whose thread is yet to be started, each with the thread that is to start it.
+        self._unborn: dict[Worker, int] = {}
+        self.broken = False  # an initializer failed
 
-    def starting(self) -> int:
-        """Return how many workers have yet to look at the lanes for the first time, and are not late."""
-        ending = self.supply.ending
-        return sum(not (worker.ready or worker.late or worker in ending) for worker in self.workers.copy())
-
-    def ready(self) -> int:
-        """Return how many workers have their resource, and do not end."""
-        return sum(worker.ready and not self._ends(worker) for worker in self.workers.copy())
-
-    def least(self) -> int:
-        """Return how many workers there should be at least: the base, and one for a caller of `wait_ready`."""
-        return max(self.min_workers, bool(self.awaited))
-
-    def _ends(self, worker: Worker) -> bool:
-        """Return whether a worker serves no task any more."""
-        return worker in self.leaving or worker in self.supply.ending
-
-    def _present(self) -> int:
-        """Return how many workers a task can count on.
-
-        It cannot count on a worker that ends, or that has been starting for `create_timeout`.
-        """
-        return sum(not (worker.late or self._ends(worker)) for worker in self.workers.copy())
-
-    def expects_worker(self) -> bool:
-        """Return whether a worker is to come that will have a new resource.
-
-        One is starting, or one destroys its resource and may get a successor, or the factory is to be tried again.
-        A worker that has done so for `create_timeout` is not waited for.
-        """
-        since, ending = clock() - self.outage.create_timeout, self.supply.ending
-        changing = [worker for worker in self.workers.copy() if not worker.ready or worker.holding is None]
-        return self.outage.failures > 0 or any(ending.get(worker, worker.started_at) > since for worker in changing)
-
-    def busy(self) -> int:
-        """Return how many workers have a task in hand."""
-        return sum(worker.task is not None for worker in self.workers.copy())
-
-    def limit(self) -> int:
-        """Return the limit of workers: the number wanted, and at least one that does not wait inside.
-
-        A worker that waits for a task of this executor needs another worker to run it.
-        """
-        waiting = 0
-        if self._waiting_inside:
-            waiting = sum(worker.thread.ident in self._waiting_inside for worker in self.workers.copy())
-        return max(self.wanted, self.min_workers, min(waiting + 1, self.max_workers))
-
-    def _surplus(self) -> int:
-        """Return the number of workers above the limit. Lock held.
-
-        Late workers count among the threads, but not among the workers wanted. Workers that end leave anyway.
-        """
-        staying = [worker for worker in self.workers if not self._ends(worker)]
-        return len(staying) - min(self.limit() + sum(worker.late for worker in staying), self.max_workers)
-
-    def has_room(self) -> bool:
-        """Return whether the limits allow one more worker."""
-        return len(self.workers) < self.max_workers and self._present() < self.limit()
+    # -- is another worker needed?
 
     def _may_start(self) -> bool:
         """Return whether a worker may be started, if one is needed. Lock held."""
-        if self.broken or self._life.state >= State.KILLED or not self.has_room():
+        if self.broken or self._life.state >= State.KILLED or not self.roster.has_room():
             return False
-        return not self.outage.failures or self.outage.may_try(clock(), self.starting())
-
-    def hope(self, now: float) -> float | None:
-        """Return when the attempt that may yet help a waiting task began: see `Supply.hope`. Lock held."""
-        return self.supply.hope(now, room=self.has_room())
+        return not self.outage.failures or self.outage.may_try(clock(), self.roster.starting())
 
     def _has_lost_tasks(self) -> bool:
         """Return whether tasks wait in an old outage, without hope: the timer lets them fail. Lock held."""
         now = clock()
         if not (self._owns_resources and self.outage.is_old(now) and self.outage.bare_since is not None):
             return False
-        return self.hope(now) is None and self._lanes.waiting() > 0
+        return self.supply.hope(now) is None and self._lanes.waiting() > 0
 
     def _needed(self) -> bool:
         """Return whether another worker is needed.
 
         Workers that are starting look at the lanes, so only the tasks beyond their number count.
         """
-        starting = self.starting()
-        while (waiting := self._lanes.waiting()) and starting != (now := self.starting()):
+        starting = self.roster.starting()
+        while (waiting := self._lanes.waiting()) and starting != (now := self.roster.starting()):
             starting = now  # a worker became ready, and may have taken a task: count again
         if waiting > starting:
             return True
-        return self._life.state is State.RUNNING and self._present() < self.least()
+        return self._life.state is State.RUNNING and self.roster.present() < self.roster.least()
 
     def overflow(self) -> int:
         """Return how many tasks wait beyond those that free workers are about to take; for `max_queued`."""
         if self.outage.failures == 0:
-            limit = self.limit()
+            limit = self.roster.limit()
         else:
             # One more worker may try the factory, in time: else no task ever comes in at `max_queued=0`.
-            limit = sum(worker.ready for worker in self.workers.copy()) + self._may_start()
-        return self._lanes.waiting() - max(0, limit - self.busy())
+            limit = sum(worker.ready for worker in self.roster.workers.copy()) + self._may_start()
+        return self._lanes.waiting() - max(0, limit - self.roster.busy())
+
+    def leaves_retry_to_new_worker(self, end: End) -> bool:
+        """Return whether the one task that may wait is left to a worker that starts, or will when it may.
+
+        An idle worker that took a retry would have to replace its own resource first: see `End.SUSPECT`.
+        """
+        if self._source is None or not self._source.retries_on_new or end not in {End.BROKEN, End.SUSPECT}:
+            return False
+        return self._lanes.waiting() <= max(self.roster.starting(), self.outage.failures > 0)
 
     # -- starting workers
 
@@ -222,6 +158,7 @@ class Crew:
         Room is offered before the last look at the lanes. So this look sees the task of a submitter that
         found the stack empty.
         """
+        roster = self.roster
         if self._unborn:
             self._disown_interrupted(hired)
         # A signal handler, or a destructor, that interrupts this leaves the work to the interrupted call.
@@ -232,13 +169,12 @@ class Crew:
                 while self._may_start() and self._needed():
                     if not hired:
                         spend_stack()
-                    used = {worker.index for worker in self.workers}
-                    worker = self._make_worker(min(set(range(len(used) + 1)) - used))
+                    worker = self._make_worker(roster.free_index())
                     hired.append(worker)
                     self._recorder.add_log(worker.log)
                     self._unborn[worker] = get_ident()
                     worker.seat.occupied = True  # in one step with the next line: an error comes only after a call
-                    self.workers.add(worker)
+                    roster.workers.add(worker)
                     self._offer_room()
             finally:
                 self._hiring = False
@@ -281,7 +217,7 @@ class Crew:
         An error was thrown into the first steps of the thread, before our code could catch it, or repeatedly
         into its last ones. Another worker runs the task that waits for such a worker.
         """
-        for worker in self.workers.copy():
+        for worker in self.roster.workers.copy():
             if worker not in self._unborn and not worker.thread.is_alive():
                 self._disown(worker)  # if it has not begun to live
                 if not worker.over:
@@ -290,14 +226,14 @@ class Crew:
 
     def _forget(self, worker: Worker, *, replaced: bool = False) -> None:
         """Remove a worker from the crew. Lock held."""
+        roster = self.roster
         self.supply.note_served()
         self._recorder.close_log(worker.log)
-        self.leaving.discard(worker)
-        self.supply.ending.pop(worker, None)
-        self.replaced += replaced
+        roster.leaving.discard(worker)
+        roster.replaced += replaced
         worker.seat.occupied = False
         # Last: an error thrown in before this leaves the worker in the crew, and the removal is repeated.
-        self.workers.discard(worker)
+        roster.workers.discard(worker)
         self.supply.note_bare()
 
     # -- what workers report
@@ -329,7 +265,7 @@ class Crew:
                 self._timer.kick(start=False)
             if worker.late:
                 worker.late = False
-                if self._surplus() > 0:
+                if self.roster.surplus() > 0:
                     self.leave[:] = [None]  # another worker has taken its place
         return True
 
@@ -360,12 +296,14 @@ class Crew:
         failed = False
         with self._life.lock:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
-            if worker in self.workers:
+            if worker in self.roster.workers:
                 self.broken = self.broken or end is End.INITIALIZER_FAILED
-                self.ended.add(worker.thread)
+                self.roster.ended.add(worker.thread)
                 process.ending.add(worker.thread)
                 failed = self.supply.note_end(worker, end, error)
                 self._forget(worker, replaced=end in REPLACED)
+            # Afterwards: a thread that looks without the lock must not take this worker for an idle one.
+            self.roster.ending.pop(worker, None)
         del held
         return failed
 
@@ -379,11 +317,11 @@ class Crew:
                 return End.DRAINED
             if self._is_stale(worker):
                 return End.REFRESHED
-            if self._surplus() <= 0:
-                if not any(map(self._is_stale, self.workers.copy())):  # a destructor may add one
+            if self.roster.surplus() <= 0:
+                if not any(map(self._is_stale, self.roster.workers.copy())):  # a destructor may add one
                     self.leave.clear()
                 return None
-            self.leaving.add(worker)
+            self.roster.leaving.add(worker)
             return End.RETIRED
 
     def _is_stale(self, worker: Worker) -> bool:
@@ -394,9 +332,9 @@ class Crew:
     def may_retire(self, worker: Worker) -> bool:
         """Return whether a worker that was idle for `idle_timeout` may go: it is above the base."""
         with self._life.lock:
-            if self._life.state is State.RUNNING and self._present() <= self.least():
+            if self._life.state is State.RUNNING and self.roster.present() <= self.roster.least():
                 return False
-            self.leaving.add(worker)
+            self.roster.leaving.add(worker)
             return True
 
     # -- wishes
@@ -418,10 +356,11 @@ class Crew:
         Surplus workers leave: idle ones at once, busy ones after their task. `wake_idle` wakes the idle
         workers, whose idle time depends on the bounds.
         """
+        roster = self.roster
         with self._life.lock:
-            self.min_workers, self.max_workers = min_workers, max_workers
-            change = self._set_wanted(self.wanted if wanted is None else wanted)
-            if self._surplus() > 0:
+            roster.min_workers, roster.max_workers = min_workers, max_workers
+            change = self._set_wanted(roster.wanted if wanted is None else wanted)
+            if self.roster.surplus() > 0:
                 self.leave[:] = [None]
             if wake_idle:
                 self._idle.wake_all()
@@ -429,22 +368,24 @@ class Crew:
 
     def _set_wanted(self, wanted: int) -> tuple[int, int]:
         """Set the number of workers wanted, and retire idle workers above it. Lock held."""
-        before, self.wanted = self.wanted, min(max(wanted, self.min_workers), self.max_workers)
+        roster = self.roster
+        before, roster.wanted = roster.wanted, min(max(wanted, roster.min_workers), roster.max_workers)
         self._retire_idle()
-        return before, self.wanted
+        return before, roster.wanted
 
     def _retire_idle(self) -> None:
         """Retire the longest idle workers above the number wanted, so that warm ones stay. Lock held."""
-        surplus = self._surplus()
-        owners: dict[Seat, Worker] = {worker.seat: worker for worker in self.workers} if surplus > 0 else {}
+        roster = self.roster
+        surplus = roster.surplus()
+        owners: dict[Seat, Worker] = {worker.seat: worker for worker in roster.workers} if surplus > 0 else {}
         for seat in self._idle.seats() if surplus > 0 else ():
             worker = owners.get(seat)
             if surplus <= 0:
                 break
-            if worker is not None and worker not in self.leaving:
+            if worker is not None and worker not in roster.leaving:
                 seat.told_to_leave = True
                 if self._idle.wake(seat):
-                    self.leaving.add(worker)
+                    roster.leaving.add(worker)
                     surplus -= 1
                 else:
                     seat.told_to_leave = False
@@ -454,9 +395,4 @@ class Crew:
     def reinit_after_fork(self) -> None:
         """Forget the workers, in the child of a fork: their threads belong to the parent."""
         self.leave[:] = [None]
-        for worker in self.workers:
-            worker.over = True
-        self.workers.clear()
-        self.leaving.clear()
-        self.supply.ending.clear()
-        self.ended.clear()
+        self.roster.reinit_after_fork()

@@ -1,6 +1,6 @@
 """Waits inside: a task waits for another task of its own executor. A hopeless wait is ended.
 
-If every worker waits inside, another worker is started, whatever the policy says (`Crew.limit`). If none may
+If every worker waits inside, another worker is started, whatever the policy says (`Roster.limit`). If none may
 be started, no worker is left to run a task. Then the wait that began last ends with `PoolDeadlockError`. But
 none does while one of them has a timeout: that wait ends by itself.
 """
@@ -45,10 +45,11 @@ class WaitsInside:
     """All waits inside of one executor."""
 
     def __init__(self, name: str, life: Lifecycle, crew: Crew, waits: dict[int, WaitInside]) -> None:
-        """Keep the waits in `waits`, by thread. The executor's lock guards it; the crew looks at its keys."""
+        """Keep the waits in `waits`, by thread. The executor's lock guards it; the roster looks at its keys."""
         self._name = name
         self._life = life
         self._crew = crew
+        self._roster = crew.roster
         self._waits = waits
 
     def wait(self, task: TaskFuture[Any], permit: LockType, timeout: float | None) -> bool:
@@ -72,7 +73,7 @@ class WaitsInside:
         if wait.hopeless:
             raise PoolDeadlockError(
                 f"executor {self._name!r}: this task waits for another task of its own executor, and so do all "
-                f"{len(self._crew.workers)} workers, so none is left to run it; use more workers or another executor, "
+                f"{len(self._roster.workers)} workers, so none is left to run it; use more workers or another executor, "
                 "or wait outside of the pool"
             )
         return True
@@ -81,12 +82,12 @@ class WaitsInside:
         """End the wait that began last if all workers wait inside, and no other worker may be started."""
         if not self._waits:
             return
-        crew = self._crew
+        roster = self._roster
         with self._life.lock:
-            waits = [wait for worker in crew.workers if (wait := self._waits.get(worker.thread.ident or 0))]
-            if len(waits) < len(crew.workers) or len(crew.workers) < crew.limit() or not waits:
+            waits = [wait for worker in roster.workers if (wait := self._waits.get(worker.thread.ident or 0))]
+            if len(waits) < len(roster.workers) or len(roster.workers) < roster.limit() or not waits:
                 return
-            hands = {id(worker.task) for worker in crew.workers}
+            hands = {id(worker.task) for worker in roster.workers}
             for wait in waits:
                 task = wait.task
                 if wait.timed or task.done() or task.may_expire() or wait.hopeless:

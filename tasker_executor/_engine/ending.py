@@ -61,6 +61,7 @@ class Ending:
         self._place = place
         self._life = place.life
         self._crew = crew
+        self._roster = crew.roster
         self._reserve = reserve
         self._timer = place.timer
         self._nesting = nesting
@@ -200,7 +201,7 @@ class Ending:
         if hook is None or self._reserve is None:
             return
         targets: list[Target] = []
-        for worker in self._crew.workers.copy():
+        for worker in self._roster.workers.copy():
             holding, task = worker.holding, worker.task
             if task is not None and holding is not None:
                 targets.append((holding, partial(worker.runs, task)))
@@ -209,7 +210,7 @@ class Ending:
     def destroy_resources(self) -> None:
         """Destroy the resources that are still in use, after a kill: see `ResourceExecutor.kill`."""
         if self._reserve is not None:
-            held = [(worker.holding, worker.name) for worker in self._crew.workers.copy()]
+            held = [(worker.holding, worker.name) for worker in self._roster.workers.copy()]
             self._reserve.destroy_in_use([(holding, name) for holding, name in held if holding is not None])
 
     # -- the close
@@ -217,14 +218,14 @@ class Ending:
     def is_near(self) -> bool:
         """Return whether the executor drains, no worker lives, and it has yet to close."""
         with self._life.lock:
-            return self._life.state >= State.DRAINING and not self._crew.workers and not self._life.terminated.is_open
+            return self._life.state >= State.DRAINING and not self._roster.workers and not self._life.terminated.is_open
 
     def check_terminated(self) -> None:
         """Close the executor if nothing is left to do: see "The close" in the module's docstring."""
         life, lanes, timer = self._life, self._place.lanes, self._timer
         with life.lock:
             # Not `state is CLOSED`: if Ctrl-C comes after that store, the next caller finishes this method.
-            if life.state < State.DRAINING or life.terminated.is_open or self._crew.workers:
+            if life.state < State.DRAINING or life.terminated.is_open or self._roster.workers:
                 return
             if lanes.look() and lanes.waiting():  # tombstones may stay
                 return
@@ -263,7 +264,7 @@ class Ending:
                 self.check_terminated()
         while done:
             with self._life.lock:
-                threads = self._crew.ended.alive()
+                threads = self._roster.ended.alive()
                 threads += self._timer.threads()
             if not threads:
                 break
@@ -277,15 +278,15 @@ class Ending:
 
     def _what_still_runs(self, timeout: float | None) -> str:
         """Return what keeps the executor from its end: the names of tasks, workers and calls."""
-        workers = sorted(self._crew.workers.copy(), key=lambda worker: worker.index)
-        infos = [worker_info(worker, self._crew.supply.ending.get(worker)) for worker in workers]
+        workers = sorted(self._roster.workers.copy(), key=lambda worker: worker.index)
+        infos = [worker_info(worker, self._roster.ending.get(worker)) for worker in workers]
         does = {"starting": "has been starting", "ending": "has been in on_destroy"}
         running = [
             f"{info.function} on {info.name} for {info.running_for:.3g} s" for info in infos if info.function is not None
         ]
         running += [f"{info.name} {does[info.state]} for {info.running_for:.3g} s" for info in infos if info.state in does]
         running += [] if self._reserve is None else [f"run_now in thread {name}" for name in self._reserve.callers()]
-        what = ", ".join(running) or f"{len(self._crew.workers)} workers that are starting or ending"
+        what = ", ".join(running) or f"{len(self._roster.workers)} workers that are starting or ending"
         return (
             f"executor {self._name!r} has not shut down within {timeout} s: still running: {what}; "
             f"{self._place.lanes.waiting()} tasks are queued; the drain goes on, kill() would cut it short"

@@ -14,14 +14,14 @@ from typing import Any
 from .._sync import clock
 from ..stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
 from .attempt import describe
-from .crew import Crew
 from .histogram import Histogram
-from .lanes import Lanes
-from .recorder import Outcome, Period, Recorder
+from .outage import Outage
+from .recorder import Outcome, Period
 from .reserve import Reserve
-from .resources import ResourceSource
-from .state import Lifecycle, State
+from .roster import Roster
+from .state import State
 from .worker import Worker
+from .workplace import Workplace
 
 __all__ = ["Gauges", "Reading", "worker_info"]
 
@@ -56,22 +56,14 @@ class Reading:
 class Gauges:
     """Reads the rooms of one engine."""
 
-    def __init__(
-        self,
-        name: str,
-        life: Lifecycle,
-        crew: Crew,
-        lanes: Lanes,
-        recorder: Recorder,
-        source: ResourceSource[Any] | None,
-        reserve: Reserve[Any] | None,
-    ) -> None:
-        self.name = name
-        self._life = life
-        self._crew = crew
-        self._lanes = lanes
-        self._recorder = recorder
-        self._source = source
+    def __init__(self, place: Workplace, roster: Roster, outage: Outage, reserve: Reserve[Any] | None) -> None:
+        self.name = place.settings.name
+        self._life = place.life
+        self._roster = roster
+        self._outage = outage
+        self._lanes = place.lanes
+        self._recorder = place.recorder
+        self._source = place.source
         self._reserve = reserve
         self._seen = 0  # the tasks that `stats` has seen, withdrawn ones included; guarded by the executor's lock
 
@@ -100,8 +92,8 @@ class Gauges:
                 settled = normal.settled_failed + priority.settled_failed
                 cancelled = normal.cancelled + priority.cancelled
                 withdrawn = normal.withdrawn + priority.withdrawn
-                workers = len(self._crew.workers)
-                busy = self._crew.busy()
+                workers = len(self._roster.workers)
+                busy = self._roster.busy()
                 queued, urgent = normal.waiting(), priority.waiting()
                 counts_again = self._recorder.counts()
                 if retried == counts_again[False, Outcome.RETRIED] + counts_again[True, Outcome.RETRIED]:
@@ -112,7 +104,7 @@ class Gauges:
             # A task may have been seen in its lane and refused afterwards.
             self._seen = max(self._seen, elsewhere + busy + withdrawn)
             submitted = self._seen - withdrawn
-            base = min(workers, self._crew.min_workers)
+            base = min(workers, self._roster.min_workers)
             created, destroyed = (0, 0) if self._source is None else self._source.counts()
             return ExecutorStats(
                 base_workers=base,
@@ -130,15 +122,15 @@ class Gauges:
                 retried=retried,
                 resources_created=created,
                 resources_destroyed=destroyed,
-                workers_replaced=self._crew.replaced,
-                create_failures=self._crew.outage.total,
+                workers_replaced=self._roster.replaced,
+                create_failures=self._outage.total,
                 state=self._life.state.name.lower(),
             )
 
     def worker_infos(self) -> tuple[WorkerInfo, ...]:
         """Return what each worker is doing, in the order of their names."""
-        ending = self._crew.supply.ending
-        workers = sorted(self._crew.workers.copy(), key=attrgetter("index"))
+        ending = self._roster.ending
+        workers = sorted(self._roster.workers.copy(), key=attrgetter("index"))
         return tuple(worker_info(worker, ending.get(worker)) for worker in workers)
 
     def metrics(self, *, reset: bool) -> ExecutorMetrics:
@@ -146,7 +138,7 @@ class Gauges:
         return self.period(reset=reset).metrics()
 
     def _rates(self) -> tuple[float, float, float]:
-        in_hand = [task._submitted for worker in self._crew.workers.copy() if (task := worker.task) is not None]
+        in_hand = [task._submitted for worker in self._roster.workers.copy() if (task := worker.task) is not None]
         return self._recorder.rates(self._lanes, in_hand)
 
     def sample(self) -> LoadSample:
@@ -154,10 +146,10 @@ class Gauges:
         arrival_rate, completion_rate, service_time = self._rates()
         oldest = self._lanes.oldest()
         now = clock()
-        crew = self._crew
+        roster = self._roster
         with self._life.lock:
-            workers = crew.workers.copy()
-            busy = crew.busy()
+            workers = roster.workers.copy()
+            busy = roster.busy()
             return LoadSample(
                 time=now,
                 workers=len(workers),
@@ -170,22 +162,22 @@ class Gauges:
                 completion_rate=completion_rate,
                 mean_service_time=service_time,
                 mean_create_time=self._recorder.mean_create_time(),
-                create_failures=crew.outage.failures,
-                min_workers=crew.min_workers,
-                max_workers=crew.max_workers,
-                target=crew.wanted,
+                create_failures=self._outage.failures,
+                min_workers=roster.min_workers,
+                max_workers=roster.max_workers,
+                target=roster.wanted,
             )
 
     def at_rest(self) -> bool:
         """Return whether no task waits or runs, and no worker above the base lives."""
         with self._life.lock:
-            return not self._crew.busy() and not self._lanes.look() and len(self._crew.workers) <= self._crew.min_workers
+            return not self._roster.busy() and not self._lanes.look() and len(self._roster.workers) <= self._roster.min_workers
 
     # -- for exporters, the monitor and Dask
 
     def read(self) -> Reading:
         """Return the numbers of one moment, for readers outside of the engine."""
-        crew, recorder = self._crew, self._recorder
+        roster, outage, recorder = self._roster, self._outage, self._recorder
         oldest = self._lanes.oldest()
         with self._life.lock:  # so that all numbers are of one moment; reentrant
             counts = recorder.counts()
@@ -194,13 +186,13 @@ class Gauges:
                 tasks[lane.name, "completed"] = counts[lane.priority, Outcome.COMPLETED]
                 tasks[lane.name, "failed"] = counts[lane.priority, Outcome.FAILED] + lane.settled_failed
                 tasks[lane.name, "cancelled"] = lane.cancelled
-            now, outage = clock(), crew.outage
+            now = clock()
             return Reading(
                 name=self.name,
                 stats=self.stats(),
-                min_workers=crew.min_workers,
-                max_workers=crew.max_workers,
-                wanted_workers=crew.wanted,
+                min_workers=roster.min_workers,
+                max_workers=roster.max_workers,
+                wanted_workers=roster.wanted,
                 oldest_wait=0.0 if oldest is None else max(0.0, now - oldest),
                 failures_in_a_row=outage.failures,
                 last_failure=outage.error if outage.failures else None,
@@ -217,7 +209,7 @@ class Gauges:
 
     def urgent(self) -> int:
         """Return how many of the running tasks are of the priority lane."""
-        in_hand = [task for worker in self._crew.workers.copy() if (task := worker.task) is not None]
+        in_hand = [task for worker in self._roster.workers.copy() if (task := worker.task) is not None]
         return sum(task._lane.priority for task in in_hand)
 
     def histograms(self) -> Iterator[tuple[bool, Outcome, Histogram, Histogram]]:
@@ -237,19 +229,19 @@ class Gauges:
             assert isinstance(value, str) or value >= 0, f"{name} is {value}"
         final = stats.completed + stats.failed + stats.cancelled
         assert stats.submitted == final + stats.queued_tasks + stats.priority_tasks + stats.running_tasks, stats
-        crew = self._crew
+        roster = self._roster
         with self._life.lock:
-            assert crew.leaving <= crew.workers
-            assert crew.supply.ending.keys() <= crew.workers
-            assert len({worker.index for worker in crew.workers}) == len(crew.workers), "two workers have one name"
-            assert crew.min_workers <= crew.max_workers
-            for worker in crew.workers:
+            assert roster.leaving <= roster.workers
+            assert roster.ending.keys() <= roster.workers
+            assert len({worker.index for worker in roster.workers}) == len(roster.workers), "two workers have one name"
+            assert roster.min_workers <= roster.max_workers
+            for worker in roster.workers:
                 assert worker.thread.is_alive() or not worker.birth.locked() or worker.over, f"{worker} has no thread"
             if self._source is not None:
                 created, destroyed = self._source.counts()
                 assert created >= destroyed, "destroyed more resources than were made"
             if stats.state == "closed":  # all numbers are of one moment
-                assert not crew.workers, "closed, with workers"
+                assert not roster.workers, "closed, with workers"
                 assert stats.queued_tasks == stats.priority_tasks == stats.running_tasks == 0, stats
 
 

@@ -42,23 +42,24 @@ class Recovery:
         self._admission = place.admission
         self._hub = place.hub
         self._crew = crew
+        self._roster = crew.roster
         self._fail_queue = fail_queue
 
     # -- duties of the timer
 
     def try_again(self, now: float) -> float | None:
         """Try the factory when it is time, or an attempt takes too long; return when to look again."""
-        crew, lock = self._crew, self._life.lock
+        crew, roster, lock = self._crew, self._roster, self._life.lock
         paused_until = None
         with lock:
             late, due = crew.supply.note_late(now)
-            tended = bool((crew.outage.failures and not crew.starting()) or late)
+            tended = bool((crew.outage.failures and not roster.starting()) or late)
             if tended:
-                paused_until = crew.outage.next_attempt(now, crew.starting())
+                paused_until = crew.outage.next_attempt(now, roster.starting())
         if tended and paused_until is None:
             crew.populate_or_retry()
             with lock:
-                paused_until = crew.outage.next_attempt(now, crew.starting())
+                paused_until = crew.outage.next_attempt(now, roster.starting())
         if paused_until is not None:
             due = paused_until if due is None else min(due, paused_until)
         for worker in late:
@@ -83,7 +84,7 @@ class Recovery:
         if not self._owns_resources or outage.bare_since is None or self._life.state >= State.KILLED:
             return None
         with self._life.lock:
-            hope = self._crew.hope(now)
+            hope = self._crew.supply.hope(now)
             until, error = outage.gives_up_on(now, hope), outage.error
         oldest = self._lanes.oldest()
         if until is not None and oldest is not None and oldest <= until:
@@ -95,7 +96,7 @@ class Recovery:
         # A task queued from now on is due later than this. It wakes the timer only if it starts a worker. It
         # starts none while a worker is starting, late or ending, or during a pause: then the timer must look
         # by itself.
-        return now + max(self._create_timeout, BACKOFF_FIRST) if self._crew.workers or now < outage.retry_at else None
+        return now + max(self._create_timeout, BACKOFF_FIRST) if self._roster.workers or now < outage.retry_at else None
 
     # -- what is said
 
@@ -141,20 +142,20 @@ class Recovery:
     def _reasons(self, cause: BaseException | None) -> list[str]:
         """Return the reasons why no worker has a resource."""
         now, limit = clock(), f"create_timeout is {self._create_timeout:g} s"
-        crew, why = self._crew, list[str]()
-        outage, ending = crew.outage, crew.supply.ending.copy()
+        outage, roster, why = self._crew.outage, self._roster, list[str]()
+        ending = roster.ending.copy()
         if isinstance(cause, UnfitResource):
             why.append(str(cause))
         elif cause is not None:
             why.append(f"on_create failed: {safe_repr(cause)}")
         if cause is not None and outage.since is not None and outage.is_old(now):
             why.append(f"no attempt has succeeded for {now - outage.since:.3g} s ({limit})")
-        making = [worker for worker in crew.workers.copy() if not (worker.ready or worker in ending)]
+        making = [worker for worker in roster.workers.copy() if not (worker.ready or worker in ending)]
         late = [worker for worker in making if worker.late]
         if late or not (why or ending):
             names = ", ".join(sorted(worker.name for worker in late or making))
             why.append(f"on_create has not returned{' on ' * bool(names)}{names} ({limit})")
-        if ending and not (making or crew.has_room()):
+        if ending and not (making or roster.has_room()):
             names = ", ".join(sorted(f"{worker.name} for {now - since:.3g} s" for worker, since in ending.items()))
             why.append(f"on_destroy has not returned on {names} ({limit})")
         return why

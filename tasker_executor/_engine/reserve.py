@@ -1,4 +1,4 @@
-"""The reserve: the few resources kept for ``run_now``, and the temporary ones.
+"""The reserve: the calls of ``run_now``, and their end. The resources are in `stock`.
 
 **Errors thrown in.** A call of ``run_now`` runs on the caller's thread, into which an error may be thrown:
 see `_sync`. So each of the following is one step:
@@ -12,22 +12,23 @@ see `_sync`. So each of the following is one step:
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from os import getpid
 from typing import Any, Generic, TypeVar
 
-from .._report import Logger, must_escape, traceback_of
-from .._sync import Bell, Latch, clock, pop_into, takes
+from .._report import Logger, traceback_of
+from .._sync import Bell, Latch, clock
 from .._types import AbortHook
 from ..exceptions import ResourceCreationError
 from ..factory import Verdict
 from .aborts import Target, abort_all, join_aborts
-from .current import Caller, current
+from .current import Caller
 from .holding import Holding
+from .invoke import note_giving_up, note_missing_argument, run_in_scope
 from .places import Place, Places
-from .resources import ResourceSource, note_giving_up, note_missing_argument, run_in_scope
+from .resources import ResourceSource
+from .stock import Stock
 
 __all__ = ["Reserve", "ReserveListener"]
 
@@ -56,15 +57,11 @@ class ReserveListener:
 
 
 class Reserve(Generic[R]):
-    """The few resources kept for ``run_now``, and the temporary ones.
-
-    Any thread that calls may use a resource that is kept. The free ones lie on a stack: the one used last is
-    used next. `pop` and `append` are atomic, so a resource belongs to the call that takes it, without a lock.
-    A temporary resource never lies there: its caller makes, uses and destroys it.
+    """Runs the calls of ``run_now``, each with a resource of its stock.
 
     Two errors may be thrown into a call, the second while it gives its resource back. Then the resource may
-    be left in no place but `_all`. Any thread that sees, after the end, that no thread is inside, destroys
-    what is left there.
+    be left in no place but `Stock.all`. Any thread that sees, after the end, that no thread is inside,
+    destroys what is left there.
 
     Args:
         size: The number of resources that are made ahead, and made again when one is lost.
@@ -93,20 +90,13 @@ class Reserve(Generic[R]):
         self._around = source.hooks.around
         self._in_scope = in_scope
         self._size = size
-        self._most = size if most is None else most
-        self._owner = owner
         self._killed = killed
         self._max_retries = max_retries
         self._refusal = refusal
         self._listener = ReserveListener() if listener is None else listener
-        self._slot = slot
-        #: The holder of the current task while a hook is called: not that of a task that causes the call.
-        self._outside = Caller(owner, killed, None, slot)
-        self._set_free(deque())
-        #: All resources there are: free, in use, temporary.
-        self._all: set[Holding[R]] = set()
-        #: Whether resources may be missing: later calls, each of which makes one, see to that.
-        self._short = False
+        outside = Caller(owner, killed, None, slot)
+        self._stock = Stock(source, size, size if most is None else most, outside, self._listener.replaced)
+        self._bind_stack()
         self._closed = False
         self._process = getpid()
         self._places = Places()
@@ -114,12 +104,9 @@ class Reserve(Generic[R]):
         self._returned = Bell()  # rung, once closed, when a call is over
         self._aborts: list[threading.Thread] = []
 
-    def _set_free(self, free: deque[Holding[R]]) -> None:
-        self._free = free
-        # ``for holding in takes: break`` pops the top into the variable, or raises IndexError. `drops` pops
-        # the bottom.
-        self._takes = takes(free.pop)
-        self._drops = takes(free.popleft)
+    def _bind_stack(self) -> None:
+        # Bound for `run`, which looks up one attribute fewer in every call.
+        self._free, self._takes = self._stock.free, self._stock.takes
 
     def fill(self) -> None:
         """Make the resources, on this thread. If one fails, destroy those made and raise the error."""
@@ -135,7 +122,7 @@ class Reserve(Generic[R]):
         """Make a resource on this thread, and put it on the stack."""
         hand: list[Holding[R]] = []
         self._create(hand)
-        self._put_down(hand, False)
+        self._stock.put_down(hand, False)
 
     @property
     def available(self) -> int:
@@ -167,7 +154,7 @@ class Reserve(Generic[R]):
                 try:
                     if care:
                         hand = []
-                        self._take(hand, breaks)
+                        self._stock.take(hand, breaks)
                         broken = False
                     else:
                         try:
@@ -209,9 +196,9 @@ class Reserve(Generic[R]):
                                 raise
                             retries += 1
                             self._listener.retried(fn)
-                            if broken or not self._is_clean(holding):
+                            if broken or not self._stock.is_clean(holding):
                                 broken = True
-                                care, breaks = True, source.breaks  # `_take` looks for a resource that is good
+                                care, breaks = True, source.breaks  # `Stock.take` looks for a resource that is good
                                 break
                 finally:
                     here.holder = before
@@ -231,83 +218,15 @@ class Reserve(Generic[R]):
             if self._closed:
                 self._leave(place)
 
-    def _take(self, hand: list[Holding[R]], breaks: int = 0) -> None:
-        """Take in hand a free resource that is fit to use, if there is one.
-
-        A retry must not meet a resource that may have broken in one event with another: see `Sidecar.breaks`.
-        """
-        here = current.here
-        before, here.holder = here.holder, self._outside
-        try:
-            while True:
-                holding: Holding[R] | None = None
-                try:
-                    for holding in self._takes:  # noqa: B007  # as in `run`
-                        break
-                except IndexError:
-                    return
-                assert holding is not None
-                hand.append(holding)
-                # Unlike a worker's resource, one that has not served may be too old: it may have been free
-                # for hours.
-                if clock() < holding.expires and self._source.unfit(holding) is None:
-                    if not self._source.suspects(holding, breaks):
-                        return
-                    if self._source.retries_on_new:  # leave it to other calls, and make a resource for this one
-                        self._put_down(hand, False)
-                        return
-                try:
-                    self._destroy(holding)
-                finally:
-                    with self._source.lock:
-                        self._short = True  # this call makes one, and may lose several
-                hand.clear()
-                self._listener.replaced()
-        finally:
-            here.holder = before
-
-    def _make(self, hand: list[Holding[R]], blame: list[BaseException]) -> None:
-        """Make a resource and take it in hand. Appends the errors of ``on_create`` to `blame`."""
-        here = current.here
-        before, here.holder = here.holder, self._outside
-        try:
-            self._source.create(None, partial(self._keep, hand), blame)
-        finally:
-            here.holder = before
-
     def _create(self, hand: list[Holding[R]]) -> None:
         """Make a resource and take it in hand. Raises ResourceCreationError if `on_create` fails."""
         blame: list[BaseException] = []
         try:
-            self._make(hand, blame)
+            self._stock.make(hand, blame)
         except Exception as error:
             if not any(error is one for one in blame):  # thrown in
                 raise
             raise self._listener.failed(self._source.name, error) from error
-
-    def _keep(self, hand: list[Holding[R]], holding: Holding[R]) -> None:
-        holding.owner, holding.killed, holding.slot = self._owner, self._killed, self._slot
-        with self._source.lock:  # or two calls would see the same vacancy
-            # First in, then counted. So a signal handler that interrupts this thread here, and makes a
-            # resource, too, counts this one.
-            holding.kept = self._most > 0
-            self._all.add(holding)
-            if self._count_kept() > self._most:
-                holding.kept = False
-        hand.append(holding)
-
-    def _count_kept(self) -> int:
-        return sum(holding.kept and not holding.gone for holding in self._all.copy())
-
-    def _destroy(self, holding: Holding[R]) -> None:
-        here = current.here
-        before, here.holder = here.holder, self._outside
-        try:
-            self._source.destroy(holding, None)
-        finally:
-            here.holder = before
-            if holding.gone:
-                self._all.discard(holding)
 
     def _give_back(self, hand: list[Holding[R]], broken: bool) -> None:
         """Keep what is in hand for the next call. If it is temporary, broken or used up, destroy it.
@@ -321,79 +240,13 @@ class Reserve(Generic[R]):
         if self._care:
             holding.uses += 1
             holding.last_used = clock()
-            broken = broken or (holding.kept and not self._is_good(holding))
-        self._put_down(hand, broken)
+            broken = broken or (holding.kept and not self._stock.is_good(holding))
+        self._stock.put_down(hand, broken)
         if holding.gone and broken:
             self._listener.replaced()
         # One for each call, so that no caller waits for many.
-        if ((holding.gone and holding.kept) or self._short) and not self._closed and self._is_short():
-            self._refill()
-
-    def _is_short(self) -> bool:
-        """Return whether resources are missing, and note it down for later calls."""
-        with self._source.lock:  # a call that loses one notes that under the lock, too
-            self._short = self._count_kept() < self._size
-            return self._short
-
-    def _is_good(self, holding: Holding[R]) -> bool:
-        """Clean a resource after a call; return whether it may serve another one."""
-        source = self._source
-        if source.used_up(holding) or holding.epoch != source.epoch:
-            return False
-        here = current.here
-        before, here.holder = here.holder, self._outside
-        try:
-            return self._is_clean(holding) and (holding.good_at >= 0 or source.passes_check(holding))
-        finally:
-            here.holder = before
-
-    def _is_clean(self, holding: Holding[R]) -> bool:
-        """Clean a resource after an attempt; return False if that cannot be done."""
-        source = self._source
-        holding.used = True
-        if (error := source.reset(holding)) is None:
-            return True
-        logger.warning(
-            "executor %r: a resource cannot be cleaned, and is replaced",
-            source.name,
-            exc_info=error,
-            executor=source.name,
-        )
-        return False
-
-    def _put_down(self, hand: list[Holding[R]], broken: bool) -> None:
-        """Put what is in hand on the stack, or destroy it. Called once more after an error is thrown in."""
-        for holding in hand:
-            if holding.kept and not broken and not holding.gone:
-                pop_into(hand.pop, self._free.append)
-            else:
-                self._destroy(holding)
-                hand.clear()
-
-    def _refill(self) -> bool:
-        """Replace a resource of the reserve. If `on_create` fails, return False; a later call tries again."""
-        hand: list[Holding[R]] = []
-        blame: list[BaseException] = []
-        try:
-            self._make(hand, blame)
-            return True
-        except BaseException as error:
-            if not any(error is one for one in blame) or must_escape(error):
-                raise
-            logger.warning(
-                "executor %r: cannot replace a resource of the reserve yet",
-                self._source.name,
-                exc_info=True,
-                executor=self._source.name,
-            )
-            self._short = True
-            return False
-        finally:
-            try:
-                self._put_down(hand, False)  # destroys it if another call was quicker
-            finally:
-                if hand:
-                    self._put_down(hand, False)
+        if ((holding.gone and holding.kept) or self._stock.short) and not self._closed and self._stock.is_short():
+            self._stock.refill()
 
     def refresh(self) -> None:
         """Replace the free resources of an earlier epoch. One that is in use is replaced after its call."""
@@ -408,22 +261,22 @@ class Reserve(Generic[R]):
                 try:
                     holding: Holding[R] | None = None
                     try:
-                        for holding in self._drops:  # noqa: B007  # as in `run`
+                        for holding in self._stock.drops:  # noqa: B007  # as in `run`
                             break
                     except IndexError:  # another thread was quicker
                         break
                     assert holding is not None
                     hand.append(holding)
                     stale = holding.epoch != self._source.epoch
-                    self._put_down(hand, stale)
+                    self._stock.put_down(hand, stale)
                 finally:
                     if hand:  # an error was thrown in
-                        self._put_down(hand, stale)
+                        self._stock.put_down(hand, stale)
                 if stale:
                     self._listener.replaced()
-                    failing = failing or self._closed or not self._refill()
-            while not (failing or self._closed) and self._is_short():
-                failing = not self._refill()
+                    failing = failing or self._closed or not self._stock.refill()
+            while not (failing or self._closed) and self._stock.is_short():
+                failing = not self._stock.refill()
         finally:
             place.calls -= 1
             if self._closed:
@@ -438,12 +291,12 @@ class Reserve(Generic[R]):
             while True:
                 holding: Holding[R] | None = None
                 try:
-                    for holding in self._drops:  # noqa: B007  # as in `run`
+                    for holding in self._stock.drops:  # noqa: B007  # as in `run`
                         break
                 except IndexError:
                     return
                 assert holding is not None
-                self._destroy(holding)
+                self._stock.destroy(holding)
         finally:
             place.calls -= 1
             self._returned.ring()
@@ -455,8 +308,8 @@ class Reserve(Generic[R]):
         """
         place.calls += 1
         try:
-            for holding in self._all.copy():
-                self._destroy(holding)
+            for holding in self._stock.all.copy():
+                self._stock.destroy(holding)
         finally:
             place.calls -= 1
             self._returned.ring()
@@ -464,7 +317,7 @@ class Reserve(Generic[R]):
     def _leave(self, place: Place) -> None:
         """Destroy what is left after a call that ends when the reserve is closed."""
         self._destroy_free(place)  # this rings the bell, too
-        if not place.calls and self._all and not self._places.others(place):
+        if not place.calls and self._stock.all and not self._places.others(place):
             self._destroy_all(place)
 
     def close(self) -> None:
@@ -474,7 +327,7 @@ class Reserve(Generic[R]):
 
     def abort(self, hook: AbortHook[R], targets: list[Target]) -> None:
         """Call `on_abort` for `targets` and for what calls of ``run_now`` have in hand. Do not wait."""
-        calls = [(holding, holding.call) for holding in self._all.copy()]
+        calls = [(holding, holding.call) for holding in self._stock.all.copy()]
         targets = targets + [(holding, partial(holding.serves, call)) for holding, call in calls if call is not None]
         # A second `kill` calls each hook again, unless the hook still hangs.
         targets = [(holding, in_use) for holding, in_use in targets if not holding.being_aborted]
@@ -491,7 +344,7 @@ class Reserve(Generic[R]):
         place = self._local.mine or self._places.arrive()
         place.calls += 1  # `shutdown` waits until the hooks have returned
         try:
-            in_reserve = [(holding, None) for holding in self._all.copy()]
+            in_reserve = [(holding, None) for holding in self._stock.all.copy()]
             for holding, worker in owned + in_reserve:
                 self._source.destroy(holding, worker, patience=0.0)
                 if not holding.gone and holding.being_aborted:
@@ -540,7 +393,7 @@ class Reserve(Generic[R]):
             if self._free:  # Ctrl-C has interrupted `close`, or a call that had given its resource back
                 self._destroy_free(place)
             if not self._places.others(place, inside=inside, daemons=daemons):
-                if inside or swept or not self._all or (not daemons and self._places.others(place)):
+                if inside or swept or not self._stock.all or (not daemons and self._places.others(place)):
                     return True
                 self._destroy_all(place)
                 swept = True  # look again: another thread may be destroying the same resource
@@ -554,7 +407,7 @@ class Reserve(Generic[R]):
     def reinit_after_fork(self) -> None:
         """Forget all resources, in the child of a fork: they are the parent's."""
         self._closed = True
-        self._set_free(deque())
-        self._all.clear()
+        self._stock.reinit_after_fork()
+        self._bind_stack()
         self._places = Places()
         self._local = self._places.local

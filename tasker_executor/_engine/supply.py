@@ -6,11 +6,11 @@ This room looks at the workers, and tells an `Outage`, which knows no workers, n
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection
 
 from .._sync import clock
 from .outage import Outage
 from .resources import End, UnfitResource
+from .roster import Roster
 from .worker import Worker
 from .workplace import Workplace
 
@@ -20,15 +20,12 @@ __all__ = ["Supply"]
 class Supply:
     """The resources of one crew. "Lock held" means `Lifecycle.lock`."""
 
-    def __init__(self, place: Workplace, workers: Callable[[], Collection[Worker]]) -> None:
+    def __init__(self, place: Workplace, roster: Roster) -> None:
         self._owns_resources = place.settings.hooks is not None
         self._life = place.life
         self._timer = place.timer
-        self._workers = workers
+        self._roster = roster
         self.outage = Outage(place.settings.create_timeout, clock())
-        #: The workers that destroy their resource, each with the time at which it began to. A worker in here
-        #: serves no task any more. It takes the place of a thread until it has left the crew.
-        self.ending: dict[Worker, float] = {}
 
     def note_failure(self, error: BaseException, begun: float) -> bool:
         """Note that an attempt, begun at `begun`, made no resource; return whether it counts. Lock held."""
@@ -50,7 +47,7 @@ class Supply:
 
     def note_giving_up(self, worker: Worker) -> None:
         """Note that a worker is about to destroy its resource, which may take long. Lock held."""
-        self.ending.setdefault(worker, clock())
+        self._roster.ending.setdefault(worker, clock())
         self.note_served()
         self.note_bare()
         # For the `create_timeout` of the tasks that come from now on. And in a row of failures, for the next
@@ -61,22 +58,23 @@ class Supply:
     def note_served(self) -> None:
         """Tell the outage which resources have served a task. Lock held."""
         if self.outage.on_probation:
-            for worker in self._workers():
+            for worker in self._roster.workers:
                 if worker.log.attempts():
                     self.outage.served(worker.started_at)
 
     def note_bare(self) -> None:
         """Tell the outage if no worker owns a resource any more. Lock held."""
-        outage = self.outage
-        if outage.bare_since is None and not any(worker.ready and worker.holding is not None for worker in self._workers()):
+        outage, workers = self.outage, self._roster.workers
+        if outage.bare_since is None and not any(worker.ready and worker.holding is not None for worker in workers):
             outage.bare(clock())
 
     def note_late(self, now: float) -> tuple[list[Worker], float | None]:
         """Note the workers that are late; return them, and when the next one will be late. Lock held."""
         late: list[Worker] = []
         due: float | None = None
-        for worker in self._workers() if self._owns_resources else ():
-            if not worker.ready and not worker.late and worker not in self.ending:
+        roster = self._roster
+        for worker in roster.workers if self._owns_resources else ():
+            if not worker.ready and not worker.late and worker not in roster.ending:
                 when = worker.started_at + self.outage.create_timeout
                 if now >= when:
                     worker.late = True
@@ -85,15 +83,27 @@ class Supply:
                     due = when if due is None else min(due, when)
         return late, due
 
-    def hope(self, now: float, *, room: bool) -> float | None:
+    def hope(self, now: float) -> float | None:
         """Return when the attempt that may yet help a waiting task began; None if there is none. Lock held.
 
-        It is `now` if no attempt is under way and one may begin: there is no pause, and `room` for a worker.
+        It is `now` if no attempt is under way and one may begin: there is no pause, and room for a worker.
         Without room, it is when a worker began to destroy its resource, since its end makes room.
         """
         since = now - self.outage.create_timeout
-        begun = [worker.started_at for worker in self._workers() if not worker.ready and worker not in self.ending]
+        workers, ending = self._roster.workers, self._roster.ending
+        begun = [worker.started_at for worker in workers if not worker.ready and worker not in ending]
         hope = max((moment for moment in begun if moment > since), default=None)
         if hope is None and now >= self.outage.retry_at:
-            hope = now if room else max((moment for moment in self.ending.values() if moment > since), default=None)
+            room = self._roster.has_room()
+            hope = now if room else max((moment for moment in ending.values() if moment > since), default=None)
         return hope
+
+    def expects_worker(self) -> bool:
+        """Return whether a worker is to come that will have a new resource.
+
+        One is starting, or one destroys its resource and may get a successor, or the factory is to be tried again.
+        A worker that has done so for `create_timeout` is not waited for.
+        """
+        since, ending = clock() - self.outage.create_timeout, self._roster.ending
+        changing = [worker for worker in self._roster.workers.copy() if not worker.ready or worker.holding is None]
+        return self.outage.failures > 0 or any(ending.get(worker, worker.started_at) > since for worker in changing)

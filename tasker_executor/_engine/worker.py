@@ -1,8 +1,8 @@
 """A worker: one thread, one resource, one loop. This is the hot path.
 
-**One resource for life.** A worker ends when its resource breaks, is too old or is used up. It also ends when
-there are too many workers, or when the executor shuts down. It then destroys its resource, and reports the
-reason. The exit path (`Employer.worker_ended`) alone decides whether a successor starts.
+**One resource for life.** A worker ends when its resource breaks, is too old or is used up: see ``care.py``.
+It also ends when there are too many workers, or when the executor shuts down. It then destroys its resource,
+and reports the reason. The exit path (`Employer.worker_ended`) alone decides whether a successor starts.
 
 **Work and rest.** A worker works (`_work`) while the lanes have tasks, and rests (`_rest`) while they have
 none. After `_work` its seat is on the idle stack, unless it ends; after `_rest` the seat is off the stack. It
@@ -20,20 +20,22 @@ cancellation) is in a sidecar: one load tells whether there is one. The end of a
 from __future__ import annotations
 
 from _thread import allocate_lock
-from functools import partial
 from operator import call
 from types import CoroutineType
-from typing import Any, cast
+from typing import Any
 
 from .._report import Logger, drop_frame
 from .._sync import Latch, clock, lock_timeout, takes
 from ..factory import Verdict
 from .attempt import NOTHING, Attempts, describe
+from .care import Care
 from .current import current
 from .holding import Holding
 from .idle import Seat
+from .invoke import drop_scope, refuse_async, run_in_scope
+from .life import Life, log_thrown
 from .recorder import LULL, Outcome, TaskLog
-from .resources import End, UnfitResource, drop_scope, refuse_async, run_in_scope
+from .resources import End, UnfitResource
 from .state import State
 from .task import FINISHED, RUNNING, TaskFuture
 from .threads import make_thread
@@ -41,7 +43,6 @@ from .workplace import Employer, Workplace
 
 __all__ = ["Worker"]
 
-logger = Logger("tasker_executor")
 futures_logger = Logger("concurrent.futures")
 
 _SHIFT = (None,) * 512  # the tasks between two foldings of the log; a tuple is iterated over without making objects
@@ -56,7 +57,7 @@ class Worker:
 
     # fmt: off
     __slots__ = (
-        "__weakref__", "attempts", "birth", "broken_by", "employer", "holding", "index", "late", "log", "name", "over",
+        "__weakref__", "attempts", "birth", "care", "employer", "holding", "index", "late", "log", "name", "over",
         "place", "ready", "seat", "since", "started_at", "task", "thread", "told_of_end",
     )
     # fmt: on
@@ -68,10 +69,10 @@ class Worker:
         self.name = f"{place.settings.thread_name_prefix}_{index}"
         #: None before the resource is made, after it is destroyed, and without `on_create`.
         self.holding: Holding[Any] | None = None
-        self.broken_by: BaseException | None = None  # the error that showed the resource to be broken
         self.task: TaskFuture[Any] | None = None  # the task in hand
         self.log = TaskLog()
         self.attempts = Attempts(place, self.log, self.name)
+        self.care = Care(place)
         self.ready = False  # whether it has looked at the lanes, or is about to
         self.late = False  # whether it has been starting for `create_timeout`
         self.told_of_end = False  # whether observers were told of its end
@@ -79,7 +80,7 @@ class Worker:
         self.birth = allocate_lock()  # taken by the thread as it begins to live, or by its starter to disown it
         self.seat = Seat(place.idle)
         self.started_at = self.since = clock()  # `since`: when it took its last task in hand
-        self.thread = make_thread(_Life(self.live), self.name)
+        self.thread = make_thread(Life(self.live), self.name)
 
     # -- as the holder of the current task
 
@@ -119,8 +120,7 @@ class Worker:
         return self.task is task
 
     def __repr__(self) -> str:
-        task = self.task
-        return f"<Worker {self.name} {'idle' if task is None else describe(task)}>"
+        return f"<Worker {self.name} {'idle' if (task := self.task) is None else describe(task)}>"
 
     # -- a worker's life
 
@@ -150,7 +150,7 @@ class Worker:
 
     def _live(self) -> tuple[End, BaseException | None]:
         """Set up and serve; return why the worker ends, and the error that is the cause."""
-        place, employer = self.place, self.employer
+        place, employer, care = self.place, self.employer, self.care
         settings, life, source = place.settings, place.life, place.source
         if life.state >= State.KILLED:
             return End.DRAINED, None
@@ -171,32 +171,22 @@ class Worker:
                 except BaseException as error:
                     return End.CREATION_FAILED, error
             ready = employer.worker_ready(self, checked=False)
-            if not ready and self._unfit(True, doubt=True) is None:
+            if not ready and care.unfit(self.holding, True, doubt=True) is None:
                 ready = employer.worker_ready(self, checked=True)
             end = self._serve() if ready else End.CREATION_FAILED
-            cause, self.broken_by = self.broken_by, None
+            cause, care.broken_by = care.broken_by, None
             if isinstance(cause, UnfitResource):
                 employer.resource_unfit(self, cause)
-            elif not self._successor_is_enough(end):
+            elif not care.leaves_tasks_to_successor(end):
                 place.idle.pass_on()  # another worker takes the tasks that wait, while this one destroys its resource
             ended = [(end, cause)]
             del cause  # its traceback leads to this frame
             return ended.pop()
         except BaseException as thrown:
-            self._log_thrown(thrown)
+            log_thrown(thrown, self.place.settings.name, self.name)
             return End.CRASHED, thrown
         finally:
             self._give_up()
-
-    def _successor_is_enough(self, end: End) -> bool:
-        """Return whether the tasks that wait are left to the successor of this worker.
-
-        At most one task waits, probably a retry, and no other worker's resource may serve a retry. An idle
-        worker that took it would end, too, without need.
-        """
-        source = self.place.source
-        broke = source is not None and source.retries_on_new and end in {End.BROKEN, End.SUSPECT}
-        return broke and self.place.lanes.waiting() <= 1
 
     def _own(self, holding: Holding[Any]) -> None:
         self.holding = holding
@@ -213,19 +203,7 @@ class Worker:
                 source.destroy(holding, self.name)
                 return
             except BaseException as thrown:
-                self._log_thrown(thrown)
-
-    def _log_thrown(self, thrown: BaseException) -> None:
-        """Log an error that was thrown into this thread."""
-        name = self.place.settings.name
-        logger.warning(
-            "executor %r: an exception was thrown into worker %s",
-            name,
-            self.name,
-            exc_info=thrown,
-            executor=name,
-            worker=self.name,
-        )
+                log_thrown(thrown, self.place.settings.name, self.name)
 
     # -- working
 
@@ -246,8 +224,7 @@ class Worker:
     def _tools(self) -> tuple[Any, ...]:
         """Look up once what `_work` needs for each task."""
         place, log, holding = self.place, self.log, self.holding
-        high, low = place.lanes.priority, place.lanes.normal
-        source = place.source
+        high, low, source = place.lanes.priority, place.lanes.normal, place.source
         around = None if source is None else source.hooks.around
         return (
             high,
@@ -278,7 +255,7 @@ class Worker:
         (high, take_high, high_waits, high_runs, low, take_low, low_waits, low_runs,
          prefix, in_context, fresh_context, around, careful, leave, blocked, register) = tools
         # fmt: on
-        log, seat, attempts = self.log, self.seat, self.attempts
+        log, seat, attempts, care = self.log, self.seat, self.attempts, self.care
         # `Any`, not `TaskFuture | None` and `Context | None`: a type checker would ask for tests.
         task: Any = None
         context: Any = None
@@ -293,7 +270,7 @@ class Worker:
             log.until = None
             for _ in _SHIFT:
                 if careful:
-                    if (unfit := self._unfit(high or low)) is not None:
+                    if (unfit := care.unfit(self.holding, high or low)) is not None:
                         task = None
                         return unfit
                     start = clock()
@@ -324,7 +301,7 @@ class Worker:
                 if task._sidecar is not None:
                     if not task._may_start():
                         continue
-                    if task._sidecar.breaks and (last := self._suspect(task._sidecar.breaks)) is not None:
+                    if task._sidecar.breaks and (last := care.suspect(self.holding, task._sidecar.breaks)) is not None:
                         behind = last is End.SUSPECT and lane.has_other_work() and self.employer.expects_worker()
                         put_back, task = task, None
                         lane.insert(behind, put_back)
@@ -364,7 +341,7 @@ class Worker:
                         break
                     verdict, retry = attempts.judge(task, lane, self.holding, error, start, end_time)
                     if verdict is _BROKEN:
-                        self.broken_by, last = error, End.BROKEN
+                        care.broken_by, last = error, End.BROKEN
                     if not retry:
                         break
                     # No result yet: see `Attempts.salvage`. And the error's traceback leads to this frame: a cycle.
@@ -404,7 +381,7 @@ class Worker:
                     return last
             else:
                 self.place.recorder.fold(log)
-                if careful and (unfit := self._unfit(())) is not None:
+                if careful and (unfit := care.unfit(self.holding, ())) is not None:
                     task = None
                     return unfit
             log.until, task = start, None
@@ -417,11 +394,25 @@ class Worker:
                 attempts.salvage(task, lane, running, (value, error), thrown, self.since, start, end_time)
             raise
 
+    def _begin_again(self, task: TaskFuture[Any]) -> End | None:
+        """Take the task in hand for another attempt, on a clean resource; return why the worker ends instead.
+
+        No attempt begins after a kill. The task is in hand before the look at the state. So the worker sees
+        the kill, or the killer sees the task, and aborts it.
+        """
+        if (end := self.care.clean_for_retry(self.holding, task)) is not None:
+            return end
+        self.task = task
+        if self.place.life.state >= State.KILLED:
+            self.task = None
+            return End.DRAINED
+        return None
+
     # -- resting
 
     def _rest(self) -> End | None:
         """Sleep, registered as idle; return None, or why the worker ends. The seat is then off the stack."""
-        place, seat, holding = self.place, self.seat, self.holding
+        place, seat, log, holding = self.place, self.seat, self.log, self.holding
         idle, lanes, admission, leave = place.idle, place.lanes, place.admission, place.leave
         idle_limit = place.settings.idle_timeout
         expires = _NEVER if holding is None else holding.rests_until
@@ -440,7 +431,8 @@ class Worker:
             if leave and (end := self.employer.dismisses(self)) is not None:
                 seat.leave()
                 return end
-            if seat.sleep(-1 if idle_limit is None and expires == _NEVER else self._patience(idle_limit)):
+            until = expires if idle_limit is None or log.until is None else min(expires, log.until + idle_limit)
+            if seat.sleep(-1 if until == _NEVER else lock_timeout(until - clock())):
                 break
             if not seat.rise():  # another thread has popped it at this moment, and gives the permit
                 seat.take_permit()
@@ -456,88 +448,3 @@ class Worker:
         if len(lanes.normal) + len(lanes.priority) > 1 and idle.stack:
             idle.pass_on()  # more tasks wait: see "Few at a time" in idle.py
         return None
-
-    def _patience(self, idle_limit: float | None) -> float:
-        """Return the longest sleep allowed, in seconds."""
-        since = self.log.until
-        until = _NEVER if idle_limit is None or since is None else since + idle_limit
-        if self.holding is not None:
-            until = min(until, self.holding.rests_until)
-        return lock_timeout(until - clock())
-
-    # -- around a task
-
-    def _unfit(self, waiting: object, *, doubt: bool = False) -> End | None:
-        """Clean the resource after a task; return why it may not serve another one, or None if it may.
-
-        A check is postponed until tasks are `waiting`, unless the last one has raised.
-        """
-        source, holding = self.place.source, self.holding
-        if holding is None or source is None or not source.needs_care:
-            return None
-        if holding.used and not source.used_up(holding):
-            if (error := source.reset(holding)) is not None:
-                self.broken_by = error
-                return End.BROKEN
-            waiting = self.place.lanes.look()  # tasks may have come while it was reset
-        if not (waiting or (holding.good_at < 0 and holding.uses) or source.used_up(holding)):
-            return None
-        unfit = source.unfit(holding, doubt=doubt)
-        if unfit is End.CREATION_FAILED:
-            self.broken_by = holding.fault
-        return unfit
-
-    def _suspect(self, breaks: int) -> End | None:
-        """Return why the resource may not serve a retry: it may have broken in the event that broke another.
-
-        `breaks`: see `Sidecar.breaks`.
-        """
-        source, holding = self.place.source, self.holding
-        if holding is None or source is None or not source.suspects(holding, breaks):
-            return None
-        if source.retries_on_new:
-            return End.SUSPECT
-        if holding.uses:
-            return End.BROKEN
-        self.broken_by = holding.fault
-        return End.CREATION_FAILED
-
-    def _begin_again(self, task: TaskFuture[Any]) -> End | None:
-        """Clean the resource, and take the task in hand for another attempt; return why the worker ends instead.
-
-        No attempt begins after a kill. The task is in hand before the look at the state. So the worker sees the
-        kill, or the killer sees the task, and aborts it.
-        """
-        source, holding = self.place.source, self.holding
-        assert holding is not None
-        assert source is not None
-        assert task._sidecar is not None
-        holding.used = True
-        if (error := source.reset(holding)) is not None:
-            self.broken_by = error
-            task._sidecar.breaks = source.breaks
-            return End.BROKEN
-        self.task = task
-        if self.place.life.state >= State.KILLED:
-            self.task = None
-            return End.DRAINED
-        return None
-
-
-class _Life(partial[None]):
-    """The life of a worker. Only its thread refers to it, so it is dropped when the thread ends.
-
-    An error thrown into the exit path, or after it, would leave the worker in the crew although its thread is
-    dead. So `__del__` walks the path again, on the same thread. A partial, because its call makes no frame: a
-    kept traceback (`threading.excepthook`) would keep the frame, and with it the life.
-    """
-
-    __slots__ = ()
-
-    def __del__(self) -> None:
-        worker: Worker = cast("Any", self.func).__self__  # a bound method
-        if worker.over:
-            return
-        # Not born, but in the crew: the error came before the first step of `Worker.live`.
-        if worker.birth.locked() or (worker.seat.occupied and worker.birth.acquire(False)):
-            worker.end(End.CRASHED, None)

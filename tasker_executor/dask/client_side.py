@@ -22,12 +22,12 @@ from typing_extensions import TypeVar, override
 
 from .._base import BaseExecutor
 from .._checks import check_bool, check_callable, check_seconds
+from .._chunks import ChunkRunner
 from .._engine import process
 from .._engine.handoff import refuse_late_patching
 from .._engine.settings import Settings
 from .._engine.state import State
 from .._engine.threads import make_thread
-from .._map import ChunkRunner
 from .._options import TaskOptions
 from .._report import Logger, function_name, safe_repr, safe_str
 from .._sync import clock, lock_timeout

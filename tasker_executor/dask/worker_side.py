@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from distributed import Reschedule, WorkerPlugin, get_worker
 from distributed.core import Status
 
+from .._chunks import ChunkRunner
 from .._engine.threads import make_thread
 from .._executor import ResourceExecutor
-from .._map import ChunkRunner
 from .._options import TaskOptions
 from .._report import Logger, safe_repr
 from ..exceptions import TaskLost

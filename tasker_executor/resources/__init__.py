@@ -25,6 +25,10 @@ Each module is imported only by the program that uses it. Each factory knows for
 that the connection is broken, what a clean connection is, what unblocks a call that hangs, and, if you ask
 for that with ``retry_conflicts=True``, which errors may not come again when the task is run again.
 
+**A task whose connection broke** is run again by the factories for databases, so it is done at least once:
+exactly once with ``transaction=True``. Redis, RabbitMQ and HTTP know nothing that would undo half a task. Their
+factories run a task again only where that does no harm, or with ``retry_broken=True``.
+
 Where the server can commit, ``transaction=True`` makes each task one transaction: it is committed when the
 task returns, and rolled back when the task raises.
 """

@@ -17,8 +17,8 @@ try:
     from pika.adapters.blocking_connection import BlockingChannel
     from pika.connection import Parameters
     from pika.exceptions import AMQPError, ChannelWrongStateError, ConnectionClosedByBroker
-except ModuleNotFoundError as error:
-    raise ImportError("tasker_executor.resources.pika needs pika: pip install tasker-executor[pika]") from error
+except ModuleNotFoundError as _error:
+    raise ImportError("tasker_executor.resources.pika needs pika: pip install tasker-executor[pika]") from _error
 
 __all__ = ["Channels"]
 

@@ -28,8 +28,8 @@ try:
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
     from psycopg.pq import ExecStatus, TransactionStatus
     from psycopg.rows import RowFactory, TupleRow, tuple_row
-except ModuleNotFoundError as error:
-    raise ImportError("tasker_executor.resources.psycopg needs psycopg: pip install tasker-executor[psycopg]") from error
+except ModuleNotFoundError as _error:
+    raise ImportError("tasker_executor.resources.psycopg needs psycopg: pip install tasker-executor[psycopg]") from _error
 
 __all__ = ["CommitUnknown", "Connections", "unblock"]
 

@@ -18,8 +18,8 @@ try:
     from pymysql.connections import Connection
     from pymysql.constants import CR, ER, SERVER_STATUS
     from pymysql.cursors import Cursor
-except ModuleNotFoundError as error:
-    raise ImportError("tasker_executor.resources.pymysql needs PyMySQL: pip install tasker-executor[pymysql]") from error
+except ModuleNotFoundError as _error:
+    raise ImportError("tasker_executor.resources.pymysql needs PyMySQL: pip install tasker-executor[pymysql]") from _error
 
 __all__ = ["CommitUnknown", "Connections"]
 
@@ -50,11 +50,11 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
     **Broken** is a connection that the driver has closed because it lost the server. A deadlock, a lock wait
     time-out, a statement that took too long or was killed break nothing.
 
-    **Run again** is a task whose connection broke, if nothing of it can stand: with ``transaction=True``,
-    until COMMIT is sent. If the connection breaks during COMMIT, the task ends with `CommitUnknown`. Without
-    ``transaction=True`` it is not known what the server has done, so the error is final, and only the
-    connection is replaced. ``retry_broken=True`` has such tasks run again, too: it is for tasks that may be
-    done twice.
+    **Run again** is a task whose connection broke. So **a task is done at least once**: what it had committed
+    before stands. With ``transaction=True`` nothing of it stands until COMMIT is sent. If the connection breaks
+    during COMMIT, the task ends with `CommitUnknown`, and is not run again. Without ``transaction=True``,
+    ``retry_broken=False`` is for tasks that must not be done twice: the error is final then, and only the
+    connection is replaced.
 
     **Clean**: between two tasks what is not committed is rolled back, and autocommit is set as it was; a
     connection with rows left unread (`SSCursor`) is replaced. Session variables, temporary tables, table
@@ -72,7 +72,7 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
             task must not commit, and run no statement that commits by itself (CREATE TABLE).
         retry_conflicts: Run a task again if it lost a deadlock, waited too long for a lock, or (MariaDB) met
             a row that changed since it was read.
-        retry_broken: Run a task again if its connection broke, though what it did may be done already.
+        retry_broken: False: without ``transaction=True``, do not run a task again whose connection broke.
         cursorclass: As in `pymysql.connect`.
         connect: All other arguments of `pymysql.connect`.
     """
@@ -82,7 +82,7 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
         *,
         transaction: bool = False,
         retry_conflicts: bool = False,
-        retry_broken: bool = False,
+        retry_broken: bool = True,
         cursorclass: type[C] = Cursor,  # type: ignore[assignment]  # the default of C
         **connect: Any,
     ) -> None:
@@ -115,7 +115,7 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
     @override
     def judge(self, error: Exception, resource: Connection[C]) -> Verdict:
         if isinstance(error, CommitUnknown):
-            return Verdict.BROKEN if self._retry_broken else Verdict.OWN
+            return Verdict.OWN
         if not isinstance(error, pymysql.Error):
             return Verdict.OWN
         code = _code_of(error)

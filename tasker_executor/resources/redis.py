@@ -15,8 +15,8 @@ try:
     from redis.backoff import NoBackoff
     from redis.exceptions import InvalidResponse, ReadOnlyError
     from redis.retry import Retry
-except ModuleNotFoundError as error:
-    raise ImportError("tasker_executor.resources.redis needs redis: pip install tasker-executor[redis]") from error
+except ModuleNotFoundError as _error:
+    raise ImportError("tasker_executor.resources.redis needs redis: pip install tasker-executor[redis]") from _error
 
 __all__ = ["Connections"]
 

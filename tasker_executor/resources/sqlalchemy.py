@@ -29,7 +29,7 @@ try:
     from sqlalchemy.engine import URL
     from sqlalchemy.exc import DBAPIError, InvalidRequestError
     from sqlalchemy.orm import Session
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ImportError(
         "tasker_executor.resources.sqlalchemy needs SQLAlchemy: pip install tasker-executor[sqlalchemy]"
     ) from error

@@ -20,11 +20,12 @@ from typing_extensions import TypeVar, override
 from .._base import BaseExecutor
 from .._checks import check_bool, check_count, check_seconds
 from .._engine.calls import WithoutResource
-from .._engine.current import Caller, current, current_holder
+from .._engine.current import current_holder
 from .._engine.hooks import check_hooks
+from .._engine.invoke import refuse_async
 from .._engine.recorder import Recorder
 from .._engine.reserve import Reserve
-from .._engine.resources import ResourceSource, refuse_async
+from .._engine.resources import ResourceSource
 from .._engine.state import State
 from .._options import TaskOptions
 from .._report import must_escape
@@ -34,7 +35,8 @@ from ..exceptions import NoCurrentTask, PoolDeadlockError, TaskExpired
 from ..factory import ResourceFactory
 from ..observers import ObserverHub
 from ..stats import ExecutorStats
-from .tasks import Call, Counts, InHand, InlineFuture, Task, call_in_scope
+from ._books import Books
+from ._tasks import Call, InHand, InlineFuture, Task, call_as_current, call_in_scope
 
 __all__ = ["InlineExecutor", "open_executors"]
 
@@ -125,25 +127,16 @@ class InlineExecutor(BaseExecutor[R]):
         self._normal: deque[Task] = deque()
         self._priority: deque[Task] = deque()
         self._in_hand = 0  # tasks, and calls of run_now and wait_ready, under way
-        self._submitted = self._completed = self._failed = self._cancelled = self._running = 0
-        self._counts = Counts(self._lock)
-        self._killed = Latch()
+        self._books = Books(self._lock)
+        self._killed = killed = Latch()
         self._source: ResourceSource[R] | None = None
         self._reserve: Reserve[R] | None = None
         if hooks is not None:
-            self._source = ResourceSource(self.name, hooks, Recorder(), ObserverHub(()))
+            self._source = source = ResourceSource(self.name, hooks, Recorder(), ObserverHub(()))
+            counts = self._books.of_reserve
             # It makes no resource ahead, and keeps all that its calls make.
             self._reserve = Reserve(
-                self._source,
-                0,
-                self,
-                self._killed,
-                self._max_retries,
-                _refusal,
-                most=inf,
-                listener=self._counts,
-                slot=0,
-                in_scope=call_in_scope,
+                source, 0, self, killed, self._max_retries, _refusal, most=inf, listener=counts, slot=0, in_scope=call_in_scope
             )
         number = id(self)
         open_executors[number] = weakref.ref(self, lambda _: open_executors.pop(number, None))
@@ -164,7 +157,7 @@ class InlineExecutor(BaseExecutor[R]):
                 if self._state is State.KILLED or not lane:
                     return False
                 task = lane[0]
-                self._running += 1
+                self._books.running += 1
                 self._in_hand += 1
                 task.counted = task.in_hand = True
                 lane.popleft()  # last: an error that is thrown in after this finds the task in hand
@@ -195,10 +188,10 @@ class InlineExecutor(BaseExecutor[R]):
         try:
             with self._lock:
                 self._refuse_if_closed()
-                self._submitted += 1
+                self._books.submitted += 1
                 if not self.deferred:
                     task.deadline = None  # the task starts in time
-                    self._running += 1
+                    self._books.running += 1
                     self._in_hand += 1
                     task.counted = task.in_hand = True
                 else:
@@ -276,11 +269,11 @@ class InlineExecutor(BaseExecutor[R]):
         with self._lock:
             if task.counted:
                 task.counted = False
-                self._running -= 1
+                self._books.running -= 1
                 if error is None:
-                    self._completed += 1
+                    self._books.completed += 1
                 else:
-                    self._failed += 1
+                    self._books.failed += 1
                 task.outcome = result, error
         try:
             if task.outcome is not None and not task.future.done():
@@ -305,13 +298,7 @@ class InlineExecutor(BaseExecutor[R]):
         if self._reserve is not None:
             value = self._reserve.run(call, args, kwargs, max_retries)
             return refuse_async(call, value) if isinstance(value, CoroutineType) else value
-        here = current.here
-        before = here.holder
-        here.holder = Caller(self, self._killed, call, slot=0)
-        try:
-            return call(*args, **kwargs)
-        finally:
-            here.holder = before
+        return call_as_current(self, self._killed, call, args, kwargs)
 
     def _run_until(self, future: InlineFuture[Any], timeout: float | None) -> None:
         """Run tasks until `future` is done, or another thread runs its task: the caller waits for it."""
@@ -331,7 +318,7 @@ class InlineExecutor(BaseExecutor[R]):
         with self._lock:
             for task in future.lane:
                 if task.future is future:
-                    self._cancelled += 1
+                    self._books.cancelled += 1
                     future.withdrawn = True
                     future.lane.remove(task)  # last: an error thrown in after this finds all steps done
                     return
@@ -453,24 +440,5 @@ class InlineExecutor(BaseExecutor[R]):
     def stats(self) -> ExecutorStats:
         """Return gauges and counters. There are no workers; `workers_replaced` counts resources replaced."""
         with self._lock:
-            created, destroyed = (0, 0) if self._source is None else self._source.counts()
-            return ExecutorStats(
-                base_workers=0,
-                active_workers=0,
-                burst_workers=0,
-                idle_workers=0,
-                running_tasks=self._running,
-                queued_tasks=len(self._normal),
-                priority_tasks=len(self._priority),
-                available_resources=0 if self._reserve is None else self._reserve.available,
-                submitted=self._submitted,
-                completed=self._completed,
-                failed=self._failed,
-                cancelled=self._cancelled,
-                retried=self._counts.retries,
-                resources_created=created,
-                resources_destroyed=destroyed,
-                workers_replaced=self._counts.replacements,
-                create_failures=self._counts.failures,
-                state=self._state.name.lower(),
-            )
+            normal, priority = len(self._normal), len(self._priority)
+            return self._books.stats(self._state, normal, priority, self._source, self._reserve)

@@ -1,8 +1,7 @@
-"""The tasks of an `InlineExecutor`, their futures, and its books."""
+"""The tasks of an `InlineExecutor`, their calls, and their futures."""
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,14 +13,13 @@ from typing import Any, Protocol, TypeVar
 from typing_extensions import override
 
 from .._checks import wait_seconds
+from .._engine.current import Caller, current
 from .._engine.holding import Holding
-from .._engine.reserve import ReserveListener
-from .._engine.resources import CALLERS, NoResource, run_in_scope
-from .._report import safe_repr
+from .._engine.invoke import CALLERS, run_in_scope
+from .._sync import Latch
 from .._types import AroundHook
-from ..exceptions import ResourceCreationError
 
-__all__ = ["Call", "Counts", "InHand", "InlineFuture", "Task", "call_in_scope"]
+__all__ = ["Call", "InHand", "InlineFuture", "Task", "call_as_current", "call_in_scope"]
 
 T = TypeVar("T")
 
@@ -61,6 +59,19 @@ def call_in_scope(around: AroundHook[Any], holding: Holding[Any], call: Callable
         return run_in_scope(around, holding, call, args)
     bare = partial(call.fn, **call.kwargs) if call.kwargs else call.fn
     return call.context.copy().run(run_in_scope, around, holding, bare, args)
+
+
+def call_as_current(
+    owner: object, killed: Latch, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Make a call, without a resource, as the current task of this thread."""
+    here = current.here
+    before = here.holder
+    here.holder = Caller(owner, killed, call, slot=0)
+    try:
+        return call(*args, **kwargs)
+    finally:
+        here.holder = before
 
 
 CALLERS.update({Call.__call__.__code__, call_in_scope.__code__})
@@ -123,32 +134,3 @@ class InlineFuture(Future[T]):
             super().cancel()
             self.set_running_or_notify_cancel()  # tells wait() and as_completed()
             self._executor._close_if_drained()
-
-
-class Counts(ReserveListener):
-    """What the reserve has told, counted under the executor's lock."""
-
-    def __init__(self, lock: threading.RLock) -> None:
-        self._lock = lock
-        self.retries: int = 0
-        self.replacements: int = 0
-        self.failures: int = 0
-
-    @override
-    def retried(self, fn: object) -> None:
-        if isinstance(fn, Call):  # and not `run_now`, which is no submission
-            with self._lock:
-                self.retries += 1
-
-    @override
-    def replaced(self) -> None:
-        with self._lock:
-            self.replacements += 1
-
-    @override
-    def failed(self, name: str, error: Exception) -> ResourceCreationError:
-        with self._lock:
-            self.failures += 1
-        if isinstance(error, NoResource):
-            return ResourceCreationError(str(error))
-        return ResourceCreationError(f"executor {name!r}: on_create failed: {safe_repr(error)}")

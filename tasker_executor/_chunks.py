@@ -1,0 +1,63 @@
+"""The chunks of a `map`: several calls that make one task, and the function of that task."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+__all__ = ["Chunk", "ChunkRunner", "chunked"]
+
+
+class Chunk:
+    """The calls of one task, and their results so far."""
+
+    __slots__ = ("calls", "results")
+
+    def __init__(self, calls: tuple[tuple[Any, ...], ...]) -> None:
+        self.calls = calls
+        self.results: list[Any] = []
+
+    def final_results(self, error: BaseException | None, *, scoped: bool) -> list[Any]:
+        """Return the results that count, the last one first, when the task has ended with `error` or none."""
+        if error is not None and scoped:
+            self.results.clear()  # the scope undid what those calls did
+        self.results.reverse()
+        return self.results
+
+
+class ChunkRunner:
+    """The function of a chunk's task: makes each call of the chunk.
+
+    A retry goes on with the call that failed. But if the executor enters a scope for each task, such as a
+    transaction, the scope has undone all calls of the failed attempt. So the retry makes all calls.
+    """
+
+    __slots__ = ("__wrapped__", "scoped")
+
+    def __init__(self, fn: Callable[..., Any], *, scoped: bool = False) -> None:
+        self.__wrapped__ = fn
+        self.scoped = scoped
+
+    def __call__(self, *args: Any) -> None:
+        """Make the calls that have no result yet. `args` are the resource, if there is one, and the chunk."""
+        *resource, chunk = args
+        fn = partial(self.__wrapped__, *resource) if resource else self.__wrapped__
+        if self.scoped:
+            chunk.results.clear()
+        # The results are noted one by one, so those before a call that raises are kept. This is a plain loop:
+        # loops of the standard library (`map`, `starmap`) take a StopIteration of the function for the end of
+        # the calls.
+        note = chunk.results.append
+        for call in chunk.calls[len(chunk.results) :]:
+            note(fn(*call))
+
+
+def chunked(calls: Iterator[tuple[Any, ...]], size: int, chunks: deque[Chunk]) -> Iterator[tuple[Chunk]]:
+    """Yield the arguments of each task, and append its chunk to `chunks`."""
+    while part := tuple(islice(calls, size)):
+        chunk = Chunk(part)
+        chunks.append(chunk)
+        yield (chunk,)

@@ -1,0 +1,62 @@
+"""The notices: what the log and the observers hear of the workers of one executor."""
+
+from __future__ import annotations
+
+import logging
+
+from .._report import Logger, safe_repr
+from ..observers import ObserverHub, ScaleEvent, WorkerEvent
+from .resources import End
+from .worker import Worker
+
+__all__ = ["Notices"]
+
+logger = Logger("tasker_executor")
+
+
+class Notices:
+    """Tells of workers, and of how many are wanted. Called without the lock: handlers and observers are user code."""
+
+    def __init__(self, name: str, hub: ObserverHub) -> None:
+        self._name = name
+        self._hub = hub
+
+    def worker_started(self, worker: Worker) -> None:
+        """Tell that a worker owns its resource, and is about to look at the lanes for the first time."""
+        name = self._name
+        logger.debug("executor %r: worker %s is ready", name, worker.name, executor=name, worker=worker.name)
+        if self._hub.hears("worker_started"):
+            self._hub.tell("worker_started", WorkerEvent(name, worker.name))
+
+    def worker_ended(self, worker: Worker, end: End, error: BaseException | None) -> None:
+        """Tell observers once that a worker ends."""
+        if self._hub.hears("worker_ended") and not worker.told_of_end:
+            worker.told_of_end = True
+            self._hub.tell("worker_ended", WorkerEvent(self._name, worker.name, end.value, error))
+
+    def log_end(self, worker: Worker, end: End, error: BaseException | None) -> None:
+        """Log the end of a worker: the error that is the cause at WARNING, its traceback at DEBUG."""
+        ids = {"executor": self._name, "worker": worker.name, "reason": end.value}
+        told = end in {End.BROKEN, End.CRASHED}  # the record of a failed creation has its error
+        cause = safe_repr(error) if told and error is not None else None
+        why = end.value if cause is None else f"{end.value}: {cause}"
+        level = logging.WARNING if told else logging.DEBUG
+        logger.log(level, "executor %r: worker %s ends: %s", self._name, worker.name, why, error=cause, **ids)
+        if cause is not None:
+            logger.debug("executor %r: worker %s ended by an error", self._name, worker.name, exc_info=error, **ids)
+
+    def scaled(self, before: int, after: int, reason: str) -> None:
+        """Tell that another number of workers is wanted."""
+        logger.debug(
+            "executor %r: %d workers wanted instead of %d: %s",
+            self._name,
+            after,
+            before,
+            reason,
+            executor=self._name,
+            before=before,
+            after=after,
+            reason=reason,
+        )
+        if self._hub.hears("scaled"):
+            self._hub.tell("scaled", ScaleEvent(self._name, before, after, reason))

@@ -1,0 +1,41 @@
+"""The iterator that `map` returns, whatever the order of the results."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Iterable
+from concurrent.futures import Future
+from itertools import chain
+from typing import Any, TypeVar
+
+__all__ = ["Results", "cancel_all"]
+
+T = TypeVar("T")
+
+
+def cancel_all(futures: Iterable[Future[Any]]) -> None:
+    """Cancel the tasks that have not started."""
+    for future in futures:
+        future.cancel()
+
+
+class Results(chain[T]):
+    """The results of a generator, at no cost for each, with a `close` that works before the first result.
+
+    A generator that has not begun does nothing when it is closed, so `close` cancels the futures itself. Such
+    a generator does nothing when it is dropped either. That is wanted: a caller who ignores the results of
+    `map` wants its tasks run.
+    """
+
+    _generator: Generator[T]
+    _futures: Collection[Future[Any]]
+
+    def __new__(cls, generator: Generator[T], futures: Collection[Future[Any]]) -> Results[T]:
+        results = super().__new__(cls, generator)
+        results._generator = generator
+        results._futures = futures
+        return results
+
+    def close(self) -> None:
+        """Hand out no more results, and cancel the tasks that have not started."""
+        self._generator.close()
+        cancel_all(self._futures)
