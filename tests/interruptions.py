@@ -29,7 +29,7 @@ class TimeLimit(Exception):
 
 #: What may be thrown into a call by a signal handler; the last also near the limit of the stack.
 ERRORS: list[type[BaseException]] = [KeyboardInterrupt, TimeLimit, RecursionError]
-EXPECTED = (*ERRORS, ResourceBroken)
+EXPECTED: tuple[type[BaseException], ...] = (*ERRORS, ResourceBroken)
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 PACKAGE = str(Path(tasker_executor.__file__).parent)
