@@ -1146,6 +1146,20 @@ MUTATIONS = [
     ),
     Mutation("max_age has a bounded jitter", "_engine/resources.py", "AGE_JITTER = 0.1", "AGE_JITTER = 0.5", "resources"),
     Mutation(
+        "an async function is no task",
+        "_engine/invoke.py",
+        "    if iscoroutinefunction(innermost(call)):",
+        "    if False:",
+        "hooks",
+    ),
+    Mutation(
+        "a function that makes a coroutine is a task",
+        "_engine/invoke.py",
+        "    if iscoroutinefunction(innermost(call)):",
+        "    if True:",
+        "hooks",
+    ),
+    Mutation(
         "None is no resource", "_engine/resources.py", "if cure := not_a_resource(made[0]):", "if cure := '':", "creation"
     ),
     Mutation(
