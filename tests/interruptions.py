@@ -19,7 +19,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import tasker_executor.testing.fakes
-from support import DEADLINE, FakeResource, Ledger
+from support import DEADLINE, FakeResource, Ledger, ResourceBroken
 from tasker_executor import ResourceExecutor
 
 
@@ -29,6 +29,7 @@ class TimeLimit(Exception):
 
 #: What may be thrown into a call by a signal handler; the last also near the limit of the stack.
 ERRORS: list[type[BaseException]] = [KeyboardInterrupt, TimeLimit, RecursionError]
+EXPECTED: tuple[type[BaseException], ...] = (*ERRORS, ResourceBroken)
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 PACKAGE = str(Path(tasker_executor.__file__).parent)
@@ -167,7 +168,7 @@ def attempt(scenario: Call, number: int, action: Callable[[Pool], object]) -> bo
         with point:
             try:
                 scenario.call(pool)
-            except tuple(ERRORS):
+            except EXPECTED:  # what is thrown into check_health costs the task its retry
                 pass
             except RuntimeError as error:
                 if str(error) != AFTER_SHUTDOWN:  # the nested call has shut the pool down

@@ -98,7 +98,7 @@ MUTATIONS = [
     Mutation(
         "a retried task is queued again",
         "_engine/worker.py",
-        "                        (lane.parked.append if parks else lane.appendleft)(put_back)",
+        "                        (lane.parked.append if self.yields else lane.appendleft)(put_back)",
         "                        id(put_back)",
         "retries",
     ),
@@ -247,14 +247,14 @@ MUTATIONS = [
         "a worker that is dismissed with a task in hand puts it back",
         "_engine/worker.py",
         "lane.appendleft(put_back)\n                    put_back = None\n"
-        "                    self.employer.task_came_back()\n                    return last",
+        "                    self.employer.task_came_back(self)\n                    return last",
         "return last",
         "ending",
     ),
     Mutation(
         "a worker that may not start its task sees that another takes it, or cancels it",
         "_engine/worker.py",
-        "                    self.employer.task_came_back()\n                    return last",
+        "                    self.employer.task_came_back(self)\n                    return last",
         "                    return last",
         "ending",
     ),
@@ -594,8 +594,8 @@ MUTATIONS = [
     Mutation(
         "a retried task goes to the front of its lane",
         "_engine/worker.py",
-        "                        (lane.parked.append if parks else lane.appendleft)(put_back)",
-        "                        (lane.parked.append if parks else lane.append)(put_back)",
+        "                        (lane.parked.append if self.yields else lane.appendleft)(put_back)",
+        "                        (lane.parked.append if self.yields else lane.append)(put_back)",
         "retries lanes",
     ),
     # -- the factory
@@ -837,8 +837,8 @@ MUTATIONS = [
     Mutation(
         "a task that came back too late for the killer is settled",
         "_engine/core.py",
-        "        elif self.life.state >= State.KILLED:\n            self.ending.cancel_queue()",
-        "        elif False:\n            pass",
+        "        elif self.life.state >= State.KILLED:\n            self.ending.cancel_queue()  # a task may",
+        "        elif False:\n            pass  # a task may",
         "thrown",
     ),
     # -- the end
@@ -1145,6 +1145,20 @@ MUTATIONS = [
         "a break puts all other resources under suspicion", "_engine/resources.py", "self.breaks += 1", "pass", "resources"
     ),
     Mutation("max_age has a bounded jitter", "_engine/resources.py", "AGE_JITTER = 0.1", "AGE_JITTER = 0.5", "resources"),
+    Mutation(
+        "an async function is no task",
+        "_engine/invoke.py",
+        "    if iscoroutinefunction(innermost(call)):",
+        "    if False:",
+        "hooks",
+    ),
+    Mutation(
+        "a function that makes a coroutine is a task",
+        "_engine/invoke.py",
+        "    if iscoroutinefunction(innermost(call)):",
+        "    if True:",
+        "hooks",
+    ),
     Mutation(
         "None is no resource", "_engine/resources.py", "if cure := not_a_resource(made[0]):", "if cure := '':", "creation"
     ),

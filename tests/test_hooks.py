@@ -603,3 +603,44 @@ def test_a_task_of_an_executor_without_resources_gets_no_note(make: Any, kind: s
             error = caught.value
 
     assert note_of(error) is None
+
+
+# -- tasks that are none --
+
+
+async def work(*_: object) -> int:
+    return 1
+
+
+def make_coroutine(*_: object) -> Any:
+    return work()
+
+
+@pytest.mark.parametrize("fn", [work, functools.partial(work, 1)], ids=["function", "partial"])
+def test_an_async_function_is_no_task(door: Door, ledger: Ledger, fn: Any) -> None:
+    if door.kind == "run_now":
+        pytest.skip("its caller has the coroutine in hand")
+    ledger.any_thread = True
+    door.open(on_create=ledger.create, on_destroy=ledger.destroy)
+
+    error = door.error_of(fn)  # and no warning of a coroutine that is never awaited
+
+    assert type(error) is TypeError
+    assert str(error).startswith("the task work is an async function;")
+    assert note_of(error) is None
+
+
+def test_a_function_that_makes_a_coroutine_for_its_caller_is_a_task(door: Door, ledger: Ledger) -> None:
+    ledger.any_thread = True
+    door.open(on_create=ledger.create, on_destroy=ledger.destroy)
+    made = door.call(make_coroutine)
+
+    assert asyncio.run(made) == 1
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_without_a_resource_an_async_function_returns_its_coroutine_as_in_the_standard_library(executor: Any) -> None:
+    with executor() as pool:
+        made = pool.submit(work).result(DEADLINE)
+
+    assert asyncio.run(made) == 1

@@ -336,8 +336,9 @@ def test_two_calls_that_are_under_way_leave_no_old_resource(make_pool: MakePool,
     gate.release()
     assert join_all(threads) == []
 
-    assert sorted(resource.number for resource in ledger.destroyed) == [0, 1]
-    assert pool.stats().available_resources == 2
+    # Both calls replace what is stale. One may make what the other is about to make, which is then not kept.
+    assert {resource.number for resource in ledger.destroyed} >= {0, 1}
+    assert pool.stats().available_resources == len(ledger.alive) == 2
 
 
 def test_a_temporary_resource_goes_after_its_call_as_ever(make_pool: MakePool, ledger: Ledger) -> None:

@@ -14,7 +14,7 @@ from tasker_executor import QueueFull, ResourceExecutor, current_task
 
 Pool = ResourceExecutor[FakeResource]
 
-GAVE_UP = "gave up after {} retries; the resource was broken each time"
+GAVE_UP = "gave up after {} retries; the last resource broke, too"
 
 
 @pytest.fixture

@@ -394,7 +394,7 @@ def test_call_out_of_retries_raises_the_original_exception_with_a_note(make_pool
     with pytest.raises(ResourceBroken) as caught:
         pool.run_now(FakeResource.break_down)
 
-    assert vars(caught.value)["__notes__"] == ["gave up after 2 retries; the resource was broken each time"]
+    assert vars(caught.value)["__notes__"] == ["gave up after 2 retries; the last resource broke, too"]
     assert sum(resource.broken for resource in ledger.created) == 3
     assert pool.stats().available_resources == 1
 

@@ -197,7 +197,7 @@ def test_out_of_retries_the_future_gets_the_original_error_with_a_note(make_inli
     error = make_inline(max_retries=2).submit(FakeResource.break_down).exception()
 
     assert isinstance(error, ResourceBroken)
-    assert vars(error)["__notes__"] == ["gave up after 2 retries; the resource was broken each time"]
+    assert vars(error)["__notes__"] == ["gave up after 2 retries; the last resource broke, too"]
     assert len(ledger.created) == len(ledger.destroyed) == 3
 
 

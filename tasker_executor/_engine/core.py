@@ -254,9 +254,11 @@ class Core:
         """Note that a worker is about to destroy its resource."""
         self.crew.note_giving_up(worker)
 
-    def task_came_back(self) -> None:
-        """Make another worker take a task that was put back into its lane."""
-        if self.life.state >= State.KILLED:
+    def task_came_back(self, worker: Worker) -> None:
+        """Make another worker take a task that was put back into its lane, or a new worker one that was parked."""
+        if worker.yields:
+            self.retry_parked(worker)
+        elif self.life.state >= State.KILLED:
             self.ending.cancel_queue()  # the killer may have looked at the lane before
         else:
             self.wake_if_waiting()

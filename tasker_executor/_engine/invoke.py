@@ -80,4 +80,4 @@ def note_missing_argument(error: BaseException, trace: TracebackType | None, exe
 def note_giving_up(error: BaseException, retries: int) -> None:
     """Say in the error of a task's last attempt how many retries there were, if there were any."""
     if retries:
-        add_note(error, f"gave up after {retries} retries; the resource was broken each time")
+        add_note(error, f"gave up after {retries} retries; the last resource broke, too")

@@ -263,7 +263,7 @@ class Reserve(Generic[R]):
                     try:
                         for holding in self._stock.drops:  # noqa: B007  # as in `run`
                             break
-                    except IndexError:
+                    except IndexError:  # another thread was quicker
                         break
                     assert holding is not None
                     hand.append(holding)

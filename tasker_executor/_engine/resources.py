@@ -1,6 +1,6 @@
 """Make, judge, check and give up resources.
 
-One resource in hand is in `holding`, the resources of ``run_now`` are in `reserve`.
+One resource in hand is in `holding`, the resources of ``run_now`` are in `stock`.
 
 A resource is made and noted down in one step, which no error thrown in can split: see `_sync`.
 """

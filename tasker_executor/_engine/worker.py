@@ -1,20 +1,20 @@
 """A worker: one thread, one resource, one loop. This is the hot path.
 
-**One resource for life.** A worker ends when its resource breaks, is too old or is used up: see ``care.py``.
-It also ends when there are too many workers, or when the executor shuts down. It then destroys its resource,
-and reports the reason. The exit path (`Employer.worker_ended`) alone decides whether a successor starts.
+**One resource for life.** A worker ends when its resource may not serve on (``care.py``), when there are too
+many workers, or when the executor shuts down. It then destroys its resource and reports the reason. The exit
+path (`Employer.worker_ended`) alone decides whether a successor starts.
 
 **Work and rest.** A worker works (`_work`) while the lanes have tasks, and rests (`_rest`) while they have
 none. After `_work` its seat is on the idle stack, unless it ends; after `_rest` the seat is off the stack. It
-registers as idle *before* it publishes its last result, so a caller in a ``submit().result()`` loop never
-starts a second thread. ``idle.py`` describes the wake-up.
+registers as idle *before* it publishes its last result, so a caller in a ``submit().result()`` loop starts no
+second thread. If it must clean or check its resource first, it registers afterwards. See ``idle.py``.
 
-**Thrown errors.** ``attempt.py`` says what is promised when another thread throws an error into a worker. For
-that, a task leaves its lane and enters the variable `task` in one step: the head of a ``for`` loop (see
-`takes`). It leaves the variable before it is put back.
+**Thrown errors.** ``attempt.py`` says what is promised when another thread throws an error into a worker. So a
+task enters the variable `task` in the step in which it leaves its lane (see `takes`), and leaves it before it
+is put back.
 
-**No lock and no test that a task does not need.** What few tasks need (a listener, a deadline, a
-cancellation) is in a sidecar: one load tells whether there is one. The end of a task starts the next.
+**No test that a task does not need.** What few tasks need (a listener, a deadline) is in a sidecar: one load
+tells whether there is one. The end of a task starts the next.
 """
 
 from __future__ import annotations
@@ -74,10 +74,9 @@ class Worker:
         self.attempts = Attempts(place, self.log, self.name)
         self.care = Care(place)
         self.ready = False  # whether it has looked at the lanes, or is about to
-        self.yields = False  # whether it ends, and a retry that is parked waits for its successor
         self.late = False  # whether it has been starting for `create_timeout`
-        self.told_of_end = False  # whether observers were told of its end
-        self.over = False  # whether its exit path is done, or it will never live
+        self.yields = False  # whether it ends, and a retry that is parked waits for its successor
+        self.told_of_end, self.over = False, False  # whether observers know; whether it has ended, or never lives
         self.birth = allocate_lock()  # taken by the thread as it begins to live, or by its starter to disown it
         self.seat = Seat(place.idle)
         self.started_at = self.since = clock()  # `since`: when it took its last task in hand
@@ -295,7 +294,7 @@ class Worker:
                     put_back, task = task, None
                     lane.appendleft(put_back)
                     put_back = None
-                    self.employer.task_came_back()
+                    self.employer.task_came_back(self)
                     return last
 
                 # -- run it
@@ -348,15 +347,11 @@ class Worker:
                     # No result yet: see `Attempts.salvage`. And the error's traceback leads to this frame: a cycle.
                     value, error = NOTHING, None
                     if last is not None or (last := self._begin_again(task)) is not None:
-                        self.yields = self.place.source.retries_on_new  # type: ignore[union-attr]  # it has judged
-                        parks = last is End.BROKEN and self.yields
+                        self.yields = last is End.BROKEN and self.place.source.retries_on_new  # type: ignore[union-attr]  # it has judged
                         put_back, task = task, None
-                        (lane.parked.append if parks else lane.appendleft)(put_back)  # past the queue bound
+                        (lane.parked.append if self.yields else lane.appendleft)(put_back)  # past the queue bound
                         put_back = None
-                        if parks:
-                            self.employer.retry_parked(self)
-                        else:
-                            self.employer.task_came_back()
+                        self.employer.task_came_back(self)
                         return last
                     self.since = start = clock()
                 busy = careful and attempts.end(task, self.holding, error, start, end_time)

@@ -48,8 +48,8 @@ class Employer(Protocol):
     def resource_given_up(self, worker: Any) -> None:
         """Note that a worker is about to destroy its resource, which may take long."""
 
-    def task_came_back(self) -> None:
-        """Make another worker take a task that was put back to the front of its lane."""
+    def task_came_back(self, worker: Any) -> None:
+        """Make another worker take a task that was put back to the front of its lane, or parked."""
 
     def retry_parked(self, worker: Any) -> bool:
         """Start a worker for a retry that was parked; return False if this worker must make room for it."""

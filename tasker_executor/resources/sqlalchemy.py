@@ -32,7 +32,7 @@ try:
 except ModuleNotFoundError as _error:
     raise ImportError(
         "tasker_executor.resources.sqlalchemy needs SQLAlchemy: pip install tasker-executor[sqlalchemy]"
-    ) from error
+    ) from _error
 
 __all__ = ["CommitUnknown", "Connections", "Sessions"]
 
