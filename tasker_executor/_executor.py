@@ -356,7 +356,7 @@ class ResourceExecutor(BaseExecutor[R]):
         self._core.refresh()
 
     def wait_ready(self, timeout: float | None = None) -> None:
-        """Block until all base workers have their resources.
+        """Block until all base workers have their resources; without a base, until one worker has.
 
         Args:
             timeout: Seconds to wait at most. None: `create_timeout`.
