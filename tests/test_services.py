@@ -113,6 +113,11 @@ def database(postgres: str) -> Iterator[Postgres]:
     server.admin.close()
 
 
+def is_own(error: Exception) -> bool:
+    """Return whether the error says nothing of the connection."""
+    return not isinstance(error, psycopg.OperationalError)
+
+
 def answers(connection: Connection) -> bool:
     connection.execute("")
     return True
@@ -148,6 +153,7 @@ def test_postgres_ends_connections_all_the_time_and_every_row_is_written_once(ta
         WORKERS,
         on_create=tables.connect,
         on_destroy=psycopg.Connection.close,
+        check_health=is_own,
         check_resource=answers,
         check_after_idle=DEADLINE,
         max_retries=MAX_RETRIES,
@@ -190,7 +196,13 @@ def test_queued_tasks_survive_two_seconds_without_connections(own_database: Post
         return int(row[0])
 
     pool = make_pool(
-        4, on_create=connect, on_destroy=psycopg.Connection.close, check_resource=answers, min_workers=4, create_timeout=60.0
+        4,
+        on_create=connect,
+        on_destroy=psycopg.Connection.close,
+        check_health=is_own,
+        check_resource=answers,
+        min_workers=4,
+        create_timeout=60.0,
     )
     pool.wait_ready()
     own_database.execute("alter database {name} allow_connections false")
