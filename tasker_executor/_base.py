@@ -19,6 +19,7 @@ from typing_extensions import ParamSpec, TypeVar, override
 
 from ._checks import check_count, check_seconds
 from ._options import DEFAULT_OPTIONS, UNSET, TaskOptions, Unset
+from ._report import refusal
 from ._results import cancel_all
 from ._sync import lock_timeout
 from ._typed import TypedExecutor
@@ -171,7 +172,7 @@ class ExecutorView(BaseExecutor[R]):
 
     def _refuse_if_shut_down(self) -> None:
         if self._shut_down:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+            raise refusal(f"{self!r} has been shut down")
 
     @override
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "function_name",
     "innermost",
     "must_escape",
+    "refusal",
     "safe_repr",
     "safe_str",
     "traceback_of",
@@ -135,6 +136,13 @@ def traceback_of(error: BaseException) -> TracebackType | None:
     """Return the traceback of an error, even if its class redefines that attribute."""
     trace: TracebackType | None = _traceback.__get__(error)
     return trace
+
+
+def refusal(note: str, message: str = "cannot schedule new futures after shutdown") -> RuntimeError:
+    """Return the error for a submission that is refused: in the standard library's words, and a note says by whom."""
+    error = RuntimeError(message)
+    add_note(error, note)
+    return error
 
 
 def drop_frame(error: BaseException) -> BaseException:

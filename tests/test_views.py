@@ -310,8 +310,10 @@ def test_view_accepts_nothing_after_shutdown(make_pool: MakePool, use: Callable[
     view = pool.with_options(priority=True)
     view.shutdown()
 
-    with pytest.raises(RuntimeError, match=r"^cannot schedule new futures after shutdown$"):
+    with pytest.raises(RuntimeError, match=r"^cannot schedule new futures after shutdown") as caught:
         use(view)
+    assert str(caught.value) == "cannot schedule new futures after shutdown"
+    assert "ExecutorView" in caught.value.__notes__[0]
     assert pool.stats().submitted == 0
 
 

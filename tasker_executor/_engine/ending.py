@@ -23,6 +23,7 @@ from concurrent.futures.thread import BrokenThreadPool
 from functools import partial
 from typing import Any
 
+from .._report import refusal
 from .._sync import clock, lock_timeout, takes
 from ..exceptions import ShutdownTimeout
 from ..observers import StateEvent
@@ -67,9 +68,7 @@ class Ending:
         self._nesting = nesting
         self._owner = owner
         #: Makes the error for a submission that is refused.
-        self.refusal: Callable[[], Exception] = partial(
-            _refusal, "cannot schedule new futures after shutdown", f"executor {self._name!r} has been shut down"
-        )
+        self.refusal: Callable[[], Exception] = partial(refusal, f"executor {self._name!r} has been shut down")
         #: A token for each thread that pops tasks to fail them. It keeps the executor from closing.
         self._failing: set[object] = set()
         #: The user's executor, while it lives.
@@ -149,7 +148,7 @@ class Ending:
         """Refuse new tasks because the interpreter exits, unless they are refused already."""
         if self._life.state is State.RUNNING:
             message = "cannot schedule new futures after interpreter shutdown"
-            self.refusal = partial(_refusal, message, f"the interpreter exits, and executor {self._name!r} with it")
+            self.refusal = partial(refusal, f"the interpreter exits, and executor {self._name!r} with it", message)
 
     # -- what becomes of tasks and resources
 
@@ -301,13 +300,6 @@ class Ending:
             f"make a new executor in this one"
         )
         self.refusal = lambda: RuntimeError(message)
-
-
-def _refusal(message: str, note: str) -> Exception:
-    """Return the error for a refused submission. Its message is that of the standard library."""
-    error = RuntimeError(message)
-    error.add_note(note)
-    return error
 
 
 def _fail_lane(lane: Lane, make_error: Callable[[float], BaseException], before: float | None) -> None:

@@ -289,8 +289,7 @@ class Worker:
                 except IndexError:  # no task waits, or another worker was quicker
                     break
                 last = None
-                if leave and (last := self.employer.dismisses(self)) is not None:
-                    # Asked with the task in hand: once `kill` has set `leave`, no task starts.
+                if leave and (last := self.employer.dismisses(self)) is not None:  # after `kill` no task starts
                     put_back, task = task, None
                     lane.appendleft(put_back)
                     put_back = None

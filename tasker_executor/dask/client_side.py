@@ -29,7 +29,7 @@ from .._engine.settings import Settings
 from .._engine.state import State
 from .._engine.threads import make_thread
 from .._options import TaskOptions
-from .._report import Logger, function_name, safe_repr, safe_str
+from .._report import Logger, function_name, refusal, safe_repr, safe_str
 from .._sync import clock, lock_timeout
 from .._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
 from ..exceptions import ResourceCreationError, ShutdownTimeout, TaskLost
@@ -277,7 +277,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
 
     def _refuse_if_shut_down(self) -> None:
         if self._state is not State.RUNNING:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+            raise refusal(f"executor {self.name!r} has been shut down")
 
     def _settle(self, future: RemoteFuture[Any], answer: Answer) -> None:
         """Give a future the answer of its worker. Runs on the client's event loop."""

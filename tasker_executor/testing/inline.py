@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from functools import partial
 from math import inf
 from types import CoroutineType
 from typing import Any
@@ -28,7 +27,7 @@ from .._engine.reserve import Reserve
 from .._engine.resources import ResourceSource
 from .._engine.state import State
 from .._options import TaskOptions
-from .._report import must_escape
+from .._report import must_escape, refusal
 from .._sync import Latch, clock
 from .._types import AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
 from ..exceptions import NoCurrentTask, PoolDeadlockError, TaskExpired
@@ -43,7 +42,6 @@ __all__ = ["InlineExecutor", "open_executors"]
 R = TypeVar("R", default=None)
 T = TypeVar("T")
 
-_refusal = partial(RuntimeError, "cannot schedule new futures after shutdown")  # the standard library's words
 #: Inline executors that are not closed, weakly, by id. No WeakSet: another thread may add one while
 #: `assert_no_leaks` looks.
 open_executors: dict[int, weakref.ref[InlineExecutor[Any]]] = {}
@@ -135,9 +133,8 @@ class InlineExecutor(BaseExecutor[R]):
             self._source = source = ResourceSource(self.name, hooks, Recorder(), ObserverHub(()))
             counts = self._books.of_reserve
             # It makes no resource ahead, and keeps all that its calls make.
-            self._reserve = Reserve(
-                source, 0, self, killed, self._max_retries, _refusal, most=inf, listener=counts, slot=0, in_scope=call_in_scope
-            )
+            more: dict[str, Any] = {"most": inf, "listener": counts, "slot": 0, "in_scope": call_in_scope}
+            self._reserve = Reserve(source, 0, self, killed, self._max_retries, self._refusal, **more)
         number = id(self)
         open_executors[number] = weakref.ref(self, lambda _: open_executors.pop(number, None))
 
@@ -214,9 +211,12 @@ class InlineExecutor(BaseExecutor[R]):
     def _limit(self, options: TaskOptions) -> int:
         return self._max_retries if options.max_retries is None else options.max_retries
 
+    def _refusal(self) -> RuntimeError:
+        return refusal(f"executor {self.name!r} has been shut down")
+
     def _refuse_if_closed(self) -> None:
         if self._state is not State.RUNNING:
-            raise _refusal()
+            raise self._refusal()
 
     # Ctrl-C, or a time limit of the user's, may throw an error in after any call. So what belongs together, a
     # number and the mark of the task that it counts, changes under the lock without a call between the two;
