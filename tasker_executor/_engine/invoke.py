@@ -49,8 +49,9 @@ def drop_scope(error: BaseException) -> BaseException:
 def refuse_async(call: object, made: Any) -> Any:
     """Return the coroutine that a task has returned. Raises TypeError if the task is an ``async def`` function.
 
-    A function that makes a coroutine, for its caller to await, is a task like others. Asked once the task has
-    returned: to look at every function would cost 12 % of a submission.
+    A function that makes a coroutine, for its caller to await, is a task like others. So is every function
+    without a resource, as in the standard library: then the worker does not ask. It asks once the task has
+    returned, since to look at every function would cost 12 % of a submission.
     """
     if iscoroutinefunction(innermost(call)):
         made.close()

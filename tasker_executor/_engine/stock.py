@@ -141,6 +141,8 @@ class Stock(Generic[R]):
         source = self._source
         if source.used_up(holding) or holding.epoch != source.epoch:
             return False
+        if source.hooks.reset is None and holding.good_at >= 0:  # no hook is to be called
+            return True
         here = current.here
         before, here.holder = here.holder, self._outside
         try:
