@@ -326,7 +326,7 @@ class Worker:
                         else:
                             scoped = call if task._context is None else task._context.copy().run
                             value = scoped(run_in_scope, around, self.holding, task._result, task._exception)
-                        if prefix and value is not None and type(value) is _Coroutine:
+                        if type(value) is _Coroutine and prefix:
                             value = refuse_async(task._result, value)
                     except BaseException as raised:
                         error = drop_frame(raised) if around is None else drop_scope(raised)
