@@ -6,7 +6,7 @@ and never the handle. So a dropped executor is collected, and its core drains an
 ===============================  ===============================================================
 the room                         the question that it answers
 ===============================  ===============================================================
-``settings.py``                  what did the user ask for?
+``settings.py``, ``hooks.py``    what did the user ask for, and what did the user say about resources?
 ``state.py``                     which states does an executor go through, and which lock guards them?
 ``task.py``, ``sidecar.py``      what happens to a task, from submission to result?
 ``waiting.py``, ``handoff.py``   how does a thread wait for a task?
@@ -20,7 +20,7 @@ the room                         the question that it answers
 ``reserve.py``, ``places.py``    how does a call of ``run_now`` run, and which calls run now?
 ``stock.py``                     which resource does a call of ``run_now`` get, and which are kept?
 ``supply.py``, ``outage.py``     what do the resources tell of the factory; when may it be tried again?
-``recovery.py``                  what follows for the tasks that wait, and what is logged?
+``recovery.py``, ``notices.py``  what follows for the tasks that wait; what is told of workers?
 ``deadlock.py``                  which tasks wait for a task of their own executor?
 ``timer.py``, ``herald.py``      which duty is due, and which thread tells of its results?
 ``deadlines.py``, ``scaler.py``  which task is too late; how many workers does the policy want?
