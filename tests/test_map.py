@@ -332,7 +332,8 @@ def test_source_that_raises_cancels_what_was_submitted(
     assert ran == []
 
 
-def test_source_that_raises_later_cancels_what_was_submitted(make_pool: MakePool, gate: Gate) -> None:
+@pytest.mark.parametrize("ordered", [True, False])
+def test_source_that_raises_later_cancels_what_was_submitted(make_pool: MakePool, gate: Gate, ordered: bool) -> None:
     pool = make_pool(1)
     ran: list[int] = []
 
@@ -342,7 +343,7 @@ def test_source_that_raises_later_cancels_what_was_submitted(make_pool: MakePool
             gate.hold()
         return number
 
-    results = pool.map(task, failing_source(4, Failed()), buffersize=4)
+    results = pool.map(task, failing_source(4, Failed()), buffersize=4, ordered=ordered)
     gate.wait_until_held()  # so the first is done, and the source about to raise when the next item is asked for
 
     with pytest.raises(Failed):
@@ -786,26 +787,6 @@ def test_the_end_of_the_stack_is_no_refusal(make_pool: MakePool, monkeypatch: py
 
     with pytest.raises(RecursionError):
         next(results)
-
-
-def test_a_source_that_raises_later_ends_results_that_come_as_they_are(make_pool: MakePool, gate: Gate) -> None:
-    pool = make_pool(1)
-    ran: list[int] = []
-
-    def task(number: int) -> int:
-        ran.append(number)
-        if number == 1:
-            gate.hold()
-        return number
-
-    results = pool.map(task, failing_source(4, Failed()), buffersize=4, ordered=False)
-    gate.wait_until_held()
-
-    with pytest.raises(Failed):
-        next(results)
-    gate.release()
-    pool.shutdown()
-    assert ran == [0, 1]
 
 
 def test_stop_iteration_in_an_unordered_chunk_keeps_its_value(make_pool: MakePool) -> None:

@@ -16,6 +16,7 @@ from proxy import Proxy
 from support import DEADLINE, MakePool, eventually, run_python
 from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor.factory import Verdict
+from trouble import failure
 
 if not TYPE_CHECKING:
     pytest.importorskip("psycopg")
@@ -81,14 +82,6 @@ def make(server: Server) -> Iterator[Made]:
 
     made.destroy()
     server.wait_until_gone()
-
-
-def failure(call: Callable[[], object]) -> Exception:
-    """The error that the call raises."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011  # the test looks at it
-        call()
-    assert isinstance(caught.value, Exception)
-    return caught.value
 
 
 def status_of(connection: psycopg.Connection[Any]) -> TransactionStatus:

@@ -17,6 +17,7 @@ import pytest
 from support import DEADLINE, MakePool, eventually, run_python
 from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor.factory import Verdict
+from trouble import failure
 
 if not TYPE_CHECKING:
     pytest.importorskip("sqlalchemy")
@@ -130,14 +131,6 @@ def mariadb() -> URL:
         int(given.get("port", 3306)),
         given.get("dbname") or given.get("database") or "test",
     )
-
-
-def failure(call: Callable[[], object]) -> Exception:
-    """The error that the call raises."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011  # the test looks at it
-        call()
-    assert isinstance(caught.value, Exception)
-    return caught.value
 
 
 def insert(resource: sqlalchemy.Connection | Session, table: str, *numbers: int) -> None:

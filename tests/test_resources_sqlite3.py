@@ -7,7 +7,7 @@ import pickle
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_type
@@ -18,6 +18,7 @@ from support import DEADLINE, MakePool
 from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor.factory import Verdict
 from tasker_executor.resources.sqlite3 import CommitUnknown, Connections
+from trouble import failure
 
 ENDLESS = "with recursive counter(n) as (select 1 union all select n + 1 from counter) select count(*) from counter"
 #: The ways in which Python handles transactions: its old one, none, and, since Python 3.12, two more.
@@ -83,14 +84,6 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 def insert(connection: sqlite3.Connection, *numbers: int) -> None:
     connection.executemany("insert into numbers values (?)", [(number,) for number in numbers])
-
-
-def failure(call: Callable[[], object]) -> Exception:
-    """The error that the call raises."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011  # the test looks at it
-        call()
-    assert isinstance(caught.value, Exception)
-    return caught.value
 
 
 def error_with(code: int) -> sqlite3.OperationalError:

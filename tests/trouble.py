@@ -6,14 +6,24 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+import pytest
+
 from support import DEADLINE
 
-__all__ = ["HANGS", "MAX_RETRIES", "OUTAGE", "WORKERS", "again_and_again", "in_thread"]
+__all__ = ["HANGS", "MAX_RETRIES", "OUTAGE", "WORKERS", "again_and_again", "failure", "in_thread"]
 
 HANGS = 600  # seconds
 OUTAGE = 1.0  # seconds
 WORKERS = 8
 MAX_RETRIES = 30
+
+
+def failure(call: Callable[[], object]) -> Exception:
+    """The error that the call raises."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # the test looks at it
+        call()
+    assert isinstance(caught.value, Exception)
+    return caught.value
 
 
 @contextmanager

@@ -56,8 +56,8 @@ class Crew:
         self.roster = roster
         self.supply = Supply(place, roster)
         self.outage = self.supply.outage
-        #: Not empty while there are more workers than there may be. A worker that is about to start a task
-        #: then asks `dismisses`.
+        #: Not empty while there may be a worker that has to go: one too many, or one whose resource is of an
+        #: earlier epoch. A worker that is about to start a task then asks `dismisses`.
         self.leave = place.leave
 
         # The lock guards all that follows.
@@ -135,11 +135,7 @@ class Crew:
 
     def retry_later(self, error: CannotStart) -> None:
         """Have the timer start workers for the tasks that wait, after the system has refused a thread."""
-        with self._life.lock:
-            held = self.outage.error  # until the lock is free: to drop an error may run destructors
-            self.supply.note_failure(error, clock())
-            self._offer_room()
-        del held
+        self._note_failure(error, clock())
         self._timer.start_if_wanted()
         logger.error("executor %r: cannot start a worker", self._name, exc_info=error, executor=self._name)
 
@@ -262,9 +258,13 @@ class Crew:
 
     def note_unfit(self, worker: Worker, fault: UnfitResource) -> bool:
         """Note that a resource failed its check before it had served a task; return whether that counts."""
+        return self._note_failure(fault, worker.started_at)
+
+    def _note_failure(self, error: BaseException, begun: float) -> bool:
+        """Note that an attempt, begun at `begun`, made no resource that serves; return whether that counts."""
         with self._life.lock:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
-            counts = self.supply.note_failure(fault, worker.started_at)
+            counts = self.supply.note_failure(error, begun)
             self._offer_room()
         del held
         return counts

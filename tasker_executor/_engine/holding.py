@@ -133,7 +133,7 @@ class Holding(Generic[R]):
     @property
     def out_of_reach(self) -> bool:
         """Whether its owner must not use it any more: a killer destroys it, or it belongs to another process."""
-        return self._given_up or self.process != getpid()
+        return self._given_up or self.inherited
 
     @property
     def being_aborted(self) -> bool:

@@ -69,7 +69,6 @@ def check_hooks(
 
     Raises the error of an argument that does not fit.
     """
-    needing = {**hooks, "max_age": max_age, "max_uses": max_uses, "resource_pool_size": resource_pool_size or None}
     methods: dict[str, Any]
     if resource is not None:
         for argument, value in hooks.items():
@@ -85,6 +84,7 @@ def check_hooks(
             if value is not None:
                 _check_hook(argument, value, 0 if argument == "on_create" else 1)
         if hooks["on_create"] is None:
+            needing = {**hooks, "max_age": max_age, "max_uses": max_uses, "resource_pool_size": resource_pool_size or None}
             for argument, value in needing.items():
                 if value is not None:
                     raise ValueError(f"{argument}={safe_repr(value)} is of no use without on_create or resource")

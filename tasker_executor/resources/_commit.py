@@ -45,6 +45,14 @@ class CommitUnknown(TaskerError, RuntimeError):
     """
 
 
+def commit_unknown() -> CommitUnknown:
+    """Return the error of a task whose connection broke during COMMIT."""
+    return CommitUnknown(
+        "the connection broke during COMMIT, and whether the server has committed is not known: the task is "
+        "not run again; find out whether its work is done before you submit it again"
+    )
+
+
 def settle_commit(error: Exception, number: int | None, ask: Callable[[str], object]) -> None:
     """Return if the transaction was committed; raise `error` if it was not; raise `CommitUnknown` otherwise.
 
@@ -57,10 +65,7 @@ def settle_commit(error: Exception, number: int | None, ask: Callable[[str], obj
         raise error
     committed = None if number is None else _was_committed(number, ask)
     if committed is None:
-        raise CommitUnknown(
-            "the connection broke during COMMIT, and whether the server has committed is not known: the task is "
-            "not run again; find out whether its work is done before you submit it again"
-        ) from error
+        raise commit_unknown() from error
     if not committed:
         raise error
     logger.debug(

@@ -10,7 +10,7 @@ from typing_extensions import TypeVar, override
 
 from .._checks import check_bool
 from ..factory import ResourceFactory, Verdict
-from ._commit import CommitUnknown
+from ._commit import CommitUnknown, commit_unknown
 from ._sockets import shut_down
 
 try:
@@ -183,10 +183,7 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
             _roll_back(connection)
             if not unknown:
                 raise
-            raise CommitUnknown(
-                "the connection broke during COMMIT, and whether the server has committed is not known: the task is "
-                "not run again; find out whether its work is done before you submit it again"
-            ) from error
+            raise commit_unknown() from error
 
     def _answers(self, connection: Connection[C]) -> bool:
         try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import socket
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from .._checks import check_bool, check_callable
 from .._engine.threads import make_thread
 from ..factory import ResourceFactory, Verdict
 from ._commit import NOTHING_WRITTEN, TRANSACTION_NUMBER, CommitUnknown, settle_commit
+from ._sockets import shut_down
 
 try:
     from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, select
@@ -185,9 +185,8 @@ class _Factory(ResourceFactory[R]):
         thread = make_thread(kill, f"tasker_executor_kill_query_{number}")
         thread.start()
         thread.join(CANCEL_TIMEOUT)
-        if not done.is_set() and isinstance(sock := getattr(driver, "_sock", None), socket.socket):
-            with contextlib.suppress(OSError):  # It is closed by now. (An SSL socket's own method loses its state.)
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        if not done.is_set():
+            shut_down(getattr(driver, "_sock", None))
 
     @contextmanager
     def _scope(self, resource: R) -> Generator[None]:
