@@ -25,7 +25,7 @@ from typing import Any
 
 from tasker_executor import ResourceExecutor
 from tasker_executor._engine.recorder import Recorder
-from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, TaskFuture
+from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, Task
 from tasker_executor._sync import clock
 
 from .compare import nothing
@@ -53,14 +53,14 @@ class _Callee:
         pass
 
 
-def _fresh() -> TaskFuture[Any]:
-    future: TaskFuture[Any] = TaskFuture()
+def _fresh() -> Task[Any]:
+    future: Task[Any] = Task()
     future._status, future._sidecar, future._result, future._exception = PENDING, None, nothing, ()
     future._context, future._submitted = None, clock()
     return future
 
 
-def _done() -> TaskFuture[Any]:
+def _done() -> Task[Any]:
     future = _fresh()
     future._finish(None, None)
     return future
@@ -104,12 +104,12 @@ STANDARD_PARTS = {
 OUR_PARTS = {
     "submit": [
         Part("the call of submit, with any arguments", "call(nothing)", "call = Callee().submit"),
-        Part("make the future, which is the work item", "TaskFuture()"),
+        Part("make the future, which is the work item", "Task()"),
         Part(
             "fill its seven slots",
             "f._status = PENDING; f._sidecar = None; f._result = nothing; f._exception = (); f._context = None; "
             "f._lane = None; f._submitted = 0.0",
-            "f = TaskFuture()",
+            "f = Task()",
         ),
         Part("copy the context (propagate_context=True)", "copy_context()"),
         Part("note when", "clock()"),
@@ -190,7 +190,7 @@ _NAMES: dict[str, Any] = {
     "RUNNING": RUNNING,
     "Semaphore": threading.Semaphore,
     "SimpleQueue": SimpleQueue,
-    "TaskFuture": TaskFuture,
+    "Task": Task,
     "Worker": type("Worker", (), {}),
     "clock": clock,
     "copy_context": copy_context,

@@ -31,7 +31,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -316,7 +316,7 @@ def run(folder: Path, database: Path, workers: int, full_text: bool) -> bool:
         observers=[incidents],
         name="indexer",
     ) as pool:
-        pending = {pool.submit(index.add, batch) for batch in batches}
+        pending: set[Future[Tally]] = {pool.submit(index.add, batch) for batch in batches}
         words = cycle(WORDS)
         while pending:
             word, asked = next(words), time.perf_counter()

@@ -26,8 +26,11 @@ from .exceptions import (
     TaskCancelled,
     TaskerError,
     TaskExpired,
+    TaskStopped,
+    TaskTimeout,
 )
 from .factory import ResourceFactory, Verdict
+from .futures import TaskFuture
 from .observers import Observer, ResourceEvent, ScaleEvent, StateEvent, TaskEvent, WorkerEvent
 from .policies import BacklogPolicy, Hysteresis, QueueWaitPolicy, RatePolicy, ScalingPolicy
 from .stats import DurationSummary, ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
@@ -60,6 +63,9 @@ __all__ = [
     "TaskContext",
     "TaskEvent",
     "TaskExpired",
+    "TaskFuture",
+    "TaskStopped",
+    "TaskTimeout",
     "TaskerError",
     "Verdict",
     "WorkerEvent",

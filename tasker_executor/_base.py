@@ -24,6 +24,7 @@ from ._results import cancel_all
 from ._sync import lock_timeout
 from ._typed import TypedExecutor
 from .exceptions import ShutdownTimeout
+from .futures import TaskFuture
 
 __all__ = ["BaseExecutor", "ExecutorView"]
 
@@ -59,6 +60,7 @@ class BaseExecutor(TypedExecutor[R]):
         priority: bool | Unset = UNSET,
         max_retries: int | Unset = UNSET,
         start_within: float | Unset | None = UNSET,
+        run_within: float | Unset | None = UNSET,
     ) -> ExecutorView[None]: ...
     @overload
     def with_options(
@@ -67,6 +69,7 @@ class BaseExecutor(TypedExecutor[R]):
         priority: bool | Unset = UNSET,
         max_retries: int | Unset = UNSET,
         start_within: float | Unset | None = UNSET,
+        run_within: float | Unset | None = UNSET,
     ) -> ExecutorView[R]: ...
     def with_options(
         self,
@@ -75,6 +78,7 @@ class BaseExecutor(TypedExecutor[R]):
         max_retries: int | Unset = UNSET,
         pass_resource: bool | Unset = UNSET,
         start_within: float | Unset | None = UNSET,
+        run_within: float | Unset | None = UNSET,
     ) -> ExecutorView[Any]:
         """Return a view of this executor that submits with other options.
 
@@ -89,6 +93,8 @@ class BaseExecutor(TypedExecutor[R]):
             pass_resource: False to call tasks exactly as given, for libraries that expect a plain Executor.
             start_within: Seconds. A task that has not started by then fails with `TaskExpired` and never
                 runs. None: no limit.
+            run_within: Seconds that a task may run, all its attempts together. Then it is stopped, as by
+                `TaskFuture.stop`, and has `TaskTimeout`. None: no limit, also if the executor has one.
 
         Raises:
             ValueError, TypeError: An option is no good; the message names it and its value.
@@ -97,8 +103,14 @@ class BaseExecutor(TypedExecutor[R]):
             max_retries = check_count("max_retries", max_retries, 0)
         if not isinstance(start_within, Unset) and start_within is not None:
             start_within = check_seconds("start_within", start_within)
+        if not isinstance(run_within, Unset) and run_within is not None:
+            run_within = check_seconds("run_within", run_within)
         options = self._options.derive(
-            priority=priority, max_retries=max_retries, pass_resource=pass_resource, start_within=start_within
+            priority=priority,
+            max_retries=max_retries,
+            pass_resource=pass_resource,
+            start_within=start_within,
+            run_within=run_within,
         )
         return ExecutorView(self._view_root(), options)
 
@@ -150,7 +162,7 @@ class ExecutorView(BaseExecutor[R]):
     @override
     def _enqueue(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
-    ) -> Future[Any]:
+    ) -> TaskFuture[Any]:
         self._refuse_if_shut_down()
         future = self._root._enqueue(fn, args, kwargs, options)
         with self._lock:

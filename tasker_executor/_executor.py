@@ -3,7 +3,7 @@
 **Life of a task.** What happens to ``pool.submit(fetch, "select 1")``, and which file of ``_engine/`` tells
 more. The constructor has checked its arguments (``settings.py``) and wired the engine (``core.py``).
 
-1. *Submit.* `ResourceExecutor.submit` (here) makes a `TaskFuture`, which carries its call (``task.py``). All
+1. *Submit.* `ResourceExecutor.submit` (here) makes a `Task`, which carries its call (``task.py``). All
    other doors make it in ``calls.py``.
 2. *Lane.* The submitter appends the task to a lane (``lanes.py``). Then it wakes the top of the idle stack,
    if there is one (``idle.py``): an idle worker, or `Room`. Room means that another worker may be started,
@@ -39,12 +39,13 @@ from ._engine.current import current, current_holder
 from ._engine.handoff import refuse_late_patching
 from ._engine.settings import OnFull, Settings
 from ._engine.submission import enqueue, run_now
-from ._engine.task import PENDING, TaskFuture
+from ._engine.task import PENDING, Task
 from ._options import UNSET, TaskOptions, Unset
 from ._sync import clock
 from ._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
 from .exceptions import NoCurrentTask
 from .factory import ResourceFactory
+from .futures import TaskFuture
 from .observers import Observer
 from .policies import ScalingPolicy
 from .stats import ExecutorMetrics, ExecutorStats, WorkerInfo
@@ -93,8 +94,8 @@ class ResourceExecutor(BaseExecutor[R]):
         around: Returns the scope of one task, a context manager: entered before each task, left after it, with
             the task's error if it raised. What entering it returns, if not None, is what the task gets
             instead of the resource. ``psycopg.Connection.transaction`` is such a function.
-        on_abort: Unblocks a call that hangs inside a resource. `kill` calls it for each resource in use, from
-            its own thread. Examples: `sqlite3.Connection.interrupt`, ``psycopg.Connection.cancel``.
+        on_abort: Unblocks a call that hangs inside a resource. Called once when a task is stopped, on a thread of
+            its own. Examples: `sqlite3.Connection.interrupt`, ``psycopg.Connection.cancel``.
         check_after_idle: Seconds that a resource may be idle without a check.
         max_age: Seconds after which a resource is replaced between two tasks, plus or minus 10 %, so that
             workers do not replace theirs in step. None: no limit.
@@ -109,6 +110,13 @@ class ResourceExecutor(BaseExecutor[R]):
         on_full: What `submit` does at that limit. ``"block"``: it waits for a place. ``"raise"``: it raises
             `QueueFull`. ``"caller"``: it runs the task in the calling thread, as `run_now` does.
         propagate_context: Run a task in a copy of its submitter's context, as `asyncio.to_thread` does.
+        run_within: Seconds that a task may run, all its attempts together. Then it is stopped, as by
+            `TaskFuture.stop`, and has `TaskTimeout`. None: no limit.
+        abort_grace: Seconds that a stopped task has to end. Then its future has its error all the same, and
+            the worker is *written off*: it counts no more, a successor may start, and the resource is
+            destroyed when the call returns. At most `max_workers` are written off at a time.
+        warn_after: Seconds after which a task that still runs is logged, with the stack of its thread; then
+            after twice that time, and so on. None: never.
         min_workers: The base. This number of workers is started by the constructor and kept.
         policy: Says how many workers are wanted, from `min_workers` to `max_workers`. None: `max_workers`.
         idle_timeout: Seconds after which an idle worker above the base ends. None: never.
@@ -156,6 +164,9 @@ class ResourceExecutor(BaseExecutor[R]):
         max_queued: int | None = None,
         on_full: OnFull = "block",
         propagate_context: bool = True,
+        run_within: float | None = None,
+        abort_grace: float = 5.0,
+        warn_after: float | None = None,
         min_workers: int = 0,
         policy: ScalingPolicy | None = None,
         idle_timeout: float | None = None,
@@ -186,6 +197,9 @@ class ResourceExecutor(BaseExecutor[R]):
             max_queued=max_queued,
             on_full=on_full,
             propagate_context=propagate_context,
+            run_within=run_within,
+            abort_grace=abort_grace,
+            warn_after=warn_after,
             min_workers=min_workers,
             policy=policy,
             idle_timeout=idle_timeout,
@@ -221,7 +235,7 @@ class ResourceExecutor(BaseExecutor[R]):
                     fn = partial(fn, **kwargs)
                 except TypeError:
                     fn = bind(fn, kwargs)
-            future = TaskFuture()
+            future = Task()
             future._status = PENDING
             future._sidecar = None
             future._result = fn
@@ -261,7 +275,7 @@ class ResourceExecutor(BaseExecutor[R]):
         idle, propagate = core.idle, core.propagate_context
         append, note = lane.append, futures.append
         for args in calls:  # `new_task`, in line: a call of it costs 11 % of this loop
-            future: TaskFuture[T] = TaskFuture()
+            future: Task[T] = Task()
             future._status = PENDING
             future._sidecar = None
             future._result = fn
@@ -279,7 +293,7 @@ class ResourceExecutor(BaseExecutor[R]):
     @override
     def _enqueue(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
-    ) -> Future[Any]:
+    ) -> TaskFuture[Any]:
         try:
             return enqueue(self._core, self._on_full, fn, args, kwargs, options)
         finally:

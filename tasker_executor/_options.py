@@ -28,6 +28,8 @@ class TaskOptions:
     pass_resource: bool = True
     #: Seconds from the submission on. None: no limit.
     start_within: float | None = None
+    #: Seconds that it may run. None: no limit. UNSET: the executor's limit.
+    run_within: float | Unset | None = UNSET
 
     def derive(self, **changes: Any) -> TaskOptions:
         """Return these options with `changes`. A change that is UNSET keeps the value."""

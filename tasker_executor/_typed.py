@@ -21,6 +21,7 @@ from ._map import map_results
 from ._options import DEFAULT_OPTIONS, TaskOptions
 from ._results import cancel_all
 from ._sync import lock_timeout
+from .futures import TaskFuture
 
 __all__ = ["TypedExecutor"]
 
@@ -50,7 +51,7 @@ class TypedExecutor(Executor, Generic[R]):
     @abstractmethod
     def _enqueue(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
-    ) -> Future[Any]:
+    ) -> TaskFuture[Any]:
         """Queue one task and return its future."""
 
     @abstractmethod
@@ -65,10 +66,10 @@ class TypedExecutor(Executor, Generic[R]):
     # -- tasks
 
     @overload  # type: ignore[override]  # with a resource, fn takes one argument more than Executor says: that is the point
-    def submit(self: TypedExecutor[None], fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+    def submit(self: TypedExecutor[None], fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
     @overload
-    def submit(self, fn: Callable[Concatenate[R, P], T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+    def submit(self, fn: Callable[Concatenate[R, P], T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> TaskFuture[T]:
         """Queue a task and return its future.
 
         With a resource the task is called ``fn(resource, *args, **kwargs)``, without one
@@ -89,10 +90,12 @@ class TypedExecutor(Executor, Generic[R]):
     _submit_as_defined = submit
 
     @overload
-    def submit_priority(self: TypedExecutor[None], fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+    def submit_priority(
+        self: TypedExecutor[None], fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskFuture[T]: ...
     @overload
-    def submit_priority(self, fn: Callable[Concatenate[R, P], T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
-    def submit_priority(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+    def submit_priority(self, fn: Callable[Concatenate[R, P], T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
+    def submit_priority(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> TaskFuture[T]:
         """Queue a task in the priority lane and return its future.
 
         No normal task starts while this one waits. The same as ``with_options(priority=True).submit``,

@@ -16,6 +16,8 @@ __all__ = [
     "TaskCancelled",
     "TaskExpired",
     "TaskLost",
+    "TaskStopped",
+    "TaskTimeout",
     "TaskerError",
 ]
 
@@ -41,7 +43,23 @@ class ShutdownTimeout(TaskerError, TimeoutError):
 
 
 class TaskCancelled(TaskerError, CancelledError):
-    """Raised in a task by ``current_task().raise_if_cancelled()`` after ``kill()``."""
+    """Raised in a task by ``current_task().raise_if_cancelled()``: the task was stopped, or has run for too long."""
+
+
+class TaskStopped(TaskCancelled):
+    """The task was stopped while it ran, by `TaskFuture.stop` or by ``kill()``. It is never run again.
+
+    ``__cause__`` is the error it ended with. None: it had not ended ``abort_grace`` seconds later, and was
+    given up.
+    """
+
+
+class TaskTimeout(TaskerError, TimeoutError):
+    """The task has run for longer than its ``run_within`` seconds. It is never run again.
+
+    ``__cause__`` is the error it ended with. None: it had not ended ``abort_grace`` seconds later, and was
+    given up.
+    """
 
 
 class PoolDeadlockError(TaskerError, RuntimeError):

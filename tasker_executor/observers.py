@@ -107,6 +107,9 @@ class Observer:
     def task_retried(self, event: TaskEvent) -> None:
         """A task's resource broke, and it was queued again."""
 
+    def task_stopped(self, event: TaskEvent) -> None:
+        """A task that runs was asked to stop; `outcome` is ``"stopped"``, ``"timed out"`` or ``"killed"``."""
+
     def task_finished(self, event: TaskEvent) -> None:
         """A task's future is done: it returned, raised, was cancelled or expired."""
 
@@ -115,6 +118,9 @@ class Observer:
 
     def worker_ended(self, event: WorkerEvent) -> None:
         """A worker has given up its resource and ends."""
+
+    def worker_written_off(self, event: WorkerEvent) -> None:
+        """A worker's task did not end when it was stopped: the worker counts no more, and a successor may start."""
 
     def resource_created(self, event: ResourceEvent) -> None:
         """A resource was made."""

@@ -27,6 +27,7 @@ class ExecutorStats:
         running_tasks: Tasks that a worker has in hand.
         queued_tasks: Tasks that wait in the normal lane.
         priority_tasks: Tasks that wait in the priority lane.
+        written_off: Workers that were written off, whose call has yet to return. They are no live workers.
         available_resources: Free resources in the reserve of ``run_now``.
         state: ``"running"``, ``"draining"``, ``"killed"`` or ``"closed"``.
 
@@ -35,6 +36,8 @@ class ExecutorStats:
         completed: Tasks that returned.
         failed: Tasks whose future got an exception.
         cancelled: Tasks cancelled before they started.
+        stopped: Tasks that were asked to stop while they ran, by `TaskFuture.stop` or ``kill``.
+        timed_out: Tasks that were asked to stop because they had run for ``run_within`` seconds.
         retried: Times that a task was queued again because its resource broke.
         resources_created: Resources that ``on_create`` returned.
         resources_destroyed: Resources given up, whether ``on_destroy`` succeeded or raised.
@@ -60,6 +63,9 @@ class ExecutorStats:
     workers_replaced: int
     create_failures: int
     state: str
+    written_off: int = 0
+    stopped: int = 0
+    timed_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,8 @@ class WorkerInfo:
 
     Attributes:
         name: Name of the worker and of its thread.
-        state: ``"starting"`` (it makes its resource), ``"idle"``, ``"busy"`` or ``"ending"`` (it destroys its
-            resource).
+        state: ``"starting"`` (it makes its resource), ``"idle"``, ``"busy"``, ``"ending"`` (it destroys its
+            resource) or ``"written off"`` (its task did not end when it was stopped).
         function: Name of the function it runs; None if it runs none.
         lane: Lane of the task it runs, ``"normal"`` or ``"priority"``; None if it runs none.
         attempt: 1 for the first run of the task, 2 for the first retry; 0 if it runs none.
@@ -77,6 +83,7 @@ class WorkerInfo:
             it is idle.
         resource_uses: Tasks that its resource has served.
         resource_age: Seconds since its resource was made; 0.0 without one.
+        stack: What its thread does, as a traceback shows it, innermost last; empty unless asked for.
     """
 
     name: str
@@ -87,6 +94,7 @@ class WorkerInfo:
     running_for: float
     resource_uses: int
     resource_age: float
+    stack: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ from typing import Any, NoReturn
 from typing_extensions import override
 
 from support import eventually
+from tasker_executor import TaskFuture
 from tasker_executor._options import TaskOptions
 
 __all__ = [
@@ -75,7 +75,7 @@ if find_spec("distributed") is not None:
         @override
         def _enqueue(
             self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
-        ) -> Future[Any]:
+        ) -> TaskFuture[Any]:
             if isinstance(fn, _ChunkRunner):
                 return super()._enqueue(_ChunkRunner(Ref(fn.__wrapped__)), args, kwargs, options)
             return super()._enqueue(Ref(partial(fn, *args, **kwargs)), (), {}, options)

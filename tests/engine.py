@@ -51,7 +51,7 @@ from tasker_executor._engine.sidecar import holds_task_lock, must_go_on
 from tasker_executor._engine.state import State
 from tasker_executor._engine.stock import Stock
 from tasker_executor._engine.supply import DESTROY_PATIENCE
-from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, WITHDRAWN, Sidecar, TaskFuture
+from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, WITHDRAWN, Sidecar, Task
 from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
 from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.waiting import await_handoff
@@ -88,7 +88,7 @@ __all__ = [
     "Sidecar",
     "State",
     "Step",
-    "TaskFuture",
+    "Task",
     "TaskLog",
     "Ticket",
     "Timer",
@@ -780,9 +780,9 @@ def patch_abort_patience(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Non
     monkeypatch.setattr("tasker_executor._engine.aborts.ABORT_PATIENCE", seconds)
 
 
-def patch_new_task(monkeypatch: pytest.MonkeyPatch, kind: type[TaskFuture[Any]]) -> None:
+def patch_new_task(monkeypatch: pytest.MonkeyPatch, kind: type[Task[Any]]) -> None:
     """Let `submit` make tasks of that class."""
-    monkeypatch.setattr("tasker_executor._executor.TaskFuture", kind)
+    monkeypatch.setattr("tasker_executor._executor.Task", kind)
 
 
 def patch_permit_of_wait(monkeypatch: pytest.MonkeyPatch, permit: Callable[[], object]) -> None:

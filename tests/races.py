@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from engine import Lane, Seat, TaskFuture, Worker, idle_workers, install_lane, lane_arguments, use_idle_stack
+from engine import Lane, Seat, Task, Worker, idle_workers, install_lane, lane_arguments, use_idle_stack
 from support import eventually
 from tasker_executor import ResourceExecutor
 
@@ -38,10 +38,10 @@ class RacedLane(Lane):
             self.on_look()
         return super().__len__()
 
-    def popleft(self) -> TaskFuture[Any]:
+    def popleft(self) -> Task[Any]:
         if self.on_pop is not None:
             self.on_pop()
-        future: TaskFuture[Any] = super().popleft()
+        future: Task[Any] = super().popleft()
         if self.on_popped is not None:
             self.on_popped()
         return future

@@ -23,7 +23,7 @@ from engine import (
     Admission,
     Lane,
     Step,
-    TaskFuture,
+    Task,
     Ticket,
     admission_of,
     core_of,
@@ -236,9 +236,9 @@ def test_cancelled_task_lets_a_blocked_submitter_in(make_pool: MakePool, gate: G
 def test_expired_task_lets_a_blocked_submitter_in(make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make_pool(1, max_queued=1)
     held = fill(pool, gate, 0)
-    deadlines: list[tuple[TaskFuture[Any], float]] = []
+    deadlines: list[tuple[Task[Any], float]] = []
 
-    def watch(future: TaskFuture[Any], deadline: float) -> None:
+    def watch(future: Task[Any], deadline: float) -> None:
         deadlines.append((future, deadline))
 
     with monkeypatch.context() as patch:
@@ -540,14 +540,14 @@ def test_place_of_a_worker_that_crashes_after_its_task_is_filled(
     gate.wait_until_held()
     submitter = Submitter(pool, int)
     wait_until_blocked(pool, 1)
-    publish, hits = TaskFuture[Any]._publish, [KeyboardInterrupt]
+    publish, hits = Task[Any]._publish, [KeyboardInterrupt]
 
-    def be_hit(published: TaskFuture[Any]) -> Any:
+    def be_hit(published: Task[Any]) -> Any:
         if hits and published is future and published._status is FINISHED:
             raise hits.pop()
         return publish(published)
 
-    monkeypatch.setattr(TaskFuture, "_publish", be_hit)
+    monkeypatch.setattr(Task, "_publish", be_hit)
     gate.release()
 
     assert join_all([submitter]) == []
@@ -639,7 +639,7 @@ def test_handler_overtakes_those_that_wait_for_its_own_thread() -> None:
 def test_handler_that_interrupted_its_thread_under_a_lock_is_let_in(make_pool: MakePool, gate: Gate, lock: str) -> None:
     pool = make_pool(1, max_queued=0)
     held = fill(pool, gate, 0)
-    assert isinstance(held, TaskFuture)
+    assert isinstance(held, Task)
     sidecar: Any = held._observe()
     locks: dict[str, Any] = {"core": engine_lock(pool), "door": admission_of(pool)._lock, "future": sidecar}
     nested: list[Future[int]] = []
@@ -702,7 +702,7 @@ def test_handler_that_interrupted_a_submission_wakes_the_worker_for_it(make_pool
     wake = step_of(pool, Step.WAKE)
     nested: list[Future[int]] = []
 
-    def be_interrupted(future: TaskFuture[Any]) -> None:
+    def be_interrupted(future: Task[Any]) -> None:
         replace_step(pool, Step.WAKE, wake)
         nested.append(pool.submit(int, "7"))
         wake(future)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, wait
 from functools import partial
 from pathlib import Path
@@ -161,7 +162,7 @@ def test_kill_in_a_done_callback_does_not_wait(make_dask: MakePool, gate: Gate) 
     assert all(future.done() for future in held + waiting)
 
 
-def wait_until_held_or_done(gate: Gate, futures: list[Future[Any]]) -> None:
+def wait_until_held_or_done(gate: Gate, futures: Sequence[Future[Any]]) -> None:
     eventually(lambda: gate._held > 0 or any(future.done() for future in futures), "a task to run or to end")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from engine import (
     RUNNING,
-    TaskFuture,
+    Task,
     WaitInside,
     busy_workers,
     end_a_hopeless_wait,
@@ -161,7 +161,7 @@ def test_nobody_is_told_while_one_of_those_who_wait_has_his_result_and_only_has_
     gate.wait_until_held()
     worker = busy_workers(pool)[0]
     assert worker.thread.ident is not None
-    assert isinstance(done, TaskFuture)
+    assert isinstance(done, Task)
     waiting_inside(pool)[worker.thread.ident] = WaitInside(done, threading.Lock(), timed=False)
     b = pool.submit(wait_for_a_task_of, pool)
     until_waiting_inside(pool, 2)
@@ -397,7 +397,7 @@ def test_a_task_that_runs_in_the_thread_of_its_caller_is_waited_for(make_pool: M
     # pretended: the task is out of its lane, and said to run.
     pool = make_pool(1)
     known = Gate()
-    elsewhere: list[TaskFuture[int]] = []
+    elsewhere: list[Task[int]] = []
 
     def task() -> int:
         known.hold()

@@ -14,7 +14,7 @@ import pytest
 from engine import (
     Lane,
     Step,
-    TaskFuture,
+    Task,
     Worker,
     is_killed,
     is_terminated,
@@ -41,7 +41,7 @@ class Interposed:
     ) -> None:
         self._lane, self._before, self._after = lane, before, after
 
-    def append(self, future: TaskFuture[Any]) -> None:
+    def append(self, future: Task[Any]) -> None:
         before, self._before = self._before, None
         after, self._after = self._after, None
         if before is not None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from engine import TaskFuture, lanes_of
+from engine import Task, lanes_of
 from interruptions import ERRORS, AtPoint
 from support import DEADLINE, Gate, is_waited_for
 from tasker_executor import ResourceExecutor
@@ -188,7 +188,7 @@ def test_a_task_that_was_settled_and_not_told_of_is_concluded_by_the_next_who_me
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(TaskFuture, "_conclude", interrupt)
+        patch.setattr(Task, "_conclude", interrupt)
         with pytest.raises(KeyboardInterrupt):
             story.future.cancel()
 
@@ -208,7 +208,7 @@ def test_the_worker_that_pops_it_concludes_it(monkeypatch: pytest.MonkeyPatch) -
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(TaskFuture, "_conclude", interrupt)
+        patch.setattr(Task, "_conclude", interrupt)
         with pytest.raises(KeyboardInterrupt):
             story.future.cancel()
 
@@ -225,15 +225,15 @@ def test_a_worker_leaves_the_callbacks_of_a_settled_task_to_the_thread_that_sett
     story = Story("waiting")
     threads: list[int] = []
     story.future.add_done_callback(lambda _: threads.append(threading.get_ident()))
-    conclude = cast("Any", TaskFuture)._conclude
+    conclude = cast("Any", Task)._conclude
 
-    def let_the_worker_pass(future: TaskFuture[Any], *, mine: bool = False) -> None:
+    def let_the_worker_pass(future: Task[Any], *, mine: bool = False) -> None:
         if mine:
             story.gate.release()
             story.pool.submit(int).result(DEADLINE)
         conclude(future, mine=mine)
 
-    monkeypatch.setattr(TaskFuture, "_conclude", let_the_worker_pass)
+    monkeypatch.setattr(Task, "_conclude", let_the_worker_pass)
     story.future.cancel()
 
     assert threads == [threading.get_ident()]

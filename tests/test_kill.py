@@ -58,7 +58,8 @@ def test_every_queued_future_is_cancelled_at_once(make_pool: MakePool, gate: Gat
     pool = make_pool(1)
     running: Future[Any] = pool.submit(gate.hold)
     gate.wait_until_held()
-    queued: list[Future[Any]] = [pool.submit(int) for _ in range(10)] + [pool.submit_priority(int) for _ in range(10)]
+    queued: list[Future[Any]] = [*(pool.submit(int) for _ in range(10))]
+    queued += [pool.submit_priority(int) for _ in range(10)]
 
     pool.kill()
 

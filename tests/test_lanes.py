@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from engine import Lane, TaskFuture, use_lane
+from engine import Lane, Task, use_lane
 from support import FakeResource, Gate, Ledger, MakePool
 
 
@@ -202,13 +202,13 @@ class Crowded(Lane):
         super().__init__("normal", cast(Any, None), lambda _: None)
         self.changes: Callable[[], object] | None = None
 
-    def put(self, submitted: float) -> TaskFuture[Any]:
-        future: TaskFuture[Any] = TaskFuture()
+    def put(self, submitted: float) -> Task[Any]:
+        future: Task[Any] = Task()
         future._submitted = submitted
         self.append(future)
         return future
 
-    def __iter__(self) -> Iterator[TaskFuture[Any]]:
+    def __iter__(self) -> Iterator[Task[Any]]:
         changes, self.changes = self.changes, None
         looked_at = super().__iter__()
         if changes is not None:

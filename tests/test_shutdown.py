@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine import Lane, Sidecar, TaskFuture, admission_of, name_of, use_lane
+from engine import Lane, Sidecar, Task, admission_of, name_of, use_lane
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, is_waited_for
 from tasker_executor import ResourceExecutor, ShutdownTimeout, current_task
 
@@ -275,7 +275,7 @@ def test_a_task_whose_retry_begins_as_it_is_about_to_be_given_up_is_run(
     pool = make_pool(1, on_create=FlakyFactory(ledger, gate), on_destroy=ledger.destroy, check_health=ledger.is_healthy)
 
     class Raced(Lane):
-        def withdraw(self, task: TaskFuture[Any], taken: list[object]) -> None:
+        def withdraw(self, task: Task[Any], taken: list[object]) -> None:
             gate.release()
             task.result(DEADLINE)
             super().withdraw(task, taken)

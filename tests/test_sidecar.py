@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine import PENDING, RUNNING, TaskFuture, normal_lane
+from engine import PENDING, RUNNING, Task, normal_lane
 from support import DEADLINE, Gate, MakePool
 
 
@@ -26,7 +26,7 @@ def test_an_end_that_two_want_to_tell_is_told_once(make_pool: MakePool, gate: Ga
     assert told == [future]
 
 
-class Trapped(TaskFuture[Any]):
+class Trapped(Task[Any]):
     """Ends right after a thread has seen that it has not started."""
 
     def __getattribute__(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""`TaskFuture`: the protocol of `concurrent.futures`, method by method, and the races that its module tells of.
+"""`Task`: the protocol of `concurrent.futures`, method by method, and the races that its module tells of.
 
 `Trapped` lets the other side act exactly between a store and the load that follows it.
 """
@@ -21,7 +21,7 @@ from typing import Any, cast
 import pytest
 
 import tasker_executor
-from engine import WITHDRAWN, Lane, Sidecar, TaskFuture, holds_task_lock, must_go_on, patch_permit_of_wait
+from engine import WITHDRAWN, Lane, Sidecar, Task, holds_task_lock, must_go_on, patch_permit_of_wait
 from engine import first_of as firsts
 from support import DEADLINE, Gate, MakePool, eventually
 from tasker_executor import ResourceExecutor
@@ -53,9 +53,9 @@ def in_thread(action: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def task(fn: Callable[..., Any] = nothing, *args: Any, future: TaskFuture[Any] | None = None) -> TaskFuture[Any]:
+def task(fn: Callable[..., Any] = nothing, *args: Any, future: Task[Any] | None = None) -> Task[Any]:
     """A task as `submit` makes it, in a lane of its own."""
-    made: TaskFuture[Any] = TaskFuture() if future is None else future
+    made: Task[Any] = Task() if future is None else future
     lane = Lane("normal", cast("Any", None), nothing)
     made._status, made._sidecar, made._context = PENDING, None, None
     made._result, made._exception, made._lane, made._submitted = fn, args, lane, 0.0
@@ -694,7 +694,7 @@ def test_cancelling_the_task_cancels_the_asyncio_wrapper(busy: ResourceExecutor[
 # -- which thread goes first: every clause of the module's docstring, forced --
 
 
-class Trapped(TaskFuture[Any]):
+class Trapped(Task[Any]):
     """Calls an action, once, right after a slot was stored or loaded."""
 
     def __init__(self) -> None:
@@ -743,7 +743,7 @@ class Story:
 
     def wait_until_running(self) -> None:
         """Until the worker has stored RUNNING. Looks past the traps."""
-        status: Any = vars(TaskFuture)["_status"]  # the slot's descriptor
+        status: Any = vars(Task)["_status"]  # the slot's descriptor
         eventually(lambda: status.__get__(self.future) is not PENDING, "the worker to store RUNNING")
 
 
@@ -835,17 +835,17 @@ def test_a_cancel_that_comes_before_the_first_has_told_anybody_says_yes_too(
 ) -> None:
     # 1. A canceller has settled the task, and has yet to publish that. 2. Another one comes: it is cancelled for that one, too,
     # and from then on says so. 3. The first goes on, and calls the callbacks, once.
-    publish = cast("Any", TaskFuture)._publish
+    publish = cast("Any", Task)._publish
     told_after: list[bool] = []
     story.future.add_done_callback(lambda _: story.told.append("called"))
 
-    def late(future: TaskFuture[Any]) -> Any:
+    def late(future: Task[Any]) -> Any:
         monkeypatch.undo()
         story.cancel()
         told_after.append(future.cancelled())
         return publish(future)
 
-    monkeypatch.setattr(TaskFuture, "_publish", late)
+    monkeypatch.setattr(Task, "_publish", late)
 
     story.cancel()
 
@@ -995,7 +995,7 @@ def test_an_observer_that_a_garbage_collection_lets_in_shares_the_sidecar(make_p
     threshold = gc.get_threshold()
     hoard: list[dict[str, int]] = []
     for object_number in range(8):  # the one that sets it off
-        future = cast("TaskFuture[int]", pool.submit(int))
+        future = cast("Task[int]", pool.submit(int))
         gc.collect()
         hoard += [{} for _ in range(200)]  # or the next dict would be one that lies in reserve, and not be made
         others.clear()
@@ -1046,7 +1046,7 @@ def test_a_waiter_that_is_added_while_the_worker_ends_the_task_is_told(story: St
     with future._condition:
         assert future._state == RUNNING
         worker = in_thread(lambda: future._finish("result", None))
-        status: Any = vars(TaskFuture)["_status"]
+        status: Any = vars(Task)["_status"]
         while status.__get__(future) is not FINISHED:
             threading.Event().wait(0.0001)
         future._waiters.append(Waiter())
@@ -1086,7 +1086,7 @@ def test_we_know_all_methods_of_the_standard_future() -> None:
     general = {"__init__", "__repr__", "__class_getitem__", "__module__", "__doc__", "__dict__", "__weakref__"}
     general |= {"__firstlineno__", "__static_attributes__", "__annotations__", "__annotate_func__", "__annotations_cache__"}
 
-    unknown = set(vars(Future)) - set(vars(TaskFuture)) - inner - general
+    unknown = set(vars(Future)) - set(vars(Task)) - inner - general
 
     assert unknown == set()
 
@@ -1158,7 +1158,7 @@ def test_each_function_that_takes_the_lock_of_a_task_is_marked() -> None:
     found = functions_that_take_a_sidecar()
 
     assert [name for name, marked in found.items() if not marked] == []
-    assert {"task.py: TaskFuture._publish", "sidecar.py: Sidecar.is_news", "sidecar.py: Sidecar.begin_retry"} <= set(found)
+    assert {"task.py: Task._publish", "sidecar.py: Sidecar.is_news", "sidecar.py: Sidecar.begin_retry"} <= set(found)
 
 
 class Asked:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine import Lane, TaskFuture, patch_new_task, source_of, use_lane, workers_of
+from engine import Lane, Task, patch_new_task, source_of, use_lane, workers_of
 from races import Once, RacedLane, Thrown, lie, wait_until_idle, when_idle
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
 
@@ -76,14 +76,14 @@ def test_a_worker_picked_to_retire_as_it_publishes_a_result_calls_the_callbacks_
     pool = make_pool(2)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    publish = TaskFuture[Any]._publish
+    publish = Task[Any]._publish
     pick = when_idle(pool, lambda: pool.resize(max_workers=1))
 
-    def publish_late(future: TaskFuture[Any]) -> Any:
+    def publish_late(future: Task[Any]) -> Any:
         pick()
         return publish(future)
 
-    monkeypatch.setattr(TaskFuture, "_publish", publish_late)
+    monkeypatch.setattr(Task, "_publish", publish_late)
     called: list[int] = []
     with Gate() as other:
         future = pool.submit(other.hold)
@@ -130,7 +130,7 @@ def test_a_worker_that_loses_the_race_for_a_task_takes_the_next(make_pool: MakeP
     raced: list[str] = []
 
     class Raced(Lane):
-        def popleft(self) -> TaskFuture[Any]:
+        def popleft(self) -> Task[Any]:
             if not raced:
                 raced.append("lost")
                 raise IndexError("pop from an empty deque")
@@ -228,7 +228,7 @@ def test_an_exception_thrown_into_a_worker_that_has_a_task_in_hand_fails_that_ta
     pool = make_pool(1)
     throw = Once(lambda: (_ for _ in ()).throw(Thrown()))
 
-    class Doomed(TaskFuture[Any]):
+    class Doomed(Task[Any]):
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value)
             if name == "_status" and threading.current_thread() is not threading.main_thread():

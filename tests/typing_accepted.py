@@ -29,6 +29,7 @@ from tasker_executor import (
     ScalingPolicy,
     TaskContext,
     TaskEvent,
+    TaskFuture,
     current_task,
 )
 from tasker_executor.testing import InlineExecutor
@@ -99,7 +100,7 @@ def an_inline_executor_without_brackets_is_one_of_none() -> None:
 def a_dask_executor_without_brackets_is_one_of_none(pool: DaskResourceExecutor) -> None:
     """Not run: it takes an argument."""
     assert_type(pool, DaskResourceExecutor[None])
-    assert_type(pool.submit(word_count, "to be"), Future[int])
+    assert_type(pool.submit(word_count, "to be"), TaskFuture[int])
 
 
 def on_create_may_be_none_for_code_that_hands_arguments_on() -> None:
@@ -143,12 +144,12 @@ def hooks_of_real_libraries_fit() -> None:
     ) as pool:
         assert_type(pool, ResourceExecutor[sqlite3.Connection])
         cursor = pool.submit(sqlite3.Connection.execute, "select 1")
-        assert_type(cursor, Future[sqlite3.Cursor])
+        assert_type(cursor, TaskFuture[sqlite3.Cursor])
 
 
 def a_destroy_hook_may_return_anything() -> None:
     with ResourceExecutor(1, on_create=lambda: {"answer": 42}, on_destroy=dict[str, int].copy) as pool:
-        assert_type(pool.submit(len), Future[int])
+        assert_type(pool.submit(len), TaskFuture[int])
 
 
 # -- tasks
@@ -156,23 +157,23 @@ def a_destroy_hook_may_return_anything() -> None:
 
 def without_a_resource_tasks_are_called_as_given() -> None:
     with ResourceExecutor(2) as pool:
-        assert_type(pool.submit(word_count, "to be or not"), Future[int])
-        assert_type(pool.submit(word_count, "to be", least=3), Future[int])
-        assert_type(pool.submit_priority(word_count, "to be"), Future[int])
+        assert_type(pool.submit(word_count, "to be or not"), TaskFuture[int])
+        assert_type(pool.submit(word_count, "to be", least=3), TaskFuture[int])
+        assert_type(pool.submit_priority(word_count, "to be"), TaskFuture[int])
         assert_type(pool.run_now(word_count, "to be"), int)
         assert_type(pool.submit(print, "to be", end="").result(), None)
-        assert_type(pool.submit(threading.get_ident), Future[int])
+        assert_type(pool.submit(threading.get_ident), TaskFuture[int])
 
 
 def with_a_resource_tasks_are_called_with_it() -> None:
     with ResourceExecutor(2, on_create=Connection) as pool:
-        assert_type(pool.submit(fetch, "why?"), Future[list[str]])
-        assert_type(pool.submit(fetch, "why?", times=3), Future[list[str]])
-        assert_type(pool.submit_priority(fetch, "why?"), Future[list[str]])
+        assert_type(pool.submit(fetch, "why?"), TaskFuture[list[str]])
+        assert_type(pool.submit(fetch, "why?", times=3), TaskFuture[list[str]])
+        assert_type(pool.submit_priority(fetch, "why?"), TaskFuture[list[str]])
         assert_type(pool.run_now(fetch, "why?", times=2), list[str])
-        assert_type(pool.submit(Connection.ping), Future[bool])
-        assert_type(pool.submit(Connection.ask, "why?", times=2), Future[list[str]])
-        assert_type(pool.submit(lambda connection: connection.address), Future[str])
+        assert_type(pool.submit(Connection.ping), TaskFuture[bool])
+        assert_type(pool.submit(Connection.ask, "why?", times=2), TaskFuture[list[str]])
+        assert_type(pool.submit(lambda connection: connection.address), TaskFuture[str])
         assert_type(pool.submit(partial(fetch, times=2), "why?").result(), list[str])
 
 
@@ -181,7 +182,7 @@ def a_task_may_have_keywords_with_the_names_of_ours() -> None:
         return f"{fn}{self}{timeout}"
 
     with ResourceExecutor(1, on_create=Connection) as pool:
-        assert_type(pool.submit(task, fn="f", self=1, timeout=0.5), Future[str])
+        assert_type(pool.submit(task, fn="f", self=1, timeout=0.5), TaskFuture[str])
         assert_type(pool.run_now(task, "f", self=1, timeout=0.5), str)
 
 
@@ -267,7 +268,7 @@ def a_generic_helper_takes_any_pool() -> None:
 
 def futures_work_with_the_standard_library() -> None:
     with ResourceExecutor(2, on_create=Connection) as pool:
-        futures = {pool.submit(fetch, question): question for question in ("why?", "how?")}
+        futures: dict[Future[list[str]], str] = {pool.submit(fetch, question): question for question in ("why?", "how?")}
         for future in as_completed(futures):
             assert_type(future.result(), list[str])
             assert_type(futures[future], str)
@@ -281,7 +282,7 @@ def a_view_keeps_the_resource() -> None:
         view = pool.with_options(priority=True, max_retries=0, start_within=30)
         assert_type(view, ExecutorView[Connection])
         assert_type(view.with_options(start_within=None), ExecutorView[Connection])
-        assert_type(view.submit(fetch, "why?"), Future[list[str]])
+        assert_type(view.submit(fetch, "why?"), TaskFuture[list[str]])
         with view as same:
             assert_type(same, ExecutorView[Connection])
 
@@ -290,7 +291,7 @@ def a_view_may_leave_the_resource_out() -> None:
     with ResourceExecutor(1, on_create=Connection) as pool:
         view = pool.with_options(pass_resource=False)
         assert_type(view, ExecutorView[None])
-        assert_type(view.submit(word_count, "to be"), Future[int])
+        assert_type(view.submit(word_count, "to be"), TaskFuture[int])
         assert_type(view.with_options(priority=True), ExecutorView[None])
         assert_type(view.run_now(word_count, "to be"), int)
 
@@ -412,7 +413,7 @@ def subclasses_know_their_resource() -> None:
         assert_type(database.ask("why?").result(), list[str])
         assert_type(database.with_options(max_retries=0), ExecutorView[Connection])
     with Workers() as workers:
-        assert_type(workers.submit(word_count, "to be"), Future[int])
+        assert_type(workers.submit(word_count, "to be"), TaskFuture[int])
     with Noted(Connection) as noted:
         assert_type(noted, Noted[Connection])
         assert_type(noted.submit(fetch, "why?").result(), list[str])

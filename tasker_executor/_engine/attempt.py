@@ -30,7 +30,7 @@ from .invoke import note_giving_up, note_missing_argument
 from .lanes import Lane
 from .recorder import Outcome, TaskLog
 from .state import State
-from .task import RUNNING, TaskFuture
+from .task import RUNNING, Task
 from .workplace import Workplace
 
 __all__ = ["NOTHING", "Attempts", "describe"]
@@ -49,15 +49,13 @@ class Attempts:
         self._log = log
         self._worker = worker
 
-    def begin(self, task: TaskFuture[Any], start: float) -> None:
+    def begin(self, task: Task[Any], start: float) -> None:
         """Tell observers that a task starts."""
         hub = self._place.hub
         if hub.hears("task_started"):
             hub.tell("task_started", self._event(task, start, start))
 
-    def end(
-        self, task: TaskFuture[Any], holding: Holding[Any] | None, error: BaseException | None, start: float, end: float
-    ) -> bool:
+    def end(self, task: Task[Any], holding: Holding[Any] | None, error: BaseException | None, start: float, end: float) -> bool:
         """Record the use of the resource, and tell observers.
 
         Return whether the worker must look at its resource before it takes a task, or rests.
@@ -77,7 +75,7 @@ class Attempts:
 
     def judge(
         self,
-        task: TaskFuture[Any],
+        task: Task[Any],
         lane: Lane,
         holding: Holding[Any] | None,
         error: BaseException,
@@ -112,7 +110,7 @@ class Attempts:
 
     def salvage(
         self,
-        task: TaskFuture[Any],
+        task: Task[Any],
         lane: Lane,
         running: bool,
         outcome: tuple[Any, BaseException | None],
@@ -154,7 +152,7 @@ class Attempts:
             task._finish(None, error or thrown)
 
     def _event(
-        self, task: TaskFuture[Any], start: float, end: float, outcome: str = "", error: BaseException | None = None
+        self, task: Task[Any], start: float, end: float, outcome: str = "", error: BaseException | None = None
     ) -> TaskEvent:
         sidecar = task._sidecar
         return TaskEvent(
@@ -172,6 +170,6 @@ class Attempts:
         )
 
 
-def describe(task: TaskFuture[Any]) -> str:
+def describe(task: Task[Any]) -> str:
     """Return the name of a task's function."""
     return function_name(task._result)

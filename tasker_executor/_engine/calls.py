@@ -14,20 +14,20 @@ from typing import Any, TypeVar
 from .._report import drop_frame, traceback_of
 from .._sync import clock
 from .lanes import Lane
-from .task import PENDING, TaskFuture
+from .task import PENDING, Task
 
 __all__ = ["WithoutResource", "bind", "drop_frames", "new_task"]
 
 T = TypeVar("T")
 
 
-def new_task(call: Callable[..., T], args: tuple[Any, ...], lane: Lane, propagate_context: bool) -> TaskFuture[T]:
+def new_task(call: Callable[..., T], args: tuple[Any, ...], lane: Lane, propagate_context: bool) -> Task[T]:
     """Return a task for `lane`, which is not appended to it yet.
 
     `ResourceExecutor.submit` and `map` have these lines in line: there a call of this function costs 7 to
     14 %.
     """
-    future: TaskFuture[T] = TaskFuture()
+    future: Task[T] = Task()
     future._status = PENDING
     future._sidecar = None
     future._result = call

@@ -9,7 +9,7 @@ from typing import Any
 
 from .holding import Holding
 from .resources import End
-from .task import TaskFuture
+from .task import Task
 from .workplace import Workplace
 
 __all__ = ["Care"]
@@ -61,7 +61,7 @@ class Care:
         self.broken_by = holding.fault
         return End.CREATION_FAILED
 
-    def clean_for_retry(self, holding: Holding[Any] | None, task: TaskFuture[Any]) -> End | None:
+    def clean_for_retry(self, holding: Holding[Any] | None, task: Task[Any]) -> End | None:
         """Clean the resource between two attempts of a task; return why it may not serve the next one."""
         source = self._source
         assert holding is not None

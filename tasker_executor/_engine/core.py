@@ -61,7 +61,7 @@ from .roster import Roster
 from .scaler import Scaler
 from .settings import Settings
 from .state import Lifecycle, State
-from .task import WITHDRAWN, TaskFuture
+from .task import WITHDRAWN, Task
 from .threads import CannotStart
 from .timer import Timer
 from .worker import Worker
@@ -145,7 +145,7 @@ class Core:
 
     # -- submission, the slow half
 
-    def wake(self, task: TaskFuture[Any]) -> None:
+    def wake(self, task: Task[Any]) -> None:
         """Wake a worker for `task`, which was queued; or take the task back if the executor accepts no more.
 
         Raises RuntimeError if the task was refused; then it does not run.
@@ -183,7 +183,7 @@ class Core:
         elif self.scaler.paused:  # the policy's alarm lies further down
             self.scaler.resume()
 
-    def _take_back(self, task: TaskFuture[Any]) -> None:
+    def _take_back(self, task: Task[Any]) -> None:
         """Take the task back and raise, unless a worker was quicker and has it."""
         if task._settle(WITHDRAWN) or task.cancel():
             self.ending.check_terminated()
@@ -212,7 +212,7 @@ class Core:
             self.wake_if_waiting()
         return may_block is not False
 
-    def _task_settled(self, task: TaskFuture[Any]) -> None:
+    def _task_settled(self, task: Task[Any]) -> None:
         """Let submissions in, and tell observers, after a task has ended without being run."""
         if self.admission.blocked:
             self.admission.refill()
@@ -226,7 +226,11 @@ class Core:
         if self.life.state >= State.DRAINING:  # afterwards: observers hear of the executor's end last
             self.ending.check_terminated()
 
-    def wait_inside(self, task: TaskFuture[Any], permit: LockType, timeout: float | None) -> bool:
+    def stop(self, task: Task[Any]) -> bool:
+        """Ask a task that runs to stop."""
+        return False
+
+    def wait_inside(self, task: Task[Any], permit: LockType, timeout: float | None) -> bool:
         """Wait for a task of this executor on one of its own threads: see `WaitsInside.wait`."""
         return self.deadlock.wait(task, permit, timeout)
 

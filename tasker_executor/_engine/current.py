@@ -6,8 +6,8 @@ import threading
 from typing import Any, Protocol
 
 from .._checks import wait_seconds
-from .._sync import Latch
 from ..exceptions import NoCurrentTask, TaskCancelled
+from .stopping import Token
 
 __all__ = ["Caller", "Holder", "TaskContext", "current", "current_holder", "current_slot", "current_task"]
 
@@ -25,9 +25,8 @@ class Holder(Protocol):
         """The core, or the executor, whose tasks it runs."""
         ...
 
-    @property
-    def killed(self) -> Latch:
-        """The cancel token: open when the executor has been killed."""
+    def token(self) -> Token:
+        """Return the cancel token of the task in hand. Called by that task, and while it is in hand."""
         ...
 
     @property
@@ -54,11 +53,11 @@ class Holder(Protocol):
 class Caller:
     """A thread that runs a call by ``run_now``, without a resource."""
 
-    __slots__ = ("call", "killed", "owner", "slot")
+    __slots__ = ("_token", "call", "owner", "slot")
 
-    def __init__(self, owner: object, killed: Latch, call: Any, slot: int | None = None) -> None:
+    def __init__(self, owner: object, token: Token, call: Any, slot: int | None = None) -> None:
         self.owner = owner
-        self.killed = killed
+        self._token = token
         self.call = call
         self.slot = slot
 
@@ -75,6 +74,10 @@ class Caller:
     def busy(self) -> bool:
         """Whether the call is under way."""
         return self.call is not None
+
+    def token(self) -> Token:
+        """Return the cancel token of the call."""
+        return self._token
 
     @property
     def attempt(self) -> int:
@@ -115,13 +118,14 @@ def current_holder() -> Holder:
 class TaskContext:
     """The current task's view of itself. `current_task` returns it; it is valid while the task runs.
 
-    Only ``kill()`` sets its cancel token. A drain lets every task finish.
+    Its cancel token is set when this task is stopped: by `TaskFuture.stop`, by ``kill()``, or because it has
+    run for ``run_within`` seconds. A drain lets every task finish.
     """
 
-    __slots__ = ("_killed", "attempt", "worker_name")
+    __slots__ = ("_token", "attempt", "worker_name")
 
     def __init__(self, holder: Holder) -> None:
-        self._killed = holder.killed
+        self._token = holder.token()
         #: 1 in the first run of the task, 2 in its first retry, and so on.
         self.attempt: int = holder.attempt
         #: The name of the worker that runs the task; in ``run_now``, of the calling thread.
@@ -129,17 +133,17 @@ class TaskContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the executor has been killed. A long task asks this now and then, and returns early."""
-        return self._killed.is_open
+        """Whether this task is to stop. A long task asks this now and then, and returns early."""
+        return self._token.look()
 
     def raise_if_cancelled(self) -> None:
-        """Raise `TaskCancelled` if the executor has been killed."""
-        if self._killed.is_open:
-            raise TaskCancelled("the executor was killed while this task ran")
+        """Raise `TaskCancelled` if this task is to stop."""
+        if self._token.look():
+            raise TaskCancelled(f"this task {self._token.why}")
 
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep until the task is cancelled, at most `timeout` seconds; return whether it is cancelled."""
-        return self._killed.wait(wait_seconds(timeout))
+        return self._token.wait(wait_seconds(timeout))
 
     def __repr__(self) -> str:
         return f"<TaskContext on {self.worker_name}, attempt {self.attempt}{', cancelled' if self.cancelled else ''}>"

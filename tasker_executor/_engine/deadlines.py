@@ -10,7 +10,7 @@ from typing import Any
 
 from .lanes import Lanes
 from .sidecar import expired
-from .task import TaskFuture
+from .task import Task
 from .timer import Timer
 
 __all__ = ["Deadlines"]
@@ -24,11 +24,11 @@ class Deadlines:
         self._lanes = lanes
         # Guards `_heap`. A leaf.
         self._lock = threading.RLock()
-        self._heap: list[tuple[float, int, weakref.ref[TaskFuture[Any]]]] = []
+        self._heap: list[tuple[float, int, weakref.ref[Task[Any]]]] = []
         self._numbers = itertools.count()
         self._forgetting = False
 
-    def watch(self, task: TaskFuture[Any], deadline: float) -> None:
+    def watch(self, task: Task[Any], deadline: float) -> None:
         """End `task` with TaskExpired if it has not started by `deadline`."""
         held: list[Any] = []  # tasks, until the lock is free: the last reference to one may run a destructor
         with self._lock:

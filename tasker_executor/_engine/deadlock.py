@@ -15,7 +15,7 @@ from ..exceptions import PoolDeadlockError
 from .crew import Crew
 from .sidecar import admit
 from .state import Lifecycle
-from .task import TaskFuture
+from .task import Task
 
 __all__ = ["WaitInside", "WaitsInside"]
 
@@ -29,7 +29,7 @@ class WaitInside:
 
     __slots__ = ("hopeless", "permit", "task", "timed")
 
-    def __init__(self, task: TaskFuture[Any], permit: LockType, *, timed: bool) -> None:
+    def __init__(self, task: Task[Any], permit: LockType, *, timed: bool) -> None:
         self.task = task
         self.permit = permit
         self.timed = timed  # the wait ends by itself, and is never hopeless
@@ -52,7 +52,7 @@ class WaitsInside:
         self._roster = crew.roster
         self._waits = waits
 
-    def wait(self, task: TaskFuture[Any], permit: LockType, timeout: float | None) -> bool:
+    def wait(self, task: Task[Any], permit: LockType, timeout: float | None) -> bool:
         """Acquire `permit`, which is released when `task` is done; return False at the timeout.
 
         Called on a thread of the executor. Raises PoolDeadlockError: see the module's docstring.

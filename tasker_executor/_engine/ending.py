@@ -100,7 +100,10 @@ class Ending:
         self._crew.populate_or_retry()  # tasks may wait while no worker lives to run them
         life.changed.ring()
         if kill:
-            life.killed.open()
+            life.killed.cancel("was stopped with its executor, by kill()")
+            for worker in self._roster.workers.copy():
+                if (task := worker.task) is not None and (sidecar := task._sidecar) is not None:
+                    sidecar.token_of(life.killed).cancel(life.killed.why)
         escaped: BaseException | None = None
         if cancel or kill:
             try:

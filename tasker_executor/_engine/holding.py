@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from .._report import Logger, must_escape
 from .._sync import Latch, clock, pop_call_into, pop_into
 from .._types import AbortHook, DestroyHook
+from .stopping import Token
 
 __all__ = ["LEAST_REST", "Holding"]
 
@@ -104,7 +105,7 @@ class Holding(Generic[R]):
         self.call: Any = None
         self.attempt = 1
         self.owner: object = None
-        self.killed: Latch | None = None
+        self.killed: Token | None = None
 
     @property
     def given(self) -> Any:
@@ -120,6 +121,11 @@ class Holding(Generic[R]):
     def busy(self) -> bool:
         """Whether a call of `run_now` has the resource in hand."""
         return self.call is not None
+
+    def token(self) -> Token:
+        """Return the cancel token of the call of `run_now` in hand."""
+        assert self.killed is not None
+        return self.killed
 
     def serves(self, call: object) -> bool:
         """Return whether the resource is still in the hand of that call of `run_now`."""

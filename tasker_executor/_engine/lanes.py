@@ -9,7 +9,7 @@ workers that there are do not find it. A new worker moves it to the head of the 
 If none is to come, the retry is moved, too; the worker that then takes it ends, and makes room for a new one.
 See `Core.retry_parked`.
 
-A lane is below the tasks in it: a `TaskFuture` knows its lane.
+A lane is below the tasks in it: a `Task` knows its lane.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Owner(Protocol):
 
     @property
     def name(self) -> str: ...
+    def stop(self, task: Any, /) -> bool: ...
     def wait_inside(self, task: Any, permit: LockType, timeout: float | None, /) -> bool: ...
 
 
@@ -46,6 +47,9 @@ class _Closed:
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def stop(self, task: object) -> bool:
+        return False
 
 
 def _ignore(_: object) -> None:

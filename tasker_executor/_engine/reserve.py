@@ -29,6 +29,7 @@ from .invoke import note_giving_up, note_missing_argument, run_in_scope
 from .places import Place, Places
 from .resources import ResourceSource
 from .stock import Stock
+from .stopping import Token
 
 __all__ = ["Reserve", "ReserveListener"]
 
@@ -76,7 +77,7 @@ class Reserve(Generic[R]):
         source: ResourceSource[R],
         size: int,
         owner: object,
-        killed: Latch,
+        killed: Token,
         max_retries: int,
         refusal: Callable[[], Exception],
         *,

@@ -44,6 +44,9 @@ class Settings:
     max_queued: int | None
     on_full: OnFull
     propagate_context: bool
+    run_within: float | None
+    abort_grace: float
+    warn_after: float | None
     policy: ScalingPolicy | None
     idle_timeout: float | None
     resource_pool_size: int
@@ -74,6 +77,9 @@ class Settings:
         max_queued: Any,
         on_full: Any,
         propagate_context: Any,
+        run_within: Any,
+        abort_grace: Any,
+        warn_after: Any,
         min_workers: Any,
         policy: Any,
         idle_timeout: Any,
@@ -131,6 +137,9 @@ class Settings:
             "max_queued": None if max_queued is None else check_count("max_queued", max_queued, 0),
             "on_full": on_full,
             "propagate_context": bool(propagate_context),
+            "run_within": None if run_within is None else check_seconds("run_within", run_within),
+            "abort_grace": check_seconds("abort_grace", abort_grace),
+            "warn_after": None if warn_after is None else check_seconds("warn_after", warn_after, above_zero=True),
             "policy": _check_policy(policy),
             "idle_timeout": None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout),
             "resource_pool_size": resource_pool_size,

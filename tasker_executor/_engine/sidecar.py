@@ -29,8 +29,10 @@ from concurrent.futures import CancelledError, Future
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from .._options import UNSET, Unset
 from ..exceptions import TaskExpired
 from .handoff import Handoff
+from .stopping import Stop, Token
 
 if TYPE_CHECKING:
 
@@ -155,7 +157,23 @@ class Sidecar(ReentrantLock):
     max_retries: int | None = None  # the limit for this task; None: the executor's limit
     retries = 0  # the number of retries so far
     breaks = 0  # a resource that is not known to be good since this number of breaks may not run the retry
+    stop: Stop | None = None  # the task was asked to stop
+    token: Token | None = None  # its cancel token, once it, or a stop, has asked for that
+    run_within: float | Unset | None = UNSET  # seconds that it may run; UNSET: the executor's limit
+    ran = 0.0  # seconds that its attempts have run so far, without that in hand
     error: BaseException | None = None  # of the last attempt, while the task waits for its retry
+
+    @locks_task
+    def token_of(self, killed: Token) -> Token:
+        """Return the cancel token of the task. `killed` is that of the executor."""
+        with self:
+            if self.token is None:
+                self.token = Token()
+                if self.stop is not None:
+                    self.token.cancel(self.stop.why())
+                elif killed.is_open:
+                    self.token.cancel(killed.why)
+        return self.token
 
     def called_off(self) -> bool:
         """Return whether the task was cancelled or withdrawn.

@@ -6,6 +6,7 @@ import enum
 import threading
 
 from .._sync import Bell, Latch
+from .stopping import Token
 
 __all__ = ["Lifecycle", "State"]
 
@@ -39,7 +40,7 @@ class Lifecycle:
         self.lock = threading.RLock()
         self.state = State.RUNNING
         self.changed = Bell()  # rung when a worker is ready or has ended, and when the state changes
-        self.killed = Latch()
+        self.killed = Token()
         self.terminated = Latch()
 
     def reinit_after_fork(self) -> None:

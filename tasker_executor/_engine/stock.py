@@ -106,7 +106,7 @@ class Stock(Generic[R]):
 
     def _keep(self, hand: list[Holding[R]], holding: Holding[R]) -> None:
         outside = self._outside
-        holding.owner, holding.killed, holding.slot = outside.owner, outside.killed, outside.slot
+        holding.owner, holding.killed, holding.slot = outside.owner, outside.token(), outside.slot
         with self._source.lock:  # or two calls would see the same vacancy
             # First in, then counted. So a signal handler that interrupts this thread here, and makes a
             # resource, too, counts this one.

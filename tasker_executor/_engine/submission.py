@@ -11,7 +11,6 @@ deletes the executor, the arguments and the future before it ends, or `drop_fram
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from .._options import TaskOptions
@@ -25,7 +24,7 @@ from .current import Caller, current
 from .reserve import Reserve
 from .settings import OnFull
 from .state import State
-from .task import RUNNING, TaskFuture
+from .task import RUNNING, Task
 
 __all__ = ["enqueue", "run_now"]
 
@@ -37,7 +36,7 @@ _OUR_FILES = {__file__, bind.__code__.co_filename, Reserve.run.__code__.co_filen
 
 def enqueue(
     core: Core, on_full: OnFull, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
-) -> Future[T]:
+) -> Task[T]:
     """Queue a task with these options and return its future. Raises what `submit` raises."""
     if core.life.state:
         raise core.refuse()
@@ -89,12 +88,12 @@ def enqueue(
 
 def _run_in_caller(
     core: Core,
-    future: TaskFuture[T],
+    future: Task[T],
     fn: Callable[..., T],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     options: TaskOptions,
-) -> Future[T]:
+) -> Task[T]:
     """Run the task in this thread, because the queue is full, and return its future.
 
     What the task raises is its result, as on a worker. But on the main thread Ctrl-C and SystemExit are the

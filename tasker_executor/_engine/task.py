@@ -1,4 +1,4 @@
-"""`TaskFuture`: a task from submission to result, future and work item in one.
+"""`Task`: a task from submission to result, future and work item in one.
 
 All that this library knows of the insides of `concurrent.futures._base.Future` is here and in `sidecar`.
 
@@ -38,8 +38,11 @@ from contextvars import Context
 from functools import partial
 from typing import Any, TypeVar
 
+from typing_extensions import override
+
 from .._report import aside
 from .._sync import clock
+from ..futures import TaskFuture
 from .callbacks import call_each, call_one
 from .handoff import Handoff, HandoffLost
 from .lanes import Lane
@@ -47,13 +50,13 @@ from .sidecar import CANCELLED, FINAL, NO_WAITERS, WITHDRAWN, Callbacks, Sidecar
 from .unretrieved import Unretrieved
 from .waiting import join, note_lost
 
-__all__ = ["CANCELLED", "FINISHED", "PENDING", "RUNNING", "WITHDRAWN", "Sidecar", "TaskFuture"]
+__all__ = ["CANCELLED", "FINISHED", "PENDING", "RUNNING", "WITHDRAWN", "Sidecar", "Task"]
 
 T = TypeVar("T")
 _firsts = firsts  # CPython 3.11 is slower to call a method of an imported name
 
 
-class TaskFuture(Future[T]):
+class Task(TaskFuture[T]):
     """The future of one task. It carries the call until that has run. Made by an executor only."""
 
     __slots__ = ("_context", "_exception", "_lane", "_result", "_sidecar", "_status", "_submitted")
@@ -133,6 +136,12 @@ class TaskFuture(Future[T]):
         if cancelled and not sidecar.concluded:
             self._conclude()  # another thread has just cancelled it, and has yet to tell, or was interrupted
         return cancelled
+
+    @override
+    def stop(self) -> bool:
+        return self.cancel() or (not self.done() and bool(self._lane.owner.stop(self)))
+
+    stop.__doc__ = TaskFuture.stop.__doc__
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call `fn` with this future once it is final: on the thread that ends it, or at once on this one."""

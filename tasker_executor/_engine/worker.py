@@ -25,7 +25,7 @@ from types import CoroutineType
 from typing import Any
 
 from .._report import Logger, drop_frame
-from .._sync import Latch, clock, lock_timeout, takes
+from .._sync import clock, lock_timeout, takes
 from ..factory import Verdict
 from .attempt import NOTHING, Attempts, describe
 from .care import Care
@@ -37,7 +37,8 @@ from .life import Life, log_thrown
 from .recorder import LULL, Outcome, TaskLog
 from .resources import End, UnfitResource
 from .state import State
-from .task import FINISHED, RUNNING, TaskFuture
+from .stopping import Token
+from .task import FINISHED, RUNNING, Task
 from .threads import make_thread
 from .workplace import Employer, Workplace
 
@@ -69,7 +70,7 @@ class Worker:
         self.name = f"{place.settings.thread_name_prefix}_{index}"
         #: None before the resource is made, after it is destroyed, and without `on_create`.
         self.holding: Holding[Any] | None = None
-        self.task: TaskFuture[Any] | None = None  # the task in hand
+        self.task: Task[Any] | None = None  # the task in hand
         self.log = TaskLog()
         self.attempts = Attempts(place, self.log, self.name)
         self.care = Care(place)
@@ -89,10 +90,11 @@ class Worker:
         """The engine whose tasks it runs."""
         return self.employer
 
-    @property
-    def killed(self) -> Latch:
-        """The cancel token of its tasks."""
-        return self.place.life.killed
+    def token(self) -> Token:
+        """Return the cancel token of the task in hand."""
+        task = self.task
+        sidecar = None if task is None else task._observe()
+        return self.place.life.killed if sidecar is None else sidecar.token_of(self.place.life.killed)
 
     @property
     def given(self) -> Any:
@@ -115,7 +117,7 @@ class Worker:
         sidecar = None if (task := self.task) is None else task._sidecar
         return 1 if sidecar is None else 1 + sidecar.retries
 
-    def runs(self, task: TaskFuture[Any]) -> bool:
+    def runs(self, task: Task[Any]) -> bool:
         """Return whether that task is still in hand."""
         return self.task is task
 
@@ -257,7 +259,7 @@ class Worker:
          prefix, in_context, fresh_context, around, careful, leave, blocked, register) = tools
         # fmt: on
         log, seat, attempts, care = self.log, self.seat, self.attempts, self.care
-        # `Any`, not `TaskFuture | None` and `Context | None`: a type checker would ask for tests.
+        # `Any`, not `Task | None` and `Context | None`: a type checker would ask for tests.
         task: Any = None
         context: Any = None
         scoped: Any = None  # runs a call in the context
@@ -394,7 +396,7 @@ class Worker:
                 attempts.salvage(task, lane, running, (value, error), thrown, self.since, start, end_time)
             raise
 
-    def _begin_again(self, task: TaskFuture[Any]) -> End | None:
+    def _begin_again(self, task: Task[Any]) -> End | None:
         """Take the task in hand for another attempt, on a clean resource; return why the worker ends instead.
 
         No attempt begins after a kill. The task is in hand before the look at the state. So the worker sees

@@ -11,7 +11,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import InvalidStateError
 from concurrent.futures import wait as wait_for
 from contextlib import AbstractContextManager
 from typing import Any
@@ -34,6 +34,7 @@ from .._sync import clock, lock_timeout
 from .._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
 from ..exceptions import ResourceCreationError, ShutdownTimeout, TaskLost
 from ..factory import ResourceFactory
+from ..futures import TaskFuture
 from ..observers import Observer
 from ..policies import ScalingPolicy
 from ..stats import ExecutorMetrics, ExecutorStats
@@ -240,7 +241,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
     @override
     def _enqueue(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
-    ) -> Future[Any]:
+    ) -> TaskFuture[Any]:
         self._refuse_if_shut_down()
         job = self._job(fn, args, kwargs, options)
         blob = dumps(job)
@@ -572,7 +573,8 @@ def _check_settings(settings: dict[str, Any]) -> Settings:
     # Without a limit, a worker has as many threads as Dask gives it. The client does not know that number.
     most = sys.maxsize if settings["max_workers"] is None else settings["max_workers"]
     absent: dict[str, Any] = {"thread_name_prefix": "", "max_queued": None, "on_full": "block", "propagate_context": True}
-    return Settings.checked("", **{**settings, **absent, "max_workers": most})
+    stopping: dict[str, Any] = {"run_within": None, "abort_grace": 5.0, "warn_after": None}
+    return Settings.checked("", **{**stopping, **settings, **absent, "max_workers": most})
 
 
 def _dump_settings(settings: dict[str, Any], restore: list[Callable[[Any], object]]) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections import deque
-from concurrent.futures import Future
 from concurrent.futures._base import CANCELLED
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +13,7 @@ from typing_extensions import override
 
 from .._checks import wait_seconds
 from ..exceptions import TaskLost
+from ..futures import TaskFuture
 from .wire import Answer
 
 __all__ = ["Following", "Owner", "RemoteFuture"]
@@ -31,7 +31,7 @@ class Owner(Protocol):
         """Count the outcome of the future, and release its result on the cluster."""
 
 
-class RemoteFuture(Future[T]):
+class RemoteFuture(TaskFuture[T]):
     """A `concurrent.futures.Future` whose task may be on another machine."""
 
     def __init__(self, owner: Owner, *, urgent: bool = False, chunk: Any = None) -> None:

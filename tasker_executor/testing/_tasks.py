@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +15,9 @@ from .._checks import wait_seconds
 from .._engine.current import Caller, current
 from .._engine.holding import Holding
 from .._engine.invoke import CALLERS, run_in_scope
-from .._sync import Latch
+from .._engine.stopping import Token
 from .._types import AroundHook
+from ..futures import TaskFuture
 
 __all__ = ["Call", "InHand", "InlineFuture", "Task", "call_as_current", "call_in_scope"]
 
@@ -62,7 +62,7 @@ def call_in_scope(around: AroundHook[Any], holding: Holding[Any], call: Callable
 
 
 def call_as_current(
-    owner: object, killed: Latch, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    owner: object, killed: Token, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Make a call, without a resource, as the current task of this thread."""
     here = current.here
@@ -98,7 +98,7 @@ class InHand:
     in_hand = False
 
 
-class InlineFuture(Future[T]):
+class InlineFuture(TaskFuture[T]):
     """A future on which no thread works: a thread that waits for it has to run its task."""
 
     def __init__(self, executor: Runner, lane: deque[Task]) -> None:

@@ -8,7 +8,6 @@ import weakref
 from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from math import inf
 from types import CoroutineType
@@ -26,12 +25,14 @@ from .._engine.recorder import Recorder
 from .._engine.reserve import Reserve
 from .._engine.resources import ResourceSource
 from .._engine.state import State
+from .._engine.stopping import Token
 from .._options import TaskOptions
 from .._report import must_escape, refusal
-from .._sync import Latch, clock
+from .._sync import clock
 from .._types import AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
 from ..exceptions import NoCurrentTask, PoolDeadlockError, TaskExpired
 from ..factory import ResourceFactory
+from ..futures import TaskFuture
 from ..observers import ObserverHub
 from ..stats import ExecutorStats
 from ._books import Books
@@ -126,7 +127,7 @@ class InlineExecutor(BaseExecutor[R]):
         self._priority: deque[Task] = deque()
         self._in_hand = 0  # tasks, and calls of run_now and wait_ready, under way
         self._books = Books(self._lock)
-        self._killed = killed = Latch()
+        self._killed = killed = Token()
         self._source: ResourceSource[R] | None = None
         self._reserve: Reserve[R] | None = None
         if hooks is not None:
@@ -176,7 +177,7 @@ class InlineExecutor(BaseExecutor[R]):
     @override
     def _enqueue(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
-    ) -> Future[Any]:
+    ) -> TaskFuture[Any]:
         lane = self._priority if options.priority else self._normal
         future: InlineFuture[Any] = InlineFuture(self, lane)
         deadline = None if options.start_within is None else clock() + options.start_within
@@ -409,7 +410,7 @@ class InlineExecutor(BaseExecutor[R]):
             if self._state is not State.CLOSED:
                 self._state = State.KILLED  # from here on `step` takes no task
         try:
-            self._killed.open()
+            self._killed.cancel("was stopped with its executor, by kill()")
         finally:
             self._cancel_queued()
             if destroy and self._reserve is not None:

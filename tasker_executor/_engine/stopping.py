@@ -1,0 +1,65 @@
+"""A stop: that a task which runs was asked to end, by whom and when; and the token in which it sees that."""
+
+from __future__ import annotations
+
+import enum
+
+from .._sync import Latch, clock
+from ..exceptions import TaskStopped, TaskTimeout
+
+__all__ = ["Reason", "Stop", "Token"]
+
+
+class Reason(enum.Enum):
+    """Why a task is stopped. The value is the outcome that observers and exporters see."""
+
+    STOPPED = "stopped"  # by `stop` of its future
+    TIMED_OUT = "timed out"  # it has run for `run_within` seconds
+    KILLED = "killed"  # with its executor
+
+
+class Token(Latch):
+    """The cancel token of one task, as the task sees it."""
+
+    __slots__ = ("why",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Why it is set, in words that follow "this task".
+        self.why = ""
+
+    def cancel(self, why: str) -> None:
+        """Set the token, for good."""
+        self.why = self.why or why
+        self.open()
+
+    def look(self) -> bool:
+        """Return whether the token is set."""
+        return self.is_open
+
+
+class Stop:
+    """That a task was asked to end. One for each task that is stopped."""
+
+    __slots__ = ("aborted", "at", "limit", "reason")
+
+    def __init__(self, reason: Reason, limit: float | None = None) -> None:
+        self.reason = reason
+        #: Seconds that the task was allowed to run, if that is the reason.
+        self.limit = limit
+        self.at = clock()
+        #: Whether the resource of the task is being aborted, or was.
+        self.aborted = False
+
+    def why(self) -> str:
+        """Return the reason, in words that follow "this task"."""
+        if self.reason is Reason.TIMED_OUT:
+            return f"has run for longer than run_within ({self.limit:g} s)"
+        return "was stopped with its executor, by kill()" if self.reason is Reason.KILLED else "was stopped"
+
+    def error(self, executor: str, function: str, cause: BaseException | None, note: str = "") -> TaskStopped | TaskTimeout:
+        """Return the error of the stopped task, which has ended with `cause`, or has not ended (None)."""
+        kind = TaskTimeout if self.reason is Reason.TIMED_OUT else TaskStopped
+        error = kind(f"executor {executor!r}: task {function} {self.why()}{note}")
+        error.__cause__ = cause
+        return error

@@ -1,0 +1,33 @@
+"""The future of a task: that of `concurrent.futures`, and a way to stop the task."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import TypeVar
+
+__all__ = ["TaskFuture"]
+
+T = TypeVar("T")
+
+
+class TaskFuture(Future[T]):
+    """What `submit` returns: a `concurrent.futures.Future` that can also stop its task. Made by executors only."""
+
+    __slots__ = ()
+
+    def stop(self) -> bool:
+        """Cancel the task if it has not started; if it runs, ask it to stop.
+
+        A task that runs sees its cancel token set (`current_task`), and its resource is aborted, once and on
+        a thread of its own: ``on_abort``, or `ResourceFactory.abort`. When the task then raises, its future
+        has `TaskStopped`; ``__cause__`` is what it raised. If it returns in spite of the stop, its result
+        stands. A stopped task is never run again. One that still runs ``abort_grace`` seconds later is
+        given up: its future has `TaskStopped` at once, and its worker is written off.
+
+        This never blocks. It may be called from any thread, from the task itself, from a done-callback and
+        from a signal handler, and any number of times.
+
+        Returns:
+            True: the task is cancelled, or has been asked to stop. False: it was over before.
+        """
+        return self.cancel()
