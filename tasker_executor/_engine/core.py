@@ -72,6 +72,12 @@ __all__ = ["Core"]
 logger = Logger("tasker_executor")
 
 
+class _NoStops:
+    """Stands in until `stops.py` is there."""
+
+    stopped = timed_out = 0
+
+
 class Core:
     """The engine of one executor: see the module's docstring. All attributes are private to this package."""
 
@@ -114,7 +120,7 @@ class Core:
         self.ending = Ending(place, self.crew, self.reserve, self.nesting, self)
         self.deadlock = WaitsInside(self.name, life, self.crew, waits)
         self.recovery = Recovery(place, self.crew, self.ending.fail_queue)
-        self.gauges = Gauges(place, self.roster, self.crew.outage, self.reserve)
+        self.gauges = Gauges(place, self.roster, self.crew.outage, self.reserve, _NoStops())
         self.deadlines = Deadlines(self.timer, self.lanes)
         self.scaler = Scaler(place, self.gauges, self.want)
         self.timer.duties = (

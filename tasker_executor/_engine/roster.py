@@ -33,6 +33,8 @@ class Roster:
         #: Those of `workers` that destroy their resource, each with the time at which it began to. Such a worker
         #: serves no task any more. It takes the place of a thread until it has left the crew.
         self.ending: dict[Worker, float] = {}
+        #: The workers that have been written off, and whose call has yet to return. They are not in `workers`.
+        self.written_off: set[Worker] = set()
         #: A token for each caller of `wait_ready`. While there is one, at least one worker is wanted.
         self.awaited: set[object] = set()
         self.ended = Endings()  # the threads of workers that have left `workers`
@@ -106,4 +108,5 @@ class Roster:
         self.workers.clear()
         self.leaving.clear()
         self.ending.clear()
+        self.written_off.clear()
         self.ended.clear()
