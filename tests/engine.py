@@ -25,6 +25,7 @@ from tasker_executor._chunks import ChunkRunner as ChunkRunner
 from tasker_executor._engine import aborts as _aborts
 from tasker_executor._engine import handoff as handoff_module
 from tasker_executor._engine import outage as _outage
+from tasker_executor._engine import stacks as stacks_module
 from tasker_executor._engine import threads as _threads
 from tasker_executor._engine.aborts import join_aborts
 from tasker_executor._engine.admission import Admission, Ticket
@@ -48,6 +49,9 @@ from tasker_executor._engine.resources import End, ResourceSource, UnfitResource
 from tasker_executor._engine.scaler import Alarm
 from tasker_executor._engine.sidecar import firsts as first_of
 from tasker_executor._engine.sidecar import holds_task_lock, must_go_on
+from tasker_executor._engine.slow import Slow
+from tasker_executor._engine.stacks import _parsed as parsed_dump
+from tasker_executor._engine.stacks import stack_of
 from tasker_executor._engine.state import State
 from tasker_executor._engine.stock import Stock
 from tasker_executor._engine.supply import DESTROY_PATIENCE
@@ -86,6 +90,7 @@ __all__ = [
     "Recorder",
     "Seat",
     "Sidecar",
+    "Slow",
     "State",
     "Step",
     "Task",
@@ -146,6 +151,7 @@ __all__ = [
     "note_fork",
     "note_may_retire",
     "outage_of",
+    "parsed_dump",
     "patch_abort_patience",
     "patch_borrow",
     "patch_daemons",
@@ -159,6 +165,7 @@ __all__ = [
     "patch_recorder_clock",
     "patch_reserve_clock",
     "patch_sleep",
+    "patch_stacks",
     "patch_thread_making",
     "patch_thread_start",
     "patch_timer_clock",
@@ -177,6 +184,8 @@ __all__ = [
     "show_idle_stack",
     "show_submitters",
     "source_of",
+    "stack_of",
+    "stacks_module",
     "start_thread",
     "stats_of",
     "step_of",
@@ -742,6 +751,11 @@ def patch_recorder_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], fl
 def patch_worker_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
     """Let workers read that clock."""
     monkeypatch.setattr("tasker_executor._engine.worker.clock", clock)
+
+
+def patch_stacks(monkeypatch: pytest.MonkeyPatch, reader: Callable[[Any], dict[Thread, str]]) -> None:
+    """Let `workers(stacks=True)` read stacks by that function."""
+    monkeypatch.setattr("tasker_executor._engine.gauges.stacks_of", reader)
 
 
 def patch_map_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:

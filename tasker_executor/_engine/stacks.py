@@ -28,16 +28,19 @@ from types import FrameType
 
 from .._chunks import ChunkRunner
 from .._report import must_escape, safe_repr
+from .._sync import pop_call_into
 
 __all__ = ["stack_of", "stacks_of"]
 
-#: The number of calls shown of one stack, the innermost ones.
+#: The number of calls shown of one stack, the innermost ones; that of `faulthandler`.
 MOST_CALLS = 100
 #: The first Python whose `faulthandler` stops all threads while it reads their frames.
 STOPS_THE_WORLD = (3, 13, 2)
 
 #: A call: the file, the line, and the name of the function.
 Call = tuple[str, int | None, str]
+
+_CUT: Call = "...", None, ""
 
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)\b.*")
 _CALL = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
@@ -111,6 +114,8 @@ def _parsed(dump: str) -> dict[int, list[Call]]:
             calls = threads[int(head[1], 16)] = []
         elif call := _CALL.fullmatch(line):
             calls.append((call[1], int(call[2]) if call[2].isdecimal() else None, call[3]))
+        elif line == "  ...":  # after `MOST_CALLS` calls
+            calls.append(_CUT)
     return threads
 
 
@@ -123,14 +128,13 @@ def _text(calls: list[Call] | None) -> str:
     for file in {file for file, _, _ in calls[:MOST_CALLS]}:
         linecache.checkcache(file)
     shown = [FrameSummary(file, line, name, lookup_line=False) for file, line, name in calls[:MOST_CALLS]]
-    more = len(calls) - len(shown)
-    first = f"  [{more} calls before these]\n" if more else ""
+    first = "  ...\n" if len(calls) > len(shown) else ""
     return first + "".join(StackSummary.from_list(shown[::-1]).format())
 
 
-#: The files of a worker's loop: those of the engine, the calls of `map` in chunks, and the start of a thread.
+#: The files of a worker's loop: those of the engine, and what calls for it in other places.
 _ENGINE = PurePath(stacks_of.__code__.co_filename).parent
-_OTHERS = {ChunkRunner.__call__.__code__.co_filename, threading.Thread.run.__code__.co_filename}
+_OTHERS = {function.__code__.co_filename for function in (ChunkRunner.__call__, pop_call_into, threading.Thread.run)}
 
 
 def _is_ours(file: str) -> bool:
