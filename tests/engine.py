@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 from _thread import allocate_lock
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from copy import copy
 from enum import Enum
 from threading import Thread
@@ -47,6 +48,7 @@ from tasker_executor._engine.recorder import Outcome, Recorder, TaskLog
 from tasker_executor._engine.reserve import Reserve
 from tasker_executor._engine.resources import End, ResourceSource, UnfitResource
 from tasker_executor._engine.scaler import Alarm
+from tasker_executor._engine.settings import Settings
 from tasker_executor._engine.sidecar import firsts as first_of
 from tasker_executor._engine.sidecar import holds_task_lock, must_go_on
 from tasker_executor._engine.slow import Slow
@@ -60,6 +62,7 @@ from tasker_executor._engine.threads import CannotStart, make_thread, start_thre
 from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.worker import Worker
+from tasker_executor._report import aside
 from tasker_executor._sync import releases
 from tasker_executor.stats import ExecutorStats
 
@@ -147,6 +150,7 @@ __all__ = [
     "may_retire",
     "must_go_on",
     "name_of",
+    "new_task",
     "normal_lane",
     "note_fork",
     "note_may_retire",
@@ -170,6 +174,7 @@ __all__ = [
     "patch_thread_start",
     "patch_timer_clock",
     "patch_worker_clock",
+    "post_aside",
     "pretend_asleep",
     "pretend_awake",
     "pretend_outage",
@@ -180,6 +185,7 @@ __all__ = [
     "report_unfit",
     "reserve_of",
     "retry_later",
+    "settings_of",
     "shorten_pauses",
     "show_idle_stack",
     "show_submitters",
@@ -232,6 +238,11 @@ def core_of(pool: Engine) -> Core:
 def name_of(pool: Engine) -> str:
     """Return the name that log records and events show."""
     return core_of(pool).name
+
+
+def settings_of(pool: Engine) -> Settings:
+    """Return the arguments of the executor, checked."""
+    return core_of(pool).settings
 
 
 def thread_prefix_of(pool: Engine) -> str:
@@ -792,6 +803,25 @@ def patch_exiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def patch_abort_patience(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let `abandon` wait that long for each `on_abort`."""
     monkeypatch.setattr("tasker_executor._engine.aborts.ABORT_PATIENCE", seconds)
+
+
+def new_task(function: Callable[..., Any], *args: Any) -> Task[Any]:
+    """Return a task as `submit` makes it, of no executor and in no lane."""
+    task: Task[Any] = Task()
+    task._status, task._sidecar, task._context, task._submitted = PENDING, None, None, 0.0
+    task._result, task._exception = function, args
+    return task
+
+
+@contextmanager
+def post_aside() -> Generator[list[Callable[[], object]]]:
+    """Be the timer's thread in the block: what it leaves to the herald is in the list."""
+    posted: list[Callable[[], object]] = []
+    aside.post = posted.append
+    try:
+        yield posted
+    finally:
+        aside.post = None
 
 
 def patch_new_task(monkeypatch: pytest.MonkeyPatch, kind: type[Task[Any]]) -> None:

@@ -311,7 +311,6 @@ DUMP = """\
 Thread 0x00007f8660000010 (most recent call first):
   File "a.py", line 7 in inner
   File "a "b".py", line ??? in <module>
-  ...
 
 Thread 0x00007f8660000020 [pool_0] (most recent call first):
   <no Python frame>
@@ -325,7 +324,7 @@ Current thread 0x00007f8660000030 [a (b)] (most recent call first):
 
 def test_a_dump_of_all_threads_is_understood() -> None:
     assert parsed_dump(DUMP) == {
-        0x7F8660000010: [("a.py", 7, "inner"), ('a "b".py', None, "<module>"), ("...", None, "")],
+        0x7F8660000010: [("a.py", 7, "inner"), ('a "b".py', None, "<module>")],
         0x7F8660000020: [],
         0x7F8660000030: [("c.py", 1, "here")],
     }

@@ -40,8 +40,6 @@ STOPS_THE_WORLD = (3, 13, 2)
 #: A call: the file, the line, and the name of the function.
 Call = tuple[str, int | None, str]
 
-_CUT: Call = "...", None, ""
-
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)\b.*")
 _CALL = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
 
@@ -79,7 +77,7 @@ def stacks_of(threads: Iterable[threading.Thread]) -> dict[threading.Thread, str
 def _from_frames(idents: Collection[int]) -> dict[int, list[Call]]:
     """Return the calls of these threads, the innermost first."""
     everything = sys._current_frames()
-    frames = {ident: everything.get(ident) for ident in idents}
+    frames = {ident: everything[ident] for ident in idents if ident in everything}
     everything.clear()  # it has the frame of this call, which refers to it
     calls: dict[int, list[Call]] = {}
     while frames:
@@ -89,8 +87,9 @@ def _from_frames(idents: Collection[int]) -> dict[int, list[Call]]:
     return calls
 
 
-def _calls_of(frame: FrameType | None) -> list[Call]:
+def _calls_of(innermost: FrameType) -> list[Call]:
     calls: list[Call] = []
+    frame: FrameType | None = innermost
     while frame is not None:
         calls.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
         frame = frame.f_back
@@ -114,8 +113,9 @@ def _parsed(dump: str) -> dict[int, list[Call]]:
             calls = threads[int(head[1], 16)] = []
         elif call := _CALL.fullmatch(line):
             calls.append((call[1], int(call[2]) if call[2].isdecimal() else None, call[3]))
-        elif line == "  ...":  # after `MOST_CALLS` calls
-            calls.append(_CUT)
+    for calls in threads.values():
+        if len(calls) == MOST_CALLS and not _is_ours(calls[-1][0]):  # the dump does not say that it leaves some out
+            calls.append(("", None, ""))
     return threads
 
 
