@@ -28,7 +28,6 @@ from .._sync import clock, lock_timeout, takes
 from ..exceptions import ShutdownTimeout
 from ..observers import StateEvent
 from . import process
-from .aborts import Target
 from .crew import Crew
 from .current import current
 from .gauges import worker_info
@@ -37,6 +36,7 @@ from .lanes import Lane
 from .nesting import Nesting
 from .reserve import Reserve
 from .state import State
+from .stops import Stops
 from .threads import make_thread
 from .workplace import Workplace
 
@@ -53,6 +53,7 @@ class Ending:
         self,
         place: Workplace,
         crew: Crew,
+        stops: Stops,
         reserve: Reserve[Any] | None,
         nesting: Nesting,
         owner: process.Member,
@@ -62,6 +63,7 @@ class Ending:
         self._place = place
         self._life = place.life
         self._crew = crew
+        self._stops = stops
         self._roster = crew.roster
         self._reserve = reserve
         self._timer = place.timer
@@ -101,9 +103,6 @@ class Ending:
         life.changed.ring()
         if kill:
             life.killed.cancel("was stopped with its executor, by kill()")
-            for worker in self._roster.workers.copy():
-                if (task := worker.task) is not None and (sidecar := task._sidecar) is not None:
-                    sidecar.token_of(life.killed).cancel(life.killed.why)
         escaped: BaseException | None = None
         if cancel or kill:
             try:
@@ -115,7 +114,7 @@ class Ending:
         if after is not before and self._place.hub.hears("state_changed"):
             self._place.hub.tell("state_changed", StateEvent(self._name, after.name.lower()))
         if kill:
-            self._abort_running()
+            self._stop_running()
         if self._reserve is not None:
             self._reserve.close()
         if self._timer.thread is not None:
@@ -198,18 +197,13 @@ class Ending:
         self._place.idle.pass_on()
         self.check_terminated()
 
-    def _abort_running(self) -> None:
-        """Call `on_abort` for each resource in use."""
+    def _stop_running(self) -> None:
+        """Stop all that runs: tasks and calls of ``run_now``."""
+        self._stops.stop_all()
         source = self._place.source
         hook = None if source is None else source.hooks.abort
-        if hook is None or self._reserve is None:
-            return
-        targets: list[Target] = []
-        for worker in self._roster.workers.copy():
-            holding, task = worker.holding, worker.task
-            if task is not None and holding is not None:
-                targets.append((holding, partial(worker.runs, task)))
-        self._reserve.abort(hook, targets)
+        if hook is not None and self._reserve is not None:
+            self._reserve.abort(hook, [])
 
     def destroy_resources(self) -> None:
         """Destroy the resources that are still in use, after a kill: see `ResourceExecutor.kill`."""

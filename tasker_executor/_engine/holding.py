@@ -39,6 +39,7 @@ class Holding(Generic[R]):
 
     __slots__ = (
         "_aborting",
+        "aborted",
         "_claim",
         "_given_up",
         "arguments",
@@ -78,6 +79,8 @@ class Holding(Generic[R]):
         #: The time until which the resource may lie idle. After its first task this is `expires`.
         self.rests_until = max(expires, self.born + LEAST_REST)
         self.uses = 0
+        #: Whether it was aborted since it was last known to be good.
+        self.aborted = False
         #: Whether it is known to be broken.
         self.broken = False
         #: Whether it has served a task since it was last reset. Set only where there is a reset.
@@ -145,6 +148,12 @@ class Holding(Generic[R]):
     def being_aborted(self) -> bool:
         """Whether a killer is inside of the `on_abort` hook."""
         return any(not latch.is_open for latch in self._aborting.copy())
+
+    def wait_for_aborts(self) -> None:
+        """Block until no other thread is inside of the `on_abort` hook."""
+        for latch in self._aborting.copy():
+            latch.wait()
+            self._aborting.remove(latch)
 
     def abort(self, hook: AbortHook[R], executor: str, in_use: Callable[[], bool]) -> None:
         """Call the `on_abort` hook if the resource is `in_use`, from a thread that does not own the resource.
