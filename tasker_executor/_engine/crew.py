@@ -204,7 +204,7 @@ class Crew:
         An error was thrown into the first steps of the thread, before our code could catch it, or repeatedly
         into its last ones. Another worker runs the task that waits for such a worker.
         """
-        for worker in self.roster.workers.copy():
+        for worker in self.roster.workers.copy() | self.roster.written_off.copy():
             if worker not in self._unborn and not worker.thread.is_alive():
                 self._disown(worker)  # if it has not begun to live
                 if not worker.over:

@@ -23,7 +23,7 @@ from concurrent.futures.thread import BrokenThreadPool
 from functools import partial
 from typing import Any
 
-from .._report import refusal
+from .._report import Logger, refusal
 from .._sync import clock, lock_timeout, takes
 from ..exceptions import ShutdownTimeout
 from ..observers import StateEvent
@@ -41,6 +41,8 @@ from .threads import make_thread
 from .workplace import Workplace
 
 __all__ = ["Ending"]
+
+logger = Logger("tasker_executor")
 
 #: Seconds between two looks for threads that have died unnoticed, while `join` waits.
 _GLANCE = 1.0
@@ -271,8 +273,35 @@ class Ending:
             done = not threads[0].is_alive()
         if done and self._reserve is not None:
             done = self._reserve.wait_until_returned(deadline, daemons=daemons)
+        if done and daemons:  # the interpreter does not wait for calls that nobody can end
+            done = self._await_written_off(deadline)
         if not done:
             raise ShutdownTimeout(self._what_still_runs(timeout))
+
+    def _await_written_off(self, deadline: float | None) -> bool:
+        """Wait for the workers written off; return whether they have ended by `deadline`.
+
+        Without a deadline, they have ``abort_grace`` seconds more. What is left then is logged, and no error:
+        the caller has set no limit, and nothing else is left to wait for.
+        """
+        limit = clock() + self._place.settings.abort_grace if deadline is None else deadline
+        while written_off := self._roster.written_off.copy():
+            changed = self._life.changed.listen()  # rung when a worker has ended
+            if not self._roster.written_off:
+                break
+            remaining = limit - clock()
+            if remaining <= 0:
+                if deadline is None:
+                    names = ", ".join(sorted(worker.name for worker in written_off))
+                    logger.warning(
+                        "executor %r: shut down, but for workers that were written off, and whose calls have not returned: %s",
+                        self._name,
+                        names,
+                        executor=self._name,
+                    )
+                return deadline is None
+            changed.wait(min(remaining, _GLANCE))
+        return True
 
     def _what_still_runs(self, timeout: float | None) -> str:
         """Return what keeps the executor from its end: the names of tasks, workers and calls."""
@@ -283,6 +312,7 @@ class Ending:
             f"{info.function} on {info.name} for {info.running_for:.3g} s" for info in infos if info.function is not None
         ]
         running += [f"{info.name} {does[info.state]} for {info.running_for:.3g} s" for info in infos if info.state in does]
+        running += [f"{worker.name} was written off: its call has not returned" for worker in self._roster.written_off.copy()]
         running += [] if self._reserve is None else [f"run_now in thread {name}" for name in self._reserve.callers()]
         what = ", ".join(running) or f"{len(self._roster.workers)} workers that are starting or ending"
         return (

@@ -149,12 +149,6 @@ class Holding(Generic[R]):
         """Whether a killer is inside of the `on_abort` hook."""
         return any(not latch.is_open for latch in self._aborting.copy())
 
-    def wait_for_aborts(self) -> None:
-        """Block until no other thread is inside of the `on_abort` hook."""
-        for latch in self._aborting.copy():
-            latch.wait()
-            self._aborting.remove(latch)
-
     def abort(self, hook: AbortHook[R], executor: str, in_use: Callable[[], bool]) -> None:
         """Call the `on_abort` hook if the resource is `in_use`, from a thread that does not own the resource.
 

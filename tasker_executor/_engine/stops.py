@@ -47,7 +47,7 @@ __all__ = ["Stops"]
 
 logger = Logger("tasker_executor")
 
-#: Seconds until a stop looks again for a task that was on its way between two places.
+#: Seconds until a stop is tried again: the task was on its way between two places, or a thread was refused.
 _NEXT_LOOK = 0.01
 
 
@@ -115,7 +115,7 @@ class Stops:
         source, holding = self._place.source, worker.holding
         hook = None if source is None else source.hooks.abort
         if hook is not None and holding is not None and not holding.being_aborted:
-            start_abort(holding, hook, self._name, partial(task._claim, stop, worker.runs))
+            stop.carried_out = start_abort(holding, hook, self._name, partial(task._claim, stop, worker.runs))
 
     def _withdraw(self, task: Task[Any], stop: Stop) -> None:
         """End the task if it waits for its next attempt."""
@@ -148,8 +148,10 @@ class Stops:
         if worker is None:
             self._withdraw(task, stop)
             return due if now < due else now + _NEXT_LOOK
+        if not stop.carried_out:
+            self._carry_out(task, stop)
         if now < due:
-            return due
+            return due if stop.carried_out else min(due, now + _NEXT_LOOK)
         name = describe(task)
         self._give_up(task, worker, stop)
         self._write_off(worker, lambda: worker.task is task, f"task {name}", now - stop.at)
