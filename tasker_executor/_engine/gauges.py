@@ -110,9 +110,8 @@ class Gauges:
                 settled = normal.settled_failed + priority.settled_failed
                 cancelled = normal.cancelled + priority.cancelled
                 withdrawn = normal.withdrawn + priority.withdrawn
-                workers = self._roster.workers.copy()
-                busy = self._roster.busy()
-                occupied = sum(worker.task is not None for worker in workers)
+                workers = len(self._roster.workers)
+                busy, running = self._roster.busy(), self._roster.running()
                 queued, urgent = normal.waiting(), priority.waiting()
                 counts_again = self._recorder.counts()
                 if retried == counts_again[False, Outcome.RETRIED] + counts_again[True, Outcome.RETRIED]:
@@ -121,15 +120,15 @@ class Gauges:
             failed = counts[False, Outcome.FAILED] + counts[True, Outcome.FAILED] + settled
             elsewhere = completed + failed + cancelled + queued + urgent
             # A task may have been seen in its lane and refused afterwards.
-            self._seen = max(self._seen, elsewhere + busy + withdrawn)
+            self._seen = max(self._seen, elsewhere + running + withdrawn)
             submitted = self._seen - withdrawn
-            base = min(len(workers), self._roster.min_workers)
+            base = min(workers, self._roster.min_workers)
             created, destroyed = (0, 0) if self._source is None else self._source.counts()
             return ExecutorStats(
                 base_workers=base,
-                active_workers=len(workers),
-                burst_workers=len(workers) - base,
-                idle_workers=len(workers) - occupied,
+                active_workers=workers,
+                burst_workers=workers - base,
+                idle_workers=workers - busy,
                 running_tasks=submitted - elsewhere,
                 queued_tasks=queued,
                 priority_tasks=urgent,
