@@ -185,6 +185,7 @@ __all__ = [
     "report_unfit",
     "reserve_of",
     "retry_later",
+    "running_priority",
     "settings_of",
     "shorten_pauses",
     "show_idle_stack",
@@ -259,6 +260,11 @@ def bounds_of(pool: Engine) -> tuple[int, int]:
 def stats_of(pool: Engine) -> ExecutorStats:
     """Return the stats, of a dropped executor too."""
     return core_of(pool).gauges.stats()
+
+
+def running_priority(pool: Engine) -> int:
+    """Return how many of the running tasks are of the priority lane, as Dask is told."""
+    return core_of(pool).gauges.urgent()
 
 
 def check_books(pool: Engine) -> None:

@@ -358,3 +358,23 @@ def test_stacks_can_be_read_while_all_workers_run(make_pool: MakePool) -> None:
 
     assert {outermost(info.stack) for info in seen if "  File" in info.stack and info.state == "busy"} <= {"descend", "result"}
     assert not [info.stack for info in seen if "cannot be shown" in info.stack]
+
+
+# -- a worker that was written off --
+
+
+def test_a_worker_that_was_written_off_is_listed_until_its_call_returns(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1, abort_grace=0)
+    future = pool.submit(held, gate)
+    gate.wait_until_held()
+    future.stop()
+    eventually(lambda: pool.stats().written_off == 1, "the worker to be written off")
+    pool.submit(int).result(DEADLINE)
+    infos = {info.state: info for info in pool.workers(stacks=True) if info.state != "idle"}
+    gate.release()
+    eventually(lambda: pool.stats().written_off == 0, "its call to return")
+
+    assert set(infos) == {"written off"}
+    assert infos["written off"].function == "held"
+    assert outermost(infos["written off"].stack) == "held"
+    assert "written off" not in [info.state for info in pool.workers()]

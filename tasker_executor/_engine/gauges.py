@@ -243,8 +243,7 @@ class Gauges:
 
     def urgent(self) -> int:
         """Return how many of the running tasks are of the priority lane."""
-        in_hand = [task for worker in self._roster.workers.copy() if (task := worker.task) is not None]
-        return sum(task._lane.priority for task in in_hand)
+        return sum(task._lane.priority for task in self._roster.tasks())
 
     def histograms(self) -> Iterator[tuple[bool, Outcome, Histogram, Histogram]]:
         """Yield (priority lane?, outcome, wait, run) over the executor's whole life, in spite of resets."""
@@ -303,7 +302,8 @@ def worker_info(worker: Worker, ending_since: float | None, *, written_off: bool
 
 
 def _name_of(task: Task[Any]) -> str | None:
-    """Return the name of a task's function; None if the task is final, and has its result in that place."""
+    """Return the name of a task's function; None if it is not known any more."""
     name, sidecar = describe(task), task._sidecar
-    final = task._status is FINISHED or (sidecar is not None and sidecar.verdict is not None)
-    return None if final else name
+    if sidecar is not None and sidecar.verdict is not None:  # given up: what it runs is no longer there
+        return None if sidecar.stop is None else sidecar.stop.function
+    return None if task._status is FINISHED else name  # its result is in that place

@@ -161,7 +161,7 @@ class Stops:
         """End the task although it still runs."""
         if task.done():
             return
-        name = describe(task)
+        name = stop.function = describe(task)
         note = f"; it had not ended {clock() - stop.at:.3g} s later, and was given up"
         error = stop.error(self._name, name, None, note)
         if stop.reason is Reason.TIMED_OUT:
