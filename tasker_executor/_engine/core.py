@@ -235,7 +235,7 @@ class Core:
             waited = max(0.0, clock() - task._submitted)
             outcome = "cancelled" if error is None else "failed"
             event = TaskEvent(self.name, id(task), "", task._lane.name, 0, None, waited, 0.0, outcome, error)
-            self.hub.tell("task_finished", event)
+            self.hub.tell("task_finished", event, task)
         if self.life.state >= State.DRAINING:  # afterwards: observers hear of the executor's end last
             self.ending.check_terminated()
 

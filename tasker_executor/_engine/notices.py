@@ -55,7 +55,7 @@ class Notices:
     def task_stopped(self, task: Task[Any], worker: Worker | None, stop: Stop) -> None:
         """Tell observers that a task was asked to stop."""
         if self._hub.hears("task_stopped"):
-            self._hub.tell("task_stopped", self._event(task, worker, stop.reason.value))
+            self._hub.tell("task_stopped", self._event(task, worker, stop.reason.value), task)
 
     def task_given_up(self, task: Task[Any], worker: Worker, error: Exception) -> Callable[[], object]:
         """Return what tells observers that a task was given up: called when it is. Called before, while it is described."""
@@ -63,7 +63,7 @@ class Notices:
         assert sidecar is not None
         if not (self._hub.hears("task_finished") and sidecar.is_news()):
             return _do_nothing
-        return partial(self._hub.tell, "task_finished", self._event(task, worker, "failed", error))
+        return partial(self._hub.tell, "task_finished", self._event(task, worker, "failed", error), task)
 
     def worker_written_off(self, worker: Worker, what: str, seconds: float) -> None:
         """Log, and tell observers, that a worker was written off: `what` has not ended, so long after the stop."""
