@@ -811,9 +811,9 @@ def patch_abort_patience(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Non
     monkeypatch.setattr("tasker_executor._engine.aborts.ABORT_PATIENCE", seconds)
 
 
-def new_task(function: Callable[..., Any], *args: Any) -> Task[Any]:
+def new_task(function: Callable[..., Any], *args: Any, kind: type[Task[Any]] = Task) -> Task[Any]:
     """Return a task as `submit` makes it, of no executor and in no lane."""
-    task: Task[Any] = Task()
+    task: Task[Any] = kind()
     task._status, task._sidecar, task._context, task._submitted = PENDING, None, None, 0.0
     task._result, task._exception = function, args
     return task

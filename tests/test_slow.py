@@ -1,4 +1,4 @@
-"""`warn_after`: which tasks are slow, when that is told, and what the record says. The timer's part is in its own tests."""
+"""`warn_after`: which tasks are slow, when that is told, and what the record says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from engine import Slow, Task, Worker, new_task, post_aside, settings_of
-from support import Clock, Gate
+from support import Clock, Gate, MakePool, eventually
 from tasker_executor import ResourceExecutor
 
 HOUR = 3600.0
@@ -190,6 +190,18 @@ def test_a_task_that_ends_while_its_stack_is_read_is_not_told(story: Story, monk
     assert story.told() == []
 
 
+def test_a_task_that_was_given_up_is_not_told(story: Story) -> None:
+    class GivenUp(Task[Any]):
+        def done(self) -> bool:
+            return True
+
+    worker = Busy()
+    worker.task = new_task(crawl, kind=GivenUp)
+    story.look(worker, 10.0)
+
+    assert story.told() == []
+
+
 def test_the_timers_thread_leaves_all_to_the_herald(story: Story, caplog: pytest.LogCaptureFixture) -> None:
     asked: list[bool] = []
 
@@ -225,3 +237,42 @@ def test_what_is_posted_keeps_no_task(story: Story) -> None:
     finally:
         gc.enable()
     assert len(posted) == 1
+
+
+# -- in an executor --
+
+
+def test_the_herald_tells_of_a_slow_task(
+    make_pool: MakePool, clock: Clock, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool(1, on_create=object, name="db", warn_after=HOUR)
+    pool.submit(lambda _: gate.hold())
+    gate.wait_until_held()
+    clock.pass_time(1.5 * HOUR, pool)
+    eventually(lambda: len(caplog.records) == 1, "the first record")
+    clock.pass_time(HOUR, pool)
+    eventually(lambda: len(caplog.records) == 2, "the second record")
+    gate.release()
+    first, second = caplog.records
+
+    assert (first.threadName, second.threadName) == ("db_herald", "db_herald")
+    assert [vars(record)["tasker_seconds"] // HOUR for record in (first, second)] == [1, 2]
+    assert "in hold" in vars(second)["tasker_stack"]
+    assert "its resource is 9000." in second.getMessage()
+
+
+def test_a_task_that_is_quick_enough_is_not_told(
+    make_pool: MakePool, clock: Clock, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool(2, warn_after=HOUR)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    clock.pass_time(0.9 * HOUR, pool)
+    pool.submit(crawl, gate)
+    gate.wait_until_held(2)
+    clock.pass_time(0.2 * HOUR, pool)
+    eventually(lambda: len(caplog.records) == 1, "the record of the first task")
+    gate.release()
+    pool.shutdown()
+
+    assert [vars(record)["tasker_function"] for record in caplog.records] == ["Gate.hold"]

@@ -61,7 +61,7 @@ class Slow:
 
     def _say(self, worker_or_none: weakref.ref[Worker], task_or_none: weakref.ref[Task[Any]], ran: float) -> None:
         worker, task = worker_or_none(), task_or_none()
-        if worker is None or task is None or worker.task is not task:
+        if worker is None or task is None:
             return
         function, holding = describe(task), worker.holding
         age = None if holding is None else clock() - holding.born
