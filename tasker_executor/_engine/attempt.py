@@ -18,8 +18,7 @@ step or in the exit path, such as a successor, waits for that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._report import function_name, traceback_of
 from .._sync import clock
@@ -44,20 +43,19 @@ _END_AFTER = {Verdict.OWN: None, Verdict.AGAIN: None, Verdict.BROKEN: End.BROKEN
 NOTHING: Any = object()
 
 
-@dataclass(slots=True)
-class Fate:
+class Fate(NamedTuple):
     """What becomes of a task, and of its worker, after an attempt that was no plain success."""
 
     #: What its future gets, if it is final.
     error: BaseException | None
-    #: Whether it is run again.
-    retry: bool = False
     #: Why the worker ends; `End.STOPPED`: it has to recover from a stop first.
     end: End | None = None
-    #: The stop that was at work.
-    stop: Stop | None = None
+    #: Whether it is run again.
+    retry: bool = False
     #: Whether the task had been given up, so its future is final, and what it has come to is dropped.
     given_up: bool = False
+    #: The stop that was at work.
+    stop: Stop | None = None
 
 
 class Attempts:
@@ -122,10 +120,11 @@ class Attempts:
             limit = settings.max_retries if sidecar.max_retries is None else sidecar.max_retries
             if sidecar.retries < limit and place.life.state < State.KILLED:
                 breaks = source.breaks if verdict is Verdict.BROKEN else sidecar.breaks
+                event = self._event(task, start, end, error=error) if place.hub.hears("task_retried") else None
                 if not sidecar.begin_retry(error, breaks, end - start):  # stopped in this moment
                     return self.judge(task, lane, holding, error, start, end)
-                if place.hub.hears("task_retried"):
-                    place.hub.tell("task_retried", self._event(task, start, end, error=error))
+                if event is not None:
+                    place.hub.tell("task_retried", event)
                 self._log.note(lane.priority, Outcome.RETRIED, *duration, attempt)
                 task._submitted = clock()
                 return Fate(None, retry=True, end=_END_AFTER[verdict])

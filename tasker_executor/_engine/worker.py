@@ -358,15 +358,16 @@ class Worker:
                             waits.append(start - task._submitted)
                             runs.append(end_time - start)
                             break
-                    fate = attempts.judge(task, lane, self.holding, error, start, end_time)
-                    error, last, self.stopped = fate.error, fate.end, fate.stop
-                    if fate.given_up:
+                    error, last, retry, given_up, self.stopped = attempts.judge(
+                        task, lane, self.holding, error, start, end_time
+                    )
+                    if given_up:
                         value, error, task = NOTHING, None, None
                         log.until = clock()
                         return _STOPPED
                     if last is End.BROKEN:
                         care.broken_by = error
-                    if not fate.retry:
+                    if not retry:
                         break
                     # No result yet: see `Attempts.salvage`. And the error's traceback leads to this frame: a cycle.
                     value, error = NOTHING, None
@@ -460,6 +461,8 @@ class Worker:
             holding.wait_for_aborts()  # type: ignore[union-attr]  # `aborted` says so
         if self.employer.gave_up(self):
             return End.WRITTEN_OFF
+        if self.place.life.state >= State.KILLED:
+            return End.DRAINED
         return self.care.after_abort(holding) if aborted else None
 
     # -- resting
