@@ -18,6 +18,7 @@ step or in the exit path, such as a successor, waits for that.
 
 from __future__ import annotations
 
+from contextvars import Context
 from typing import Any, NamedTuple
 
 from .._report import function_name, traceback_of
@@ -61,11 +62,12 @@ class Fate(NamedTuple):
 class Attempts:
     """The attempts of one worker. Only that worker calls the methods."""
 
-    __slots__ = ("_log", "_place", "_worker")
+    __slots__ = ("_context", "_log", "_place", "_worker")
 
     def __init__(self, place: Workplace, log: TaskLog, worker: str) -> None:
         self._place = place
         self._log = log
+        self._context: Context | None = None  # of the task in hand, if observers listen to tasks
         self._worker = worker
 
     def begin(self, task: Task[Any], start: float) -> None:
@@ -73,6 +75,8 @@ class Attempts:
         hub, limits = self._place.hub, self._place.limits
         if limits.for_all:
             limits.begins(task, start)
+        if hub.hears_tasks:
+            self._context = task._context
         if hub.hears("task_started"):
             hub.tell("task_started", self._event(task, start, start))
 
@@ -89,6 +93,7 @@ class Attempts:
         if hub.hears("task_finished"):
             outcome = "completed" if error is None else "failed"
             hub.tell("task_finished", self._event(task, start, end, outcome, error))
+        self._context = None
         if holding is None or source is None:
             return False
         holding.used = source.hooks.reset is not None
@@ -126,7 +131,7 @@ class Attempts:
                 if event is not None:
                     place.hub.tell("task_retried", event)
                 self._log.note(lane.priority, Outcome.RETRIED, *duration, attempt)
-                task._submitted = clock()
+                task._submitted, self._context = clock(), None
                 return Fate(None, retry=True, end=_END_AFTER[verdict])
             if verdict is Verdict.BROKEN:
                 note_giving_up(error, sidecar.retries)
@@ -150,6 +155,7 @@ class Attempts:
         if task.done():
             if holding is not None:
                 holding.uses += 1
+            self._context = None
             return Fate(None, end=End.STOPPED, stop=stop, given_up=True)
         attempt = (id(task), start)
         if error is None:
@@ -223,7 +229,7 @@ class Attempts:
             end - start,
             outcome,
             error,
-            task._context,
+            self._context,
         )
 
 
