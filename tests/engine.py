@@ -56,6 +56,7 @@ from tasker_executor._engine.stacks import _parsed as parsed_dump
 from tasker_executor._engine.stacks import stack_of
 from tasker_executor._engine.state import State
 from tasker_executor._engine.stock import Stock
+from tasker_executor._engine.stopping import Reason, Stop, Token
 from tasker_executor._engine.supply import DESTROY_PATIENCE
 from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, WITHDRAWN, Sidecar, Task
 from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
@@ -90,16 +91,19 @@ __all__ = [
     "Lanes",
     "Outage",
     "Outcome",
+    "Reason",
     "Recorder",
     "Seat",
     "Sidecar",
     "Slow",
     "State",
     "Step",
+    "Stop",
     "Task",
     "TaskLog",
     "Ticket",
     "Timer",
+    "Token",
     "UnfitResource",
     "WaitInside",
     "Worker",
