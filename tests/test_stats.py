@@ -24,6 +24,7 @@ from engine import (
     Outcome,
     Recorder,
     TaskLog,
+    Token,
     normal_lane,
     patch_recorder_clock,
     recorder_of,
@@ -182,6 +183,7 @@ def test_stops_of_running_tasks_are_counted_by_their_reason(make_pool: MakePool,
     stopped.stop()
     late = pool.with_options(run_within=0.001).submit(until_told)
     errors = stopped.exception(DEADLINE), late.exception(DEADLINE)
+    eventually(lambda: pool.stats().timed_out == 1, "the timer to count a stop that has ended its task at once")
     never_ran = busy.submit(int).stop(), busy.stats()
     stats = pool.stats()
 
@@ -189,6 +191,30 @@ def test_stops_of_running_tasks_are_counted_by_their_reason(make_pool: MakePool,
     assert (stats.stopped, stats.timed_out, stats.failed, stats.written_off) == (1, 1, 2, 0)
     assert never_ran[0]
     assert (never_ran[1].stopped, never_ran[1].cancelled) == (0, 1)
+
+
+def test_a_stop_that_ends_its_task_at_once_is_counted(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The task sees its token, raises and is final, before the thread that stops it goes on.
+    pool, ready, cancel = make_pool(1), threading.Event(), Token.cancel
+
+    def task() -> None:
+        token = current_task()
+        ready.set()
+        token.wait(DEADLINE)
+        token.raise_if_cancelled()
+
+    future = pool.submit(task)
+    assert ready.wait(DEADLINE)
+
+    def cancel_and_wait(token: Token, why: str) -> None:
+        cancel(token, why)
+        future.exception(DEADLINE)
+
+    monkeypatch.setattr(Token, "cancel", cancel_and_wait)
+    asked = future.stop()
+
+    assert isinstance(future.exception(), TaskStopped)
+    assert (asked, pool.stats().stopped) == (True, 1)
 
 
 def test_a_task_that_a_kill_stops_is_counted(make_pool: MakePool) -> None:
