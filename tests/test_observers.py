@@ -240,7 +240,7 @@ def test_worker_that_is_written_off_is_told_and_its_task_is_finished_once(
     error = future.exception(DEADLINE)
     eventually(lambda: "worker_written_off" in notebook.names, "the event")
     gate.release()
-    pool.shutdown()
+    eventually(lambda: "worker_ended" in notebook.names, "its end")
     (written_off,) = notebook.events["worker_written_off"]
     (finished,) = notebook.events["task_finished"]
     (ended,) = notebook.events["worker_ended"]
