@@ -1641,6 +1641,42 @@ MUTATIONS = [
         "if before is not None:",
         "recording",
     ),
+    # -- map, and what stops its tasks
+    Mutation(
+        "a time-out of map stops what runs, in order",
+        "_map.py",
+        "        if stop:\n            stop_all(futures)\n",
+        "",
+        "map_stop",
+    ),
+    Mutation(
+        "a time-out of map stops what runs, as results come",
+        "_arrivals.py",
+        "                        stop_all(deque(self.futures.values()))\n",
+        "",
+        "map_stop",
+    ),
+    Mutation(
+        "a worker that is let go finds no task to be cancelled",
+        "_results.py",
+        "        future = futures[-1]\n",
+        "        futures.rotate(-1)\n        future = futures[-1]\n",
+        "map_stop",
+    ),
+    Mutation(
+        "a future without stop is cancelled",
+        "_results.py",
+        "isinstance(future, TaskFuture)",
+        "future",
+        "map_stop",
+    ),
+    Mutation(
+        "a chunk that is stopped makes no more calls",
+        "_chunks.py",
+        "            raise_if_cancelled()\n",
+        "",
+        "map_stop",
+    ),
     # -- Dask
     Mutation(
         "an error that refuses attributes travels", "dask/wire.py", "[_with_traceback, _Bare]", "[_with_traceback]", "dask_wire"

@@ -24,7 +24,7 @@ gate = dask_cluster.gate
 
 
 @pytest.mark.parametrize("options", [{}, {"buffersize": 2}], ids=str)
-def test_results_of_a_cluster_are_handed_out_as_they_come(make_dask: MakePool, gate: Gate, options: dict[str, int]) -> None:
+def test_results_of_a_cluster_are_handed_out_as_they_come(make_dask: MakePool, gate: Gate, options: dict[str, Any]) -> None:
     def task(number: int) -> int:
         if number == 0:
             gate.hold()
