@@ -55,6 +55,7 @@ LAYERS = [
     {"testing.__init__"},
     {"prometheus", "opentelemetry", "monitor", "plot", "dask.wire", "dask.reports"},
     {"dask.worker_side", "dask.scheduler_side", "dask.futures"},
+    {"dask.stops"},
     {"dask.client_side", "dask.adaptive"},
     {"dask.__init__"},
     {"__init__"},

@@ -41,6 +41,7 @@ from ..stats import ExecutorMetrics, ExecutorStats
 from .futures import Following, RemoteFuture
 from .reports import Report, add_up_metrics, add_up_stats
 from .scheduler_side import SchedulerSide, clear_up_here
+from .stops import ASK_TIMEOUT, Stops
 from .wire import Answer, Job, dumps, dumps_by_value
 from .worker_side import (
     WATCH_INTERVAL,
@@ -63,9 +64,6 @@ logger: Logger = Logger("tasker_executor.dask")
 #: Takes a piece of context to another machine: ``capture()``, called by `submit`, returns a plain value;
 #: ``restore(value)`` is called on the worker, in the context that the task will run in.
 Carrier = tuple[Callable[[], Any], Callable[[Any], object]]
-
-# How long `kill` and ``shutdown(cancel_futures=True)`` wait for workers to answer which tasks run.
-ASK_TIMEOUT = 5.0
 
 _numbers = itertools.count()
 
@@ -101,6 +99,9 @@ class DaskResourceExecutor(BaseExecutor[R]):
         max_retries: At most this number of times a task is run again, by a verdict on its error, on the worker
             where it is. 0: each task runs at most once, even if its worker dies; such a task may end with
             `tasker_executor.exceptions.TaskLost`.
+        run_within, abort_grace, warn_after: Limits of the time that a task runs, on its worker; see
+            `ResourceExecutor`. The time that it waits at the scheduler does not count. If its worker dies, the
+            task is run again elsewhere, and its time begins anew.
         carriers: What to take along of the submitter's context: pairs of ``capture()``, called by `submit`,
             and ``restore(value)``, called in the task's own context on the worker. (A `contextvars` context
             does not pickle.)
@@ -133,6 +134,9 @@ class DaskResourceExecutor(BaseExecutor[R]):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         max_retries: int = 3,
+        run_within: float | None = None,
+        abort_grace: float = 5.0,
+        warn_after: float | None = None,
         min_workers: int = 0,
         policy: ScalingPolicy | None = None,
         idle_timeout: float | None = None,
@@ -164,6 +168,9 @@ class DaskResourceExecutor(BaseExecutor[R]):
             "initializer": initializer,
             "initargs": initargs,
             "max_retries": max_retries,
+            "run_within": run_within,
+            "abort_grace": abort_grace,
+            "warn_after": warn_after,
             "min_workers": min_workers,
             "policy": policy,
             "idle_timeout": idle_timeout,
@@ -180,7 +187,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self._max_retries = checked.max_retries
         self._client: Any = client  # whose methods are typed in part
         self._loop: Any = client.loop
-        self._following = Following(self._loop)
+        self._following = Following(client)
         self._turns = itertools.count()  # of the workers, for `run_now`
         # Guards what follows.
         self._lock = threading.RLock()
@@ -200,6 +207,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self._plugin = f"tasker-{self.name}-{unique}"
         self._key_prefix = unique[:20]
         self._keys = itertools.count()
+        self._stops = Stops(self._client, self._plugin)
         pickled = _dump_settings(settings, [restore for _, restore in carriers])
         try:
             self._client.register_plugin(SchedulerSide(self._plugin, self._client.id), name=self._plugin)
@@ -299,6 +307,10 @@ class DaskResourceExecutor(BaseExecutor[R]):
             pass
         except BaseException:  # a done-callback's SystemExit, which would end the event loop
             logger.exception("executor %r: a done-callback raised and was ignored", self.name, executor=self.name)
+
+    def _stop(self, future: RemoteFuture[Any]) -> None:
+        """Have the task of a future stopped, wherever it is. Never blocks."""
+        self._stops.ask(future)
 
     def _forget(self, future: RemoteFuture[Any], outcome: str | None) -> None:
         """Count a future that is done, or about to be, and forget it, here and on the cluster."""
@@ -573,8 +585,7 @@ def _check_settings(settings: dict[str, Any]) -> Settings:
     # Without a limit, a worker has as many threads as Dask gives it. The client does not know that number.
     most = sys.maxsize if settings["max_workers"] is None else settings["max_workers"]
     absent: dict[str, Any] = {"thread_name_prefix": "", "max_queued": None, "on_full": "block", "propagate_context": True}
-    stopping: dict[str, Any] = {"run_within": None, "abort_grace": 5.0, "warn_after": None}
-    return Settings.checked("", **{**stopping, **settings, **absent, "max_workers": most})
+    return Settings.checked("", **{**settings, **absent, "max_workers": most})
 
 
 def _dump_settings(settings: dict[str, Any], restore: list[Callable[[Any], object]]) -> bytes:
