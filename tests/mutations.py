@@ -1698,8 +1698,8 @@ MUTATIONS = [
     Mutation(
         "an interrupted submit leaves nothing to wait for",
         "dask/client_side.py",
-        "            self._give_up(future)\n            raise",
-        "            raise",
+        "            self._books.give_up(future)\n",
+        "",
         "dask_end",
     ),
     Mutation(
@@ -1712,7 +1712,7 @@ MUTATIONS = [
     Mutation(
         "a kill that is asked to destroys resources in use",
         "dask/client_side.py",
-        "            if destroy:\n                await self._tell_workers(destroy_here)\n",
+        "            if destroy:\n                await self._deployment.tell(destroy_here)\n",
         "",
         "dask_end",
     ),

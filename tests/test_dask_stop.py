@@ -230,13 +230,13 @@ def test_stop_twice_asks_once_and_after_the_end_not_at_all(
 ) -> None:
     pool = make_dask()
     asked: list[Any] = []
-    original = pool._stops.ask
+    original = pool._books._stops.ask
 
     def ask(future: Any) -> None:
         asked.append(future)
         original(future)
 
-    monkeypatch.setattr(pool._stops, "ask", ask)
+    monkeypatch.setattr(pool._books._stops, "ask", ask)
     task = Until()
     future = pool.submit(Ref(task))
     task.wait_until_started()
@@ -293,7 +293,7 @@ def test_stop_after_the_event_loop_has_closed_is_for_this_side_only(
         raise RuntimeError("closed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pool._stops, "ask", refuse)
+        patch.setattr(pool._books._stops, "ask", refuse)
         assert stopping.stop()
     assert future.cancelled()
     gate.release()

@@ -56,6 +56,7 @@ LAYERS = [
     {"prometheus", "opentelemetry", "monitor", "plot", "dask.wire", "dask.reports"},
     {"dask.worker_side", "dask.scheduler_side", "dask.futures"},
     {"dask.stops"},
+    {"dask.books", "dask.deployment"},
     {"dask.client_side", "dask.adaptive"},
     {"dask.__init__"},
     {"__init__"},

@@ -45,6 +45,7 @@ except ImportError as _error:
     raise ImportError("tasker_executor.dask needs dask.distributed: pip install tasker-executor[dask]") from _error
 
 from .adaptive import PolicyAdaptive
-from .client_side import Carrier, DaskResourceExecutor
+from .client_side import DaskResourceExecutor
+from .deployment import Carrier
 
 __all__ = ["Carrier", "DaskResourceExecutor", "PolicyAdaptive"]

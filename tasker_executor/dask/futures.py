@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 
 class Owner(Protocol):
-    """What a future needs of its executor."""
+    """What a future needs: the books of its executor."""
 
-    def _settle(self, future: RemoteFuture[Any], answer: Answer, /) -> None:
+    def settle(self, future: RemoteFuture[Any], answer: Answer, /) -> None:
         """Give the future its result, and forget it."""
 
-    def _forget(self, future: RemoteFuture[Any], outcome: str | None, /) -> None:
+    def forget(self, future: RemoteFuture[Any], outcome: str | None, /) -> None:
         """Count the outcome of the future, and release its result on the cluster."""
 
-    def _stop(self, future: RemoteFuture[Any], /) -> None:
+    def stop(self, future: RemoteFuture[Any], /) -> None:
         """Have the task of the future stopped, wherever it is. Never blocks.
 
         Raises:
@@ -71,7 +71,7 @@ class RemoteFuture(TaskFuture[T]):
             if first:
                 self.set_running_or_notify_cancel()  # or `wait` and `as_completed` would not see it
         if first:
-            self._owner._forget(self, "cancelled")
+            self._owner.forget(self, "cancelled")
         return True
 
     @override
@@ -91,7 +91,7 @@ class RemoteFuture(TaskFuture[T]):
         if not self._asked_to_stop:
             self._asked_to_stop = True
             try:
-                self._owner._stop(self)
+                self._owner.stop(self)
             except RuntimeError:  # the event loop is closed: no answer will come
                 return self.cancel()
         return True
@@ -153,11 +153,11 @@ class Following:
             else:
                 answer = Answer(error=_lost("the connection to the scheduler is lost or closed", result, future))
         except asyncio.CancelledError as error:  # the loop ends
-            future._owner._settle(future, Answer(error=_lost("the client's event loop ends", error, future)))
+            future._owner.settle(future, Answer(error=_lost("the client's event loop ends", error, future)))
             raise
         except BaseException as error:  # of the user's, in unpickling; SystemExit would end the loop
             answer = Answer(error=error)
-        future._owner._settle(future, answer)
+        future._owner.settle(future, answer)
 
 
 def _translate(error: BaseException, future: RemoteFuture[Any]) -> BaseException:
