@@ -15,7 +15,7 @@ class Unset:
         return "UNSET"
 
     def __reduce__(self) -> str:
-        return "UNSET"  # there is one, on every machine
+        return "UNSET"  # there is one in each process
 
 
 UNSET = Unset()
