@@ -103,7 +103,49 @@ def test_task_that_waits_on_its_worker_is_cancelled(client: AnyClient, make_dask
     gate.release()
     pool.shutdown(timeout=DEADLINE)
     assert ran == []
-    assert all(worker.plugins.get(pool._plugin) is None for worker in local_workers(client))
+
+
+def test_task_that_waits_at_the_scheduler_is_forgotten_in_the_step_that_finds_it(
+    client: AnyClient, make_dask: MakePool, gate: Gate
+) -> None:
+    """Or it could start before the client cancels it."""
+    pool = make_dask()
+    held = occupy(pool, gate)
+    futures: list[Any] = [pool.submit(Ref(abs), -number) for number in range(20)]
+    keys, name = [future._remote.key for future in futures], pool._plugin
+    eventually(lambda: on_scheduler(client, known) == len(held) + 20, "the scheduler to know all tasks")
+
+    def stop(scheduler: Any) -> dict[str, str]:
+        places: dict[str, str] = scheduler.handlers[f"stop-{name}"](keys=keys)
+        assert not any(key in scheduler.tasks for key, place in places.items() if place == "waits")
+        return places
+
+    places = on_scheduler(client, stop)
+    assert "waits" in places.values()
+    gate.release()
+    pool.kill()
+
+
+def test_stopped_task_that_waits_on_a_worker_does_not_go_elsewhere_when_that_ends(
+    client: AnyClient, make_dask: MakePool, gate: Gate
+) -> None:
+    pool = make_dask(max_workers=1)
+    occupy(pool, gate, WORKERS)
+    waits: Any = pool.submit(Ref(abs), -1)
+    eventually(lambda: handed(client, pool) == WORKERS + 1, "the task to be handed over")
+    [plugin] = [
+        worker.plugins[pool._plugin]
+        for worker in local_workers(client)
+        if waits._remote.key in worker.plugins[pool._plugin]._handed
+    ]
+
+    plugin._end = object()  # as if the worker ended
+    plugin.stop([waits._remote.key])
+
+    assert not wait([waits], DEADLINE).not_done
+    plugin._end = None
+    assert waits.cancelled()
+    gate.release()
 
 
 def test_task_whose_submission_is_on_its_way_is_cancelled(
