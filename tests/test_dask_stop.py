@@ -402,6 +402,7 @@ def test_stopped_task_is_not_run_again_when_its_worker_closes(make_dask: MakePoo
 
         future = pool.submit(Ref(task))
         gate.wait_until_held()
+        eventually(lambda: handed(own, pool) == 1, "the worker to have noted the task")
         [worker] = [worker for worker in local_workers(own) if worker.plugins[pool._plugin]._handed]
         assert future.stop()
         eventually(lambda: bool(worker.plugins[pool._plugin]._stopped), "the worker to be told")
