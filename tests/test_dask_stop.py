@@ -390,8 +390,8 @@ def test_scheduler_that_does_not_answer_is_asked_again(
     assert len(asked) == 2
 
 
-def test_stopped_task_is_not_run_again_when_its_worker_closes(make_dask: MakePool) -> None:
-    """Dask runs the tasks of a worker that closes elsewhere. Not one that was stopped."""
+def test_stopped_task_is_not_run_again_when_its_worker_leaves(make_dask: MakePool) -> None:
+    """Dask runs the tasks of a worker that is retired elsewhere. Not one that was stopped."""
     with new_cluster(2) as own, Gate() as gate:
         pool = make_dask(on=own)
         starts: list[int] = []
@@ -406,7 +406,7 @@ def test_stopped_task_is_not_run_again_when_its_worker_closes(make_dask: MakePoo
         [worker] = [worker for worker in local_workers(own) if worker.plugins[pool._plugin]._handed]
         assert future.stop()
         eventually(lambda: bool(worker.plugins[pool._plugin]._stopped), "the worker to be told")
-        own.sync(worker.close, timeout=0, executor_wait=False)
+        own.retire_workers([worker.address])
 
         error = future.exception(DEADLINE)
         assert isinstance(error, TaskStopped)

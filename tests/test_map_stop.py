@@ -269,7 +269,11 @@ def test_the_latest_task_is_stopped_first(make_pool: MakePool, options: dict[str
     notes: list[str] = []
     pool: Any = make_pool(1)
     numbers = itertools.count()
-    pool.submit = lambda *_: Noted(next(numbers), notes)
+
+    def submit(*_: object) -> Noted:
+        return Noted(next(numbers), notes)
+
+    pool.submit = submit
 
     with pytest.raises(TimeoutError):
         next(pool.map(abs, range(4), timeout=0, stop_on_timeout=True, **options))

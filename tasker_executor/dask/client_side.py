@@ -393,8 +393,8 @@ class DaskResourceExecutor(BaseExecutor[R]):
         sums = add_up_stats(reports)
         with self._lock:
             mine = self._books.numbers(sums["running_tasks"], sum(report.running_priority for report in reports))
-            state = self._state.name.lower()
-        return ExecutorStats(**{**sums, **mine, "state": state})
+            mine["state"] = self._state.name.lower()
+        return ExecutorStats(**{**sums, **mine})
 
     def metrics(self, *, reset: bool = False) -> ExecutorMetrics:
         """Return durations and rates of the whole cluster: those of all workers that are there now, added up.
