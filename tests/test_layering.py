@@ -14,9 +14,12 @@ FOLDER = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
     {"exceptions", "stats", "_sync", "factory", "futures", "_engine.__init__"},
-    {"_types", "_report", "_chunks", "_results", "_engine.stopping", "_engine.histogram"},
-    {"_checks", "_arrivals", "_engine.threads", "_engine.state", "_engine.stacks"},
-    {"_options", "_map", "policies", "observers", "_engine.process", "_engine.current", "_engine.hooks"},
+    {"_types", "_report", "_results", "_engine.stopping", "_engine.histogram"},
+    {"_checks", "_engine.threads", "_engine.state", "_engine.stacks"},
+    {"_options", "policies", "observers", "_engine.process", "_engine.current", "_engine.hooks"},
+    {"_chunks"},
+    {"_arrivals"},
+    {"_map"},
     {"_typed", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved"},
     {"_base", "_load", "_engine.herald", "_engine.sidecar", "_engine.holding"},
     {
@@ -54,6 +57,8 @@ LAYERS = [
     {"testing.__init__"},
     {"prometheus", "opentelemetry", "monitor", "plot", "dask.wire", "dask.reports"},
     {"dask.worker_side", "dask.scheduler_side", "dask.futures"},
+    {"dask.stops"},
+    {"dask.books", "dask.deployment"},
     {"dask.client_side", "dask.adaptive"},
     {"dask.__init__"},
     {"__init__"},
