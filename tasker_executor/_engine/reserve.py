@@ -29,9 +29,9 @@ from .holding import Holding
 from .invoke import note_giving_up, note_missing_argument, run_in_scope
 from .places import Place, Places
 from .resources import ResourceSource
-from .run import Run
+from .run import Run, stop_of
 from .stock import Stock
-from .stopping import Reason, Stop, Token
+from .stopping import Token
 
 __all__ = ["Reserve", "ReserveListener"]
 
@@ -43,10 +43,6 @@ logger = Logger("tasker_executor")
 #: Seconds between two looks at the calls that are inside, once the reserve is closed. A call that Ctrl-C has
 #: ended may not ring the bell.
 _GLANCE = 1.0
-
-#: Seconds that a call which was stopped waits for `on_abort` to return, so that its resource can be kept. Most
-#: hooks end the call in their first step, and have a last step to do.
-ABORT_LINGER = 0.01
 
 
 class ReserveListener:
@@ -191,7 +187,7 @@ class Reserve(Generic[R]):
                         holding.call = fn
                         holding.attempt = 1 + retries
                         if run is not None:
-                            self._begin(run, holding, fn)
+                            run.begin(holding, self._source.name, fn)
                         try:
                             if around is not None:
                                 return self._in_scope(around, holding, fn, args)  # type: ignore[no-any-return]  # a T
@@ -202,7 +198,7 @@ class Reserve(Generic[R]):
                                 raise
                             hand, broken = [holding], True  # until the error is judged
                             broken, again = self._judge(error, traceback_of(error), holding, run)
-                            if (stop := self._stop_of(run)) is not None and isinstance(error, Exception):
+                            if (stop := stop_of(run, self._killed)) is not None and isinstance(error, Exception):
                                 raise stop.error(self._source.name, function_name(fn), error) from error
                             if not again:
                                 raise
@@ -247,41 +243,16 @@ class Reserve(Generic[R]):
                 raise
             raise self._listener.failed(self._source.name, error) from error
 
-    def _begin(self, run: Run, holding: Holding[R], fn: object) -> None:
-        """Begin an attempt of a call that can be stopped. Raises the error of a call that has been stopped before."""
-        if run.stop is not None:
-            holding.call = None
-            raise run.stop.error(self._source.name, function_name(fn), run.error)
-        run.begin(holding)
-
     def _judge(
         self, error: BaseException, trace: TracebackType | None, holding: Holding[R], run: Run | None
     ) -> tuple[bool, bool]:
-        """Return whether the error of a call shows that its resource is broken, and whether the call may be repeated.
-
-        The error of a call whose resource was aborted says nothing: see `_survives`.
-        """
+        """Return whether the error of a call shows that its resource is broken, and whether to repeat the call."""
         if (run is not None and run.let_go()) or holding.being_aborted:
-            return False, False
+            return False, False  # the error is ours
         verdict, again = self._source.judge(error, holding)
         if trace is not None:
             note_missing_argument(error, trace.tb_next, self._source.name, called=holding.called)
         return verdict is Verdict.BROKEN, again
-
-    def _stop_of(self, run: Run | None) -> Stop | None:
-        """Return why a call is to end; None if it may be repeated."""
-        if run is not None and run.stop is not None:
-            return run.stop
-        return Stop(Reason.KILLED) if self._killed.is_open else None
-
-    def _survives(self, holding: Holding[R]) -> bool:
-        """Return whether a resource that was aborted may be kept, if its reset and its check say so."""
-        holding.aborted = True
-        if self._source.hooks.check is None or not holding.kept or not holding.wait_for_aborts(ABORT_LINGER):
-            holding.broken = True
-            return False
-        holding.good_at = -1  # until it has been checked
-        return True
 
     def _give_back(self, hand: list[Holding[R]], broken: bool, run: Run | None = None) -> None:
         """Keep what is in hand for the next call. If it is temporary, broken or used up, destroy it.
@@ -293,7 +264,7 @@ class Reserve(Generic[R]):
         [holding] = hand
         holding.call = None
         if (run is not None and run.let_go()) or holding.being_aborted:
-            broken = broken or not self._survives(holding)
+            broken = broken or not self._stock.survives_abort(holding)
         if self._care:
             holding.uses += 1
             holding.last_used = clock()

@@ -19,10 +19,11 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+from .._report import function_name
 from .._sync import clock, pop_into
 from .stopping import Reason, Stop, Token
 
-__all__ = ["Grip", "Run"]
+__all__ = ["Grip", "Run", "stop_of"]
 
 
 class Grip:
@@ -89,8 +90,13 @@ class Run(Token):
         self.cancel(self.stops[0].why())
         return True
 
-    def begin(self, holding: Any) -> None:
-        """Note that an attempt begins, with this resource or with none (None)."""
+    def begin(self, holding: Any, executor: str, fn: object) -> None:
+        """Note that an attempt to call `fn` begins, with this resource or with none (None).
+
+        Raises the error of a call that has been stopped before.
+        """
+        if self.stops:
+            raise self.stops[0].error(executor, function_name(fn), self.error)
         self._began = clock()
         if holding is not None:
             self.grip = Grip(holding)
@@ -116,3 +122,13 @@ class Run(Token):
         self.over = True
         self.due = inf
         self.grip = self.task = self.error = self._watch = None
+
+
+def stop_of(run: Run | None, killed: Token) -> Stop | None:
+    """Return why a call of ``run_now`` must end, and not be repeated; None if it may go on.
+
+    `run` is that of the call, if it has one, and `killed` the token of the executor.
+    """
+    if run is not None and run.stop is not None:
+        return run.stop
+    return Stop(Reason.KILLED) if killed.is_open else None

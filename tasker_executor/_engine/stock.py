@@ -23,6 +23,10 @@ R = TypeVar("R")
 
 logger = Logger("tasker_executor")
 
+#: Seconds that a call which was stopped waits for `on_abort` to return, so that its resource can be kept. Most
+#: hooks end the call in their first step, and have a last step to do.
+ABORT_LINGER = 0.01
+
 
 class Stock(Generic[R]):
     """The resources of ``run_now``, kept and temporary.
@@ -164,6 +168,15 @@ class Stock(Generic[R]):
             if holding.gone:
                 self._left.discard(holding)
         return bool(self._left)
+
+    def survives_abort(self, holding: Holding[R]) -> bool:
+        """Return whether a resource that was aborted may be kept, if then its reset and its check say so."""
+        holding.aborted = True
+        if self._source.hooks.check is None or not holding.kept or not holding.wait_for_aborts(ABORT_LINGER):
+            holding.broken = True
+            return False
+        holding.good_at = -1  # until it has been checked
+        return True
 
     def is_good(self, holding: Holding[R]) -> bool:
         """Clean a resource after a call; return whether it may serve another one."""

@@ -22,10 +22,9 @@ from .calls import WithoutResource, bind, drop_frames, new_task
 from .core import Core
 from .current import Caller, current
 from .reserve import Reserve
-from .run import Run
+from .run import Run, stop_of
 from .settings import OnFull
 from .state import State
-from .stopping import Reason, Stop
 from .task import RUNNING, Task
 
 __all__ = ["enqueue", "run_now"]
@@ -166,17 +165,13 @@ def _call_bare(core: Core, fn: Callable[..., T], args: tuple[Any, ...], kwargs: 
     before, here.holder = here.holder, Caller(core, core.life.killed if run is None else run, fn)
     try:
         if run is not None:
-            if run.stop is not None:  # killed at this moment
-                raise core.refuse()
-            run.begin(None)
-        return fn(*args, **kwargs)
-    except Exception as error:
-        stop = None if run is None else run.stop
-        if stop is None and core.life.killed.is_open:
-            stop = Stop(Reason.KILLED)
-        if stop is None:
-            raise
-        raise stop.error(core.name, function_name(fn), error) from error
+            run.begin(None, core.name, fn)
+        try:
+            return fn(*args, **kwargs)
+        except Exception as error:
+            if (stop := stop_of(run, core.life.killed)) is None:
+                raise
+            raise stop.error(core.name, function_name(fn), error) from error
     finally:
         here.holder = before
         if run is not None:
