@@ -14,6 +14,7 @@ from .._engine.invoke import refuse_async
 from .._engine.reserve import Reserve
 from .._engine.run import Run
 from .._engine.stopping import Reason, Token
+from .._options import TaskOptions, Unset
 from .._report import function_name
 from .._sync import clock
 from .._types import AbortHook
@@ -39,6 +40,14 @@ class InlineRun(Run):
             super().wait(None if left == inf else left)
         return self.is_open
 
+    def was_late(self) -> bool:
+        """Return whether it was stopped by its limit."""
+        return self.stop is not None and self.stop.reason is Reason.TIMED_OUT
+
+    def was_stopped(self) -> bool:
+        """Return whether it was stopped by a thread."""
+        return self.stop is not None and self.stop.reason is not Reason.TIMED_OUT
+
     @override
     def let_go(self) -> bool:
         self.look()  # a task that has not looked may have run for too long, too
@@ -48,12 +57,17 @@ class InlineRun(Run):
 class InlineRuns:
     """What can be stopped now: tasks, and calls of ``run_now``."""
 
-    def __init__(self, owner: object, name: str, hook: AbortHook[Any] | None) -> None:
+    def __init__(self, owner: object, name: str, run_within: float | None, hook: AbortHook[Any] | None) -> None:
         self._owner = owner
         self._name = name
+        self._run_within = run_within
         self._hook = hook
         self._runs: set[InlineRun] = set()
         self.killed = Token()
+
+    def new(self, options: TaskOptions) -> InlineRun:
+        """Return what stops a task with these options, which has not begun."""
+        return InlineRun(self._run_within if isinstance(options.run_within, Unset) else options.run_within)
 
     def call(
         self,

@@ -23,8 +23,7 @@ from .._engine.recorder import Recorder
 from .._engine.reserve import Reserve
 from .._engine.resources import ResourceSource
 from .._engine.state import State
-from .._engine.stopping import Reason
-from .._options import TaskOptions, Unset
+from .._options import TaskOptions
 from .._report import must_escape, refusal
 from .._sync import clock
 from .._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
@@ -34,7 +33,7 @@ from ..futures import TaskFuture
 from ..observers import ObserverHub
 from ..stats import ExecutorStats
 from ._books import Books
-from ._runs import InlineRun, InlineRuns
+from ._runs import InlineRuns
 from ._tasks import Call, InHand, InlineFuture, Task, call_in_scope
 
 __all__ = ["InlineExecutor", "open_executors"]
@@ -125,7 +124,7 @@ class InlineExecutor(BaseExecutor[R]):
         self.name: str = str(name or f"{type(self).__name__}-{next(_numbers)}")
         self.deferred: bool = bool(deferred)
         self._max_retries = check_count("max_retries", max_retries, 0)
-        self._run_within = None if run_within is None else check_seconds("run_within", run_within)
+        run_within = None if run_within is None else check_seconds("run_within", run_within)
         # Guards what follows, and is never held while a task or a hook runs.
         self._lock = threading.RLock()
         self._state = State.RUNNING
@@ -133,7 +132,7 @@ class InlineExecutor(BaseExecutor[R]):
         self._priority: deque[Task] = deque()
         self._in_hand = 0  # tasks, and calls of run_now and wait_ready, under way
         self._books = Books(self._lock)
-        self._runs = InlineRuns(self, self.name, None if hooks is None else hooks.abort)
+        self._runs = InlineRuns(self, self.name, run_within, None if hooks is None else hooks.abort)
         self._stop = self._runs.stop
         self._source: ResourceSource[R] | None = None
         self._reserve: Reserve[R] | None = None
@@ -186,7 +185,7 @@ class InlineExecutor(BaseExecutor[R]):
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
     ) -> TaskFuture[Any]:
         lane = self._priority if options.priority else self._normal
-        run = self._new_run(options)
+        run = self._runs.new(options)
         future: InlineFuture[Any] = InlineFuture(self, lane, run)
         deadline = None if options.start_within is None else clock() + options.start_within
         call = Call(self._fit(fn, options), kwargs)
@@ -212,11 +211,8 @@ class InlineExecutor(BaseExecutor[R]):
 
     @override
     def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
-        run, call, limit = self._new_run(options), self._fit(fn, options), self._limit(options)
+        run, call, limit = self._runs.new(options), self._fit(fn, options), self._limit(options)
         return self._under_way(lambda: self._runs.call(run, self._reserve, call, args, kwargs, limit))
-
-    def _new_run(self, options: TaskOptions) -> InlineRun:
-        return InlineRun(self._run_within if isinstance(options.run_within, Unset) else options.run_within)
 
     def _fit(self, fn: Callable[..., Any], options: TaskOptions) -> Callable[..., Any]:
         return fn if options.pass_resource or self._source is None else WithoutResource(fn)
@@ -279,9 +275,7 @@ class InlineExecutor(BaseExecutor[R]):
 
     def _finish(self, task: Task, result: Any, error: BaseException | None) -> None:
         """Count the outcome of a task and settle its future, unless that is done."""
-        stop = task.run.stop
-        late = stop is not None and stop.reason is Reason.TIMED_OUT
-        asked = stop is not None and not late
+        late, stopped = task.run.was_late(), task.run.was_stopped()
         with self._lock:
             if task.counted:
                 task.counted = False
@@ -291,7 +285,7 @@ class InlineExecutor(BaseExecutor[R]):
                 else:
                     self._books.failed += 1
                 self._books.timed_out += late
-                self._books.stopped += asked
+                self._books.stopped += stopped
                 task.outcome = result, error
         try:
             if task.outcome is not None and not task.future.done():
