@@ -211,7 +211,8 @@ class ResourceExecutor(BaseExecutor[R]):
         self._on_full: OnFull = settings.on_full
         self._core = core = Core(settings)
         self._normal, self._priority = core.lanes.normal, core.lanes.priority
-        self._open_reserve = core.reserve  # until the end begins
+        #: Until the end begins. None, too, if calls of `run_now` have a limit: they take the path of `_run_now`.
+        self._open_reserve = core.reserve if settings.run_within is None else None
         #: Tasks take the path of `_enqueue`: the queue has a bound, an observer listens, or the executor
         #: accepts no more tasks.
         self._needs_care = settings.max_queued is not None or core.hub.hears("task_submitted")

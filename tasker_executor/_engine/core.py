@@ -19,6 +19,7 @@ the room                         the question that it answers
 ``care.py``                      may a worker's resource serve the next task, or a retry?
 ``resources.py``, ``holding.py`` how is a resource made, judged, aborted and given up?
 ``reserve.py``, ``places.py``    how does a call of ``run_now`` run, and which calls run now?
+``run.py``, ``runs.py``          how is a call of ``run_now`` stopped, and which one has run for too long?
 ``stock.py``                     which resource does a call of ``run_now`` get, and which are kept?
 ``supply.py``, ``outage.py``     what do the resources tell of the factory; when may it be tried again?
 ``recovery.py``, ``notices.py``  what follows for the tasks that wait; what is told of workers?
@@ -63,6 +64,7 @@ from .recovery import Recovery
 from .reserve import Reserve
 from .resources import End, NoResource, ResourceSource, UnfitResource
 from .roster import Roster
+from .runs import Runs
 from .scaler import Scaler
 from .settings import Settings
 from .slow import Slow
@@ -103,6 +105,9 @@ class Core:
         self.idle = Idle(self.wake_if_waiting)
         herald = Herald(settings, self.hub, self, lambda: self.ending.is_near(), lambda: self.ending.check_terminated())
         self.timer = Timer(settings, life, herald, self)
+        hook = None if self.source is None else self.source.hooks.abort
+        self.runs = Runs(settings, life, self.timer, hook, list if self.reserve is None else self.reserve.runs)
+        self.timer.farewell = self.runs.outlive_timer
         waits: dict[int, WaitInside] = {}
         self.limits = Limits(settings, self.timer)
         self.admission = Admission(settings.max_queued, lambda: self.crew.overflow(), self._may_wait_at_the_door)
@@ -117,6 +122,7 @@ class Core:
             hub=self.hub,
             timer=self.timer,
             limits=self.limits,
+            runs=self.runs,
             leave=[],
         )
         self.roster = Roster(settings, waits)
@@ -134,6 +140,7 @@ class Core:
             herald.settling(self.deadlines.expire),
             herald.settling(self.recovery.tend),
             herald.settling(self.watch.tend),
+            self.runs.expire,
             self.scaler.tick,
         )
 
@@ -242,7 +249,7 @@ class Core:
 
     def stop(self, task: Task[Any]) -> bool:
         """Ask a task that runs to stop; return whether it was not over yet."""
-        return self.stops.stop(task, Reason.STOPPED)
+        return self.runs.stop(task) or self.stops.stop(task, Reason.STOPPED)
 
     def wait_inside(self, task: Task[Any], permit: LockType, timeout: float | None) -> bool:
         """Wait for a task of this executor on one of its own threads: see `WaitsInside.wait`."""
@@ -464,5 +471,6 @@ class Core:
         self.timer.reinit_after_fork()
         self.deadlines.reinit_after_fork()
         self.stops.reinit_after_fork()
+        self.runs.reinit_after_fork()
         self.life.terminated.open()
         self.lanes.detach()
