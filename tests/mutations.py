@@ -880,14 +880,14 @@ MUTATIONS = [
     Mutation(
         "kill sets the tokens",
         "_engine/ending.py",
-        "            life.killed.open()",
+        "            self._stop_running()",
         "            pass",
         "kill",
     ),
     Mutation(
         "kill aborts what hangs",
         "_engine/ending.py",
-        "            self._abort_running()",
+        "            self._reserve.abort(hook, targets)",
         "            pass",
         "kill",
     ),
@@ -967,8 +967,8 @@ MUTATIONS = [
     Mutation(
         "two cancellers take turns",
         "_engine/task.py",
-        "with sidecar:\n                if sidecar.verdict is not None or",
-        "if True:\n                if sidecar.verdict is not None or",
+        "with sidecar:\n                if sidecar.verdict is not None or sidecar.started",
+        "if True:\n                if sidecar.verdict is not None or sidecar.started",
         "task sidecar",
     ),
     Mutation(
@@ -2211,8 +2211,8 @@ MUTATIONS = [
     Mutation(
         "a slot is free once the resource of its worker is destroyed",
         "_engine/roster.py",
-        "used = {worker.index for worker in self.workers.copy()}",
-        "used = {worker.index for worker in self.workers.copy() if worker.holding}",
+        "worker.index for worker in self.workers.copy() | self.written_off.copy()}",
+        "worker.index for worker in self.workers.copy() if worker.holding}",
         "refresh",
     ),
     Mutation(
