@@ -96,8 +96,12 @@ class Calls:
         self._calls: Iterator[tuple[Any, ...]] | None = calls
         self._limit = limit
         self._ordered = ordered
-        # A dict for its order and for its quick removals. Only the thread of the loop uses it.
-        self._futures: dict[TaskFuture[Any], None] = {}
+        # Of the calls that were submitted and whose results were not handed out; in the order of the calls, if
+        # that is asked for. Only the thread of the loop uses them.
+        self._queue: deque[TaskFuture[Any]] = deque()
+        left: set[TaskFuture[Any]] = set()
+        self._futures: deque[TaskFuture[Any]] | set[TaskFuture[Any]] = self._queue if ordered else left
+        self._add: Callable[[TaskFuture[Any]], None] = self._queue.append if ordered else left.add
         self._last: TaskFuture[Any] | None = None  # while it may stand in line for a place
         self._error: Exception | None = None  # raised by an iterable or a submission, when it is its turn
         self._error_waits = False  # until the results that are still to come have been handed out
@@ -143,7 +147,7 @@ class Calls:
                 self._error = error
                 self._error_waits = isinstance(error, RuntimeError) and not isinstance(error, RecursionError)
                 return False
-            self._futures[future] = None
+            self._add(future)
             future.add_done_callback(self._arrive)
         return True
 
@@ -159,13 +163,11 @@ class Calls:
             if not self._arrived:
                 return None
             future = self._arrived.popleft()
-        else:
-            head = next(iter(self._futures), None)
-            if head is None or not head.done():
-                return None
-            future = head
-        del self._futures[future]
-        return future
+            self._futures.remove(future)
+            return future
+        if self._queue and self._queue[0].done():
+            return self._queue.popleft()
+        return None
 
     def raise_if_over(self) -> None:
         """Raise StopAsyncIteration if nothing is left, or the error that ended the submissions."""
@@ -182,11 +184,11 @@ class Calls:
         """Wait until there is a result to be taken, or a place in the queue for the next call."""
         loop = get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        self._head = head = next(iter(self._futures))
+        self._head = head = self._queue[0] if self._ordered else None
         in_line = self._in_line()
         self._bell = partial(tell, loop, waiter)
         try:  # look once more, now that the other threads see the bell
-            if not (self._arrived or (self._ordered and head.done()) or in_line != self._in_line()):
+            if not (self._arrived or (head is not None and head.done()) or in_line != self._in_line()):
                 await waiter
         finally:
             self._bell = self._head = None
