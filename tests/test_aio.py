@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from aio_support import Run, Stoppable, run, until
-from engine import patch_thread_start
+from engine import CannotStart, patch_thread_start
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import ResourceExecutor, TaskCancelled, TaskStopped, TaskTimeout, current_task
 from tasker_executor._async_map import tell
@@ -426,7 +426,7 @@ def test_pool_that_cannot_start_a_thread_refuses_at_once(
     pool = make_pool(1)
 
     def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+        raise CannotStart("can't start new thread")
 
     async def main() -> int:
         async with pool.as_async() as view:
