@@ -20,7 +20,8 @@ LAYERS = [
     {"_chunks"},
     {"_arrivals"},
     {"_map"},
-    {"_typed", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved"},
+    {"_typed", "_async_map", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved"},
+    {"aio"},
     {"_base", "_load", "_engine.herald", "_engine.sidecar", "_engine.holding"},
     {
         "simulation",
@@ -42,7 +43,7 @@ LAYERS = [
         "_engine.admission",
     },
     {"_engine.task", "_engine.reserve"},
-    {"_engine.calls", "_engine.nesting", "_engine.limits", "_engine.deadlines"},
+    {"_engine.calls", "_engine.parked", "_engine.nesting", "_engine.limits", "_engine.deadlines"},
     {"_engine.workplace"},
     {"_engine.attempt", "_engine.care", "_engine.life"},
     {"_engine.hand"},
