@@ -1736,7 +1736,7 @@ MUTATIONS = [
     Mutation(
         "the stop of a task is told with its reason",
         "_engine/notices.py",
-        "self._event(task, worker, stop.reason.value), task)",
+        "self._event(task, worker, reason.value), task)",
         'self._event(task, worker, "stopped"), task)',
         "observers",
     ),

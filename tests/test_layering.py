@@ -15,10 +15,10 @@ FOLDER = Path(__file__).parent.parent / PACKAGE
 LAYERS = [
     {"exceptions", "stats", "_sync", "factory", "futures", "_engine.__init__"},
     {"_types", "_report", "_results", "_engine.stopping", "_engine.histogram"},
-    {"_checks", "_engine.threads", "_engine.state", "_engine.stacks", "_engine.run"},
+    {"_checks", "_engine.threads", "_engine.state", "_engine.run"},
     {"_options", "policies", "observers", "_engine.process", "_engine.current", "_engine.hooks"},
     {"_chunks"},
-    {"_arrivals"},
+    {"_arrivals", "_engine.stacks"},
     {"_map"},
     {"_typed", "_async_map", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved"},
     {"aio"},
