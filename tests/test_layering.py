@@ -15,9 +15,9 @@ FOLDER = Path(__file__).parent.parent / PACKAGE
 LAYERS = [
     {"exceptions", "stats", "_sync", "factory", "futures", "_engine.__init__"},
     {"_types", "_report", "_chunks", "_results", "_engine.stopping", "_engine.histogram"},
-    {"_checks", "_arrivals", "_engine.threads", "_engine.state", "_engine.stacks"},
+    {"_checks", "_arrivals", "_engine.threads", "_engine.state"},
     {"_options", "_map", "policies", "observers", "_engine.process", "_engine.current", "_engine.hooks"},
-    {"_typed", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved"},
+    {"_typed", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved", "_engine.stacks"},
     {"_base", "_load", "_engine.herald", "_engine.sidecar", "_engine.holding"},
     {
         "simulation",
