@@ -1835,8 +1835,8 @@ MUTATIONS = [
     Mutation(
         "a chunk that is stopped makes no more calls",
         "_chunks.py",
-        "            raise_if_cancelled()\n",
-        "",
+        "            elif task._sidecar is not None:",
+        "            elif False:",
         "map_stop",
     ),
     # -- Dask
