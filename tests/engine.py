@@ -45,6 +45,8 @@ from tasker_executor._engine.outage import Outage
 from tasker_executor._engine.recorder import Outcome, Recorder, TaskLog
 from tasker_executor._engine.reserve import Reserve
 from tasker_executor._engine.resources import End, ResourceSource, UnfitResource
+from tasker_executor._engine.run import Grip, Run
+from tasker_executor._engine.runs import Runs
 from tasker_executor._engine.scaler import Alarm
 from tasker_executor._engine.sidecar import firsts as first_of
 from tasker_executor._engine.sidecar import holds_task_lock, must_go_on
@@ -75,6 +77,7 @@ __all__ = [
     "Core",
     "Deadlines",
     "End",
+    "Grip",
     "Handoff",
     "HandoffLost",
     "Herald",
@@ -86,6 +89,7 @@ __all__ = [
     "Outcome",
     "Reason",
     "Recorder",
+    "Run",
     "Seat",
     "Sidecar",
     "State",
@@ -177,6 +181,7 @@ __all__ = [
     "report_unfit",
     "reserve_of",
     "retry_later",
+    "runs_of",
     "shorten_pauses",
     "show_idle_stack",
     "show_submitters",
@@ -616,6 +621,11 @@ def deadlines_lock(pool: Engine) -> Any:
 def expire(pool: Engine, now: float) -> float | None:
     """Expire the tasks whose deadline is past at `now`. Return the next deadline; None if there is none."""
     return core_of(pool).deadlines.expire(now)
+
+
+def runs_of(pool: Engine) -> Runs:
+    """Return what stops the calls of `run_now`."""
+    return core_of(pool).runs
 
 
 def pretend_asleep(pool: Engine) -> None:
