@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any, cast
 
 import pytest
@@ -314,17 +314,42 @@ def test_a_later_call_with_a_shorter_limit_is_seen(make: Make, clock: Clock) -> 
     assert ends == ["3", "5"]
 
 
-def test_short_calls_wake_the_timer_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_calls_wake_the_timer_once(make: Make, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make()
-    pool.run_now(FakeResource.use)
+    call = Calling(pool.run_now, line.ignore)
+    eventually(lambda: runs_of(pool)._alarm < inf, "the timer to look")
+    line.cut.set()
+    call.end()
     kicks: list[int] = []
     monkeypatch.setattr(timer_of(pool), "kick", lambda: kicks.append(1))
 
     for _ in range(100):
         pool.run_now(FakeResource.use)
-        runs_of(pool).expire(time.monotonic() - HOUR)
+        assert runs_of(pool).expire(0.0) is not None  # a duty runs whenever another one has something to do
 
     assert kicks == []
+
+
+def test_a_call_that_ctrl_c_ends_in_the_kick_leaves_the_kick_to_the_next_one(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make()
+    kicks: list[int] = []
+
+    def interrupt() -> None:
+        kicks.append(1)
+        if len(kicks) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(timer_of(pool), "kick", interrupt)
+    monkeypatch.setattr(timer_of(pool), "birth", object())
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.run_now(FakeResource.use)
+    pool.run_now(FakeResource.use)
+    monkeypatch.undo()
+
+    assert kicks == [1, 1]
 
 
 def test_a_timer_that_could_not_be_started_is_kicked_by_the_next_call(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
