@@ -136,7 +136,15 @@ class BaseExecutor(TypedExecutor[R]):
         start_within: float | Unset | None = UNSET,
         run_within: float | Unset | None = UNSET,
     ) -> AsyncView[R]: ...
-    def as_async(self, **options: Any) -> AsyncView[Any]:
+    def as_async(
+        self,
+        *,
+        priority: bool | Unset = UNSET,
+        max_retries: int | Unset = UNSET,
+        pass_resource: bool | Unset = UNSET,
+        start_within: float | Unset | None = UNSET,
+        run_within: float | Unset | None = UNSET,
+    ) -> AsyncView[Any]:
         """Return a view of this executor for coroutines: ``await view.run(fn, *args)``.
 
         See `tasker_executor.aio.AsyncView`. The options are those of `with_options`. Shutting the view down waits
@@ -144,7 +152,15 @@ class BaseExecutor(TypedExecutor[R]):
         """
         from .aio import AsyncView
 
-        return AsyncView(self.with_options(**options))
+        options: dict[str, Any] = {
+            "priority": priority,
+            "max_retries": max_retries,
+            "pass_resource": pass_resource,
+            "start_within": start_within,
+            "run_within": run_within,
+        }
+        view: ExecutorView[Any] = self.with_options(**options)
+        return AsyncView(view)
 
     def _view_root(self) -> BaseExecutor[Any]:
         """Return the executor that a view of this one submits to."""

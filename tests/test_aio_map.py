@@ -14,7 +14,7 @@ import pytest
 from aio_support import Run, Stoppable, run, until
 from engine import admission_of
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool
-from tasker_executor import QueueFull, ResourceExecutor
+from tasker_executor import QueueFull, ResourceExecutor, TaskCancelled
 from tasker_executor.testing import InlineExecutor
 
 __all__ = ["run"]
@@ -42,7 +42,9 @@ class Source:
 
 @pytest.mark.parametrize("buffersize", [None, 1, 3])
 @pytest.mark.parametrize("limit", [None, 0, 2])
-def test_results_come_in_the_order_of_the_calls(run: Run, make_pool: MakePool, buffersize: int | None, limit: int | None) -> None:
+def test_results_come_in_the_order_of_the_calls(
+    run: Run, make_pool: MakePool, buffersize: int | None, limit: int | None
+) -> None:
     view = make_pool(2, max_queued=limit).as_async()
 
     async def main() -> list[int]:
@@ -71,7 +73,7 @@ def test_order_of_arrival_is_that_in_which_tasks_end(run: Run, make_pool: MakePo
         return name
 
     async def main() -> list[str]:
-        names = []
+        names: list[str] = []
         async for name in view.map(call, ["slow", "a", "b"], ordered=False):
             names.append(name)
             if len(names) == 2:
@@ -125,7 +127,7 @@ def test_buffersize_is_exact(run: Run, make_pool: MakePool, ordered: bool) -> No
     source = Source(10)
 
     async def main() -> list[int]:
-        read = []
+        read: list[int] = []
         async for _ in view.map(abs, source, buffersize=3, ordered=ordered):
             read.append(source.read)
         return read
@@ -188,7 +190,9 @@ def test_full_queue_that_raises_ends_the_map(run: Run, make_pool: MakePool, gate
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_error_of_a_task_comes_in_its_place_and_stops_the_rest(run: Run, make_pool: MakePool, gate: Gate, ordered: bool) -> None:
+def test_error_of_a_task_comes_in_its_place_and_stops_the_rest(
+    run: Run, make_pool: MakePool, gate: Gate, ordered: bool
+) -> None:
     pool = make_pool(1)
     ran: list[int] = []
 
@@ -242,11 +246,14 @@ def test_results_of_accepted_tasks_come_before_the_refusal(run: Run, make_pool: 
     pool = make_pool(1)
 
     async def main() -> list[int]:
-        found = []
+        found: list[int] = []
+        results = pool.as_async().map(abs, range(9), buffersize=3)
+        found.append(await anext(results))
+        pool.shutdown(wait=False)
+        for _ in range(3):
+            found.append(await anext(results))
         with pytest.raises(RuntimeError, match="has been shut down"):
-            async for result in pool.as_async().map(abs, range(9), buffersize=3):
-                found.append(result)
-                pool.shutdown(wait=False)
+            await anext(results)
         return found
 
     assert run(main) == [0, 1, 2, 3]
@@ -256,8 +263,6 @@ def test_cancelled_error_of_a_task_does_not_cancel_the_coroutine(run: Run, make_
     view = make_pool(1).as_async()
 
     async def main() -> None:
-        from tasker_executor import TaskCancelled
-
         with pytest.raises(TaskCancelled):
             await anext(view.map(fail, [asyncio.CancelledError()]))
 
@@ -390,7 +395,10 @@ def test_maps_of_many_loops_share_a_full_queue(make_pool: MakePool, fast_switchi
     async def main(ordered: bool) -> None:
         found.append(sum([result async for result in pool.as_async().map(abs, range(100), ordered=ordered)]))
 
-    threads = [threading.Thread(target=lambda odd=number % 2: asyncio.run(main(bool(odd)))) for number in range(4)]
+    def run_loop(ordered: bool) -> None:
+        asyncio.run(main(ordered))
+
+    threads = [threading.Thread(target=run_loop, args=(number % 2 == 0,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -156,12 +156,13 @@ def test_error_in_the_block_stops_the_tasks_and_waits_for_them(run: Run, make_po
     task = Stoppable()
 
     async def main() -> None:
+        view = pool.as_async()
+        running = asyncio.ensure_future(view.run(task))
+        await task.has_started()
+        waiting = asyncio.ensure_future(view.run(int))
+        await until(lambda: pool.stats().queued_tasks == 1, "the second task to wait")
         with pytest.raises(ValueError, match="mine"):
-            async with pool.as_async() as view:
-                running = asyncio.ensure_future(view.run(task))
-                await task.has_started()
-                waiting = asyncio.ensure_future(view.run(int))
-                await until(lambda: pool.stats().queued_tasks == 1, "the second task to wait")
+            async with view:
                 raise ValueError("mine")
         assert task.stopped.is_set()
         with pytest.raises(TaskStopped):
