@@ -159,7 +159,7 @@ class BaseExecutor(TypedExecutor[R]):
             "start_within": start_within,
             "run_within": run_within,
         }
-        view: ExecutorView[Any] = self.with_options(**options)
+        view: Any = self.with_options(**options)
         return AsyncView(view)
 
     def _view_root(self) -> BaseExecutor[Any]:
