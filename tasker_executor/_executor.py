@@ -212,7 +212,8 @@ class ResourceExecutor(BaseExecutor[R]):
         self._on_full: OnFull = settings.on_full
         self._core = core = Core(settings)
         self._normal, self._priority = core.lanes.normal, core.lanes.priority
-        self._open_reserve = core.reserve  # until the end begins
+        #: Until the end begins. None, too, if calls of `run_now` have a limit: they take the path of `_run_now`.
+        self._open_reserve = core.reserve if settings.run_within is None else None
         #: Tasks take the path of `_enqueue`: the queue has a bound, an observer listens, or the executor
         #: accepts no more tasks.
         self._needs_care = settings.max_queued is not None or core.hub.hears("task_submitted")
@@ -452,9 +453,16 @@ class ResourceExecutor(BaseExecutor[R]):
         """Return gauges and counters, all of the same moment."""
         return self._core.gauges.stats()
 
-    def workers(self) -> tuple[WorkerInfo, ...]:
-        """Return what each worker is doing now, in the order of their names."""
-        return self._core.gauges.worker_infos()
+    def workers(self, *, stacks: bool = False) -> tuple[WorkerInfo, ...]:
+        """Return what each worker is doing now, in the order of their names.
+
+        Workers that were written off are among them, until their call returns.
+
+        Args:
+            stacks: Fill in `WorkerInfo.stack`, too: which line each thread is at, and from where it was called.
+        """
+        check_bool("stacks", stacks)
+        return self._core.gauges.worker_infos(stacks=stacks)
 
     def metrics(self, *, reset: bool = False) -> ExecutorMetrics:
         """Return durations and rates. They take constant memory, whatever the number of tasks.

@@ -20,6 +20,7 @@ the room                         the question that it answers
 ``care.py``                      may a worker's resource serve the next task, or a retry?
 ``resources.py``, ``holding.py`` how is a resource made, judged, aborted and given up?
 ``reserve.py``, ``places.py``    how does a call of ``run_now`` run, and which calls run now?
+``run.py``, ``runs.py``          how is a call of ``run_now`` stopped, and which one has run for too long?
 ``stock.py``                     which resource does a call of ``run_now`` get, and which are kept?
 ``supply.py``, ``outage.py``     what do the resources tell of the factory; when may it be tried again?
 ``recovery.py``, ``notices.py``  what follows for the tasks that wait; what is told of workers?
@@ -28,6 +29,7 @@ the room                         the question that it answers
 ``deadlines.py``, ``scaler.py``  which task is too late; how many workers does the policy want?
 ``stops.py``, ``stopping.py``    how is a task that runs stopped, and what if it does not end?
 ``limits.py``, ``watch.py``      how long may a task run, and which one has run for too long?
+``slow.py``, ``stacks.py``       which task is slow, and what does a thread do at this moment?
 ``ending.py``, ``nesting.py``    how does an executor end, and when must a caller not wait for that?
 ``process.py``                   what happens at the exit of the interpreter, and in the child of a fork?
 ``gauges.py``, ``recorder.py``   what does the executor do now, and how often and how long did it?
@@ -63,8 +65,10 @@ from .recovery import Recovery
 from .reserve import Reserve
 from .resources import End, NoResource, ResourceSource, UnfitResource
 from .roster import Roster
+from .runs import Runs
 from .scaler import Scaler
 from .settings import Settings
+from .slow import Slow
 from .state import Lifecycle, State
 from .stopping import Reason
 from .stops import Stops
@@ -102,6 +106,9 @@ class Core:
         self.idle = Idle(self.wake_if_waiting)
         herald = Herald(settings, self.hub, self, lambda: self.ending.is_near(), lambda: self.ending.check_terminated())
         self.timer = Timer(settings, life, herald, self)
+        hook = None if self.source is None else self.source.hooks.abort
+        self.runs = Runs(settings, life, self.timer, hook, list if self.reserve is None else self.reserve.runs)
+        self.timer.farewell = self.runs.outlive_timer
         waits: dict[int, WaitInside] = {}
         self.limits = Limits(settings, self.timer)
         self.admission = Admission(
@@ -118,6 +125,7 @@ class Core:
             hub=self.hub,
             timer=self.timer,
             limits=self.limits,
+            runs=self.runs,
             leave=[],
         )
         self.roster = Roster(settings, waits)
@@ -127,14 +135,15 @@ class Core:
         self.ending = Ending(place, self.crew, self.stops, self.reserve, self.nesting, self)
         self.deadlock = WaitsInside(self.name, life, self.crew, waits)
         self.recovery = Recovery(place, self.crew, self.ending.fail_queue)
-        self.gauges = Gauges(place, self.roster, self.crew.outage, self.reserve)
+        self.gauges = Gauges(place, self.roster, self.crew.outage, self.reserve, self.stops)
         self.deadlines = Deadlines(self.timer, self.lanes)
-        self.watch = Watch(self.limits, self.roster, self.stops, None)
+        self.watch = Watch(self.limits, self.roster, self.stops, Slow(settings))
         self.scaler = Scaler(place, self.gauges, self.want)
         self.timer.duties = (
             herald.settling(self.deadlines.expire),
             herald.settling(self.recovery.tend),
             herald.settling(self.watch.tend),
+            self.runs.expire,
             self.scaler.tick,
         )
 
@@ -237,13 +246,13 @@ class Core:
             waited = max(0.0, clock() - task._submitted)
             outcome = "cancelled" if error is None else "failed"
             event = TaskEvent(self.name, id(task), "", task._lane.name, 0, None, waited, 0.0, outcome, error)
-            self.hub.tell("task_finished", event)
+            self.hub.tell("task_finished", event, task)
         if self.life.state >= State.DRAINING:  # afterwards: observers hear of the executor's end last
             self.ending.check_terminated()
 
     def stop(self, task: Task[Any]) -> bool:
         """Ask a task that runs to stop; return whether it was not over yet."""
-        return self.stops.stop(task, Reason.STOPPED)
+        return self.runs.stop(task) or self.stops.stop(task, Reason.STOPPED)
 
     def wait_inside(self, task: Task[Any], permit: LockType, timeout: float | None) -> bool:
         """Wait for a task of this executor on one of its own threads: see `WaitsInside.wait`."""
@@ -465,5 +474,6 @@ class Core:
         self.timer.reinit_after_fork()
         self.deadlines.reinit_after_fork()
         self.stops.reinit_after_fork()
+        self.runs.reinit_after_fork()
         self.life.terminated.open()
         self.lanes.detach()
