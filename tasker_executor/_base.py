@@ -102,19 +102,23 @@ class BaseExecutor(TypedExecutor[R]):
         Raises:
             ValueError, TypeError: An option is no good; the message names it and its value.
         """
-        if not isinstance(max_retries, Unset):
-            max_retries = check_count("max_retries", max_retries, 0)
-        if not isinstance(start_within, Unset) and start_within is not None:
-            start_within = check_seconds("start_within", start_within)
-        if not isinstance(run_within, Unset) and run_within is not None:
-            run_within = check_seconds("run_within", run_within)
-        options = self._options.derive(
+        return self._view(
             priority=priority,
             max_retries=max_retries,
             pass_resource=pass_resource,
             start_within=start_within,
             run_within=run_within,
         )
+
+    def _view(self, *, max_retries: Any, start_within: Any, run_within: Any, **others: Any) -> ExecutorView[Any]:
+        """Return a view with these options, or raise; see `with_options`."""
+        if not isinstance(max_retries, Unset):
+            max_retries = check_count("max_retries", max_retries, 0)
+        if not isinstance(start_within, Unset) and start_within is not None:
+            start_within = check_seconds("start_within", start_within)
+        if not isinstance(run_within, Unset) and run_within is not None:
+            run_within = check_seconds("run_within", run_within)
+        options = self._options.derive(max_retries=max_retries, start_within=start_within, run_within=run_within, **others)
         return ExecutorView(self._view_root(), options)
 
     @overload
@@ -152,14 +156,13 @@ class BaseExecutor(TypedExecutor[R]):
         """
         from .aio import AsyncView
 
-        options: dict[str, Any] = {
-            "priority": priority,
-            "max_retries": max_retries,
-            "pass_resource": pass_resource,
-            "start_within": start_within,
-            "run_within": run_within,
-        }
-        view: Any = self.with_options(**options)
+        view = self._view(
+            priority=priority,
+            max_retries=max_retries,
+            pass_resource=pass_resource,
+            start_within=start_within,
+            run_within=run_within,
+        )
         return AsyncView(view)
 
     def _view_root(self) -> BaseExecutor[Any]:
