@@ -10,11 +10,12 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeAlias, assert_type
@@ -460,20 +461,61 @@ def test_abort_of_a_closed_connection_does_nothing(connect: Connect) -> None:
     factory.abort(connection)
 
 
-def test_abort_while_the_connection_is_made_ends_it(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abort_at_the_moment_when_the_connection_is_made_ends_it(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     factory, connection = connect()
     connection.close()
-    make = socket.create_connection
+    make = connection._create_connection  # type: ignore[attr-defined]  # not in typeshed
+    with ExitStack() as aborting:
 
-    def late(*args: Any, **options: Any) -> socket.socket:
-        made = make(*args, **options)
-        factory.abort(connection)
-        return made
+        def late(*args: Any, **options: Any) -> socket.socket:
+            made: socket.socket = make(*args, **options)
+            aborting.enter_context(in_thread(lambda: factory.abort(connection)))
+            eventually(lambda: connection.is_cut, "the abort")  # type: ignore[attr-defined]  # of ours
+            return made
 
-    vars(connection)["_create_connection"] = late
+        monkeypatch.setattr(connection, "_create_connection", late)
+        error = error_of(connection, "ok")
 
-    assert isinstance(error_of(connection, "ok"), ConnectionAbortedError)
+    assert isinstance(error, ConnectionAbortedError)
     assert connection.sock is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems treat a full backlog otherwise")
+def test_abort_ends_a_connection_that_is_not_accepted(connect: Connect) -> None:
+    factory, connection = connect()
+    with unreachable() as (connection.host, connection.port):
+        connection.close()
+        with in_thread(lambda: ask(connection, "ok")) as errors:
+            eventually(lambda: connection._is_connecting, "the connection to be made")  # type: ignore[attr-defined]  # of ours
+            factory.abort(connection)
+
+    assert isinstance(errors[0], OSError)
+    with pytest.raises(ConnectionAbortedError):
+        factory.reset(connection)
+
+
+def test_abort_ends_a_tls_handshake() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        factory = Connections(*silent.getsockname(), tls=True, timeout=HANGS)
+        connection = factory._new()
+        with in_thread(connection.connect) as errors, silent.accept()[0] as accepted:
+            assert accepted.recv(1)  # the handshake has begun
+            factory.abort(connection)
+
+    assert isinstance(errors[0], OSError)
+    assert connection.sock is None
+
+
+@contextmanager
+def unreachable() -> Generator[tuple[str, int]]:
+    """The address of a server that accepts no connection, and does not refuse any."""
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            waits = sockets.enter_context(socket.socket())
+            waits.setblocking(False)
+            waits.connect_ex(listener.getsockname())
+        yield listener.getsockname()
 
 
 # -- in an executor --

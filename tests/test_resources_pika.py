@@ -26,6 +26,7 @@ from pika.exceptions import (
     AMQPConnectionError,
     AMQPError,
     ChannelClosedByBroker,
+    ChannelWrongStateError,
     ConnectionClosedByBroker,
     StreamLostError,
     UnroutableError,
@@ -298,6 +299,17 @@ def test_abort_ends_a_call_in_a_stalled_network(server: Server, connect: Connect
     [error] = errors
     assert isinstance(error, AMQPError)
     assert factory.judge(error, channel) is Verdict.BROKEN
+
+
+@pytest.mark.services
+def test_a_channel_that_was_aborted_between_two_calls_is_replaced(server: Server, connect: Connect) -> None:
+    factory, channel = connect()
+
+    factory.abort(channel)
+
+    assert channel.is_open  # nobody has looked at the socket
+    with pytest.raises(ChannelWrongStateError):
+        factory.reset(channel)
 
 
 @pytest.mark.services
