@@ -24,6 +24,8 @@ the room                         the question that it answers
 ``deadlock.py``                  which tasks wait for a task of their own executor?
 ``timer.py``, ``herald.py``      which duty is due, and which thread tells of its results?
 ``deadlines.py``, ``scaler.py``  which task is too late; how many workers does the policy want?
+``stops.py``, ``stopping.py``    how is a task that runs stopped, and what if it does not end?
+``limits.py``, ``watch.py``      how long may a task run, and which one has run for too long?
 ``ending.py``, ``nesting.py``    how does an executor end, and when must a caller not wait for that?
 ``process.py``                   what happens at the exit of the interpreter, and in the child of a fork?
 ``gauges.py``, ``recorder.py``   what does the executor do now, and how often and how long did it?
@@ -51,6 +53,7 @@ from .gauges import Gauges
 from .herald import Herald
 from .idle import CLOSED, ENOUGH, Idle
 from .lanes import Lanes
+from .limits import Limits
 from .nesting import Nesting
 from .notices import Notices
 from .recorder import Recorder
@@ -61,9 +64,12 @@ from .roster import Roster
 from .scaler import Scaler
 from .settings import Settings
 from .state import Lifecycle, State
+from .stopping import Reason
+from .stops import Stops
 from .task import WITHDRAWN, Task
 from .threads import CannotStart
 from .timer import Timer
+from .watch import Watch
 from .worker import Worker
 from .workplace import Workplace
 
@@ -95,6 +101,7 @@ class Core:
         herald = Herald(settings, self.hub, self, lambda: self.ending.is_near(), lambda: self.ending.check_terminated())
         self.timer = Timer(settings, life, herald, self)
         waits: dict[int, WaitInside] = {}
+        self.limits = Limits(settings, self.timer)
         self.admission = Admission(settings.max_queued, lambda: self.crew.overflow(), self._may_wait_at_the_door)
         place = Workplace(
             settings=settings,
@@ -106,20 +113,24 @@ class Core:
             recorder=self.recorder,
             hub=self.hub,
             timer=self.timer,
+            limits=self.limits,
             leave=[],
         )
         self.roster = Roster(settings, waits)
         self.crew = Crew(place, self.roster, lambda index: Worker(place, self, index))
         self.nesting = Nesting(self._locks)
-        self.ending = Ending(place, self.crew, self.reserve, self.nesting, self)
+        self.stops = Stops(place, self.crew, self.notices, self._made_room)
+        self.ending = Ending(place, self.crew, self.stops, self.reserve, self.nesting, self)
         self.deadlock = WaitsInside(self.name, life, self.crew, waits)
         self.recovery = Recovery(place, self.crew, self.ending.fail_queue)
         self.gauges = Gauges(place, self.roster, self.crew.outage, self.reserve)
         self.deadlines = Deadlines(self.timer, self.lanes)
+        self.watch = Watch(self.limits, self.roster, self.stops, None)
         self.scaler = Scaler(place, self.gauges, self.want)
         self.timer.duties = (
             herald.settling(self.deadlines.expire),
             herald.settling(self.recovery.tend),
+            herald.settling(self.watch.tend),
             self.scaler.tick,
         )
 
@@ -227,8 +238,8 @@ class Core:
             self.ending.check_terminated()
 
     def stop(self, task: Task[Any]) -> bool:
-        """Ask a task that runs to stop."""
-        return False
+        """Ask a task that runs to stop; return whether it was not over yet."""
+        return self.stops.stop(task, Reason.STOPPED)
 
     def wait_inside(self, task: Task[Any], permit: LockType, timeout: float | None) -> bool:
         """Wait for a task of this executor on one of its own threads: see `WaitsInside.wait`."""
@@ -293,6 +304,10 @@ class Core:
         """Return why a worker must go; None if it may stay."""
         return self.crew.dismisses(worker)
 
+    def gave_up(self, worker: Worker) -> bool:
+        """Return whether a worker whose task was stopped has been written off."""
+        return self.crew.gave_up(worker)
+
     def may_retire(self, worker: Worker) -> bool:
         """Return whether an idle worker may go."""
         return self.crew.may_retire(worker)
@@ -325,6 +340,16 @@ class Core:
         worker.over = True
 
     # -- what the executor and the scaler wish
+
+    def _made_room(self) -> None:
+        """Start a successor for a worker that was written off."""
+        self.crew.populate_or_retry()
+        self.timer.start_if_wanted()
+        if self.admission.blocked:
+            self.admission.refill()
+        self.wake_if_waiting()
+        self.deadlock.end_a_hopeless_wait()
+        self.ending.check_terminated()
 
     def want(self, wanted: int, reason: str) -> None:
         """Set the number of workers wanted, within the bounds."""
@@ -435,5 +460,6 @@ class Core:
         self.deadlock.reinit_after_fork()
         self.timer.reinit_after_fork()
         self.deadlines.reinit_after_fork()
+        self.stops.reinit_after_fork()
         self.life.terminated.open()
         self.lanes.detach()

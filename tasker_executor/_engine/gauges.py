@@ -93,7 +93,7 @@ class Gauges:
                 cancelled = normal.cancelled + priority.cancelled
                 withdrawn = normal.withdrawn + priority.withdrawn
                 workers = len(self._roster.workers)
-                busy = self._roster.busy()
+                busy, running = self._roster.busy(), self._roster.running()
                 queued, urgent = normal.waiting(), priority.waiting()
                 counts_again = self._recorder.counts()
                 if retried == counts_again[False, Outcome.RETRIED] + counts_again[True, Outcome.RETRIED]:
@@ -102,7 +102,7 @@ class Gauges:
             failed = counts[False, Outcome.FAILED] + counts[True, Outcome.FAILED] + settled
             elsewhere = completed + failed + cancelled + queued + urgent
             # A task may have been seen in its lane and refused afterwards.
-            self._seen = max(self._seen, elsewhere + busy + withdrawn)
+            self._seen = max(self._seen, elsewhere + running + withdrawn)
             submitted = self._seen - withdrawn
             base = min(workers, self._roster.min_workers)
             created, destroyed = (0, 0) if self._source is None else self._source.counts()

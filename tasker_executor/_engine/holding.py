@@ -39,6 +39,7 @@ class Holding(Generic[R]):
 
     __slots__ = (
         "_aborting",
+        "aborted",
         "_claim",
         "_given_up",
         "arguments",
@@ -78,6 +79,8 @@ class Holding(Generic[R]):
         #: The time until which the resource may lie idle. After its first task this is `expires`.
         self.rests_until = max(expires, self.born + LEAST_REST)
         self.uses = 0
+        #: Whether it was aborted since it was last known to be good.
+        self.aborted = False
         #: Whether it is known to be broken.
         self.broken = False
         #: Whether it has served a task since it was last reset. Set only where there is a reset.
@@ -94,7 +97,7 @@ class Holding(Generic[R]):
         #: The error of its first check, if that check failed.
         self.fault: Exception | None = None
         self._given_up = False
-        self._aborting: list[Latch] = []  # one for each killer that is, or was, inside of the hook
+        self._aborting: list[Latch] = []  # one for each thread that is inside of the hook, or about to look
         #: Not empty: the resource has been destroyed.
         self.gone: list[object] = []
         # The thread that destroys the resource pops this: its owner, or a killer.
@@ -164,6 +167,17 @@ class Holding(Generic[R]):
             logger.warning("executor %r: on_abort raised", executor, exc_info=True, executor=executor)
         finally:
             latch.open()
+            self._aborting.remove(latch)
+
+    def wait_for_aborts(self) -> None:
+        """Block until no thread is inside of the `on_abort` hook.
+
+        A hook that hangs blocks this for as long. In the child of a fork there is nothing to wait for: the
+        threads are the parent's.
+        """
+        if not self.inherited:
+            for latch in self._aborting.copy():
+                latch.wait()
 
     def give_up(self, hook: DestroyHook[R], patience: float | None = None) -> bool:
         """Call `hook` with the resource, once in its life; return whether this call did it.

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .._options import TaskOptions
+from .._options import UNSET, TaskOptions
 from .._report import function_name, must_escape
 from ..exceptions import QueueFull, TaskCancelled
 from ..observers import TaskEvent
@@ -46,10 +46,11 @@ def enqueue(
     lane = core.lanes.priority if options.priority else core.lanes.normal
     future = new_task(call, args, lane, core.propagate_context)
     deadline = None
-    if options.max_retries is not None or options.start_within is not None:
+    if options.max_retries is not None or options.start_within is not None or options.run_within is not UNSET:
         sidecar = future._observe()
         assert sidecar is not None
         sidecar.max_retries = options.max_retries
+        sidecar.run_within = options.run_within
         if options.start_within is not None:
             sidecar.deadline = deadline = future._submitted + options.start_within
 

@@ -24,9 +24,9 @@ from operator import call
 from types import CoroutineType
 from typing import Any
 
+from .._options import UNSET
 from .._report import Logger, drop_frame
 from .._sync import clock, lock_timeout, takes
-from ..factory import Verdict
 from .attempt import NOTHING, Attempts, describe
 from .care import Care
 from .current import current
@@ -37,7 +37,7 @@ from .life import Life, log_thrown
 from .recorder import LULL, Outcome, TaskLog
 from .resources import End, UnfitResource
 from .state import State
-from .stopping import Token
+from .stopping import Stop, Token
 from .task import FINISHED, RUNNING, Task
 from .threads import make_thread
 from .workplace import Employer, Workplace
@@ -50,7 +50,7 @@ _SHIFT = (None,) * 512  # the tasks between two foldings of the log; a tuple is 
 _NEVER = float("inf")
 _TRIES = (None,) * 10  # attempts to destroy a resource, while other threads throw errors into this one
 _Coroutine: Any = CoroutineType
-_RUNNING, _BROKEN, _SUSPECT = State.RUNNING, Verdict.BROKEN, End.SUSPECT  # a look-up in an enum is slow
+_RUNNING, _SUSPECT, _STOPPED = State.RUNNING, End.SUSPECT, End.STOPPED  # a look-up in an enum is slow
 
 
 class Worker:
@@ -58,8 +58,8 @@ class Worker:
 
     # fmt: off
     __slots__ = (
-        "__weakref__", "attempts", "birth", "care", "employer", "holding", "index", "late", "log", "name", "over",
-        "place", "ready", "seat", "since", "started_at", "task", "thread", "told_of_end", "yields",
+        "__weakref__", "asks", "attempts", "birth", "care", "employer", "holding", "index", "late", "log", "name", "over",
+        "place", "ready", "seat", "since", "started_at", "stopped", "task", "thread", "told_of_end", "yields",
     )
     # fmt: on
 
@@ -77,6 +77,8 @@ class Worker:
         self.ready = False  # whether it has looked at the lanes, or is about to
         self.late = False  # whether it has been starting for `create_timeout`
         self.yields = False  # whether it ends, and a retry that is parked waits for its successor
+        self.asks = False  # whether a hook is asked about the resource, with a task in hand
+        self.stopped: Stop | None = None  # of the task before, until its resource is good again
         self.told_of_end, self.over = False, False  # whether observers know; whether it has ended, or never lives
         self.birth = allocate_lock()  # taken by the thread as it begins to live, or by its starter to disown it
         self.seat = Seat(place.idle)
@@ -108,8 +110,8 @@ class Worker:
 
     @property
     def busy(self) -> bool:
-        """Whether a task is in hand."""
-        return self.task is not None
+        """Whether a task is in hand, and may ask for itself."""
+        return self.task is not None and not self.asks
 
     @property
     def attempt(self) -> int:
@@ -218,6 +220,8 @@ class Worker:
         try:
             while end is None:
                 end = self._work(tools) or self._rest()
+                if end is _STOPPED:
+                    end = self._recover()
         except BaseException:
             # Whether the permit comes, has come or was taken is unknown; the exit path looks at the lanes.
             self.seat.rise()
@@ -240,7 +244,8 @@ class Worker:
             place.settings.propagate_context and around is None,
             source is not None and source.can_retry,  # a retry must not see what the attempt before it set
             around,
-            place.hub.hears_tasks or (source is not None and source.needs_care),
+            place.hub.hears_tasks or place.limits.for_all or (source is not None and source.needs_care),
+            place.limits,
             place.leave,
             place.admission.blocked,
             place.idle.stack.append,
@@ -256,7 +261,7 @@ class Worker:
         """
         # fmt: off
         (high, take_high, high_waits, high_runs, low, take_low, low_waits, low_runs,
-         prefix, in_context, fresh_context, around, careful, leave, blocked, register) = tools
+         prefix, in_context, fresh_context, around, careful, limits, leave, blocked, register) = tools
         # fmt: on
         log, seat, attempts, care = self.log, self.seat, self.attempts, self.care
         # `Any`, not `Task | None` and `Context | None`: a type checker would ask for tests.
@@ -291,7 +296,10 @@ class Worker:
                 except IndexError:  # no task waits, or another worker was quicker
                     break
                 last = None
+                self.since = start
+                self.task = task  # in its hand from here on: see `stops`
                 if leave and (last := self.employer.dismisses(self)) is not None:  # after `kill` no task starts
+                    self.task = None
                     put_back, task = task, None
                     lane.appendleft(put_back)
                     put_back = None
@@ -301,17 +309,25 @@ class Worker:
                 # -- run it
                 task._status = RUNNING
                 if task._sidecar is not None:
+                    if task._sidecar.breaks:
+                        self.asks = True
+                        last = care.suspect(self.holding, task._sidecar.breaks)
+                        self.asks = False
+                        self.since = start = clock()
+                        if last is not None and self._let_go(task) is None:
+                            put_back, task = task, None
+                            (lane.parked.append if last is _SUSPECT else lane.appendleft)(put_back)
+                            put_back = None
+                            if last is _SUSPECT and self.employer.retry_parked(self):
+                                continue
+                            return last
                     if not task._may_start():
+                        if self._let_go(task) is not None:
+                            task = None
+                            return _STOPPED
                         continue
-                    if task._sidecar.breaks and (last := care.suspect(self.holding, task._sidecar.breaks)) is not None:
-                        put_back, task = task, None
-                        (lane.parked.append if last is _SUSPECT else lane.appendleft)(put_back)
-                        put_back = None
-                        if last is _SUSPECT and self.employer.retry_parked(self):
-                            continue
-                        return last
-                self.since = start
-                self.task = task
+                    if task._sidecar.run_within is not UNSET:
+                        limits.begins(task, start)
                 if blocked:
                     self.place.admission.refill()
                 while True:  # once more only after `Verdict.AGAIN`
@@ -335,26 +351,36 @@ class Worker:
                         value = None
                     context = scoped = None
                     end_time = clock()
-                    self.task = None
+                    self.task = None  # out of its hand: no stop has power over it any more
                     if error is None:
-                        waits.append(start - task._submitted)
-                        runs.append(end_time - start)
-                        break
-                    verdict, retry = attempts.judge(task, lane, self.holding, error, start, end_time)
-                    if verdict is _BROKEN:
-                        care.broken_by, last = error, End.BROKEN
-                    if not retry:
+                        task._status = RUNNING  # a store into the task, and then the look: see "Which thread goes first"
+                        if task._sidecar is None or task._sidecar.stop is None:
+                            waits.append(start - task._submitted)
+                            runs.append(end_time - start)
+                            break
+                    fate = attempts.judge(task, lane, self.holding, error, start, end_time)
+                    error, last, self.stopped = fate.error, fate.end, fate.stop
+                    if fate.given_up:
+                        value, error, task = NOTHING, None, None
+                        log.until = clock()
+                        return _STOPPED
+                    if last is End.BROKEN:
+                        care.broken_by = error
+                    if not fate.retry:
                         break
                     # No result yet: see `Attempts.salvage`. And the error's traceback leads to this frame: a cycle.
                     value, error = NOTHING, None
                     if last is not None or (last := self._begin_again(task)) is not None:
+                        if last is _STOPPED:
+                            task = None
+                            return last
                         self.yields = last is End.BROKEN and self.place.source.retries_on_new  # type: ignore[union-attr]  # it has judged
                         put_back, task = task, None
                         (lane.parked.append if self.yields else lane.appendleft)(put_back)  # past the queue bound
                         put_back = None
                         self.employer.task_came_back(self)
                         return last
-                    self.since = start = clock()
+                    start = self.since
                 busy = careful and attempts.end(task, self.holding, error, start, end_time)
                 start = end_time
 
@@ -397,18 +423,44 @@ class Worker:
             raise
 
     def _begin_again(self, task: Task[Any]) -> End | None:
-        """Take the task in hand for another attempt, on a clean resource; return why the worker ends instead.
+        """Take the task in hand for another attempt, on a clean resource; return why there is none.
 
         No attempt begins after a kill. The task is in hand before the look at the state. So the worker sees
-        the kill, or the killer sees the task, and aborts it.
+        the kill, or the killer sees the task, and stops it. `End.STOPPED`: the task was stopped, and is final.
         """
         if (end := self.care.clean_for_retry(self.holding, task)) is not None:
             return end
+        self.since = clock()
         self.task = task
-        if self.place.life.state >= State.KILLED:
-            self.task = None
+        task._status = RUNNING  # a store into the task, as above
+        killed = self.place.life.state >= State.KILLED
+        if killed and self._let_go(task) is None:
             return End.DRAINED
+        if not task._may_start():
+            self._let_go(task)
+            return _STOPPED
         return None
+
+    # -- stopping: see `stops`
+
+    def _let_go(self, task: Task[Any]) -> Stop | None:
+        """Take the task out of hand; return the stop that has been at work, if there is one."""
+        self.task = None
+        self.stopped = task._stop_at_work()
+        return self.stopped
+
+    def _recover(self) -> End | None:
+        """Return to work after a task that was stopped; or return why the worker ends.
+
+        While a hook hangs in the abort of the resource, this waits, and the worker may be written off.
+        """
+        stop, holding = self.stopped, self.holding
+        aborted = stop is not None and stop.aborted and holding is not None
+        if aborted:
+            holding.wait_for_aborts()  # type: ignore[union-attr]  # `aborted` says so
+        if self.employer.gave_up(self):
+            return End.WRITTEN_OFF
+        return self.care.after_abort(holding) if aborted else None
 
     # -- resting
 
