@@ -51,7 +51,7 @@ CHECK_TIMEOUT = 5.0  # seconds
 # Both together stay below the grace that an executor gives to a task that it stops.
 CANCEL_TIMEOUT = 2.0  # seconds
 RETURN_TIMEOUT = 1.0  # seconds
-LOOK_AGAIN = 0.01  # seconds
+FIRST_LOOK, LAST_LOOK = 0.0002, 0.01  # seconds; doubled each time
 
 
 class Connections(ResourceFactory[driver.Connection[Row]]):
@@ -230,11 +230,13 @@ def unblock(connection: driver.Connection[Any]) -> None:
         _shut_down(connection)
         return
     deadline = clock() + RETURN_TIMEOUT
+    pause = FIRST_LOOK
     while connection.pgconn.transaction_status == ACTIVE:
         if clock() >= deadline:
             _shut_down(connection)
             return
-        time.sleep(LOOK_AGAIN)
+        time.sleep(pause)
+        pause = min(2 * pause, LAST_LOOK)
 
 
 def _shut_down(connection: driver.Connection[Any]) -> None:
