@@ -50,6 +50,7 @@ from tasker_executor._engine.sidecar import firsts as first_of
 from tasker_executor._engine.sidecar import holds_task_lock, must_go_on
 from tasker_executor._engine.state import State
 from tasker_executor._engine.stock import Stock
+from tasker_executor._engine.stopping import Reason, Stop, Token
 from tasker_executor._engine.supply import DESTROY_PATIENCE
 from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, WITHDRAWN, Sidecar, Task
 from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
@@ -83,15 +84,18 @@ __all__ = [
     "Lanes",
     "Outage",
     "Outcome",
+    "Reason",
     "Recorder",
     "Seat",
     "Sidecar",
     "State",
     "Step",
+    "Stop",
     "Task",
     "TaskLog",
     "Ticket",
     "Timer",
+    "Token",
     "UnfitResource",
     "WaitInside",
     "Worker",

@@ -34,6 +34,7 @@ LAYERS = [
     {"_engine.calls", "_engine.nesting", "_engine.limits", "_engine.deadlines"},
     {"_engine.workplace"},
     {"_engine.attempt", "_engine.care", "_engine.life"},
+    {"_engine.hand"},
     {"_engine.worker"},
     {"_engine.roster", "_engine.notices"},
     {"_engine.supply"},

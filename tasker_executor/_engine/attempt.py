@@ -18,8 +18,8 @@ step or in the exit path, such as a successor, waits for that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from contextvars import Context
+from typing import Any, NamedTuple
 
 from .._report import function_name, traceback_of
 from .._sync import clock
@@ -44,30 +44,30 @@ _END_AFTER = {Verdict.OWN: None, Verdict.AGAIN: None, Verdict.BROKEN: End.BROKEN
 NOTHING: Any = object()
 
 
-@dataclass(slots=True)
-class Fate:
+class Fate(NamedTuple):
     """What becomes of a task, and of its worker, after an attempt that was no plain success."""
 
     #: What its future gets, if it is final.
     error: BaseException | None
-    #: Whether it is run again.
-    retry: bool = False
     #: Why the worker ends; `End.STOPPED`: it has to recover from a stop first.
     end: End | None = None
-    #: The stop that was at work.
-    stop: Stop | None = None
+    #: Whether it is run again.
+    retry: bool = False
     #: Whether the task had been given up, so its future is final, and what it has come to is dropped.
     given_up: bool = False
+    #: The stop that was at work.
+    stop: Stop | None = None
 
 
 class Attempts:
     """The attempts of one worker. Only that worker calls the methods."""
 
-    __slots__ = ("_log", "_place", "_worker")
+    __slots__ = ("_context", "_log", "_place", "_worker")
 
     def __init__(self, place: Workplace, log: TaskLog, worker: str) -> None:
         self._place = place
         self._log = log
+        self._context: Context | None = None  # of the task in hand, if observers listen to tasks
         self._worker = worker
 
     def begin(self, task: Task[Any], start: float) -> None:
@@ -75,6 +75,8 @@ class Attempts:
         hub, limits = self._place.hub, self._place.limits
         if limits.for_all:
             limits.begins(task, start)
+        if hub.hears_tasks:
+            self._context = task._context
         if hub.hears("task_started"):
             hub.tell("task_started", self._event(task, start, start))
 
@@ -91,6 +93,7 @@ class Attempts:
         if hub.hears("task_finished"):
             outcome = "completed" if error is None else "failed"
             hub.tell("task_finished", self._event(task, start, end, outcome, error))
+        self._context = None
         if holding is None or source is None:
             return False
         holding.used = source.hooks.reset is not None
@@ -122,12 +125,13 @@ class Attempts:
             limit = settings.max_retries if sidecar.max_retries is None else sidecar.max_retries
             if sidecar.retries < limit and place.life.state < State.KILLED:
                 breaks = source.breaks if verdict is Verdict.BROKEN else sidecar.breaks
+                event = self._event(task, start, end, error=error) if place.hub.hears("task_retried") else None
                 if not sidecar.begin_retry(error, breaks, end - start):  # stopped in this moment
                     return self.judge(task, lane, holding, error, start, end)
-                if place.hub.hears("task_retried"):
-                    place.hub.tell("task_retried", self._event(task, start, end, error=error))
+                if event is not None:
+                    place.hub.tell("task_retried", event)
                 self._log.note(lane.priority, Outcome.RETRIED, *duration, attempt)
-                task._submitted = clock()
+                task._submitted, self._context = clock(), None
                 return Fate(None, retry=True, end=_END_AFTER[verdict])
             if verdict is Verdict.BROKEN:
                 note_giving_up(error, sidecar.retries)
@@ -151,6 +155,7 @@ class Attempts:
         if task.done():
             if holding is not None:
                 holding.uses += 1
+            self._context = None
             return Fate(None, end=End.STOPPED, stop=stop, given_up=True)
         attempt = (id(task), start)
         if error is None:
@@ -224,7 +229,7 @@ class Attempts:
             end - start,
             outcome,
             error,
-            task._context,
+            self._context,
         )
 
 

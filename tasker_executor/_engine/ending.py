@@ -105,6 +105,7 @@ class Ending:
         life.changed.ring()
         if kill:
             life.killed.cancel("was stopped with its executor, by kill()")
+            self._stop_running()
         escaped: BaseException | None = None
         if cancel or kill:
             try:
@@ -115,8 +116,6 @@ class Ending:
         self._place.admission.close()
         if after is not before and self._place.hub.hears("state_changed"):
             self._place.hub.tell("state_changed", StateEvent(self._name, after.name.lower()))
-        if kill:
-            self._stop_running()
         if self._reserve is not None:
             self._reserve.close()
         if self._timer.thread is not None:
@@ -201,11 +200,11 @@ class Ending:
 
     def _stop_running(self) -> None:
         """Stop all that runs: tasks and calls of ``run_now``."""
-        self._stops.stop_all()
+        targets = self._stops.stop_all()
         source = self._place.source
         hook = None if source is None else source.hooks.abort
         if hook is not None and self._reserve is not None:
-            self._reserve.abort(hook, [])
+            self._reserve.abort(hook, targets)
 
     def destroy_resources(self) -> None:
         """Destroy the resources that are still in use, after a kill: see `ResourceExecutor.kill`."""

@@ -34,7 +34,7 @@ from typing import Any
 
 from .._report import Logger
 from .._sync import clock
-from .aborts import start_abort
+from .aborts import Target, start_abort
 from .attempt import describe
 from .crew import Crew
 from .notices import Notices
@@ -72,35 +72,45 @@ class Stops:
     def stop(self, task: Task[Any], reason: Reason, limit: float | None = None) -> bool:
         """Ask a task that has started to stop; return False if it is over. Never block.
 
-        A second call for the same task changes nothing, except that a kill aborts the resource once more.
+        A second call for the same task changes nothing.
         """
         asked = Stop(reason, limit)
         stop = task._ask_to_stop(asked)
-        if stop is None:
-            return False
         if stop is asked:
-            self._count(reason)
-            self._pending[task] = stop
-            self._notices.task_stopped(task, self._worker_of(task), stop)
+            self._begin(task, stop)
+            worker = self._worker_of(task)
             self._carry_out(task, stop)
-            self._place.limits.note(stop.at + self._grace)
-        elif reason is Reason.KILLED:
-            self._carry_out(task, stop)
-        return True
+            self._notices.task_stopped(task, worker, stop)
+        return stop is not None
 
-    def stop_all(self) -> None:
-        """Stop all tasks that workers have in hand, since the executor is killed."""
+    def stop_all(self) -> list[Target]:
+        """Stop all tasks that workers have in hand, since the executor is killed; return what is to be aborted.
+
+        A second kill aborts the resources once more, but for those whose hook hangs.
+        """
+        targets: list[Target] = []
         for worker in self._roster.workers.copy():
             task = worker.task
-            if task is not None and not task.cancel():
-                self.stop(task, Reason.KILLED)
+            if task is None or task.cancel():
+                continue
+            asked = Stop(Reason.KILLED)
+            if (stop := task._ask_to_stop(asked)) is not None:
+                if stop is asked:
+                    self._begin(task, stop)
+                    self._notices.task_stopped(task, worker, stop)
+                if worker.holding is not None:
+                    targets.append((worker.holding, partial(task._claim, stop, worker.runs)))
+        return targets
 
-    def _count(self, reason: Reason) -> None:
+    def _begin(self, task: Task[Any], stop: Stop) -> None:
+        """Count a stop, and see that the watch looks whether it is obeyed."""
         with self._lock:
-            if reason is Reason.TIMED_OUT:
+            if stop.reason is Reason.TIMED_OUT:
                 self.timed_out += 1
             else:
                 self.stopped += 1
+        self._pending[task] = stop
+        self._place.limits.note(stop.at + self._grace)
 
     def _worker_of(self, task: Task[Any]) -> Worker | None:
         """Return the worker that has the task in hand."""
