@@ -15,7 +15,7 @@ import statistics
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -136,7 +136,7 @@ MAKE = (_psycopg, _sqlite3, _pymysql, _redis, _pika, _http)
 
 
 @contextlib.contextmanager
-def cases() -> Iterator[list[Case]]:
+def cases() -> Generator[list[Case]]:
     """Make those whose driver is installed, and whose server is named."""
     made: list[Case] = []
     with contextlib.ExitStack() as ending:
@@ -158,7 +158,7 @@ def _free_again(case: Case, rounds: int) -> list[float]:
         begun.set()
         return case.hang(resource)
 
-    seconds = []
+    seconds: list[float] = []
     with ResourceExecutor(1, resource=case.factory) as pool:
         pool.wait_ready()
         for _ in range(rounds):
@@ -213,7 +213,7 @@ def free_again(rounds: int) -> dict[str, Stopped]:
 
 
 def show_free_again(found: dict[str, Stopped]) -> None:
-    rows = []
+    rows: list[list[str]] = []
     for name, stopped in found.items():
         cuts = statistics.quantiles(stopped.seconds, n=100, method="inclusive")
         thread = f"busy {PATIENCE:g} s later" if stopped.still_busy else "free"

@@ -95,7 +95,8 @@ class Psycopg(Transactional):
     def factory(self, **options: Any) -> ResourceFactory[Any]:
         from tasker_executor.resources.psycopg import Connections
 
-        return Connections(self.server.address, **{"autocommit": True, **options})
+        options = {"autocommit": True, **options}
+        return Connections(self.server.address, **options)
 
     def hang(self, resource: Any) -> object:
         return resource.execute("select pg_sleep(%s)", (HANGS,))
@@ -124,11 +125,11 @@ class Psycopg(Transactional):
         server = self.server
         server.execute(
             "create function pg_temp.hold() returns trigger language plpgsql as "
-            "$$begin perform pg_advisory_xact_lock(hashtext(TG_ARGV[0])); return null; end$$"
+            "$$begin perform pg_advisory_xact_lock(hashtext(TG_TABLE_NAME)); return null; end$$"
         )
-        server.admin.execute(
-            f"create constraint trigger hold after insert on {server.name} deferrable initially deferred "
-            f"for each row execute function pg_temp.hold('{server.name}')"
+        server.execute(
+            "create constraint trigger hold after insert on {table} deferrable initially deferred "
+            "for each row execute function pg_temp.hold()"
         )
         server.ask("select pg_advisory_lock(hashtext(%s))", server.name)
         try:

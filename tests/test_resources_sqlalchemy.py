@@ -17,7 +17,7 @@ import pytest
 from support import DEADLINE, MakePool, eventually, run_python
 from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor.factory import Verdict
-from trouble import failure
+from trouble import cause_of_stop, failure
 
 if not TYPE_CHECKING:
     pytest.importorskip("sqlalchemy")
@@ -1004,7 +1004,7 @@ def test_kill_ends_a_call_that_hangs(server: Server, make_pool: MakePool, kind: 
 
     pool.kill()
 
-    error = future.exception(DEADLINE)
+    error = cause_of_stop(future)
     assert isinstance(error, OperationalError)
     assert isinstance(error.orig, psycopg.errors.QueryCanceled)
     ended(pool)

@@ -18,7 +18,7 @@ from support import DEADLINE, MakePool
 from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor.factory import Verdict
 from tasker_executor.resources.sqlite3 import CommitUnknown, Connections
-from trouble import failure
+from trouble import cause_of_stop, failure
 
 ENDLESS = "with recursive counter(n) as (select 1 union all select n + 1 from counter) select count(*) from counter"
 #: The ways in which Python handles transactions: its old one, none, and, since Python 3.12, two more.
@@ -508,7 +508,7 @@ def test_kill_interrupts_a_statement(database: Database, make_pool: MakePool) ->
 
     pool.kill()
 
-    assert str(future.exception(DEADLINE)) == "interrupted"
+    assert str(cause_of_stop(future)) == "interrupted"
     ended(pool)
 
 
