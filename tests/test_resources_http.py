@@ -494,6 +494,25 @@ def test_abort_ends_a_connection_that_is_not_accepted(connect: Connect) -> None:
         factory.reset(connection)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems treat a full backlog otherwise")
+def test_abort_right_before_the_socket_connects_ends_it(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    factory, connection = connect()
+
+    class Late(socket.socket):
+        def connect(self, address: Any) -> None:
+            aborting.enter_context(in_thread(lambda: factory.abort(connection)))
+            eventually(lambda: cast(Any, connection).is_cut, "the abort")
+            super().connect(address)
+
+    with unreachable() as (connection.host, connection.port), ExitStack() as aborting:
+        connection.close()
+        monkeypatch.setattr(socket, "socket", Late)
+        error = error_of(connection, "ok")
+        monkeypatch.undo()
+
+    assert not isinstance(error, TimeoutError)
+
+
 def test_abort_ends_a_tls_handshake() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         factory = Connections(*silent.getsockname(), tls=True, timeout=HANGS)
