@@ -2266,13 +2266,6 @@ MUTATIONS = [
         "resources_pika",
     ),
     Mutation(
-        "an abort finds the socket that has not begun to connect",
-        "resources/http.py",
-        "        while self._is_connecting:",
-        "        while False:",
-        "resources_http",
-    ),
-    Mutation(
         "an abort finds the socket while it connects",
         "resources/http.py",
         "            sock = self._last = socket.socket(",

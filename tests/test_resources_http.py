@@ -485,8 +485,9 @@ def test_abort_ends_a_connection_that_is_not_accepted(connect: Connect) -> None:
     factory, connection = connect()
     with unreachable() as (connection.host, connection.port):
         connection.close()
+        before = cast(Any, connection)._last
         with in_thread(lambda: ask(connection, "ok")) as errors:
-            eventually(lambda: connection._is_connecting, "the connection to be made")  # type: ignore[attr-defined]  # of ours
+            eventually(lambda: cast(Any, connection)._last is not before, "a new socket")
             factory.abort(connection)
 
     assert isinstance(errors[0], OSError)

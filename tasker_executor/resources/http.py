@@ -6,7 +6,6 @@ import functools
 import http.client
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +32,6 @@ _BROKEN = (
 #: Bytes of an answer that is left unread, and seconds to read them: up to here, the connection is kept.
 _LEFTOVER = 65536
 _PATIENCE = 1.0
-_LOOK_AGAIN = 0.01  # seconds
 
 
 class Connections(ResourceFactory[http.client.HTTPConnection]):
@@ -165,7 +163,6 @@ class _Connection(http.client.HTTPConnection):
     _answer: _Answer | None = None
     _asked = False
     _served = False
-    _is_connecting = False
     #: The last socket. An answer may be read from it when the connection has let go of it.
     _last: Any = None
 
@@ -176,16 +173,13 @@ class _Connection(http.client.HTTPConnection):
     @override
     def connect(self) -> None:
         self._served = False
-        self._is_connecting = True
-        try:
-            if not self.is_cut:
+        if not self.is_cut:
+            try:
                 self._reach()
-        except BaseException:
-            self.close()  # TLS that failed leaves a socket that is none any more
-            raise
-        finally:
-            self._is_connecting = False
-        if self.is_cut:
+            except BaseException:
+                self.close()  # TLS that failed leaves a socket that is none any more
+                raise
+        if self.is_cut:  # looked at last: cut() sets it first, and then looks for the socket
             self.close()
             raise ConnectionAbortedError(_CUT)
 
@@ -285,12 +279,9 @@ class _Connection(http.client.HTTPConnection):
         self._answer = None
 
     def cut(self) -> None:
-        """End what is sent and received, for good; return when no connection is being made any more."""
+        """End what is sent and received, for good."""
         self.is_cut = True
-        shut_down(self._last)
-        while self._is_connecting:  # to be shut down, the socket must have begun to connect
-            time.sleep(_LOOK_AGAIN)
-            shut_down(self._last)
+        shut_down(self._last)  # in Linux that ends a connect() that begins right after this, too
 
 
 class _TLSConnection(_Connection, http.client.HTTPSConnection):
