@@ -439,9 +439,16 @@ class ResourceExecutor(BaseExecutor[R]):
         """Return gauges and counters, all of the same moment."""
         return self._core.gauges.stats()
 
-    def workers(self) -> tuple[WorkerInfo, ...]:
-        """Return what each worker is doing now, in the order of their names."""
-        return self._core.gauges.worker_infos()
+    def workers(self, *, stacks: bool = False) -> tuple[WorkerInfo, ...]:
+        """Return what each worker is doing now, in the order of their names.
+
+        Workers that were written off are among them, until their call returns.
+
+        Args:
+            stacks: Fill in `WorkerInfo.stack`, too: which line each thread is at, and from where it was called.
+        """
+        check_bool("stacks", stacks)
+        return self._core.gauges.worker_infos(stacks=stacks)
 
     def metrics(self, *, reset: bool = False) -> ExecutorMetrics:
         """Return durations and rates. They take constant memory, whatever the number of tasks.

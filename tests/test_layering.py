@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent.parent / PACKAGE
 LAYERS = [
     {"exceptions", "stats", "_sync", "factory", "futures", "_engine.__init__"},
     {"_types", "_report", "_chunks", "_results", "_engine.stopping", "_engine.histogram"},
-    {"_checks", "_arrivals", "_engine.threads", "_engine.state"},
+    {"_checks", "_arrivals", "_engine.threads", "_engine.state", "_engine.stacks"},
     {"_options", "_map", "policies", "observers", "_engine.process", "_engine.current", "_engine.hooks"},
     {"_typed", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved"},
     {"_base", "_load", "_engine.herald", "_engine.sidecar", "_engine.holding"},
@@ -36,7 +36,7 @@ LAYERS = [
     {"_engine.attempt", "_engine.care", "_engine.life"},
     {"_engine.hand"},
     {"_engine.worker"},
-    {"_engine.roster", "_engine.notices"},
+    {"_engine.roster", "_engine.notices", "_engine.slow"},
     {"_engine.supply"},
     {"_engine.crew"},
     {"_engine.deadlock", "_engine.recovery", "_engine.gauges", "_engine.stops"},

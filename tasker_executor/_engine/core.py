@@ -27,6 +27,7 @@ the room                         the question that it answers
 ``deadlines.py``, ``scaler.py``  which task is too late; how many workers does the policy want?
 ``stops.py``, ``stopping.py``    how is a task that runs stopped, and what if it does not end?
 ``limits.py``, ``watch.py``      how long may a task run, and which one has run for too long?
+``slow.py``, ``stacks.py``       which task is slow, and what does a thread do at this moment?
 ``ending.py``, ``nesting.py``    how does an executor end, and when must a caller not wait for that?
 ``process.py``                   what happens at the exit of the interpreter, and in the child of a fork?
 ``gauges.py``, ``recorder.py``   what does the executor do now, and how often and how long did it?
@@ -64,6 +65,7 @@ from .resources import End, NoResource, ResourceSource, UnfitResource
 from .roster import Roster
 from .scaler import Scaler
 from .settings import Settings
+from .slow import Slow
 from .state import Lifecycle, State
 from .stopping import Reason
 from .stops import Stops
@@ -124,9 +126,9 @@ class Core:
         self.ending = Ending(place, self.crew, self.stops, self.reserve, self.nesting, self)
         self.deadlock = WaitsInside(self.name, life, self.crew, waits)
         self.recovery = Recovery(place, self.crew, self.ending.fail_queue)
-        self.gauges = Gauges(place, self.roster, self.crew.outage, self.reserve)
+        self.gauges = Gauges(place, self.roster, self.crew.outage, self.reserve, self.stops)
         self.deadlines = Deadlines(self.timer, self.lanes)
-        self.watch = Watch(self.limits, self.roster, self.stops, None)
+        self.watch = Watch(self.limits, self.roster, self.stops, Slow(settings))
         self.scaler = Scaler(place, self.gauges, self.want)
         self.timer.duties = (
             herald.settling(self.deadlines.expire),
@@ -234,7 +236,7 @@ class Core:
             waited = max(0.0, clock() - task._submitted)
             outcome = "cancelled" if error is None else "failed"
             event = TaskEvent(self.name, id(task), "", task._lane.name, 0, None, waited, 0.0, outcome, error)
-            self.hub.tell("task_finished", event)
+            self.hub.tell("task_finished", event, task)
         if self.life.state >= State.DRAINING:  # afterwards: observers hear of the executor's end last
             self.ending.check_terminated()
 

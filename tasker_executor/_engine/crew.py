@@ -287,15 +287,15 @@ class Crew:
         failed = False
         with self._life.lock:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
-            if worker in self.roster.workers:
-                self.broken = self.broken or end is End.INITIALIZER_FAILED
+            known, written_off = worker in self.roster.workers, worker in self.roster.written_off
+            if known or written_off:
                 self.roster.ended.add(worker.thread)
                 process.ending.add(worker.thread)
+            if known:
+                self.broken = self.broken or end is End.INITIALIZER_FAILED
                 failed = self.supply.note_end(worker, end, error)
                 self._forget(worker, replaced=end in REPLACED)
-            elif worker in self.roster.written_off:
-                self.roster.ended.add(worker.thread)
-                process.ending.add(worker.thread)
+            elif written_off:
                 self.roster.written_off.discard(worker)
                 self._timer.kick(start=False)  # another one may be written off now
             # Afterwards: a thread that looks without the lock must not take this worker for an idle one.

@@ -75,12 +75,12 @@ class Stops:
         A second call for the same task changes nothing.
         """
         asked = Stop(reason, limit)
+        tell = self._notices.task_stopped(task, self._worker_of(task), reason)
         stop = task._ask_to_stop(asked)
         if stop is asked:
             self._begin(task, stop)
-            worker = self._worker_of(task)
             self._carry_out(task, stop)
-            self._notices.task_stopped(task, worker, stop)
+            tell()
         return stop is not None
 
     def stop_all(self) -> list[Target]:
@@ -94,10 +94,11 @@ class Stops:
             if task is None or task.cancel():
                 continue
             asked = Stop(Reason.KILLED)
+            tell = self._notices.task_stopped(task, worker, Reason.KILLED)
             if (stop := task._ask_to_stop(asked)) is not None:
                 if stop is asked:
                     self._begin(task, stop)
-                    self._notices.task_stopped(task, worker, stop)
+                    tell()
                 if worker.holding is not None:
                     targets.append((worker.holding, partial(task._claim, stop, worker.runs)))
         return targets
@@ -162,7 +163,7 @@ class Stops:
             self._carry_out(task, stop)
         if now < due:
             return due if stop.carried_out else min(due, now + _NEXT_LOOK)
-        name = describe(task)
+        name = stop.function or describe(task)
         self._give_up(task, worker, stop)
         self._write_off(worker, lambda: worker.task is task, f"task {name}", now - stop.at)
         return None
@@ -171,7 +172,7 @@ class Stops:
         """End the task although it still runs."""
         if task.done():
             return
-        name = describe(task)
+        name = stop.function = describe(task)
         note = f"; it had not ended {clock() - stop.at:.3g} s later, and was given up"
         error = stop.error(self._name, name, None, note)
         if stop.reason is Reason.TIMED_OUT:
