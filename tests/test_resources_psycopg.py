@@ -487,6 +487,17 @@ def test_a_cancel_request_that_may_come_late_costs_the_connection(
 
 
 @pytest.mark.services
+def test_a_cancel_request_has_done_its_work_when_abort_returns(server: Server, proxy: Proxy, make: Made) -> None:
+    factory = Connections(server.address_of(proxy), autocommit=True)
+    connection = make(factory)
+    proxy.delay(0.1)
+    factory.abort(connection)  # nothing runs that it could cancel
+    proxy.delay(0)
+
+    assert connection.execute("select 1, pg_sleep(0.3)").fetchone() == (1, "")
+
+
+@pytest.mark.services
 def test_abort_in_a_prepared_transaction_does_no_harm(table: Server, make: Made) -> None:
     factory = Connections(table.address)
     connection = make(factory)

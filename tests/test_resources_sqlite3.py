@@ -308,6 +308,38 @@ def test_abort_interrupts_the_statement(database: Database) -> None:
     assert factory.check(connection)
 
 
+@pytest.mark.parametrize("transaction", [False, True])
+def test_an_interrupt_that_outlives_its_task_costs_the_connection(database: Database, transaction: bool) -> None:
+    """SQLite forgets an interrupt when no statement is open: a task may leave a cursor, in a traceback for example."""
+    factory = Connections(database.path)
+    connection = factory.create()
+    if transaction:
+        insert(connection, 1)
+    cursor = connection.execute("with recursive n(i) as (select 1 union all select i + 1 from n) select i from n")
+    assert cursor.fetchone() == (1,)
+
+    factory.abort(connection)
+
+    if transaction:
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            factory.reset(connection)
+    else:
+        factory.reset(connection)
+        assert not factory.check(connection)
+    cursor.close()
+    factory.destroy(connection)
+
+
+def test_an_interrupt_between_two_statements_is_forgotten(database: Database) -> None:
+    factory = Connections(database.path)
+    connection = factory.create()
+
+    factory.abort(connection)
+
+    assert connection.execute("select 1").fetchone() == (1,)
+    factory.destroy(connection)
+
+
 def test_abort_of_a_closed_connection_does_no_harm(database: Database) -> None:
     factory = database.factory()
     connection = database.make(factory)
