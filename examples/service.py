@@ -232,14 +232,18 @@ def make_app(database: str) -> Starlette:
     return Starlette(routes=routes, exception_handlers=handlers, lifespan=lambda _app: opened(database))
 
 
+def succeed(_signal: int, _frame: object) -> None:
+    """End: uvicorn sends itself the SIGTERM that it got once more, when all is answered and closed."""
+    sys.exit()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--address", default="127.0.0.1:8000", help="host:port to serve at; port 0 for any free one")
     parser.add_argument("--database", default="shop.db", help="a connection string of PostgreSQL, or a file for SQLite")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
-    # uvicorn ends with the signal that it was sent. For a service that has answered all, this is success.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    signal.signal(signal.SIGTERM, succeed)
     address = urlsplit(f"//{arguments.address}")
     uvicorn.run(
         make_app(arguments.database),

@@ -259,14 +259,15 @@ def new_database(address: str | None) -> Generator[Database]:
 
 def postgres_that_answers() -> str | None:
     address = os.environ.get("TASKER_TEST_POSTGRES")
-    if address:
-        try:
-            import psycopg
+    if not address:
+        return None
+    import psycopg
 
-            psycopg.connect(address, connect_timeout=5).close()
-        except (ImportError, psycopg.Error) as error:
-            print(f"no PostgreSQL, so SQLite is taken: {error}")
-            return None
+    try:
+        psycopg.connect(address, connect_timeout=5).close()
+    except psycopg.Error as error:
+        print(f"PostgreSQL does not answer, so SQLite is taken: {error}")
+        return None
     return address
 
 
