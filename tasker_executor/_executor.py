@@ -37,6 +37,7 @@ from ._engine.calls import bind, new_task
 from ._engine.core import Core
 from ._engine.current import current, current_holder
 from ._engine.handoff import refuse_late_patching
+from ._engine.parked import Parking
 from ._engine.settings import OnFull, Settings
 from ._engine.submission import enqueue, run_now
 from ._engine.task import PENDING, Task
@@ -298,6 +299,18 @@ class ResourceExecutor(BaseExecutor[R]):
             return enqueue(self._core, self._on_full, fn, args, kwargs, options)
         finally:
             del self, fn, args, kwargs  # as in `submit`
+
+    @override
+    def _enqueue_soon(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: TaskOptions,
+        on_queued: Callable[[], object] | None = None,
+    ) -> TaskFuture[Any]:
+        on_full = self._on_full if self._on_full == "raise" else Parking(on_queued)
+        return enqueue(self._core, on_full, fn, args, kwargs, options)
 
     if not TYPE_CHECKING:
 

@@ -54,6 +54,20 @@ class TypedExecutor(Executor, Generic[R]):
     ) -> TaskFuture[Any]:
         """Queue one task and return its future."""
 
+    def _enqueue_soon(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: TaskOptions,
+        on_queued: Callable[[], object] | None = None,
+    ) -> TaskFuture[Any]:
+        """Queue one task without blocking, for an event loop, and return its future.
+
+        If the queue is full, the task stands in line for a place, and `on_queued()` is called when it has it.
+        """
+        return self._enqueue(fn, args, kwargs, options)
+
     @abstractmethod
     def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
         """Run one task in the calling thread and return its result."""

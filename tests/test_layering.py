@@ -17,7 +17,8 @@ LAYERS = [
     {"_types", "_report", "_chunks", "_results", "_engine.stopping", "_engine.histogram"},
     {"_checks", "_arrivals", "_engine.threads", "_engine.state"},
     {"_options", "_map", "policies", "observers", "_engine.process", "_engine.current", "_engine.hooks"},
-    {"_typed", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved"},
+    {"_typed", "_async_map", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved"},
+    {"aio"},
     {"_base", "_load", "_engine.herald", "_engine.sidecar", "_engine.holding"},
     {
         "simulation",
@@ -31,7 +32,7 @@ LAYERS = [
     },
     {"_engine.waiting", "_engine.recorder", "_engine.places", "_engine.stock", "_engine.idle", "_engine.admission"},
     {"_engine.task", "_engine.reserve"},
-    {"_engine.calls", "_engine.nesting", "_engine.workplace", "_engine.deadlines"},
+    {"_engine.calls", "_engine.parked", "_engine.nesting", "_engine.workplace", "_engine.deadlines"},
     {"_engine.attempt", "_engine.care", "_engine.life"},
     {"_engine.worker"},
     {"_engine.roster", "_engine.notices"},

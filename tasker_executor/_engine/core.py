@@ -11,6 +11,7 @@ the room                         the question that it answers
 ``task.py``, ``sidecar.py``      what happens to a task, from submission to result?
 ``waiting.py``, ``handoff.py``   how does a thread wait for a task?
 ``lanes.py``, ``admission.py``   where do tasks wait, and which may come in while the queue is full?
+``parked.py``                    what is a task that waits for a place itself, as its thread may not?
 ``idle.py``                      how do a submitter and an idle worker find each other?
 ``roster.py``, ``crew.py``       which workers live; which ones are started, and which ones leave?
 ``worker.py``, ``life.py``       what does a worker do, and what if an error is thrown into its end?
@@ -95,7 +96,9 @@ class Core:
         herald = Herald(settings, self.hub, self, lambda: self.ending.is_near(), lambda: self.ending.check_terminated())
         self.timer = Timer(settings, life, herald, self)
         waits: dict[int, WaitInside] = {}
-        self.admission = Admission(settings.max_queued, lambda: self.crew.overflow(), self._may_wait_at_the_door)
+        self.admission = Admission(
+            settings.max_queued, lambda: self.crew.overflow(), self._may_wait_at_the_door, self.wake_if_waiting
+        )
         place = Workplace(
             settings=settings,
             life=life,
