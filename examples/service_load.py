@@ -88,10 +88,11 @@ class Customers:
 
     async def ask(self, method: str, path: str, content: object = None) -> tuple[int, Any]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(request_of(method, path, content))
-        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-        writer.close()
-        await writer.wait_closed()
+        try:
+            writer.write(request_of(method, path, content))
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        finally:
+            writer.close()
         return int(head.split()[1]), json.loads(body) if b"application/json" in head else body.decode()
 
     async def _send_and_go(self, request: bytes, patience: float) -> None:
@@ -129,6 +130,7 @@ class Watch:
     customers: Customers
     stats: dict[str, Any] = field(default_factory=dict[str, Any])
     longest: float = 0.0
+    over: bool = False
 
     async def look(self) -> None:
         _, status = await self.customers.ask("GET", "/status")
@@ -136,7 +138,7 @@ class Watch:
         self.longest = max([self.longest, *(worker["running_for"] for worker in status["workers"] if worker["function"])])
 
     async def go_on(self) -> None:
-        while True:
+        while not self.over:
             await self.look()
             await asyncio.sleep(0.02)
 
@@ -284,7 +286,8 @@ async def run(database: Database, clients: int, requests: int) -> bool:
         begun = time.monotonic()
         await asyncio.gather(*(customers.visit(requests) for _ in range(clients)))
         seconds = time.monotonic() - begun
-        watching.cancel()
+        watch.over = True
+        await watching
         free = await watch.until(running_tasks=0)
         longest, timed_out, stopped = watch.longest, watch.stats["timed_out"], watch.stats["stopped"]
 
