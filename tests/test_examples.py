@@ -45,8 +45,11 @@ TELLING = {
     "service_load.py": ["exit status 0", "0 wrong"],
 }
 
-# Without them it would go on for ever.
-ARGUMENTS = {"metrics_service.py": ["--address", "127.0.0.1:0", "--seconds", "1"]}
+# Without them they could go on for ever.
+ARGUMENTS = {
+    "metrics_service.py": ["--address", "127.0.0.1:0", "--seconds", "1"],
+    "service_load.py": ["--within", f"{1.5 * DEADLINE:g}"],  # it ends the service then
+}
 # These start another example, which would go on for ever if it were run alone.
 STARTS = {"service_load.py": "service.py"}
 # A service logs to stderr, and this one has outages. The others have nothing to say there.
