@@ -1267,7 +1267,7 @@ MUTATIONS = [
         "        if True:  # or two",
         "run_now",
     ),
-    Mutation("a hook that hangs is not called again", "_engine/reserve.py", " if not holding.being_aborted]", "]", "kill"),
+    Mutation("a hook that hangs is not called again", "_engine/reserve.py", " if not holding.in_abort_hook]", "]", "kill"),
     Mutation(
         "kill(destroy=True) does not wait for ever for on_abort",
         "_engine/reserve.py",
