@@ -47,7 +47,7 @@ NOTHING: Any = object()
 class Fate(NamedTuple):
     """What becomes of a task, and of its worker, after an attempt that was no plain success."""
 
-    #: What its future gets, if it is final.
+    #: What its future gets, if it is final; if not, what it has raised.
     error: BaseException | None
     #: Why the worker ends; `End.STOPPED`: it has to recover from a stop first.
     end: End | None = None
@@ -138,7 +138,7 @@ class Attempts:
                     place.hub.tell("task_retried", event)
                 self._log.note(lane.priority, Outcome.RETRIED, *duration, attempt)
                 task._submitted, self._context = clock(), None
-                return Fate(None, retry=True, end=_END_AFTER[verdict])
+                return Fate(error, retry=True, end=_END_AFTER[verdict])
             if verdict is Verdict.BROKEN:
                 note_giving_up(error, sidecar.retries)
         if not isinstance(error, TaskCancelled):  # a task raises this to obey its token
