@@ -37,6 +37,7 @@ from ._engine.calls import bind, new_task
 from ._engine.core import Core
 from ._engine.current import current, current_holder
 from ._engine.handoff import refuse_late_patching
+from ._engine.parked import Parking
 from ._engine.settings import OnFull, Settings
 from ._engine.submission import enqueue, run_now
 from ._engine.task import PENDING, Task
@@ -300,6 +301,18 @@ class ResourceExecutor(BaseExecutor[R]):
         finally:
             del self, fn, args, kwargs  # as in `submit`
 
+    @override
+    def _enqueue_soon(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: TaskOptions,
+        on_queued: Callable[[], object] | None = None,
+    ) -> TaskFuture[Any]:
+        on_full = self._on_full if self._on_full == "raise" else Parking(on_queued)
+        return enqueue(self._core, on_full, fn, args, kwargs, options)
+
     if not TYPE_CHECKING:
 
         def run_now(self, fn, /, *args, **kwargs):
@@ -440,9 +453,16 @@ class ResourceExecutor(BaseExecutor[R]):
         """Return gauges and counters, all of the same moment."""
         return self._core.gauges.stats()
 
-    def workers(self) -> tuple[WorkerInfo, ...]:
-        """Return what each worker is doing now, in the order of their names."""
-        return self._core.gauges.worker_infos()
+    def workers(self, *, stacks: bool = False) -> tuple[WorkerInfo, ...]:
+        """Return what each worker is doing now, in the order of their names.
+
+        Workers that were written off are among them, until their call returns.
+
+        Args:
+            stacks: Fill in `WorkerInfo.stack`, too: which line each thread is at, and from where it was called.
+        """
+        check_bool("stacks", stacks)
+        return self._core.gauges.worker_infos(stacks=stacks)
 
     def metrics(self, *, reset: bool = False) -> ExecutorMetrics:
         """Return durations and rates. They take constant memory, whatever the number of tasks.

@@ -11,6 +11,7 @@ the room                         the question that it answers
 ``task.py``, ``sidecar.py``      what happens to a task, from submission to result?
 ``waiting.py``, ``handoff.py``   how does a thread wait for a task?
 ``lanes.py``, ``admission.py``   where do tasks wait, and which may come in while the queue is full?
+``parked.py``                    what is a task that waits for a place itself, as its thread may not?
 ``idle.py``                      how do a submitter and an idle worker find each other?
 ``roster.py``, ``crew.py``       which workers live; which ones are started, and which ones leave?
 ``worker.py``, ``life.py``       what does a worker do, and what if an error is thrown into its end?
@@ -28,6 +29,7 @@ the room                         the question that it answers
 ``deadlines.py``, ``scaler.py``  which task is too late; how many workers does the policy want?
 ``stops.py``, ``stopping.py``    how is a task that runs stopped, and what if it does not end?
 ``limits.py``, ``watch.py``      how long may a task run, and which one has run for too long?
+``slow.py``, ``stacks.py``       which task is slow, and what does a thread do at this moment?
 ``ending.py``, ``nesting.py``    how does an executor end, and when must a caller not wait for that?
 ``process.py``                   what happens at the exit of the interpreter, and in the child of a fork?
 ``gauges.py``, ``recorder.py``   what does the executor do now, and how often and how long did it?
@@ -66,6 +68,7 @@ from .roster import Roster
 from .runs import Runs
 from .scaler import Scaler
 from .settings import Settings
+from .slow import Slow
 from .state import Lifecycle, State
 from .stopping import Reason
 from .stops import Stops
@@ -108,7 +111,9 @@ class Core:
         self.timer.farewell = self.runs.outlive_timer
         waits: dict[int, WaitInside] = {}
         self.limits = Limits(settings, self.timer)
-        self.admission = Admission(settings.max_queued, lambda: self.crew.overflow(), self._may_wait_at_the_door)
+        self.admission = Admission(
+            settings.max_queued, lambda: self.crew.overflow(), self._may_wait_at_the_door, self.wake_if_waiting
+        )
         place = Workplace(
             settings=settings,
             life=life,
@@ -130,9 +135,9 @@ class Core:
         self.ending = Ending(place, self.crew, self.stops, self.reserve, self.nesting, self)
         self.deadlock = WaitsInside(self.name, life, self.crew, waits)
         self.recovery = Recovery(place, self.crew, self.ending.fail_queue)
-        self.gauges = Gauges(place, self.roster, self.crew.outage, self.reserve)
+        self.gauges = Gauges(place, self.roster, self.crew.outage, self.reserve, self.stops)
         self.deadlines = Deadlines(self.timer, self.lanes)
-        self.watch = Watch(self.limits, self.roster, self.stops, None)
+        self.watch = Watch(self.limits, self.roster, self.stops, Slow(settings))
         self.scaler = Scaler(place, self.gauges, self.want)
         self.timer.duties = (
             herald.settling(self.deadlines.expire),
@@ -241,7 +246,7 @@ class Core:
             waited = max(0.0, clock() - task._submitted)
             outcome = "cancelled" if error is None else "failed"
             event = TaskEvent(self.name, id(task), "", task._lane.name, 0, None, waited, 0.0, outcome, error)
-            self.hub.tell("task_finished", event)
+            self.hub.tell("task_finished", event, task)
         if self.life.state >= State.DRAINING:  # afterwards: observers hear of the executor's end last
             self.ending.check_terminated()
 

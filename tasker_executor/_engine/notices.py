@@ -12,7 +12,7 @@ from .._sync import clock
 from ..observers import ObserverHub, ScaleEvent, TaskEvent, WorkerEvent
 from .attempt import describe
 from .resources import End
-from .stopping import Stop
+from .stopping import Reason
 from .task import Task
 from .worker import Worker
 
@@ -52,10 +52,11 @@ class Notices:
         if cause is not None:
             logger.debug("executor %r: worker %s ended by an error", self._name, worker.name, exc_info=error, **ids)
 
-    def task_stopped(self, task: Task[Any], worker: Worker | None, stop: Stop) -> None:
-        """Tell observers that a task was asked to stop."""
-        if self._hub.hears("task_stopped"):
-            self._hub.tell("task_stopped", self._event(task, worker, stop.reason.value))
+    def task_stopped(self, task: Task[Any], worker: Worker | None, reason: Reason) -> Callable[[], object]:
+        """Return what tells observers that a task was asked to stop. Called before: the task may end at once."""
+        if not self._hub.hears("task_stopped"):
+            return _do_nothing
+        return partial(self._hub.tell, "task_stopped", self._event(task, worker, reason.value), task)
 
     def task_given_up(self, task: Task[Any], worker: Worker, error: Exception) -> Callable[[], object]:
         """Return what tells observers that a task was given up: called when it is. Called before, while it is described."""
@@ -63,7 +64,7 @@ class Notices:
         assert sidecar is not None
         if not (self._hub.hears("task_finished") and sidecar.is_news()):
             return _do_nothing
-        return partial(self._hub.tell, "task_finished", self._event(task, worker, "failed", error))
+        return partial(self._hub.tell, "task_finished", self._event(task, worker, "failed", error), task)
 
     def worker_written_off(self, worker: Worker, what: str, seconds: float) -> None:
         """Log, and tell observers, that a worker was written off: `what` has not ended, so long after the stop."""

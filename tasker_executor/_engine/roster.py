@@ -7,8 +7,10 @@ Any thread may call a method without these words: it counts over a copy of `work
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from .settings import Settings
+from .task import Task
 from .threads import Endings
 from .worker import Worker
 
@@ -57,8 +59,12 @@ class Roster:
 
     def running(self) -> int:
         """Return how many tasks are in hand and not settled: not cancelled, and not given up."""
+        return len(self.tasks())
+
+    def tasks(self) -> list[Task[Any]]:
+        """Return the tasks in hand that are not settled."""
         tasks = [task for worker in self.workers.copy() if (task := worker.task) is not None]
-        return sum(task._sidecar is None or task._sidecar.verdict is None for task in tasks)
+        return [task for task in tasks if task._sidecar is None or task._sidecar.verdict is None]
 
     def present(self) -> int:
         """Return how many workers a task can count on.

@@ -21,6 +21,7 @@ from .admission import Ticket
 from .calls import WithoutResource, bind, drop_frames, new_task
 from .core import Core
 from .current import Caller, current
+from .parked import ParkedTask, Parking
 from .reserve import Reserve
 from .run import Run, stop_of
 from .settings import OnFull
@@ -36,16 +37,26 @@ _OUR_FILES = {__file__, bind.__code__.co_filename, Reserve.run.__code__.co_filen
 
 
 def enqueue(
-    core: Core, on_full: OnFull, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
+    core: Core,
+    on_full: OnFull | Parking,
+    fn: Callable[..., T],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: TaskOptions,
 ) -> Task[T]:
-    """Queue a task with these options and return its future. Raises what `submit` raises."""
+    """Queue a task with these options and return its future. Raises what `submit` raises.
+
+    With `Parking` for `on_full` it never blocks: a task that finds no place waits for one itself.
+    """
     if core.life.state:
         raise core.refuse()
     call = bind(fn, kwargs) if kwargs else fn
     if not options.pass_resource and core.source is not None:
         call = WithoutResource(call)
     lane = core.lanes.priority if options.priority else core.lanes.normal
-    future = new_task(call, args, lane, core.propagate_context)
+    admission = core.admission
+    kind = Task if admission.limit is None or not isinstance(on_full, Parking) else ParkedTask
+    future: Task[T] = new_task(call, args, lane, core.propagate_context, kind)
     deadline = None
     if options.max_retries is not None or options.start_within is not None or options.run_within is not UNSET:
         sidecar = future._observe()
@@ -55,7 +66,6 @@ def enqueue(
         if options.start_within is not None:
             sidecar.deadline = deadline = future._submitted + options.start_within
 
-    admission = core.admission
     if admission.limit is None or current.owner is core:  # a worker must not wait for itself
         lane.append(future)
     else:
@@ -70,7 +80,10 @@ def enqueue(
             except BaseException:  # a signal handler raised: otherwise the place would stay reserved for ever
                 admission.leave(ticket)
                 raise
-        if not let_in:
+        if not let_in and isinstance(on_full, Parking):
+            assert isinstance(future, ParkedTask)
+            future.park(admission, core.refuse, on_full.on_queued)
+        elif not let_in:
             if on_full == "raise":
                 raise QueueFull(
                     f"executor {core.name!r}: {admission.limit} tasks wait already, and that is the limit (max_queued)"

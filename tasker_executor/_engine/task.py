@@ -173,9 +173,10 @@ class Task(TaskFuture[T]):
             stop = sidecar.stop = sidecar.stop or asked
             self._sidecar = sidecar  # once more: see "Which thread goes first"
             token = sidecar.token
+            over = self._status is FINISHED and not stop.seen  # now: a task whose token is set may end at once
         if token is not None:
             token.cancel(stop.why())
-        return None if self._status is FINISHED else stop
+        return None if over else stop
 
     @locks_task
     def _stop_at_work(self) -> Stop | None:
@@ -184,7 +185,9 @@ class Task(TaskFuture[T]):
         if sidecar is None:
             return None
         with sidecar:
-            return sidecar.stop
+            if (stop := sidecar.stop) is not None:
+                stop.seen = True
+        return stop
 
     @locks_task
     def _claim(self, stop: Stop, in_hand: Callable[[Any], bool]) -> bool:
@@ -235,7 +238,9 @@ class Task(TaskFuture[T]):
                 if stop is None and isinstance(limit, float) and sidecar.ran >= limit:  # no time is left to run it
                     stop = sidecar.stop = Stop(Reason.TIMED_OUT, limit)
                 sidecar.started = True
-                if not late and stop is None:
+                if stop is not None:
+                    stop.seen = True
+                elif not late:
                     return True
         if settled:
             try:
