@@ -467,6 +467,7 @@ def test_all_attempts_together_have_the_time(make: Make, ledger: Ledger, clock: 
 def test_the_time_between_two_attempts_does_not_count(make: Make, ledger: Ledger, clock: Clock) -> None:
     def create() -> FakeResource:
         clock.ahead += 5 * HOUR
+        runs_of(pool).expire(clock())
         return ledger.create()
 
     pool = make(on_create=create, on_abort=None, check_health=ledger.is_healthy, resource_pool_size=0)
@@ -1102,6 +1103,28 @@ def test_its_future_stops_it(make: Make, line: Line, gate: Gate, run_within: flo
     assert type(error.__cause__) is Cut
     assert len(line.aborted) == 1
     assert future.stop() is False
+
+
+def test_a_stop_that_the_system_refuses_a_thread_is_tried_again(
+    make: Make, clock: Clock, line: Line, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = full_pool(make, gate, run_within=None)
+    call = Calling(pool.submit, line.hang)
+    line.wait_until_hangs()
+    [run] = runs_of(pool)._runs
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        future: Any = run.task
+        assert future.stop() is True
+    assert line.aborted == []
+    clock.pass_time(HOUR, pool)
+
+    assert call.end() is None
+    assert type(future.exception()) is TaskStopped
 
 
 def test_what_is_no_exception_ends_its_task_as_on_a_worker(make: Make, clock: Clock, line: Line, gate: Gate) -> None:
