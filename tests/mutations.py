@@ -1999,8 +1999,8 @@ MUTATIONS = [
     Mutation(
         "a chunk that is stopped makes no more calls",
         "_chunks.py",
-        "            raise_if_cancelled()\n",
-        "",
+        "            elif task._sidecar is not None:",
+        "            elif False:",
         "map_stop",
     ),
     # -- Dask
@@ -2646,6 +2646,63 @@ MUTATIONS = [
         "min(set(range(len(used) + 1)) - used)",
         "max(used, default=-1) + 1",
         "refresh",
+    ),
+    # -- drivers: what a stop must not leave behind
+    Mutation(
+        "a cancel request that may come late costs the connection",
+        "resources/psycopg.py",
+        "        _shut_down(connection)\n        return\n    deadline",
+        "        pass\n    deadline",
+        "resources_psycopg",
+    ),
+    Mutation(
+        "a connection is lost though libpq has not looked at it",
+        "resources/psycopg.py",
+        "            connection.pgconn.consume_input()",
+        "            pass",
+        "resources_psycopg",
+    ),
+    Mutation(
+        "SQLAlchemy's connection is lost though libpq has not looked at it",
+        "resources/sqlalchemy.py",
+        "        if _is_lost(connection):\n            return Verdict.BROKEN",
+        "",
+        "resources_sqlalchemy",
+    ),
+    Mutation(
+        "a KILL QUERY that may come late costs the connection",
+        "resources/sqlalchemy.py",
+        "            connection.info[_IN_DOUBT] = True",
+        "            pass",
+        "resources_sqlalchemy",
+    ),
+    Mutation(
+        "a client of Redis makes no connection after an abort",
+        "resources/redis.py",
+        "    if refuses.is_set():  # looked at after",
+        "    if False:  # looked at after",
+        "resources_redis",
+    ),
+    Mutation(
+        "a channel that was aborted is replaced",
+        "resources/pika.py",
+        'vars(resource)["is_cut"] = True',
+        "pass",
+        "resources_pika",
+    ),
+    Mutation(
+        "an abort finds the socket while it connects",
+        "resources/http.py",
+        "            sock = self._last = socket.socket(",
+        "            sock = socket.socket(",
+        "resources_http",
+    ),
+    Mutation(
+        "an abort finds the socket of a TLS handshake",
+        "resources/http.py",
+        "do_handshake_on_connect=False",
+        "do_handshake_on_connect=True",
+        "resources_http",
     ),
     # -- stories in which two parts meet
     Mutation(

@@ -243,11 +243,15 @@ class Reserve(Generic[R]):
                 raise
             raise self._listener.failed(self._source.name, error) from error
 
+    def _is_aborted(self, holding: Holding[R], run: Run | None) -> bool:
+        """Let go of a resource; return whether it was aborted. Without a run, only a killer aborts it."""
+        return (self._killed.is_open and holding.being_aborted) if run is None else run.let_go()
+
     def _judge(
         self, error: BaseException, trace: TracebackType | None, holding: Holding[R], run: Run | None
     ) -> tuple[bool, bool]:
         """Return whether the error of a call shows that its resource is broken, and whether to repeat the call."""
-        if (run is not None and run.let_go()) or holding.being_aborted:
+        if self._is_aborted(holding, run):
             return False, False  # the error is ours
         verdict, again = self._source.judge(error, holding)
         if trace is not None:
@@ -263,7 +267,7 @@ class Reserve(Generic[R]):
             return
         [holding] = hand
         holding.call = None
-        if (run is not None and run.let_go()) or holding.being_aborted:
+        if self._is_aborted(holding, run):
             broken = broken or not self._stock.survives_abort(holding)
         if self._care:
             holding.uses += 1

@@ -8,7 +8,7 @@ wake up too late. So calls that are short, one after the other, wake it up once 
 2. The timer takes the alarm away, and then looks at all calls. Then it sets the alarm again, to the earliest
    of these times. It keeps an alarm that is yet to come, even if no call needs that any more.
 3. So the timer sees the call, or the call sees that there is no alarm. A kick while the timer looks makes it
-   look again.
+   look again. Calls never set the alarm: an error thrown into one of them leaves no alarm that never rings.
 
 **After the timer.** An executor closes when its workers have ended, and its timer ends with it. Calls of
 ``run_now`` may still run. Their limits are kept by a thread of their own, which ends with the last call.
@@ -59,7 +59,7 @@ class Runs:
         self._hook = hook
         self._others = others
         self._runs: set[Run] = set()
-        self._alarm = inf
+        self._alarm = inf  # when the timer looks next
         self._changed = Bell()  # rung for the thread that goes on after the timer
         # Taken by that thread while it lives, and by its starter before.
         self._late = deque([True])
@@ -76,7 +76,6 @@ class Runs:
         """Stop the call when it is due."""
         self._runs.add(run)
         if run.due < self._alarm or self._timer.birth is None:
-            self._alarm = run.due
             self._timer.kick()
         if self._life.state >= State.CLOSED:
             self.outlive_timer()
@@ -115,7 +114,7 @@ class Runs:
                     run.ask(Reason.TIMED_OUT)
                 self._abort(run)
             first = min(first, run.due)
-        self._alarm = min(self._alarm, first)
+        self._alarm = first
         return None if first == inf else first
 
     def _abort(self, run: Run) -> bool:

@@ -163,6 +163,10 @@ def run_now(
         if not options.pass_resource:
             fn = WithoutResource(fn)
         return core.reserve.run(fn, args, kwargs, options.max_retries, run)
+    except BaseException as error:  # `Reserve.run` has seen to every Exception
+        if task is None or run is None or run.stop is None or isinstance(error, Exception) or must_escape(error):
+            raise
+        raise run.stop.error(core.name, function_name(fn), error) from error
     finally:
         if run is not None:
             try:

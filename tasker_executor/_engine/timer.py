@@ -77,8 +77,9 @@ class Timer:
         """
         try:
             self._park.release()
-        except RuntimeError:  # the timer was kicked before, and has yet to look
-            pass
+        except RuntimeError as error:  # the timer was kicked before, and has yet to look
+            if type(error) is not RuntimeError:  # the end of the stack
+                raise
         if self.birth is not None or self._life.state >= State.CLOSED:
             return
         self.wanted = True
