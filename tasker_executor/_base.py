@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from copy import copy
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from typing_extensions import ParamSpec, TypeVar, override
 
@@ -25,6 +25,9 @@ from ._sync import lock_timeout
 from ._typed import TypedExecutor
 from .exceptions import ShutdownTimeout
 from .futures import TaskFuture
+
+if TYPE_CHECKING:  # as_async imports it: asyncio takes longer to import than all of this library
+    from .aio import AsyncView
 
 __all__ = ["BaseExecutor", "ExecutorView"]
 
@@ -99,20 +102,68 @@ class BaseExecutor(TypedExecutor[R]):
         Raises:
             ValueError, TypeError: An option is no good; the message names it and its value.
         """
-        if not isinstance(max_retries, Unset):
-            max_retries = check_count("max_retries", max_retries, 0)
-        if not isinstance(start_within, Unset) and start_within is not None:
-            start_within = check_seconds("start_within", start_within)
-        if not isinstance(run_within, Unset) and run_within is not None:
-            run_within = check_seconds("run_within", run_within)
-        options = self._options.derive(
+        return self._view(
             priority=priority,
             max_retries=max_retries,
             pass_resource=pass_resource,
             start_within=start_within,
             run_within=run_within,
         )
+
+    def _view(self, *, max_retries: Any, start_within: Any, run_within: Any, **others: Any) -> ExecutorView[Any]:
+        """Return a view with these options, or raise; see `with_options`."""
+        if not isinstance(max_retries, Unset):
+            max_retries = check_count("max_retries", max_retries, 0)
+        if not isinstance(start_within, Unset) and start_within is not None:
+            start_within = check_seconds("start_within", start_within)
+        if not isinstance(run_within, Unset) and run_within is not None:
+            run_within = check_seconds("run_within", run_within)
+        options = self._options.derive(max_retries=max_retries, start_within=start_within, run_within=run_within, **others)
         return ExecutorView(self._view_root(), options)
+
+    @overload
+    def as_async(
+        self,
+        *,
+        pass_resource: Literal[False],
+        priority: bool | Unset = UNSET,
+        max_retries: int | Unset = UNSET,
+        start_within: float | Unset | None = UNSET,
+        run_within: float | Unset | None = UNSET,
+    ) -> AsyncView[None]: ...
+    @overload
+    def as_async(
+        self,
+        *,
+        priority: bool | Unset = UNSET,
+        max_retries: int | Unset = UNSET,
+        start_within: float | Unset | None = UNSET,
+        run_within: float | Unset | None = UNSET,
+    ) -> AsyncView[R]: ...
+    def as_async(
+        self,
+        *,
+        priority: bool | Unset = UNSET,
+        max_retries: int | Unset = UNSET,
+        pass_resource: bool | Unset = UNSET,
+        start_within: float | Unset | None = UNSET,
+        run_within: float | Unset | None = UNSET,
+    ) -> AsyncView[Any]:
+        """Return a view of this executor for coroutines: ``await view.run(fn, *args)``.
+
+        See `tasker_executor.aio.AsyncView`. The options are those of `with_options`. Shutting the view down waits
+        for the tasks submitted through it and leaves this executor running.
+        """
+        from .aio import AsyncView
+
+        view = self._view(
+            priority=priority,
+            max_retries=max_retries,
+            pass_resource=pass_resource,
+            start_within=start_within,
+            run_within=run_within,
+        )
+        return AsyncView(view)
 
     def _view_root(self) -> BaseExecutor[Any]:
         """Return the executor that a view of this one submits to."""
@@ -139,7 +190,7 @@ class ExecutorView(BaseExecutor[R]):
         # Futures of the tasks submitted here. Each reference removes itself when its future is collected, in
         # one step of the interpreter. A WeakSet would not do: no thread can iterate over it while another
         # thread drops futures.
-        self._futures: set[weakref.ref[Future[Any]]] = set()
+        self._futures: set[weakref.ref[TaskFuture[Any]]] = set()
         self._shut_down = False
 
     def __repr__(self) -> str:
@@ -165,6 +216,25 @@ class ExecutorView(BaseExecutor[R]):
     ) -> TaskFuture[Any]:
         self._refuse_if_shut_down()
         future = self._root._enqueue(fn, args, kwargs, options)
+        try:
+            return self._note(future)
+        finally:
+            del future, args  # if the task ran in this call (`on_full="caller"`), its error leads to this frame
+
+    @override
+    def _enqueue_soon(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: TaskOptions,
+        on_queued: Callable[[], object] | None = None,
+    ) -> TaskFuture[Any]:
+        self._refuse_if_shut_down()
+        return self._note(self._root._enqueue_soon(fn, args, kwargs, options, on_queued))
+
+    def _note(self, future: TaskFuture[T]) -> TaskFuture[T]:
+        """Note the future of a task that was submitted here, and return it."""
         with self._lock:
             self._futures.add(weakref.ref(future, self._futures.discard))
             late = self._shut_down
@@ -175,7 +245,7 @@ class ExecutorView(BaseExecutor[R]):
         try:
             return future
         finally:
-            del future, args  # if the task ran in this call (`on_full="caller"`), its error leads to this frame
+            del future  # as in `_enqueue`
 
     @override
     def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
@@ -202,16 +272,20 @@ class ExecutorView(BaseExecutor[R]):
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
-        with self._lock:
-            self._shut_down = True
-            references = self._futures.copy()
-        futures = [future for reference in references if (future := reference()) is not None and not future.done()]
+        futures = self._close()
         if cancel_futures:
             cancel_all(futures)
         if wait and futures and not self._inside():
             not_done = wait_for(futures, None if timeout is None else lock_timeout(timeout)).not_done
             if not_done:
                 raise ShutdownTimeout(f"{len(not_done)} tasks of {self!r} are not done within {timeout} s; they go on")
+
+    def _close(self) -> list[TaskFuture[Any]]:
+        """Accept no more tasks; return the futures of those that are not done."""
+        with self._lock:
+            self._shut_down = True
+            references = self._futures.copy()
+        return [future for reference in references if (future := reference()) is not None and not future.done()]
 
     @override
     def _inside(self) -> bool:

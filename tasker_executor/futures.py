@@ -31,3 +31,7 @@ class TaskFuture(Future[T]):
             True: the task is cancelled, or has been asked to stop. False: it was over before.
         """
         return self.cancel()
+
+    def _waits_for_place(self) -> bool:
+        """Return whether the queue is full, and the task stands in line for a place in it."""
+        return False

@@ -47,6 +47,8 @@ from tasker_executor._engine.outage import Outage
 from tasker_executor._engine.recorder import Outcome, Recorder, TaskLog
 from tasker_executor._engine.reserve import Reserve
 from tasker_executor._engine.resources import End, ResourceSource, UnfitResource
+from tasker_executor._engine.run import Grip, Run
+from tasker_executor._engine.runs import Runs
 from tasker_executor._engine.scaler import Alarm
 from tasker_executor._engine.settings import Settings
 from tasker_executor._engine.sidecar import firsts as first_of
@@ -82,6 +84,7 @@ __all__ = [
     "Core",
     "Deadlines",
     "End",
+    "Grip",
     "Handoff",
     "HandoffLost",
     "Herald",
@@ -93,6 +96,7 @@ __all__ = [
     "Outcome",
     "Reason",
     "Recorder",
+    "Run",
     "Seat",
     "Sidecar",
     "Slow",
@@ -190,6 +194,7 @@ __all__ = [
     "reserve_of",
     "retry_later",
     "running_priority",
+    "runs_of",
     "settings_of",
     "shorten_pauses",
     "show_idle_stack",
@@ -642,6 +647,11 @@ def deadlines_lock(pool: Engine) -> Any:
 def expire(pool: Engine, now: float) -> float | None:
     """Expire the tasks whose deadline is past at `now`. Return the next deadline; None if there is none."""
     return core_of(pool).deadlines.expire(now)
+
+
+def runs_of(pool: Engine) -> Runs:
+    """Return what stops the calls of `run_now`."""
+    return core_of(pool).runs
 
 
 def pretend_asleep(pool: Engine) -> None:

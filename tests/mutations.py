@@ -1736,7 +1736,7 @@ MUTATIONS = [
     Mutation(
         "the stop of a task is told with its reason",
         "_engine/notices.py",
-        "self._event(task, worker, stop.reason.value), task)",
+        "self._event(task, worker, reason.value), task)",
         'self._event(task, worker, "stopped"), task)',
         "observers",
     ),
@@ -1803,6 +1803,42 @@ MUTATIONS = [
         "if before is not None:",
         "recording",
     ),
+    # -- map, and what stops its tasks
+    Mutation(
+        "a time-out of map stops what runs, in order",
+        "_map.py",
+        "        if stop:\n            stop_all(futures)\n",
+        "",
+        "map_stop",
+    ),
+    Mutation(
+        "a time-out of map stops what runs, as results come",
+        "_arrivals.py",
+        "                        stop_all(deque(self.futures.values()))\n",
+        "",
+        "map_stop",
+    ),
+    Mutation(
+        "a worker that is let go finds no task to be cancelled",
+        "_results.py",
+        "        future = futures[-1]\n",
+        "        futures.rotate(-1)\n        future = futures[-1]\n",
+        "map_stop",
+    ),
+    Mutation(
+        "a future without stop is cancelled",
+        "_results.py",
+        "isinstance(future, TaskFuture)",
+        "future",
+        "map_stop",
+    ),
+    Mutation(
+        "a chunk that is stopped makes no more calls",
+        "_chunks.py",
+        "            elif task._sidecar is not None:",
+        "            elif False:",
+        "map_stop",
+    ),
     # -- Dask
     Mutation(
         "an error that refuses attributes travels", "dask/wire.py", "[_with_traceback, _Bare]", "[_with_traceback]", "dask_wire"
@@ -1824,8 +1860,8 @@ MUTATIONS = [
     Mutation(
         "an interrupted submit leaves nothing to wait for",
         "dask/client_side.py",
-        "            self._give_up(future)\n            raise",
-        "            raise",
+        "            self._books.give_up(future)\n",
+        "",
         "dask_end",
     ),
     Mutation(
@@ -1838,9 +1874,72 @@ MUTATIONS = [
     Mutation(
         "a kill that is asked to destroys resources in use",
         "dask/client_side.py",
-        "            if destroy:\n                await self._tell_workers(destroy_here)\n",
+        "            if destroy:\n                await self._deployment.tell(destroy_here)\n",
         "",
         "dask_end",
+    ),
+    Mutation(
+        "a stopped task is bound to its worker",
+        "dask/scheduler_side.py",
+        "                task.worker_restrictions = {address}\n",
+        "",
+        "dask_stop dask_chaos",
+    ),
+    Mutation(
+        "a stopped task whose worker is gone is given up",
+        "dask/scheduler_side.py",
+        "            self._scheduler.loop.add_callback(self._drop, key)",
+        "            pass",
+        "dask_stop",
+    ),
+    Mutation(
+        "a task that waits at the scheduler is forgotten before it can start",
+        "dask/scheduler_side.py",
+        '        self._release([key for key, place in places.items() if place == "waits"])\n',
+        "",
+        "dask_stop",
+    ),
+    Mutation(
+        "a task that is stopped before it comes to its worker does not run there",
+        "dask/worker_side.py",
+        "        if job.key in self._stopped:\n            return self._refuse(job.key)\n",
+        "",
+        "dask_stop",
+    ),
+    Mutation(
+        "a stopped task does not go elsewhere when its worker ends",
+        "dask/worker_side.py",
+        "if self._end is not None and not stopped:",
+        "if self._end is not None:",
+        "dask_stop",
+    ),
+    Mutation(
+        "a worker that does not answer is asked again",
+        "dask/stops.py",
+        "            await self._ask_again(futures, pause)\n            return\n",
+        "            return\n",
+        "dask_stop",
+    ),
+    Mutation(
+        "a task that is not known yet is asked about again",
+        "dask/stops.py",
+        "            self._start(self._ask_again(unknown, pause))",
+        "            pass",
+        "dask_stop",
+    ),
+    Mutation(
+        "the loss of a stopped task is a stop",
+        "dask/futures.py",
+        "    if not future._asked_to_stop:\n        return lost\n",
+        "    return lost\n",
+        "dask_stop",
+    ),
+    Mutation(
+        "a dropped executor on a cluster lives until its tasks are done",
+        "dask/books.py",
+        "self._futures[future] = executor",
+        "self._futures[future] = None",
+        "dask_futures",
     ),
     # -- what a resource is: factories, scopes, resets, refresh
     Mutation(

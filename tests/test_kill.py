@@ -641,8 +641,8 @@ def test_a_resource_is_not_aborted_for_a_call_that_ended_while_the_killer_looked
             self.looks += 1
             return int if self.looks == 1 else None
 
-        def serves(self, call: object) -> bool:
-            return call is None
+        def claim(self) -> bool:
+            return self.call is not None
 
         def abort(self, hook: Any, executor: str, in_use: Callable[[], bool]) -> None:
             if in_use():

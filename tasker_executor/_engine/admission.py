@@ -22,6 +22,10 @@ thread in here:
   case follows.
 - The thread holds a lock that workers need, or is starting a worker. No place would ever come free, so the
   handler's submission is let in at once.
+
+**A thread that must not block** (that of an event loop) parks its task here: see `Parked`. The task stands in
+the same line as the threads. The thread that frees the place puts the task into its lane, and wakes a worker
+for it. So no place is ever promised to an event loop, which may be busy, or closed: the others would wait for it.
 """
 
 from __future__ import annotations
@@ -30,8 +34,11 @@ from _thread import allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable
 from threading import RLock
+from typing import Any
 
-__all__ = ["Admission", "Ticket"]
+from .._sync import pop_into
+
+__all__ = ["Admission", "Parked", "Ticket"]
 
 
 class Ticket:
@@ -49,17 +56,78 @@ class Ticket:
         self.wait, self.release = lock.acquire, lock.release
 
 
+class Parked(Ticket):
+    """A submission whose thread does not wait: its task is put into the lane by the thread that lets it in."""
+
+    __slots__ = ("_task", "admission", "append", "on_queued", "refuse")
+
+    def __init__(
+        self,
+        admission: Admission,
+        task: object,
+        append: Callable[[Any], object],
+        refuse: Callable[[], object],
+        on_queued: Callable[[], object] | None,
+    ) -> None:
+        """Put `task` into its lane by ``append(task)``.
+
+        `on_queued()` is called after that; `refuse()` instead, if the executor accepts no more tasks. Both
+        are called without the lock, by any thread.
+        """
+        super().__init__()
+        # Emptied in one step, by the thread that queues the task or by the one that withdraws it.
+        self._task = deque((task,))
+        # The future of a task must not keep the executor alive. So what leads to that is dropped afterwards.
+        self.admission: Admission | None = admission
+        self.append = append
+        self.refuse: Callable[[], object] | None = refuse
+        self.on_queued = on_queued
+
+    @property
+    def waits(self) -> bool:
+        """Whether the task is neither queued nor withdrawn."""
+        return bool(self._task)
+
+    def queue(self) -> None:
+        """Put the task into its lane. Does nothing if that is done, or if the task was withdrawn."""
+        try:
+            pop_into(self._task.pop, self.append)
+        except IndexError:
+            pass
+        self.admission = self.refuse = None
+
+    def withdraw(self) -> bool:
+        """Take the task back, and leave the line. Return False if the task is queued, or was withdrawn before."""
+        try:
+            self._task.pop()
+        except IndexError:
+            return False
+        admission, self.admission = self.admission, None
+        self.refuse = self.on_queued = None
+        if admission is not None:
+            admission.leave(self)
+        return True
+
+
 class Admission:
     """Promises places in the queue of an executor with ``max_queued``."""
 
-    def __init__(self, limit: int | None, waiting: Callable[[], int], may_wait: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        limit: int | None,
+        waiting: Callable[[], int],
+        may_wait: Callable[[], bool] = lambda: True,
+        wake: Callable[[], object] = lambda: None,
+    ) -> None:
         """Let in up to `limit` tasks; `waiting()` returns how many are in.
 
-        `may_wait()`, called without the lock, returns whether the submitter's thread may block.
+        `may_wait()`, called without the lock, returns whether the submitter's thread may block. `wake()`,
+        called without the lock, too, wakes a worker for a task that was queued here.
         """
         self.limit = limit
         self._waiting = waiting
         self._may_wait = may_wait
+        self._wake = wake
         # Guards the fields below, and every iteration over them. `waiting` takes leaf locks only.
         self._lock = RLock()
         #: The tickets of the submitters that wait, oldest first. Workers look whether it is empty.
@@ -67,6 +135,9 @@ class Admission:
         #: The tickets with a promise, whose tasks are not queued yet.
         self._reserved: set[Ticket] = set()
         self._closed = False
+        # What was decided under the lock, and is to be done without it: see `_act`.
+        self._queued: deque[Parked] = deque()
+        self._refused: deque[Parked] = deque()
 
     def enter(self, ticket: Ticket, *, block: bool) -> bool:
         """Reserve a place for `ticket`; wait for one if `block`. Return False if there is none.
@@ -93,6 +164,16 @@ class Admission:
         ticket.wait()
         return True
 
+    def park(self, ticket: Parked) -> None:
+        """Line `ticket` up, which found no place. Never blocks."""
+        may_wait = self._may_wait()
+        with self._lock:
+            if may_wait:
+                self.blocked.append(ticket)
+            else:  # see "A thread never waits for itself"
+                self._let_in(ticket)
+        self.refill()  # a worker may have taken a task before this ticket was in `blocked`
+
     def leave(self, ticket: Ticket) -> None:
         """Give back the place of `ticket`, whose task is queued or given up; or end its wait.
 
@@ -100,28 +181,73 @@ class Admission:
         """
         with self._lock:
             self._reserved.discard(ticket)
-            if self.blocked:
-                self._unblock(ticket)
-                self.refill()
+            if not self.blocked:
+                return
+            self._unblock(ticket)
+        self.refill()
 
     def refill(self) -> None:
         """Let in the submitters that there is room for."""
         try:
             self._refill()
+            self._act()
         except BaseException:  # a signal handler threw this; perhaps no other thread calls `refill` again
             self._refill()
+            self._act()
             raise
 
     def _refill(self) -> None:
         with self._lock:
             while (ticket := self._next()) is not None:
-                # In this order: if Ctrl-C comes between two lines, the next refill repeats them.
+                self._let_in(ticket)
+
+    def _let_in(self, ticket: Ticket) -> None:
+        """Promise `ticket` its place, or queue its task. Lock held."""
+        # In this order: if Ctrl-C comes between two lines, the next refill repeats them.
+        if not isinstance(ticket, Parked):
+            try:
+                ticket.release()
+            except RuntimeError:  # it was released before
+                pass
+            self._reserved.add(ticket)
+        elif self._closed:
+            self._refused.append(ticket)
+        else:
+            ticket.queue()
+            self._queued.append(ticket)
+        self._unblock(ticket)
+
+    def _act(self) -> None:
+        """Wake a worker for the parked tasks that were queued, and refuse the others if closed.
+
+        Called without the lock. A signal handler that comes here under it leaves this to the call that it
+        has interrupted. After an error the next call goes on.
+        """
+        if not (self._queued or self._refused) or self._lock._is_owned():  # type: ignore[attr-defined]  # as Condition does
+            return
+        for tickets, settle in ((self._refused, self._refuse), (self._queued, self._tell)):
+            while tickets:
                 try:
-                    ticket.release()
-                except RuntimeError:  # it was released before
-                    pass
-                self._reserved.add(ticket)
-                self._unblock(ticket)
+                    ticket = tickets.popleft()
+                except IndexError:  # another thread was quicker
+                    break
+                try:
+                    settle(ticket)
+                except BaseException:  # it may be told twice, which does no harm
+                    tickets.appendleft(ticket)
+                    raise
+
+    def _refuse(self, ticket: Parked) -> None:
+        refuse = ticket.refuse
+        if refuse is not None:  # None: the task was withdrawn
+            refuse()
+
+    def _tell(self, ticket: Parked) -> None:
+        self._wake()
+        on_queued = ticket.on_queued
+        if on_queued is not None:
+            on_queued()
+            ticket.on_queued = None
 
     def _next(self) -> Ticket | None:
         """Return the ticket to be let in now. Lock held.
@@ -148,8 +274,8 @@ class Admission:
         """Let all submitters in: each then learns that the executor is shut down."""
         with self._lock:
             self._closed = True
-            if self.limit is not None:
-                self.refill()
+        if self.limit is not None:
+            self.refill()
 
     def reinit_after_fork(self) -> None:
         """Close, in the child of a fork.

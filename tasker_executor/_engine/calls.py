@@ -21,13 +21,15 @@ __all__ = ["WithoutResource", "bind", "drop_frames", "new_task"]
 T = TypeVar("T")
 
 
-def new_task(call: Callable[..., T], args: tuple[Any, ...], lane: Lane, propagate_context: bool) -> Task[T]:
-    """Return a task for `lane`, which is not appended to it yet.
+def new_task(
+    call: Callable[..., T], args: tuple[Any, ...], lane: Lane, propagate_context: bool, kind: type[Task[Any]] = Task
+) -> Task[T]:
+    """Return a task for `lane`, of that `kind`, which is not appended to it yet.
 
     `ResourceExecutor.submit` and `map` have these lines in line: there a call of this function costs 7 to
     14 %.
     """
-    future: Task[T] = Task()
+    future: Task[T] = kind()
     future._status = PENDING
     future._sidecar = None
     future._result = call

@@ -105,6 +105,7 @@ class Ending:
         life.changed.ring()
         if kill:
             life.killed.cancel("was stopped with its executor, by kill()")
+            self._place.runs.kill()
             self._stop_running()
         escaped: BaseException | None = None
         if cancel or kill:

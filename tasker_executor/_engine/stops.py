@@ -31,6 +31,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from weakref import ref
 
 from .._report import Logger
 from .._sync import clock
@@ -66,8 +67,9 @@ class Stops:
         # Guards the two counters. A leaf. Reentrant, for signal handlers that stop.
         self._lock = threading.RLock()
         self.stopped = self.timed_out = 0
-        #: The stops of tasks that are not final yet. Each change is one step.
-        self._pending: dict[Task[Any], Stop] = {}
+        #: The stops of tasks that are not final yet. Weak, since the watch looks late at a task that obeys. Each
+        #: change is one step.
+        self._pending: dict[ref[Task[Any]], Stop] = {}
 
     def stop(self, task: Task[Any], reason: Reason, limit: float | None = None) -> bool:
         """Ask a task that has started to stop; return False if it is over. Never block.
@@ -110,7 +112,7 @@ class Stops:
                 self.timed_out += 1
             else:
                 self.stopped += 1
-        self._pending[task] = stop
+        self._pending[ref(task)] = stop
         self._place.limits.note(stop.at + self._grace)
 
     def _worker_of(self, task: Task[Any]) -> Worker | None:
@@ -144,16 +146,17 @@ class Stops:
 
     def tend(self, now: float) -> float | None:
         """Give up the tasks that have not ended in time, and write their workers off; return when to look next."""
-        dues = [self._tend_task(task, stop, now) for task, stop in self._pending.copy().items()]
+        dues = [self._tend_task(pending, stop, now) for pending, stop in self._pending.copy().items()]
         for worker in self._roster.workers.copy():
             if (stop := worker.stopped) is not None and stop.aborted:  # it waits for the hook to return
                 dues.append(self._tend_worker(worker, stop, now))
         return min((due for due in dues if due is not None), default=None)
 
-    def _tend_task(self, task: Task[Any], stop: Stop, now: float) -> float | None:
-        worker = self._worker_of(task)
-        if task.done() and worker is None:
-            self._pending.pop(task, None)
+    def _tend_task(self, pending: ref[Task[Any]], stop: Stop, now: float) -> float | None:
+        task = pending()
+        worker = None if task is None else self._worker_of(task)
+        if task is None or (task.done() and worker is None):
+            self._pending.pop(pending, None)
             return None
         due = stop.at + self._grace
         if worker is None:

@@ -12,6 +12,7 @@ from .lanes import Lanes
 from .limits import Limits
 from .recorder import Recorder
 from .resources import End, ResourceSource, UnfitResource
+from .runs import Runs
 from .settings import Settings
 from .state import Lifecycle
 from .timer import Timer
@@ -33,6 +34,7 @@ class Workplace:
     hub: ObserverHub
     timer: Timer
     limits: Limits
+    runs: Runs
     #: While it is not empty, a worker that is about to start a task asks `Employer.dismisses`.
     leave: list[None]
 
