@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from ._chunks import Chunk, ChunkRunner, chunked
-from ._results import Results, cancel_all
+from ._results import Results, cancel_all, stop_all
 from ._sync import clock
 
 __all__ = ["Arrivals", "Submitter", "note_fork", "results_as_they_come"]
@@ -98,21 +98,26 @@ class Arrivals:
         if future.done():
             put(number)
 
-    def take(self, executor: Submitter, deadline: float | None) -> tuple[Future[Any], Chunk | None]:
+    def take(self, executor: Submitter, deadline: float | None, *, stop: bool) -> tuple[Future[Any], Chunk | None]:
         """Block until a task is done. Return its future and its chunk, if it has one, and forget both.
 
         Raises:
-            TimeoutError: No task is done at the deadline.
+            TimeoutError: No task is done at the deadline. With `stop`, all tasks are stopped.
         """
         while True:
             while not self._done and not self.acquire(timeout=0.0):
-                self._block(executor, deadline)
+                if not self._block(executor, deadline):
+                    if stop:
+                        stop_all(deque(self.futures.values()))
+                        self.futures.clear()  # last: after Ctrl-C the caller cancels those that are left
+                    raise TimeoutError
             number = self._done.popleft()
             future = self.futures.pop(number, None)
             if future is not None:
                 return future, self._chunks.pop(number, None)
 
-    def _block(self, executor: Submitter, deadline: float | None) -> None:
+    def _block(self, executor: Submitter, deadline: float | None) -> bool:
+        """Block until a task may be done. Return False at the deadline."""
         if self.forked:
             self.forked = False
             for number, future in self.futures.items():
@@ -120,8 +125,7 @@ class Arrivals:
                     self._numbers.put(number)
         # The oldest is the one that a worker takes first.
         oldest = next(iter(self.futures.values()))
-        if not executor._wait_for_one(oldest, self, None if deadline is None else deadline - clock()):
-            raise TimeoutError
+        return executor._wait_for_one(oldest, self, None if deadline is None else deadline - clock())
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Block until a task is done, or `release` is called. Return False at the timeout. As of a lock."""
@@ -182,13 +186,13 @@ class _Feed:
                     raise
                 self._refusal = error
 
-    def results(self, deadline: float | None) -> Generator[Any]:
+    def results(self, deadline: float | None, *, stop: bool) -> Generator[Any]:
         """Yield the results as they come. In the end, cancel the tasks that have not started."""
         arrivals = self.arrivals
         scoped = isinstance(self._fn, ChunkRunner) and self._fn.scoped
         try:
             while arrivals.futures:
-                future, chunk = arrivals.take(self._executor, deadline)
+                future, chunk = arrivals.take(self._executor, deadline, stop=stop)
                 if chunk is None:
                     done = [future]
                     del future
@@ -222,6 +226,8 @@ def results_as_they_come(
     deadline: float | None,
     chunksize: int,
     buffersize: int | None,
+    *,
+    stop: bool,
 ) -> Iterator[T]:
     """Submit the tasks that there is room for, and return an iterator over the results as they come."""
     limit = sys.maxsize if buffersize is None else buffersize
@@ -237,4 +243,4 @@ def results_as_they_come(
     except BaseException:
         cancel_all(futures)
         raise
-    return Results(feed.results(deadline), futures)
+    return Results(feed.results(deadline, stop=stop), futures)

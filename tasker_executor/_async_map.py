@@ -96,8 +96,12 @@ class Calls:
         self._calls: Iterator[tuple[Any, ...]] | None = calls
         self._limit = limit
         self._ordered = ordered
-        # A dict for its order and for its quick removals. Only the thread of the loop uses it.
-        self._futures: dict[TaskFuture[Any], None] = {}
+        # The calls that were submitted, and whose results were not handed out, in their order. A dict, if they
+        # do not leave it in their order. Only the thread of the loop uses it.
+        queue: deque[TaskFuture[Any]] = deque()
+        left: dict[TaskFuture[Any], None] = {}
+        self._futures: deque[TaskFuture[Any]] | dict[TaskFuture[Any], None] = queue if ordered else left
+        self._add: Callable[[TaskFuture[Any]], object] = queue.append if ordered else left.setdefault
         self._last: TaskFuture[Any] | None = None  # while it may stand in line for a place
         self._error: Exception | None = None  # raised by an iterable or a submission, when it is its turn
         self._error_waits = False  # until the results that are still to come have been handed out
@@ -143,7 +147,7 @@ class Calls:
                 self._error = error
                 self._error_waits = isinstance(error, RuntimeError) and not isinstance(error, RecursionError)
                 return False
-            self._futures[future] = None
+            self._add(future)
             future.add_done_callback(self._arrive)
         return True
 
@@ -155,17 +159,15 @@ class Calls:
 
     def take(self) -> TaskFuture[Any] | None:
         """Return the next future to be handed out, if it is done."""
-        if not self._ordered:
-            if not self._arrived:
-                return None
-            future = self._arrived.popleft()
-        else:
-            head = next(iter(self._futures), None)
-            if head is None or not head.done():
-                return None
-            future = head
-        del self._futures[future]
-        return future
+        if isinstance(self._futures, dict):
+            while self._arrived:
+                future = self._arrived.popleft()
+                if future in self._futures:  # not stopped
+                    del self._futures[future]
+                    return future
+        elif self._futures and self._futures[0].done():
+            return self._futures.popleft()
+        return None
 
     def raise_if_over(self) -> None:
         """Raise StopAsyncIteration if nothing is left, or the error that ended the submissions."""
@@ -182,11 +184,11 @@ class Calls:
         """Wait until there is a result to be taken, or a place in the queue for the next call."""
         loop = get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        self._head = head = next(iter(self._futures))
-        in_line = self._in_line()
+        self._head = head = None if isinstance(self._futures, dict) else self._futures[0]
+        in_line = self._last is not None  # as `submit` has seen it
         self._bell = partial(tell, loop, waiter)
         try:  # look once more, now that the other threads see the bell
-            if not (self._arrived or (self._ordered and head.done()) or in_line != self._in_line()):
+            if not (self._arrived or (head is not None and head.done()) or in_line != self._in_line()):
                 await waiter
         finally:
             self._bell = self._head = None

@@ -1,24 +1,4 @@
-"""`ResourceExecutor`: the constructor, `submit` in line, and the doors to the engine.
-
-**Life of a task.** What happens to ``pool.submit(fetch, "select 1")``, and which file of ``_engine/`` tells
-more. The constructor has checked its arguments (``settings.py``) and wired the engine (``core.py``).
-
-1. *Submit.* `ResourceExecutor.submit` (here) makes a `Task`, which carries its call (``task.py``). All
-   other doors make it in ``calls.py``.
-2. *Lane.* The submitter appends the task to a lane (``lanes.py``). Then it wakes the top of the idle stack,
-   if there is one (``idle.py``): an idle worker, or `Room`. Room means that another worker may be started,
-   and the crew starts it (``crew.py``).
-3. *Worker.* A worker takes the task, from the priority lane first (``worker.py``).
-4. *Resource.* The worker calls ``fetch(resource, "select 1")`` in the submitter's context. It made the
-   resource when it started (``resources.py``).
-5. *Future.* ``fetch`` returned: the worker notes three moments in its log (``recorder.py``) and publishes the
-   result (``task.py``), which wakes the threads that wait for it.
-6. *Or a retry.* ``fetch`` raised: is the resource broken (``resources.py``)? If not, the error is the result.
-   If it is, the worker puts the task back to the front of its lane, destroys the resource and ends.
-   `Core.worker_ended` (``core.py``) decides on a successor.
-7. *Or time is up.* One thread runs what is due (``timer.py``): the tasks that have not started in time fail
-   (``deadlines.py``), and the policy says how many workers are wanted (``scaler.py``).
-"""
+"""`ResourceExecutor`: the constructor, `submit` in line, and the doors to the engine. How a task lives is told in ``_engine/__init__.py``."""
 
 from __future__ import annotations
 
@@ -212,7 +192,8 @@ class ResourceExecutor(BaseExecutor[R]):
         self._on_full: OnFull = settings.on_full
         self._core = core = Core(settings)
         self._normal, self._priority = core.lanes.normal, core.lanes.priority
-        self._open_reserve = core.reserve  # until the end begins
+        #: Until the end begins. None, too, if calls of `run_now` have a limit: they take the path of `_run_now`.
+        self._open_reserve = core.reserve if settings.run_within is None else None
         #: Tasks take the path of `_enqueue`: the queue has a bound, an observer listens, or the executor
         #: accepts no more tasks.
         self._needs_care = settings.max_queued is not None or core.hub.hears("task_submitted")
@@ -452,9 +433,16 @@ class ResourceExecutor(BaseExecutor[R]):
         """Return gauges and counters, all of the same moment."""
         return self._core.gauges.stats()
 
-    def workers(self) -> tuple[WorkerInfo, ...]:
-        """Return what each worker is doing now, in the order of their names."""
-        return self._core.gauges.worker_infos()
+    def workers(self, *, stacks: bool = False) -> tuple[WorkerInfo, ...]:
+        """Return what each worker is doing now, in the order of their names.
+
+        Workers that were written off are among them, until their call returns.
+
+        Args:
+            stacks: Fill in `WorkerInfo.stack`, too: which line each thread is at, and from where it was called.
+        """
+        check_bool("stacks", stacks)
+        return self._core.gauges.worker_infos(stacks=stacks)
 
     def metrics(self, *, reset: bool = False) -> ExecutorMetrics:
         """Return durations and rates. They take constant memory, whatever the number of tasks.

@@ -22,7 +22,7 @@ from ._arrivals import Submitter, results_as_they_come
 from ._checks import check_number, whole
 from ._chunks import Chunk, ChunkRunner, chunked
 from ._report import safe_repr
-from ._results import Results, cancel_all
+from ._results import Results, cancel_all, stop_all
 from ._sync import clock
 
 __all__ = ["map_results"]
@@ -39,6 +39,7 @@ def map_results(
     chunksize: int,
     buffersize: int | None,
     ordered: bool,
+    stop_on_timeout: bool,
 ) -> Iterator[T]:
     """Submit a task for each call, or for each chunk of calls, and return an iterator over the results."""
     # A negative timeout is legal, as in the standard library: the caller's own time has run out.
@@ -47,10 +48,10 @@ def map_results(
     calls: Iterator[tuple[Any, ...]] = zip(*iterables)  # noqa: B905  # the shortest decides, as in the standard library
     submit_each = executor._submit_each
     if not ordered:
-        return results_as_they_come(executor, fn, calls, deadline, chunksize, buffersize)
+        return results_as_they_come(executor, fn, calls, deadline, chunksize, buffersize, stop=stop_on_timeout)
     if buffersize is None and chunksize == 1:
-        futures: list[Future[T]] = submit_each(fn, calls)
-        return Results(_results_in_order(futures, deadline), futures)
+        futures: deque[Future[T]] = deque(submit_each(fn, calls))
+        return Results(_results_in_order(futures, deadline, stop=stop_on_timeout), futures)
     slack = 0
     if buffersize is not None:
         chunksize = min(chunksize, buffersize)
@@ -60,7 +61,7 @@ def map_results(
     run = ChunkRunner(fn, scoped=executor._scoped)
     waiting = deque(submit_each(run, islice(jobs, buffersize)))
     submit = partial(submit_each, run)
-    ready = _ready_in_order(waiting, jobs, submit, deadline)
+    ready = _ready_in_order(waiting, jobs, submit, deadline, stop=stop_on_timeout)
     return Results(_chunk_results_in_order(ready, chunks, slack, scoped=run.scoped), waiting)
 
 
@@ -84,24 +85,28 @@ def _check_sizes(chunksize: Any, buffersize: Any) -> tuple[int, int | None]:
     return min(size, sys.maxsize), min(limit, sys.maxsize)
 
 
-def _wait(future: Future[Any], deadline: float | None) -> None:
-    """Block until the future is final.
+def _wait_for_first(futures: deque[Future[T]], deadline: float | None, *, stop: bool) -> None:
+    """Block until the first of these futures is final.
 
     Raises:
-        TimeoutError: The future is not final at the deadline.
-        CancelledError: The future was cancelled.
+        TimeoutError: It is not final at the deadline. With `stop`, the tasks of all of them are stopped.
+        CancelledError: It was cancelled.
     """
-    future.exception(None if deadline is None else deadline - clock())
+    try:
+        futures[0].exception(None if deadline is None else deadline - clock())
+    except TimeoutError:
+        if stop:
+            stop_all(futures)
+        raise
 
 
-def _results_in_order(futures: list[Future[T]], deadline: float | None) -> Generator[T]:
+def _results_in_order(futures: deque[Future[T]], deadline: float | None, *, stop: bool) -> Generator[T]:
     """Yield the result of each future. In the end, cancel the tasks that have not started."""
     try:
-        futures.reverse()
         while futures:
-            if not futures[-1].done():
-                _wait(futures[-1], deadline)
-            yield futures.pop().result()  # keeps no reference to the result that it hands out
+            if not futures[0].done():
+                _wait_for_first(futures, deadline, stop=stop)
+            yield futures.popleft().result()  # keeps no reference to the result that it hands out
     finally:
         cancel_all(futures)
 
@@ -111,6 +116,8 @@ def _ready_in_order(
     jobs: Iterator[tuple[Any, ...]],
     submit: Callable[[Iterable[tuple[Any, ...]]], list[Future[T]]],
     deadline: float | None,
+    *,
+    stop: bool,
 ) -> Iterator[Future[T] | None]:
     """Yield each future when it is final. Submit the next task in its place, and yield None after that.
 
@@ -121,7 +128,7 @@ def _ready_in_order(
     try:
         while futures:
             if not futures[0].done():
-                _wait(futures[0], deadline)
+                _wait_for_first(futures, deadline, stop=stop)
             yield futures.popleft()
             if refusal is None:
                 for job in islice(jobs, 1):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Generator, Iterable
 from concurrent.futures import Future
 from itertools import chain
 from typing import Any, TypeVar
 
-__all__ = ["Results", "cancel_all"]
+from .futures import TaskFuture
+
+__all__ = ["Results", "cancel_all", "stop_all"]
 
 T = TypeVar("T")
 
@@ -16,6 +19,21 @@ def cancel_all(futures: Iterable[Future[Any]]) -> None:
     """Cancel the tasks that have not started."""
     for future in futures:
         future.cancel()
+
+
+def stop_all(futures: deque[Future[Any]]) -> None:
+    """Cancel the tasks that have not started, stop those that run, and empty `futures`.
+
+    The latest comes first: so the tasks that wait are cancelled before the worker of a stopped task could
+    take them. A future of another library cannot stop its task, so it is cancelled at most.
+    """
+    while futures:
+        future = futures[-1]
+        if isinstance(future, TaskFuture):
+            future.stop()
+        else:
+            future.cancel()
+        futures.pop()  # last: after Ctrl-C the caller cancels those that are left
 
 
 class Results(chain[T]):

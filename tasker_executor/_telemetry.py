@@ -140,6 +140,15 @@ MEASURES = (
     ),
     Measure(
         "gauge sum",
+        "written_off_workers",
+        "worker.written_off",
+        "{worker}",
+        "Workers that were written off, whose call has yet to return.",
+        (),
+        _one(lambda reading: reading.stats.written_off),
+    ),
+    Measure(
+        "gauge sum",
         "queued_tasks",
         "task.queued",
         "{task}",
@@ -191,6 +200,15 @@ MEASURES = (
         "Times that a task was queued again because its resource broke.",
         ("lane",),
         lambda reading: reading.retries,
+    ),
+    Measure(
+        "counter",
+        "tasks_stopped",
+        "task.stopped",
+        "{task}",
+        "Tasks that were asked to stop while they ran.",
+        ("reason",),
+        lambda reading: {("stopped",): reading.stats.stopped, ("timed out",): reading.stats.timed_out},
     ),
     Measure(
         "counter",

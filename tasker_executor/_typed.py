@@ -147,6 +147,7 @@ class TypedExecutor(Executor, Generic[R]):
         chunksize: int = 1,
         buffersize: int | None = None,
         ordered: bool = True,
+        stop_on_timeout: bool = False,
     ) -> Iterator[T]: ...
     @overload
     def map(
@@ -160,6 +161,7 @@ class TypedExecutor(Executor, Generic[R]):
         chunksize: int = 1,
         buffersize: int | None = None,
         ordered: bool = True,
+        stop_on_timeout: bool = False,
     ) -> Iterator[T]: ...
     @overload
     def map(
@@ -174,6 +176,7 @@ class TypedExecutor(Executor, Generic[R]):
         chunksize: int = 1,
         buffersize: int | None = None,
         ordered: bool = True,
+        stop_on_timeout: bool = False,
     ) -> Iterator[T]: ...
     @overload
     def map(
@@ -189,6 +192,7 @@ class TypedExecutor(Executor, Generic[R]):
         chunksize: int = 1,
         buffersize: int | None = None,
         ordered: bool = True,
+        stop_on_timeout: bool = False,
     ) -> Iterator[T]: ...
     @overload
     def map(
@@ -205,6 +209,7 @@ class TypedExecutor(Executor, Generic[R]):
         chunksize: int = 1,
         buffersize: int | None = None,
         ordered: bool = True,
+        stop_on_timeout: bool = False,
     ) -> Iterator[T]: ...
     @overload
     def map(
@@ -217,6 +222,7 @@ class TypedExecutor(Executor, Generic[R]):
         chunksize: int = 1,
         buffersize: int | None = None,
         ordered: bool = True,
+        stop_on_timeout: bool = False,
     ) -> Iterator[T]: ...
     @overload
     def map(
@@ -230,6 +236,7 @@ class TypedExecutor(Executor, Generic[R]):
         chunksize: int = 1,
         buffersize: int | None = None,
         ordered: bool = True,
+        stop_on_timeout: bool = False,
     ) -> Iterator[T]: ...
     @overload
     def map(
@@ -244,6 +251,7 @@ class TypedExecutor(Executor, Generic[R]):
         chunksize: int = 1,
         buffersize: int | None = None,
         ordered: bool = True,
+        stop_on_timeout: bool = False,
     ) -> Iterator[T]: ...
     @overload
     def map(
@@ -259,6 +267,7 @@ class TypedExecutor(Executor, Generic[R]):
         chunksize: int = 1,
         buffersize: int | None = None,
         ordered: bool = True,
+        stop_on_timeout: bool = False,
     ) -> Iterator[T]: ...
     @overload
     def map(
@@ -275,6 +284,7 @@ class TypedExecutor(Executor, Generic[R]):
         chunksize: int = 1,
         buffersize: int | None = None,
         ordered: bool = True,
+        stop_on_timeout: bool = False,
     ) -> Iterator[T]: ...
     @overload
     def map(
@@ -292,6 +302,7 @@ class TypedExecutor(Executor, Generic[R]):
         chunksize: int = 1,
         buffersize: int | None = None,
         ordered: bool = True,
+        stop_on_timeout: bool = False,
     ) -> Iterator[T]: ...
     def map(
         self,
@@ -301,6 +312,7 @@ class TypedExecutor(Executor, Generic[R]):
         chunksize: int = 1,
         buffersize: int | None = None,
         ordered: bool = True,
+        stop_on_timeout: bool = False,
     ) -> Iterator[T]:
         """Return an iterator over ``fn(*items)`` for the items of `iterables`, in order or as they come.
 
@@ -315,14 +327,19 @@ class TypedExecutor(Executor, Generic[R]):
             timeout: Seconds from this call on. A result that is not there by then raises TimeoutError. None:
                 no limit.
             chunksize: Number of calls that make one task. A larger number saves the cost of tasks. A task
-                that is retried goes on with the call that failed. But if the executor has an `around`, one
-                scope holds all calls of a task, and a failure undoes them all: then a retry makes all calls
-                again, and if the task fails, its error comes in the place of all its results.
+                that is stopped makes none of the calls that are left. A task that is retried goes on with the
+                call that failed. But if the executor has an `around`, one scope holds all calls of a task,
+                and a failure undoes them all: then a retry makes all calls again, and if the task fails, its
+                error comes in the place of all its results.
             buffersize: At most this number of calls are queued, run, or have a result that was not fetched;
                 the iterables are read no further. None: read them all at once. `concurrent.futures` has this
                 argument since Python 3.14. Here it works on every Python, and the bound is exact.
             ordered: False: each result is handed out as soon as it is there, in the order in which the tasks
                 end. The results of a chunk come together, in their order.
+            stop_on_timeout: True: when the iterator raises TimeoutError, it also stops the tasks that run, as
+                by `TaskFuture.stop`. So none of them goes on for a result that nobody will fetch. Nothing
+                else stops a task that runs: an error of another task does not, nor does a closed iterator.
+                Without a `timeout` this has no effect.
 
         Raises:
             ValueError, TypeError: `chunksize` or `buffersize` is no whole number above 0, or `timeout` is
@@ -330,7 +347,16 @@ class TypedExecutor(Executor, Generic[R]):
             RuntimeError: The executor has been shut down. With `buffersize`, the iterator may raise it later,
                 after the results of the tasks that were accepted.
         """
-        return map_results(self, fn, iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize, ordered=ordered)
+        return map_results(
+            self,
+            fn,
+            iterables,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            ordered=ordered,
+            stop_on_timeout=stop_on_timeout,
+        )
 
     def _submit_each(self, fn: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> list[Future[T]]:
         """Submit a task for each call. If a submission fails, cancel the tasks that have not started.

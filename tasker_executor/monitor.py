@@ -55,6 +55,7 @@ logger: Logger = Logger(__name__)
 _FRAME = 0.25  # seconds between two frames of the panel
 _HISTORY = 600  # points of the sparklines
 _ROWS = 10  # workers shown, at most
+_STATE_STYLES = {"busy": "green", "starting": "yellow", "ending": "yellow", "written off": "red"}
 
 
 # -- what is seen
@@ -147,6 +148,7 @@ def line(snapshot: Snapshot) -> str:
         f"{stats.queued_tasks + stats.priority_tasks} queued ({stats.priority_tasks} priority)",
         f"{metrics.completion_rate:.1f}/s done",
         f"{stats.failed} failed",
+        *([f"{stats.written_off} written off"] if stats.written_off else []),
         f"wait p95 {duration_text(metrics.wait.p95)}",
         f"run p95 {duration_text(metrics.run.p95)}",
     ]
@@ -173,12 +175,15 @@ def _facts(snapshot: Snapshot) -> Table:
     stats, metrics = snapshot.stats, snapshot.metrics
     facts = {
         "workers": f"{stats.active_workers} of {snapshot.max_workers}: {snapshot.busy} busy, {stats.idle_workers} idle; "
-        f"{stats.base_workers} base, {stats.burst_workers} burst; {snapshot.wanted_workers} wanted",
+        f"{stats.base_workers} base, {stats.burst_workers} burst; {snapshot.wanted_workers} wanted"
+        + (f"; {stats.written_off} written off" if stats.written_off else ""),
         "queued": f"{stats.queued_tasks} normal, {stats.priority_tasks} priority"
         + (f"; the oldest waits for {duration_text(snapshot.oldest_wait)}" if snapshot.oldest_wait else ""),
         "rates": f"{metrics.arrival_rate:.1f}/s submitted, {metrics.completion_rate:.1f}/s done",
         "tasks": f"{stats.completed} completed, {stats.failed} failed, {stats.cancelled} cancelled; {stats.retried} retried",
     }
+    if stats.stopped or stats.timed_out:
+        facts["stops"] = f"{stats.stopped} stopped, {stats.timed_out} timed out"
     if stats.resources_created or stats.create_failures:
         facts["resources"] = (
             f"{stats.resources_created} made, {stats.resources_destroyed} given up; {stats.workers_replaced} replaced"
@@ -223,10 +228,10 @@ def _workers(snapshot: Snapshot) -> list[RenderableType]:
         resource = f"{duration_text(worker.resource_age)} old, {worker.resource_uses} uses"
         table.add_row(
             Text(worker.name),
-            Text(worker.state, {"busy": "green", "starting": "yellow", "ending": "yellow"}.get(worker.state, "dim")),
+            Text(worker.state, _STATE_STYLES.get(worker.state, "dim")),
             duration_text(worker.running_for) if worker.state != "idle" else "",
             Text(_task(worker)),
-            resource if with_resources and worker.state in ("idle", "busy") else "",
+            resource if with_resources and worker.state in ("idle", "busy", "written off") else "",
         )
     rest = len(snapshot.workers) - len(shown)
     return [table, Text(f"and {rest} more", "dim")] if rest else [table]

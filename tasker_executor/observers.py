@@ -31,7 +31,8 @@ class TaskEvent:
         worker: Name of the worker, or None.
         wait: Seconds from submission (or from being queued again) to the start.
         run: Seconds that the attempt ran.
-        outcome: For `Observer.task_finished`: ``"completed"``, ``"failed"`` or ``"cancelled"``.
+        outcome: For `Observer.task_finished`: ``"completed"``, ``"failed"`` or ``"cancelled"``. For
+            `Observer.task_stopped`: ``"stopped"``, ``"timed out"`` or ``"killed"``.
         error: What the task raised, if it did.
         context: The `contextvars` context that the task runs in. If resources can break, each attempt runs in
             a copy of its own. None before the task is started, and without `propagate_context`. The task sees
@@ -53,7 +54,7 @@ class TaskEvent:
 
 @dataclass(frozen=True)
 class WorkerEvent:
-    """A worker started or ended. `reason` says why it ended, `error` what broke its resource."""
+    """A worker started, ended or was written off. `reason` says why, `error` what broke its resource."""
 
     executor: str
     worker: str
@@ -108,7 +109,10 @@ class Observer:
         """A task's resource broke, and it was queued again."""
 
     def task_stopped(self, event: TaskEvent) -> None:
-        """A task that runs was asked to stop; `outcome` is ``"stopped"``, ``"timed out"`` or ``"killed"``."""
+        """A task that runs was asked to stop; `outcome` is ``"stopped"``, ``"timed out"`` or ``"killed"``.
+
+        The task may have seen that already, and finished.
+        """
 
     def task_finished(self, event: TaskEvent) -> None:
         """A task's future is done: it returned, raised, was cancelled or expired."""
@@ -162,10 +166,15 @@ class ObserverHub:
         """Return whether an observer listens to this event."""
         return bool(self._listeners[event])
 
-    def tell(self, event: str, what: TaskEvent | WorkerEvent | ResourceEvent | ScaleEvent | StateEvent) -> None:
-        """Call the observers that listen to this event. Never called under a lock."""
+    def tell(
+        self, event: str, what: TaskEvent | WorkerEvent | ResourceEvent | ScaleEvent | StateEvent, task: object = None
+    ) -> None:
+        """Call the observers that listen to this event. Never called under a lock.
+
+        If that is left to another thread, `task` is kept until then. So no other task has its number before.
+        """
         if aside.post is not None:
-            aside.post(partial(self.tell, event, what))
+            aside.post(partial(self.tell, event, what, task))
             return
         for listener in self._listeners[event]:
             try:

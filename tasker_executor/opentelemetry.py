@@ -29,8 +29,8 @@ share a name are added up. The attribute ``tasker_executor.name`` is the name gi
 The span begins when the task is first started and ends with the task, retries included. It is a child of the
 span that was current where the task was submitted, and it is the current span inside the task. Both come from
 the context that each task runs in: with ``propagate_context=False`` each span begins a trace of its own. A
-retry and the replacement of the resource that broke are events of the span. Tasks that never start have no
-span. ``run_now`` has none either: it runs in the caller's span.
+retry, the replacement of the resource that broke, and a stop are events of the span. Tasks that never start
+have no span. ``run_now`` has none either: it runs in the caller's span.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ _ATTRIBUTES = {
     "kind": "tasker_executor.worker.kind",
     "lane": "tasker_executor.task.lane",
     "outcome": "tasker_executor.outcome",
+    "reason": "tasker_executor.stop.reason",
 }
 
 
@@ -194,7 +195,7 @@ class TaskSpans(Observer):
 
     def __init__(self, tracer_provider: trace.TracerProvider | None = None) -> None:
         self._tracer = trace.get_tracer(_SCOPE, tracer_provider=tracer_provider)
-        # The span of each task that has started and is not done. One thread at a time touches a key.
+        # The span of each task that has started and is not done. One thread at a time adds or removes a key.
         self._spans: dict[int, trace.Span] = {}
 
     @override
@@ -239,6 +240,13 @@ class TaskSpans(Observer):
                     "exception.message": as_label(safe_str(event.error)),
                 },
             )
+
+    @override
+    def task_stopped(self, event: TaskEvent) -> None:
+        """Add an event for the stop; its task may run on."""
+        span = self._spans.get(event.task)
+        if span is not None:
+            span.add_event("tasker_executor.task.stopped", {_ATTRIBUTES["reason"]: event.outcome})
 
     @override
     def task_finished(self, event: TaskEvent) -> None:

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 from typing_extensions import override
 
-from support import eventually
-from tasker_executor import TaskFuture
+from support import DEADLINE, eventually
+from tasker_executor import TaskFuture, current_task
 from tasker_executor._options import TaskOptions
 
 __all__ = [
@@ -29,10 +29,12 @@ __all__ = [
     "Ref",
     "UnpickledLate",
     "hogs",
+    "note_abort",
     "take_the_worker_along",
     "wait_for_file",
     "work",
     "work_until",
+    "work_until_stopped",
 ]
 
 #: Threads of Dask's own. Some outlive their cluster.
@@ -199,6 +201,18 @@ def work_until(resource: FileResource, number: int, path: Path) -> int:
     with resource.use(number):
         wait_for_file(path)
     return number
+
+
+def work_until_stopped(resource: FileResource, number: int) -> None:
+    """A task that ends when it is stopped."""
+    with resource.use(number):
+        current_task().wait(DEADLINE)
+        current_task().raise_if_cancelled()
+
+
+def note_abort(resource: FileResource) -> None:
+    """An `on_abort` that helps nothing."""
+    resource.ledger.note("aborted", resource.name)
 
 
 def take_the_worker_along(resource: FileResource, number: int) -> NoReturn:

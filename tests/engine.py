@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 from _thread import allocate_lock
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from copy import copy
 from enum import Enum
 from threading import Thread
@@ -25,6 +26,7 @@ from tasker_executor._chunks import ChunkRunner as ChunkRunner
 from tasker_executor._engine import aborts as _aborts
 from tasker_executor._engine import handoff as handoff_module
 from tasker_executor._engine import outage as _outage
+from tasker_executor._engine import stacks as stacks_module
 from tasker_executor._engine import threads as _threads
 from tasker_executor._engine.aborts import join_aborts
 from tasker_executor._engine.admission import Admission, Ticket
@@ -45,17 +47,25 @@ from tasker_executor._engine.outage import Outage
 from tasker_executor._engine.recorder import Outcome, Recorder, TaskLog
 from tasker_executor._engine.reserve import Reserve
 from tasker_executor._engine.resources import End, ResourceSource, UnfitResource
+from tasker_executor._engine.run import Grip, Run
+from tasker_executor._engine.runs import Runs
 from tasker_executor._engine.scaler import Alarm
+from tasker_executor._engine.settings import Settings
 from tasker_executor._engine.sidecar import firsts as first_of
 from tasker_executor._engine.sidecar import holds_task_lock, must_go_on
+from tasker_executor._engine.slow import Slow
+from tasker_executor._engine.stacks import _parsed as parsed_dump
+from tasker_executor._engine.stacks import stack_of
 from tasker_executor._engine.state import State
 from tasker_executor._engine.stock import Stock
+from tasker_executor._engine.stopping import Reason, Stop, Token
 from tasker_executor._engine.supply import DESTROY_PATIENCE
 from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, WITHDRAWN, Sidecar, Task
 from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
 from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.worker import Worker
+from tasker_executor._report import aside
 from tasker_executor._sync import releases
 from tasker_executor.stats import ExecutorStats
 
@@ -74,6 +84,7 @@ __all__ = [
     "Core",
     "Deadlines",
     "End",
+    "Grip",
     "Handoff",
     "HandoffLost",
     "Herald",
@@ -83,15 +94,20 @@ __all__ = [
     "Lanes",
     "Outage",
     "Outcome",
+    "Reason",
     "Recorder",
+    "Run",
     "Seat",
     "Sidecar",
+    "Slow",
     "State",
     "Step",
+    "Stop",
     "Task",
     "TaskLog",
     "Ticket",
     "Timer",
+    "Token",
     "UnfitResource",
     "WaitInside",
     "Worker",
@@ -142,10 +158,12 @@ __all__ = [
     "may_retire",
     "must_go_on",
     "name_of",
+    "new_task",
     "normal_lane",
     "note_fork",
     "note_may_retire",
     "outage_of",
+    "parsed_dump",
     "patch_abort_patience",
     "patch_borrow",
     "patch_daemons",
@@ -159,10 +177,12 @@ __all__ = [
     "patch_recorder_clock",
     "patch_reserve_clock",
     "patch_sleep",
+    "patch_stacks",
     "patch_thread_making",
     "patch_thread_start",
     "patch_timer_clock",
     "patch_worker_clock",
+    "post_aside",
     "pretend_asleep",
     "pretend_awake",
     "pretend_outage",
@@ -173,10 +193,15 @@ __all__ = [
     "report_unfit",
     "reserve_of",
     "retry_later",
+    "running_priority",
+    "runs_of",
+    "settings_of",
     "shorten_pauses",
     "show_idle_stack",
     "show_submitters",
     "source_of",
+    "stack_of",
+    "stacks_module",
     "start_thread",
     "stats_of",
     "step_of",
@@ -225,6 +250,11 @@ def name_of(pool: Engine) -> str:
     return core_of(pool).name
 
 
+def settings_of(pool: Engine) -> Settings:
+    """Return the arguments of the executor, checked."""
+    return core_of(pool).settings
+
+
 def thread_prefix_of(pool: Engine) -> str:
     """Return what the names of all threads of the executor begin with."""
     return core_of(pool).settings.thread_name_prefix
@@ -239,6 +269,11 @@ def bounds_of(pool: Engine) -> tuple[int, int]:
 def stats_of(pool: Engine) -> ExecutorStats:
     """Return the stats, of a dropped executor too."""
     return core_of(pool).gauges.stats()
+
+
+def running_priority(pool: Engine) -> int:
+    """Return how many of the running tasks are of the priority lane, as Dask is told."""
+    return core_of(pool).gauges.urgent()
 
 
 def check_books(pool: Engine) -> None:
@@ -614,6 +649,11 @@ def expire(pool: Engine, now: float) -> float | None:
     return core_of(pool).deadlines.expire(now)
 
 
+def runs_of(pool: Engine) -> Runs:
+    """Return what stops the calls of `run_now`."""
+    return core_of(pool).runs
+
+
 def pretend_asleep(pool: Engine) -> None:
     """Let the timer, which has no thread, seem to sleep."""
     timer_of(pool).birth = allocate_lock()
@@ -744,6 +784,11 @@ def patch_worker_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], floa
     monkeypatch.setattr("tasker_executor._engine.worker.clock", clock)
 
 
+def patch_stacks(monkeypatch: pytest.MonkeyPatch, reader: Callable[[Any], dict[Thread, str]]) -> None:
+    """Let `workers(stacks=True)` read stacks by that function."""
+    monkeypatch.setattr("tasker_executor._engine.gauges.stacks_of", reader)
+
+
 def patch_map_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
     """Let `map` read that clock."""
     monkeypatch.setattr("tasker_executor._map.clock", clock)
@@ -778,6 +823,25 @@ def patch_exiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def patch_abort_patience(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let `abandon` wait that long for each `on_abort`."""
     monkeypatch.setattr("tasker_executor._engine.aborts.ABORT_PATIENCE", seconds)
+
+
+def new_task(function: Callable[..., Any], *args: Any, kind: type[Task[Any]] = Task) -> Task[Any]:
+    """Return a task as `submit` makes it, of no executor and in no lane."""
+    task: Task[Any] = kind()
+    task._status, task._sidecar, task._context, task._submitted = PENDING, None, None, 0.0
+    task._result, task._exception = function, args
+    return task
+
+
+@contextmanager
+def post_aside() -> Generator[list[Callable[[], object]]]:
+    """Be the timer's thread in the block: what it leaves to the herald is in the list."""
+    posted: list[Callable[[], object]] = []
+    aside.post = posted.append
+    try:
+        yield posted
+    finally:
+        aside.post = None
 
 
 def patch_new_task(monkeypatch: pytest.MonkeyPatch, kind: type[Task[Any]]) -> None:

@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, overload
 
 import pytest
 
 from engine import kick
-from tasker_executor import ResourceExecutor, _sync
+from tasker_executor import ResourceExecutor, TaskStopped, _sync
 from tasker_executor.testing.fakes import DEADLINE, FakeResource, Gate, Ledger, ResourceBroken, Watched
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ResourceBroken",
     "Sequencer",
     "Watched",
+    "cause_of_stop",
     "eventually",
     "join_all",
     "needs_gil",
@@ -142,6 +144,13 @@ def eventually(predicate: Callable[[], bool], claim: str) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {DEADLINE:g} s in vain for {claim}")
         pause.wait(0.001)
+
+
+def cause_of_stop(future: Future[Any]) -> BaseException | None:
+    """Return what a task has raised that was stopped, by `stop` or by `kill`."""
+    error = future.exception(DEADLINE)
+    assert type(error) is TaskStopped
+    return error.__cause__
 
 
 def join_all(threads: Iterable[threading.Thread], timeout: float = DEADLINE) -> list[threading.Thread]:

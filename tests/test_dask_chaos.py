@@ -26,11 +26,21 @@ if sys.platform == "win32":
 import dask.config
 from distributed import Client, KilledWorker, LocalCluster
 
-from dask_support import FOREIGN_THREADS, FileLedger, UnpickledLate, hogs, take_the_worker_along, work, work_until
+from dask_support import (
+    FOREIGN_THREADS,
+    FileLedger,
+    UnpickledLate,
+    hogs,
+    note_abort,
+    take_the_worker_along,
+    work,
+    work_until,
+    work_until_stopped,
+)
 from support import DEADLINE, eventually
-from tasker_executor import BacklogPolicy
+from tasker_executor import BacklogPolicy, TaskStopped
 from tasker_executor.dask import DaskResourceExecutor, PolicyAdaptive
-from tasker_executor.exceptions import TaskLost
+from tasker_executor.exceptions import TaskCancelled, TaskLost
 
 Pool = DaskResourceExecutor[Any]
 
@@ -130,6 +140,38 @@ def test_task_that_has_not_started_survives_its_worker_though_it_may_run_once_on
 
         assert [future.result(DEADLINE) for future in waiting] == list(range(10, 16))
         assert [future.result(DEADLINE) for future in blockers] == [0, 1]
+
+
+def test_stopped_task_is_not_run_again_when_its_worker_is_killed(books: FileLedger, tmp_path: Path) -> None:
+    """Dask would run the task of a killed worker elsewhere."""
+    with processes(2, threads=1) as client, new_pool(client, books, on_abort=note_abort, abort_grace=DEADLINE) as pool:
+        future: Any = pool.submit(work_until, 0, tmp_path / "never")
+        [begun] = books.wait_until_noted("begun")
+        assert future.stop()
+        books.wait_until_noted("aborted")
+        victim = pid_of(begun)
+        kill(victim)
+
+        error = future.exception(DEADLINE)
+        assert isinstance(error, TaskStopped)
+        assert isinstance(error.__cause__, TaskLost)
+        assert [pool.submit(work, number).result(DEADLINE) for number in range(1, 5)] == [1, 2, 3, 4]
+
+    assert [entry[1] for entry in books.entries("begun")].count("0") == 1
+    books.check({victim})
+
+
+def test_task_of_another_process_is_stopped(books: FileLedger) -> None:
+    with processes(1, threads=1) as client, new_pool(client, books) as pool:
+        future: Any = pool.submit(work_until_stopped, 0)
+        books.wait_until_noted("begun")
+
+        assert future.stop()
+
+        error = future.exception(DEADLINE)
+        assert isinstance(error, TaskStopped)
+        assert isinstance(error.__cause__, TaskCancelled)
+    books.check(set())
 
 
 def test_poisonous_task_is_lost_and_named(books: FileLedger) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 import threading
 import warnings
+import weakref
 from concurrent.futures import Future, as_completed, wait
 from functools import partial
 from typing import Any
@@ -19,6 +21,7 @@ import dask_cluster
 from dask_cluster import THREADS, WORKERS, AnyClient, MakePool, handed, on_scheduler
 from dask_support import FOREIGN_THREADS, Ref
 from support import DEADLINE, Gate, eventually
+from tasker_executor.dask import DaskResourceExecutor
 from tasker_executor.dask.futures import RemoteFuture
 from tasker_executor.dask.wire import Answer
 from tasker_executor.dask.worker_side import call_on
@@ -170,7 +173,7 @@ def test_future_is_settled_though_the_loop_stops_to_follow_it(make_dask: MakePoo
 
 def test_result_counts_though_its_worker_died_right_after_it_had_sent_it(make_dask: MakePool) -> None:
     pool = make_dask()
-    future: RemoteFuture[int] = RemoteFuture(pool)
+    future: RemoteFuture[int] = RemoteFuture(pool._books)
 
     asyncio.run(pool._following._follow(LostOnArrival(), future))
 
@@ -217,12 +220,31 @@ def test_cancel_after_the_event_loop_has_closed_is_for_this_side_only(
     pool = make_dask()
     future = pool.submit(Ref(gate.hold))
     gate.wait_until_held()
-    monkeypatch.setattr(pool, "_loop", Closed())
+    monkeypatch.setattr(pool._books, "_loop", Closed())
 
     assert future.cancel()
 
     monkeypatch.undo()
     assert pool.stats().cancelled == 1
+
+
+def test_executor_that_is_dropped_lives_until_its_tasks_are_done(client: AnyClient) -> None:
+    """The exit of the interpreter finds it then, and finishes them."""
+    with Gate() as gate:
+        pool: DaskResourceExecutor[None] | None = DaskResourceExecutor(client)
+        assert pool is not None
+        future = pool.submit(Ref(gate.hold))
+        gate.wait_until_held()
+        living = weakref.ref(pool)
+
+        pool = None
+        gc.collect()
+        pool = living()
+
+        assert pool is not None
+        gate.release()
+    assert future.result(DEADLINE) is None
+    pool.shutdown(timeout=DEADLINE)
 
 
 def test_result_for_an_event_loop_that_has_closed_is_dropped() -> None:

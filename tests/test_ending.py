@@ -15,6 +15,7 @@ from engine import (
     Lane,
     Step,
     Task,
+    Token,
     Worker,
     is_killed,
     is_terminated,
@@ -28,7 +29,6 @@ from engine import (
 from races import Once, RacedLane
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, join_all
 from tasker_executor import Observer, ResourceExecutor, StateEvent, TaskEvent, current_task
-from tasker_executor._sync import Latch
 
 # -- submit against shutdown --
 
@@ -283,7 +283,7 @@ def test_a_task_put_back_before_the_killer_looks_is_cancelled_once(make_pool: Ma
     assert pool.stats().cancelled == 2
 
 
-class LateLatch(Latch):
+class LateLatch(Token):
     """Calls `action` right after it was opened, in the thread that opened it."""
 
     action: Callable[[], object] = int

@@ -25,7 +25,10 @@ from interruptions import (
     make,
 )
 from support import DEADLINE, FakeResource, Ledger, ResourceBroken
+from tasker_executor import TaskStopped
 
+#: Lets `run_now` be stopped, and never stops it in time.
+LIMIT = {"run_within": 2 * DEADLINE}
 #: Makes `run_now` look at a resource before and after it is used.
 CARE = {"max_age": DEADLINE, "max_uses": 2}
 
@@ -55,6 +58,15 @@ def kill_and_destroy(pool: Pool) -> None:
     pool.kill(destroy=True)
 
 
+def use_aborted(pool: Pool) -> object:
+    def task(resource: FakeResource) -> None:
+        for holding in stock_of(pool).all:
+            holding.call.grip.claim()  # as an abort does
+        resource.use()
+
+    return pool.run_now(task)
+
+
 def number_of(resource: FakeResource) -> int:
     return resource.number
 
@@ -69,6 +81,13 @@ CALLS: dict[str, Call] = {
     "temporary resource under care": Call(use, options=CARE),
     "resource that is used up": Call(use, use, options={"resource_pool_size": 1, **CARE}),
     "resource that is too old": Call(use, age, options={"resource_pool_size": 1, **CARE}),
+    "resource of the pool, with a limit": Call(use, options={"resource_pool_size": 1, **LIMIT}),
+    "temporary resource, with a limit": Call(use, options=LIMIT),
+    "broken resource, with a limit": Call(break_it, options={"resource_pool_size": 1, **LIMIT}),
+    "resource that is aborted": Call(use_aborted, options={"resource_pool_size": 1, **LIMIT}),
+    "resource that is aborted and checked": Call(
+        use_aborted, options={"resource_pool_size": 1, "check_resource": lambda _: True, **LIMIT}
+    ),
     "shutdown inside": Call(shut_down_inside, options={"resource_pool_size": 2}),
     "shutdown inside, temporary resource": Call(shut_down_inside),
     "shutdown": Call(Pool.shutdown, use, options={"resource_pool_size": 2}),
@@ -201,7 +220,7 @@ def test_a_signal_handler_may_kill_the_pool_and_destroy_what_is_in_use(scenario:
     def call(pool: Pool) -> None:
         try:
             scenario.call(pool)
-        except ResourceBroken:
+        except (ResourceBroken, TaskStopped):
             assert pool.stats().state != "running"
 
     assert at_every_point(replace(scenario, call=call), kill_and_destroy) >= 5

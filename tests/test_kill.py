@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from engine import Holding, aborts_under_way, join_aborts, reserve_of, stock_of, workers_of
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, Watched, eventually
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, Watched, cause_of_stop, eventually
 from tasker_executor import Observer, ResourceExecutor, ShutdownTimeout, TaskCancelled, TaskEvent, current_task
 
 ENDLESS = "with recursive counter(n) as (select 1 union all select n + 1 from counter) select count(*) from counter"
@@ -187,7 +187,7 @@ def test_a_task_whose_resource_breaks_after_kill_is_not_retried(make_pool: MakeP
     pool.kill()
     gate.release()
 
-    assert isinstance(future.exception(DEADLINE), ResourceBroken)
+    assert isinstance(cause_of_stop(future), ResourceBroken)
     assert pool.stats().retried == 0
 
 
@@ -420,7 +420,7 @@ def test_interrupt_of_sqlite_ends_a_query_that_would_never_end(make_pool: MakePo
 
     pool.kill()
 
-    error = future.exception(DEADLINE)
+    error = cause_of_stop(future)
     assert isinstance(error, sqlite3.OperationalError)
     assert "interrupted" in str(error)
 
@@ -455,7 +455,7 @@ def test_a_resource_is_not_destroyed_while_it_is_being_aborted(make_pool: MakePo
     def abort(resource: FakeResource) -> None:
         gate.release()
         future.result(DEADLINE)
-        eventually(lambda: resource_held()._given_up, "the worker to give its resource up")
+        eventually(lambda: worker.stopped is not None, "the worker to wait for the hook")
         story.append("aborted")
 
     def destroy(resource: FakeResource) -> None:
@@ -465,11 +465,7 @@ def test_a_resource_is_not_destroyed_while_it_is_being_aborted(make_pool: MakePo
     pool = make_pool(1, on_create=ledger.create, on_destroy=destroy, on_abort=abort)
     future = pool.submit(gate.hold)
     gate.wait_until_held()
-    holding = next(iter(workers_of(pool))).holding
-
-    def resource_held() -> Holding[Any]:
-        assert holding is not None
-        return holding
+    [worker] = workers_of(pool)
 
     pool.kill()
     pool.shutdown()
@@ -645,8 +641,8 @@ def test_a_resource_is_not_aborted_for_a_call_that_ended_while_the_killer_looked
             self.looks += 1
             return int if self.looks == 1 else None
 
-        def serves(self, call: object) -> bool:
-            return call is None
+        def claim(self) -> bool:
+            return self.call is not None
 
         def abort(self, hook: Any, executor: str, in_use: Callable[[], bool]) -> None:
             if in_use():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine import patch_abort_patience
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, cause_of_stop
 from tasker_executor import ResourceExecutor, ShutdownTimeout, current_task
 from tasker_executor.testing import InlineExecutor
 
@@ -106,7 +106,7 @@ def test_task_that_fails_over_its_lost_resource_is_not_retried(make_pool: MakePo
     pool.kill(destroy=True)
     gate.release()
 
-    assert isinstance(future.exception(DEADLINE), ConnectionError)
+    assert isinstance(cause_of_stop(future), ConnectionError)
     pool.shutdown(timeout=DEADLINE)
     assert len(ledger.created) == 1
 

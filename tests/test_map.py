@@ -625,7 +625,7 @@ def before_it_blocks(pool: ResourceExecutor[Any], monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("options", [{}, {"buffersize": 3}], ids=str)
-def test_results_are_handed_out_as_soon_as_they_are_there(make_pool: MakePool, doors: Doors, options: dict[str, int]) -> None:
+def test_results_are_handed_out_as_soon_as_they_are_there(make_pool: MakePool, doors: Doors, options: dict[str, Any]) -> None:
     results = make_pool(3).map(doors.task, range(3), ordered=False, **options)
     got: list[int] = []
     for number in (2, 0, 1):
@@ -986,7 +986,7 @@ def test_an_executor_that_runs_tasks_at_once_has_all_results() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"chunksize": 2}, {"buffersize": 3}], ids=str)
 def test_submit_may_be_one_of_another_executor(
-    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, doors: Doors, options: dict[str, int]
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, doors: Doors, options: dict[str, Any]
 ) -> None:
     pool = make_pool(1)
     with ThreadPoolExecutor(3) as foreign:
@@ -1026,7 +1026,7 @@ def test_ctrl_c_on_the_thread_that_ends_a_task_cannot_split_the_callback(
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
 @pytest.mark.parametrize("options", [{}, {"chunksize": 2, "buffersize": 2}], ids=str)
-def test_an_error_thrown_in_anywhere_loses_nothing(error: type[BaseException], options: dict[str, int]) -> None:
+def test_an_error_thrown_in_anywhere_loses_nothing(error: type[BaseException], options: dict[str, Any]) -> None:
     scenario = Call(lambda pool: list(pool.map(FakeResource.use, range(4), ordered=False, **options)))
 
     assert at_every_point(scenario, thrower(error)) >= 5

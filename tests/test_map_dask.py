@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ pytest.importorskip("distributed", reason="tasker_executor.dask needs dask.distr
 from typing_extensions import override
 
 import dask_cluster
-from dask_cluster import AnyClient, MakePool, double, hooks
+from dask_cluster import THREADS, WORKERS, AnyClient, MakePool, double, hooks
 from dask_support import FOREIGN_THREADS, Ref
 from support import DEADLINE, FakeResource, Gate, Ledger
+from tasker_executor import current_task
 from tasker_executor.dask import DaskResourceExecutor
 
 pytestmark = pytest.mark.foreign_threads(*FOREIGN_THREADS)
@@ -24,7 +26,7 @@ gate = dask_cluster.gate
 
 
 @pytest.mark.parametrize("options", [{}, {"buffersize": 2}], ids=str)
-def test_results_of_a_cluster_are_handed_out_as_they_come(make_dask: MakePool, gate: Gate, options: dict[str, int]) -> None:
+def test_results_of_a_cluster_are_handed_out_as_they_come(make_dask: MakePool, gate: Gate, options: dict[str, Any]) -> None:
     def task(number: int) -> int:
         if number == 0:
             gate.hold()
@@ -67,3 +69,30 @@ def test_chunk_that_is_retried_in_a_scope_on_a_cluster_makes_all_calls_again(cli
         assert list(pool.map(reference, range(4), chunksize=4, timeout=DEADLINE)) == [0, 1, 2, 3]
 
     assert calls == [0, 1, 2, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_time_out_of_map_stops_what_runs_on_the_cluster(make_dask: MakePool, ordered: bool, chunksize: int) -> None:
+    started = threading.Semaphore(0)
+    ran: list[int] = []
+    stopped: list[int] = []
+
+    def task(number: int) -> None:
+        ran.append(number)
+        started.release()
+        if current_task().wait(DEADLINE):
+            stopped.append(number)
+
+    pool = make_dask()
+    function: Any = Ref(task)
+    results = pool.map(function, range(30), timeout=0.01, ordered=ordered, chunksize=chunksize, stop_on_timeout=True)
+    for _ in range(WORKERS * THREADS):
+        assert started.acquire(timeout=DEADLINE)
+    with pytest.raises(TimeoutError):
+        next(results)
+    pool.shutdown(timeout=DEADLINE)
+
+    assert sorted(stopped) == sorted(ran)
+    assert len(ran) < 30 / chunksize
+    assert pool.stats().cancelled > 0

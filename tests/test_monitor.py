@@ -239,6 +239,28 @@ def test_a_worker_that_destroys_its_resource_shows_for_how_long(snapshot: Snapsh
     assert "0 uses" not in text
 
 
+def test_a_worker_that_was_written_off_shows_what_it_hangs_in(snapshot: Snapshot) -> None:
+    gone = worker(0, state="written off", function="fetch", lane="normal", attempt=1, running_for=75.0, resource_age=90.0)
+    stats = replace(snapshot.stats, resources_created=1, written_off=1)
+
+    text = text_of(panel(replace(snapshot, stats=stats, workers=(gone,))), 100)
+
+    assert "wanted; 1 written off" in text
+    assert "w_0     written off  1 min 15 s  fetch  1 min 30 s old, 0 uses" in text
+
+
+def test_stops_show_once_there_are_any(snapshot: Snapshot) -> None:
+    stats = replace(snapshot.stats, stopped=2, timed_out=3)
+
+    assert "stops      2 stopped, 3 timed out" in text_of(panel(replace(snapshot, stats=stats)))
+    assert "stop" not in text_of(panel(snapshot))
+
+
+def test_the_line_tells_of_workers_that_were_written_off(snapshot: Snapshot) -> None:
+    assert "1 written off" in line(replace(snapshot, stats=replace(snapshot.stats, written_off=1)))
+    assert "written off" not in line(snapshot)
+
+
 def test_of_many_workers_those_that_are_busy_longest_are_shown(snapshot: Snapshot) -> None:
     workers = tuple(
         worker(number, state="busy", function="f", lane="normal", running_for=float(number)) for number in range(30)

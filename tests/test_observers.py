@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from engine import name_of
+from engine import name_of, new_task, post_aside
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import (
     Observer,
@@ -20,9 +21,12 @@ from tasker_executor import (
     StateEvent,
     TaskEvent,
     TaskExpired,
+    TaskStopped,
+    TaskTimeout,
     WorkerEvent,
+    current_task,
 )
-from tasker_executor.observers import EVENTS
+from tasker_executor.observers import EVENTS, ObserverHub
 
 TASK_EVENTS = [event for event in EVENTS if event.startswith("task_")]
 
@@ -197,6 +201,71 @@ def test_expiry_is_told(make_pool: MakePool, gate: Gate, notebook: Notebook) -> 
     assert isinstance(error, TaskExpired)
     assert (finished.outcome, finished.attempt, finished.worker) == ("failed", 0, None)
     assert finished.error is error
+
+
+def until_told() -> None:
+    """A task that ends as soon as it is asked to stop."""
+    current_task().wait(DEADLINE)
+    current_task().raise_if_cancelled()
+
+
+def test_stop_is_told_with_its_reason(make_pool: MakePool, notebook: Notebook) -> None:
+    pool = make_pool(1, observers=[notebook.observer])
+    for reason in ("stopped", "timed out", "killed"):
+        future = pool.with_options(run_within=0.001 if reason == "timed out" else None).submit(until_told)
+        if reason == "killed":
+            eventually(future.running, "the task to run")
+            pool.kill()
+        elif reason == "stopped":
+            eventually(future.running, "the task to run")
+            future.stop()
+            future.stop()
+        future.exception(DEADLINE)
+    pool.shutdown()
+    stops, finishes = notebook.events["task_stopped"], notebook.events["task_finished"]
+
+    assert [event.outcome for event in stops] == ["stopped", "timed out", "killed"]
+    assert {(event.function, event.worker, event.attempt) for event in stops} == {("until_told", f"{name_of(pool)}_0", 1)}
+    assert [event.task for event in stops] == [event.task for event in finishes]
+    assert [type(event.error) for event in finishes] == [TaskStopped, TaskTimeout, TaskStopped]
+
+
+def test_worker_that_is_written_off_is_told_and_its_task_is_finished_once(
+    make_pool: MakePool, gate: Gate, notebook: Notebook
+) -> None:
+    pool = make_pool(1, observers=[notebook.observer], abort_grace=0, name="db")
+    future = pool.submit(gate.hold)
+    gate.wait_until_held()
+    future.stop()
+    error = future.exception(DEADLINE)
+    eventually(lambda: "worker_written_off" in notebook.names, "the event")
+    gate.release()
+    eventually(lambda: "worker_ended" in notebook.names, "its end")
+    (written_off,) = notebook.events["worker_written_off"]
+    (finished,) = notebook.events["task_finished"]
+    (ended,) = notebook.events["worker_ended"]
+
+    assert (written_off.executor, written_off.worker) == ("db", "db_0")
+    assert "hold has not ended" in written_off.reason
+    assert (finished.outcome, finished.error, finished.worker) == ("failed", error, "db_0")
+    assert ended.worker == "db_0"
+    assert notebook.names.index("worker_written_off") < notebook.names.index("worker_ended")
+
+
+def test_until_another_thread_has_told_of_a_task_no_other_has_its_number(notebook: Notebook) -> None:
+    hub = ObserverHub((notebook.observer,))
+    task = new_task(int)
+    event, gone = TaskEvent("db", id(task), "int", "normal", outcome="timed out"), weakref.ref(task)
+    with post_aside() as posted:
+        hub.tell("task_stopped", event, task)
+    del task
+    kept = gone() is not None
+    while posted:
+        posted.pop()()
+
+    assert kept
+    assert gone() is None
+    assert notebook.events["task_stopped"] == [event]
 
 
 def test_refused_task_is_not_told(make_pool: MakePool, notebook: Notebook) -> None:
@@ -459,11 +528,19 @@ def live_through_everything(
             broke.set()
             resource.break_down()
 
-    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, observers=observers)
+    pool = make_pool(
+        1, on_create=create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, observers=observers, abort_grace=0
+    )
     if pools is not None:
         pools.append(pool)
     pool.submit(task).result(DEADLINE)
     pool.resize(max_workers=2)
+    with Gate() as gate:
+        hanging = pool.submit(lambda resource: gate.hold())
+        gate.wait_until_held()
+        hanging.stop()
+        hanging.exception(DEADLINE)
+        eventually(lambda: pool.stats().written_off == 1, "the worker to be written off")
     pool.shutdown()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,8 @@ import pytest
 
 from engine import Histogram, core_of
 from interruptions import AtPoint, TimeLimit
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
-from tasker_executor import ResourceCreationError, ResourceExecutor, TaskEvent, current_task
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
+from tasker_executor import Observer, ResourceCreationError, ResourceExecutor, TaskEvent, current_task
 
 pytest.importorskip("opentelemetry.sdk")
 
@@ -384,6 +385,50 @@ def test_an_error_is_recorded(make_pool: MakePool, traces: Traces) -> None:
     assert "seven" in (span.status.description or "")
     assert [event.name for event in span.events] == ["exception"]
     assert (span.attributes or {})["error.type"] == "ValueError"
+
+
+def test_a_stop_is_an_event_of_the_span(make_pool: MakePool, traces: Traces) -> None:
+    told = threading.Event()
+
+    class Listener(Observer):
+        def task_stopped(self, event: TaskEvent) -> None:
+            told.set()
+
+    def until_told() -> None:
+        told.wait(DEADLINE)  # its token is set before observers hear of it
+        current_task().raise_if_cancelled()
+
+    pool = make_pool(1, observers=[traces.observer, Listener()])
+    pool.with_options(run_within=0.001).submit(until_told).exception(DEADLINE)
+    pool.shutdown()
+
+    (span,) = traces.spans
+    stop = next(event for event in span.events if event.name == "tasker_executor.task.stopped")
+    assert stop.attributes == {"tasker_executor.stop.reason": "timed out"}
+    assert (span.attributes or {})["error.type"] == "tasker_executor.exceptions.TaskTimeout"
+    assert (span.attributes or {})["tasker_executor.outcome"] == "failed"
+
+
+def test_a_task_that_was_given_up_ends_its_span(make_pool: MakePool, clock: Clock, gate: Gate, traces: Traces) -> None:
+    pool = make_pool(1, observers=[traces.observer], abort_grace=3600)
+    future = pool.submit(gate.hold)
+    gate.wait_until_held()
+    future.stop()
+    clock.pass_time(3601, pool)
+    eventually(lambda: len(traces.spans) == 1, "the end of the span")
+    future.exception(DEADLINE)
+    gate.release()
+    pool.shutdown()
+
+    (span,) = traces.spans
+    assert span.status.status_code is StatusCode.ERROR
+    assert [event.name for event in span.events] == ["tasker_executor.task.stopped", "exception"]
+
+
+def test_a_stop_of_a_task_that_has_no_span_is_ignored(traces: Traces) -> None:
+    traces.observer.task_stopped(TaskEvent("db", 1, "int", "normal", outcome="stopped"))
+
+    assert traces.spans == []
 
 
 def break_once(resource: FakeResource, inside: list[SpanContext]) -> None:

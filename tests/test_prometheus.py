@@ -161,6 +161,23 @@ def test_cancelled_tasks_are_counted_by_lane(make_pool: MakePool, gate: Gate, re
     assert page.value("tasks_total", lane="normal", outcome="cancelled") == 0
 
 
+def test_stops_and_written_off_workers_show(make_pool: MakePool, gate: Gate, registry: CollectorRegistry) -> None:
+    pool = make_pool(2, abort_grace=0)
+    register(pool, registry=registry)
+    hanging = pool.submit(gate.hold)
+    gate.wait_until_held()
+    pool.with_options(run_within=0.001).submit(gate.hold)
+    hanging.stop()
+    eventually(lambda: pool.stats().written_off == 2, "the workers to be written off")
+
+    page = scrape(registry)
+
+    assert page.value("tasks_stopped_total", reason="stopped") == 1
+    assert page.value("tasks_stopped_total", reason="timed out") == 1
+    assert page.value("written_off_workers") == 2
+    assert page.value("running_tasks") == 0
+
+
 def test_a_task_that_expired_in_the_queue_has_failed(make_pool: MakePool, gate: Gate, registry: CollectorRegistry) -> None:
     pool = make_pool(1)
     register(pool, registry=registry)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, cause_of_stop, eventually
 from tasker_executor import QueueFull, ResourceExecutor, current_task
 
 Pool = ResourceExecutor[FakeResource]
@@ -357,7 +357,7 @@ def test_killed_pool_retries_nothing(pool: Pool, gate: Gate) -> None:
     pool.kill()
     gate.release()
 
-    assert isinstance(future.exception(), ResourceBroken)
+    assert isinstance(cause_of_stop(future), ResourceBroken)
     assert len(task.resources) == 1
 
 

@@ -55,7 +55,7 @@ def test_error_thrown_in_between_two_attempts_is_not_taken_for_a_result(
     make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. An attempt has raised, and the next is to begin on the same worker. 2. An error is thrown in. 3. The task goes on."""
-    original, calls = Worker._begin_again, list[int]()
+    original, calls = Worker.begin_again, list[int]()
 
     def begin_again(worker: Worker, task: Any) -> Any:
         calls.append(1)
@@ -63,7 +63,7 @@ def test_error_thrown_in_between_two_attempts_is_not_taken_for_a_result(
             raise Thrown
         return original(worker, task)
 
-    monkeypatch.setattr(Worker, "_begin_again", begin_again)
+    monkeypatch.setattr(Worker, "begin_again", begin_again)
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=judge)
 
     assert pool.submit(Conflicting()).result(DEADLINE) == 1

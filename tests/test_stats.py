@@ -18,9 +18,21 @@ from typing import Any
 
 import pytest
 
-from engine import Histogram, Lane, Outcome, Recorder, TaskLog, normal_lane, patch_recorder_clock, recorder_of, workers_of
+from engine import (
+    Histogram,
+    Lane,
+    Outcome,
+    Recorder,
+    TaskLog,
+    Token,
+    normal_lane,
+    patch_recorder_clock,
+    recorder_of,
+    running_priority,
+    workers_of,
+)
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
-from tasker_executor import DurationSummary, ExecutorStats, ResourceExecutor
+from tasker_executor import DurationSummary, ExecutorStats, ResourceExecutor, TaskStopped, TaskTimeout, current_task
 
 COUNTERS = (
     "submitted",
@@ -32,6 +44,8 @@ COUNTERS = (
     "resources_destroyed",
     "workers_replaced",
     "create_failures",
+    "stopped",
+    "timed_out",
 )
 
 
@@ -153,6 +167,107 @@ def test_failures_of_the_factory_are_counted(make_pool: MakePool, ledger: Ledger
 
     assert stats.create_failures == ledger.attempts - 1 >= 2
     assert stats.resources_created == 1
+
+
+def until_told() -> None:
+    """A task that ends as soon as it is asked to stop."""
+    current_task().wait(DEADLINE)
+    current_task().raise_if_cancelled()
+
+
+def test_stops_of_running_tasks_are_counted_by_their_reason(make_pool: MakePool, busy: ResourceExecutor[None]) -> None:
+    pool = make_pool(2)
+    stopped = pool.submit(until_told)
+    eventually(stopped.running, "the task to run")
+    stopped.stop()
+    stopped.stop()
+    late = pool.with_options(run_within=0.001).submit(until_told)
+    errors = stopped.exception(DEADLINE), late.exception(DEADLINE)
+    eventually(lambda: pool.stats().timed_out == 1, "the timer to count a stop that has ended its task at once")
+    never_ran = busy.submit(int).stop(), busy.stats()
+    stats = pool.stats()
+
+    assert [type(error) for error in errors] == [TaskStopped, TaskTimeout]
+    assert (stats.stopped, stats.timed_out, stats.failed, stats.written_off) == (1, 1, 2, 0)
+    assert never_ran[0]
+    assert (never_ran[1].stopped, never_ran[1].cancelled) == (0, 1)
+
+
+def test_a_stop_that_ends_its_task_at_once_is_counted(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The task sees its token, raises and is final, before the thread that stops it goes on.
+    pool, ready, cancel = make_pool(1), threading.Event(), Token.cancel
+
+    def task() -> None:
+        token = current_task()
+        ready.set()
+        token.wait(DEADLINE)
+        token.raise_if_cancelled()
+
+    future = pool.submit(task)
+    assert ready.wait(DEADLINE)
+
+    def cancel_and_wait(token: Token, why: str) -> None:
+        cancel(token, why)
+        future.exception(DEADLINE)
+
+    monkeypatch.setattr(Token, "cancel", cancel_and_wait)
+    asked = future.stop()
+
+    assert isinstance(future.exception(), TaskStopped)
+    assert (asked, pool.stats().stopped) == (True, 1)
+
+
+def test_a_task_that_a_kill_stops_is_counted(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    future = pool.submit(until_told)
+    eventually(future.running, "the task to run")
+    pool.kill()
+    future.exception(DEADLINE)
+
+    assert pool.stats().stopped == 1
+
+
+def test_a_task_that_was_given_up_runs_no_more_though_its_call_does(make_pool: MakePool, gate: Gate) -> None:
+    # One worker may be written off. So the second stays in the crew, with a task in hand that is over.
+    pool = make_pool(1, abort_grace=0)
+    for number in (1, 2):
+        future = pool.submit_priority(gate.hold)
+        gate.wait_until_held(number)
+        future.stop()
+        future.exception(DEADLINE)
+        eventually(lambda: pool.stats().written_off == 1, "the first worker to be written off")
+    stats = pool.stats()
+    pool._check()
+
+    assert (stats.submitted, stats.failed, stats.running_tasks) == (2, 2, 0)
+    assert stats.submitted == sum_of_all(stats)
+    assert (stats.active_workers, stats.idle_workers, stats.written_off) == (1, 0, 1)
+    assert running_priority(pool) == 0
+
+
+def test_a_running_task_is_of_its_lane(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(3)
+    pool.submit(gate.hold)
+    for _ in range(2):
+        pool.submit_priority(gate.hold)
+    gate.wait_until_held(3)
+
+    assert running_priority(pool) == 2
+
+
+def test_a_new_executor_counts_from_the_first_look_however_a_task_ends(make_pool: MakePool, gate: Gate) -> None:
+    """Nobody has looked at the numbers while the task ran: it is still counted, once."""
+    pool = make_pool(1, abort_grace=0)
+    future = pool.submit(gate.hold)
+    gate.wait_until_held()
+    future.stop()
+    future.exception(DEADLINE)
+    stats = pool.stats()
+
+    assert (stats.submitted, stats.failed, stats.running_tasks) == (1, 1, 0)
+    gate.release()
+    eventually(lambda: pool.stats().written_off == 0, "the call to return")
+    assert pool.stats().submitted == sum_of_all(pool.stats()) == 1
 
 
 def test_state_goes_from_running_to_closed(make_pool: MakePool, gate: Gate) -> None:

@@ -19,6 +19,7 @@ from tasker_executor import (
     ResourceExecutor,
     TaskCancelled,
     TaskExpired,
+    TaskStopped,
     current_task,
 )
 from tasker_executor.testing import InlineExecutor, assert_no_leaks, fakes
@@ -549,7 +550,10 @@ def test_after_kill_nothing_is_retried(make_inline: MakeInline, ledger: Ledger) 
         pool.kill()
         resource.break_down()
 
-    assert isinstance(pool.submit(task).exception(), ResourceBroken)
+    error = pool.submit(task).exception()
+
+    assert isinstance(error, TaskStopped)
+    assert isinstance(error.__cause__, ResourceBroken)
     assert len(ledger.created) == 1
 
 

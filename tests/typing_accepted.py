@@ -205,6 +205,7 @@ def map_knows_the_arguments_of_a_lambda() -> None:
         assert_type(plain.map(lambda a, b, c, d, e: a + b + c + d + e, "a", "b", "c", "d", "e"), Iterator[str])
         view = plain.with_options(priority=True)
         assert_type(view.map(lambda text: len(text), ["to be"], ordered=False), Iterator[int])
+        assert_type(view.map(lambda text: len(text), ["to be"], timeout=30.0, stop_on_timeout=True), Iterator[int])
     with ResourceExecutor(2, on_create=Connection) as pool:
         assert_type(pool.map(lambda connection, text: connection.ask(text), ["why?"]), Iterator[list[str]])
         assert_type(pool.map(lambda connection, a, b: (connection, b, a), [1], ["b"]), Iterator[tuple[Connection, str, int]])
@@ -250,7 +251,7 @@ def map_knows_less_of_many_iterables() -> None:
     one: list[list[int]] = [[1]]
     with ResourceExecutor(2) as plain:
         assert_type(plain.map(six, [1], [2], [3], [4], [5], [6]), Iterator[int])
-        assert_type(plain.map(six, [1], [2], [3], [4], [5], [6], [7], ordered=False), Iterator[int])
+        assert_type(plain.map(six, [1], [2], [3], [4], [5], [6], [7], ordered=False, stop_on_timeout=True), Iterator[int])
         assert_type(plain.map(six, *one), Iterator[int])
     with ResourceExecutor(2, on_create=Connection) as pool:
         assert_type(pool.map(seven, [1], [2], [3], [4], [5], [6]), Iterator[int])

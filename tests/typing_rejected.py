@@ -112,6 +112,7 @@ def maps(pool: ResourceExecutor[Connection], plain: ResourceExecutor) -> None:
 def options(pool: ResourceExecutor[Connection]) -> None:
     pool.map(fetch, ["why?"], chunks=2)  # type: ignore[call-overload]  # chunksize
     pool.map(fetch, ["why?"], timeout="1 s")  # type: ignore[call-overload]  # seconds
+    pool.map(fetch, ["why?"], stop_on_timeout=1.5)  # type: ignore[call-overload]  # yes or no; the seconds are `timeout`
     pool.with_options(priority="high")  # type: ignore[call-overload]  # there are two lanes: True or False
     pool.with_options(retries=0)  # type: ignore[call-overload]  # max_retries
     pool.with_options(pass_resource=True)  # type: ignore[call-overload]  # no view knows which resource it has left out

@@ -8,7 +8,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 from .._sync import clock, lock_timeout
 from .._types import AbortHook
@@ -16,7 +17,9 @@ from .holding import Holding
 from .process import at_exit
 from .threads import CannotStart, make_thread, start_thread
 
-__all__ = ["ABORT_PATIENCE", "Target", "abort_all", "join_aborts"]
+__all__ = ["ABORT_PATIENCE", "Target", "abort_all", "join_aborts", "start_abort"]
+
+R = TypeVar("R")
 
 #: Seconds that `kill(destroy=True)`, and the end of the interpreter, wait for `on_abort` hooks, in all.
 ABORT_PATIENCE = 1.0
@@ -37,32 +40,54 @@ def abort_all(targets: list[Target], hook: AbortHook[Any], executor: str) -> lis
     todo = deque(targets)
 
     def work() -> None:
-        try:
-            while todo:
-                try:
-                    holding, in_use = todo.popleft()
-                except IndexError:  # another thread was quicker
-                    break
-                holding.abort(hook, executor, in_use)
-        finally:
-            _aborting.discard(threading.current_thread())
+        while todo:
+            try:
+                holding, in_use = todo.popleft()
+            except IndexError:  # another thread was quicker
+                break
+            holding.abort(hook, executor, in_use)
 
     threads: list[threading.Thread] = []
     for number in range(len(targets)):
-        thread = make_thread(work, f"{executor}_abort_{number}")
-        _aborting.add(thread)
         try:
-            start_thread(thread)
-        except BaseException as error:
-            if thread.ident is None:
-                _aborting.discard(thread)
-            if not isinstance(error, CannotStart):
-                raise
+            threads.append(_start(work, f"{executor}_abort_{number}"))
+        except CannotStart:
             if not threads:
                 work()
             break
-        threads.append(thread)
     return threads
+
+
+def start_abort(holding: Holding[R], hook: AbortHook[R], executor: str, in_use: Callable[[], bool]) -> bool:
+    """Call the `on_abort` hook on a thread of its own, if the resource is `in_use` by then. Do not wait for it.
+
+    Return False if the system refuses the thread. Then nothing has been called.
+    """
+    try:
+        _start(partial(holding.abort, hook, executor, in_use), f"{executor}_abort")
+    except CannotStart:
+        return False
+    return True
+
+
+def _start(work: Callable[[], object], name: str) -> threading.Thread:
+    """Start a thread for `work`, for which `join_aborts` waits. Raises CannotStart."""
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            _aborting.discard(threading.current_thread())
+
+    thread = make_thread(run, name)
+    _aborting.add(thread)
+    try:
+        start_thread(thread)
+    except BaseException:
+        if thread.ident is None:
+            _aborting.discard(thread)
+        raise
+    return thread
 
 
 def join_aborts(threads: list[threading.Thread] | None = None) -> None:

@@ -77,10 +77,10 @@ class Parked(Ticket):
         super().__init__()
         # Emptied in one step, by the thread that queues the task or by the one that withdraws it.
         self._task = deque((task,))
-        #: None after that: the future of a task must not keep the executor alive.
+        # The future of a task must not keep the executor alive. So what leads to that is dropped afterwards.
         self.admission: Admission | None = admission
         self.append = append
-        self.refuse = refuse
+        self.refuse: Callable[[], object] | None = refuse
         self.on_queued = on_queued
 
     @property
@@ -94,7 +94,7 @@ class Parked(Ticket):
             pop_into(self._task.pop, self.append)
         except IndexError:
             pass
-        self.admission = None
+        self.admission = self.refuse = None
 
     def withdraw(self) -> bool:
         """Take the task back, and leave the line. Return False if the task is queued, or was withdrawn before."""
@@ -102,8 +102,8 @@ class Parked(Ticket):
             self._task.pop()
         except IndexError:
             return False
-        finally:
-            admission, self.admission = self.admission, None
+        admission, self.admission = self.admission, None
+        self.refuse = self.on_queued = None
         if admission is not None:
             admission.leave(self)
         return True
@@ -238,12 +238,16 @@ class Admission:
                     raise
 
     def _refuse(self, ticket: Parked) -> None:
-        ticket.refuse()
+        refuse = ticket.refuse
+        if refuse is not None:  # None: the task was withdrawn
+            refuse()
 
     def _tell(self, ticket: Parked) -> None:
         self._wake()
-        if ticket.on_queued is not None:
-            ticket.on_queued()
+        on_queued = ticket.on_queued
+        if on_queued is not None:
+            on_queued()
+            ticket.on_queued = None
 
     def _next(self) -> Ticket | None:
         """Return the ticket to be let in now. Lock held.

@@ -18,7 +18,8 @@ step or in the exit path, such as a successor, waits for that.
 
 from __future__ import annotations
 
-from typing import Any
+from contextvars import Context
+from typing import Any, NamedTuple
 
 from .._report import function_name, traceback_of
 from .._sync import clock
@@ -29,29 +30,53 @@ from .holding import Holding
 from .invoke import note_giving_up, note_missing_argument
 from .lanes import Lane
 from .recorder import Outcome, TaskLog
+from .resources import End
 from .state import State
+from .stopping import Reason, Stop
 from .task import RUNNING, Task
 from .workplace import Workplace
 
 __all__ = ["NOTHING", "Attempts", "describe"]
 
+_END_AFTER = {Verdict.OWN: None, Verdict.AGAIN: None, Verdict.BROKEN: End.BROKEN}
+
 #: The value of a task that has not returned yet.
 NOTHING: Any = object()
+
+
+class Fate(NamedTuple):
+    """What becomes of a task, and of its worker, after an attempt that was no plain success."""
+
+    #: What its future gets, if it is final.
+    error: BaseException | None
+    #: Why the worker ends; `End.STOPPED`: it has to recover from a stop first.
+    end: End | None = None
+    #: Whether it is run again.
+    retry: bool = False
+    #: Whether the task had been given up, so its future is final, and what it has come to is dropped.
+    given_up: bool = False
+    #: The stop that was at work.
+    stop: Stop | None = None
 
 
 class Attempts:
     """The attempts of one worker. Only that worker calls the methods."""
 
-    __slots__ = ("_log", "_place", "_worker")
+    __slots__ = ("_context", "_log", "_place", "_worker")
 
     def __init__(self, place: Workplace, log: TaskLog, worker: str) -> None:
         self._place = place
         self._log = log
+        self._context: Context | None = None  # of the task in hand, if observers listen to tasks
         self._worker = worker
 
     def begin(self, task: Task[Any], start: float) -> None:
-        """Tell observers that a task starts."""
-        hub = self._place.hub
+        """Tell observers that a task starts, and see that it ends in time."""
+        hub, limits = self._place.hub, self._place.limits
+        if limits.for_all:
+            limits.begins(task, start)
+        if hub.hears_tasks:
+            self._context = task._context
         if hub.hears("task_started"):
             hub.tell("task_started", self._event(task, start, start))
 
@@ -68,6 +93,7 @@ class Attempts:
         if hub.hears("task_finished"):
             outcome = "completed" if error is None else "failed"
             hub.tell("task_finished", self._event(task, start, end, outcome, error))
+        self._context = None
         if holding is None or source is None:
             return False
         holding.used = source.hooks.reset is not None
@@ -78,12 +104,15 @@ class Attempts:
         task: Task[Any],
         lane: Lane,
         holding: Holding[Any] | None,
-        error: BaseException,
+        error: BaseException | None,
         start: float,
         end: float,
-    ) -> tuple[Verdict, bool]:
-        """Return the verdict on what a task raised, and whether the task is run again."""
+    ) -> Fate:
+        """Return the fate of a task that has raised, or was stopped. It is out of its worker's hand."""
         place = self._place
+        if (stop := task._stop_at_work()) is not None:
+            return self._judge_stopped(task, lane, holding, error, stop, start, end)
+        assert error is not None
         source, settings = place.source, place.settings
         verdict, again = Verdict.OWN, False
         if holding is not None and source is not None:
@@ -95,18 +124,52 @@ class Attempts:
             assert sidecar is not None
             limit = settings.max_retries if sidecar.max_retries is None else sidecar.max_retries
             if sidecar.retries < limit and place.life.state < State.KILLED:
-                if place.hub.hears("task_retried"):
-                    place.hub.tell("task_retried", self._event(task, start, end, error=error))
-                sidecar.begin_retry(error, source.breaks if verdict is Verdict.BROKEN else sidecar.breaks)
+                breaks = source.breaks if verdict is Verdict.BROKEN else sidecar.breaks
+                event = self._event(task, start, end, error=error) if place.hub.hears("task_retried") else None
+                if not sidecar.begin_retry(error, breaks, end - start):  # stopped in this moment
+                    return self.judge(task, lane, holding, error, start, end)
+                if event is not None:
+                    place.hub.tell("task_retried", event)
                 self._log.note(lane.priority, Outcome.RETRIED, *duration, attempt)
-                task._submitted = clock()
-                return verdict, True
+                task._submitted, self._context = clock(), None
+                return Fate(None, retry=True, end=_END_AFTER[verdict])
             if verdict is Verdict.BROKEN:
                 note_giving_up(error, sidecar.retries)
-        if not isinstance(error, TaskCancelled):  # a task raises this to obey `kill`
+        if not isinstance(error, TaskCancelled):  # a task raises this to obey its token
             task._arm(settings.name, describe(task), error)
         self._log.note(lane.priority, Outcome.FAILED, *duration, attempt)
-        return verdict, False
+        return Fate(error, end=_END_AFTER[verdict])
+
+    def _judge_stopped(
+        self,
+        task: Task[Any],
+        lane: Lane,
+        holding: Holding[Any] | None,
+        error: BaseException | None,
+        stop: Stop,
+        start: float,
+        end: float,
+    ) -> Fate:
+        """Return the fate of a task that was stopped. What it has returned stands; it is never run again."""
+        source, name = self._place.source, self._place.settings.name
+        if task.done():
+            if holding is not None:
+                holding.uses += 1
+            self._context = None
+            return Fate(None, end=End.STOPPED, stop=stop, given_up=True)
+        attempt = (id(task), start)
+        if error is None:
+            self._log.note(lane.priority, Outcome.COMPLETED, start - task._submitted, end - start, attempt)
+            return Fate(None, end=End.STOPPED, stop=stop)
+        # Aborted, the resource is looked at in any case: the error says nothing of it.
+        verdict = Verdict.OWN
+        if holding is not None and source is not None and not stop.aborted:
+            verdict, _ = source.judge(error, holding)
+        final = stop.error(name, describe(task), error)
+        if stop.reason is Reason.TIMED_OUT:
+            task._arm(name, describe(task), final)
+        self._log.note(lane.priority, Outcome.FAILED, start - task._submitted, end - start, attempt)
+        return Fate(final, end=_END_AFTER[verdict] or End.STOPPED, stop=stop)
 
     def salvage(
         self,
@@ -166,7 +229,7 @@ class Attempts:
             end - start,
             outcome,
             error,
-            task._context,
+            self._context,
         )
 
 

@@ -61,6 +61,25 @@ class Care:
         self.broken_by = holding.fault
         return End.CREATION_FAILED
 
+    def after_abort(self, holding: Holding[Any] | None) -> End | None:
+        """Clean and check a resource that was aborted; return why it may not serve on, or None if it may.
+
+        Without a check nothing tells whether it is good, so it is replaced.
+        """
+        source = self._source
+        assert holding is not None
+        assert source is not None
+        holding.aborted, holding.used = True, True
+        if source.hooks.check is None:
+            return End.STOPPED
+        if (error := source.reset(holding)) is not None:
+            self.broken_by = error
+            return End.BROKEN
+        if not source.passes_check(holding):
+            return End.BROKEN
+        holding.aborted = False
+        return None
+
     def clean_for_retry(self, holding: Holding[Any] | None, task: Task[Any]) -> End | None:
         """Clean the resource between two attempts of a task; return why it may not serve the next one."""
         source = self._source

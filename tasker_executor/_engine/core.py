@@ -2,33 +2,6 @@
 
 The executor object that the user holds is a handle, and holds the core. Workers and the timer hold the core
 and never the handle. So a dropped executor is collected, and its core drains and ends.
-
-===============================  ===============================================================
-the room                         the question that it answers
-===============================  ===============================================================
-``settings.py``, ``hooks.py``    what did the user ask for, and what did the user say about resources?
-``state.py``                     which states does an executor go through, and which lock guards them?
-``task.py``, ``sidecar.py``      what happens to a task, from submission to result?
-``waiting.py``, ``handoff.py``   how does a thread wait for a task?
-``lanes.py``, ``admission.py``   where do tasks wait, and which may come in while the queue is full?
-``parked.py``                    what is a task that waits for a place itself, as its thread may not?
-``idle.py``                      how do a submitter and an idle worker find each other?
-``roster.py``, ``crew.py``       which workers live; which ones are started, and which ones leave?
-``worker.py``, ``life.py``       what does a worker do, and what if an error is thrown into its end?
-``invoke.py``, ``attempt.py``    how is a task called, and how does an attempt at it end?
-``care.py``                      may a worker's resource serve the next task, or a retry?
-``resources.py``, ``holding.py`` how is a resource made, judged, aborted and given up?
-``reserve.py``, ``places.py``    how does a call of ``run_now`` run, and which calls run now?
-``stock.py``                     which resource does a call of ``run_now`` get, and which are kept?
-``supply.py``, ``outage.py``     what do the resources tell of the factory; when may it be tried again?
-``recovery.py``, ``notices.py``  what follows for the tasks that wait; what is told of workers?
-``deadlock.py``                  which tasks wait for a task of their own executor?
-``timer.py``, ``herald.py``      which duty is due, and which thread tells of its results?
-``deadlines.py``, ``scaler.py``  which task is too late; how many workers does the policy want?
-``ending.py``, ``nesting.py``    how does an executor end, and when must a caller not wait for that?
-``process.py``                   what happens at the exit of the interpreter, and in the child of a fork?
-``gauges.py``, ``recorder.py``   what does the executor do now, and how often and how long did it?
-===============================  ===============================================================
 """
 
 from __future__ import annotations
@@ -52,6 +25,7 @@ from .gauges import Gauges
 from .herald import Herald
 from .idle import CLOSED, ENOUGH, Idle
 from .lanes import Lanes
+from .limits import Limits
 from .nesting import Nesting
 from .notices import Notices
 from .recorder import Recorder
@@ -59,12 +33,17 @@ from .recovery import Recovery
 from .reserve import Reserve
 from .resources import End, NoResource, ResourceSource, UnfitResource
 from .roster import Roster
+from .runs import Runs
 from .scaler import Scaler
 from .settings import Settings
+from .slow import Slow
 from .state import Lifecycle, State
+from .stopping import Reason
+from .stops import Stops
 from .task import WITHDRAWN, Task
 from .threads import CannotStart
 from .timer import Timer
+from .watch import Watch
 from .worker import Worker
 from .workplace import Workplace
 
@@ -95,7 +74,11 @@ class Core:
         self.idle = Idle(self.wake_if_waiting)
         herald = Herald(settings, self.hub, self, lambda: self.ending.is_near(), lambda: self.ending.check_terminated())
         self.timer = Timer(settings, life, herald, self)
+        hook = None if self.source is None else self.source.hooks.abort
+        self.runs = Runs(settings, life, self.timer, hook, list if self.reserve is None else self.reserve.runs)
+        self.timer.farewell = self.runs.outlive_timer
         waits: dict[int, WaitInside] = {}
+        self.limits = Limits(settings, self.timer)
         self.admission = Admission(
             settings.max_queued, lambda: self.crew.overflow(), self._may_wait_at_the_door, self.wake_if_waiting
         )
@@ -109,20 +92,26 @@ class Core:
             recorder=self.recorder,
             hub=self.hub,
             timer=self.timer,
+            limits=self.limits,
+            runs=self.runs,
             leave=[],
         )
         self.roster = Roster(settings, waits)
         self.crew = Crew(place, self.roster, lambda index: Worker(place, self, index))
         self.nesting = Nesting(self._locks)
-        self.ending = Ending(place, self.crew, self.reserve, self.nesting, self)
+        self.stops = Stops(place, self.crew, self.notices, self._made_room)
+        self.ending = Ending(place, self.crew, self.stops, self.reserve, self.nesting, self)
         self.deadlock = WaitsInside(self.name, life, self.crew, waits)
         self.recovery = Recovery(place, self.crew, self.ending.fail_queue)
-        self.gauges = Gauges(place, self.roster, self.crew.outage, self.reserve)
+        self.gauges = Gauges(place, self.roster, self.crew.outage, self.reserve, self.stops)
         self.deadlines = Deadlines(self.timer, self.lanes)
+        self.watch = Watch(self.limits, self.roster, self.stops, Slow(settings))
         self.scaler = Scaler(place, self.gauges, self.want)
         self.timer.duties = (
             herald.settling(self.deadlines.expire),
             herald.settling(self.recovery.tend),
+            herald.settling(self.watch.tend),
+            self.runs.expire,
             self.scaler.tick,
         )
 
@@ -225,13 +214,13 @@ class Core:
             waited = max(0.0, clock() - task._submitted)
             outcome = "cancelled" if error is None else "failed"
             event = TaskEvent(self.name, id(task), "", task._lane.name, 0, None, waited, 0.0, outcome, error)
-            self.hub.tell("task_finished", event)
+            self.hub.tell("task_finished", event, task)
         if self.life.state >= State.DRAINING:  # afterwards: observers hear of the executor's end last
             self.ending.check_terminated()
 
     def stop(self, task: Task[Any]) -> bool:
-        """Ask a task that runs to stop."""
-        return False
+        """Ask a task that runs to stop; return whether it was not over yet."""
+        return self.runs.stop(task) or self.stops.stop(task, Reason.STOPPED)
 
     def wait_inside(self, task: Task[Any], permit: LockType, timeout: float | None) -> bool:
         """Wait for a task of this executor on one of its own threads: see `WaitsInside.wait`."""
@@ -296,6 +285,10 @@ class Core:
         """Return why a worker must go; None if it may stay."""
         return self.crew.dismisses(worker)
 
+    def gave_up(self, worker: Worker) -> bool:
+        """Return whether a worker whose task was stopped has been written off."""
+        return self.crew.gave_up(worker)
+
     def may_retire(self, worker: Worker) -> bool:
         """Return whether an idle worker may go."""
         return self.crew.may_retire(worker)
@@ -328,6 +321,16 @@ class Core:
         worker.over = True
 
     # -- what the executor and the scaler wish
+
+    def _made_room(self) -> None:
+        """Start a successor for a worker that was written off."""
+        self.crew.populate_or_retry()
+        self.timer.start_if_wanted()
+        if self.admission.blocked:
+            self.admission.refill()
+        self.wake_if_waiting()
+        self.deadlock.end_a_hopeless_wait()
+        self.ending.check_terminated()
 
     def want(self, wanted: int, reason: str) -> None:
         """Set the number of workers wanted, within the bounds."""
@@ -438,5 +441,7 @@ class Core:
         self.deadlock.reinit_after_fork()
         self.timer.reinit_after_fork()
         self.deadlines.reinit_after_fork()
+        self.stops.reinit_after_fork()
+        self.runs.reinit_after_fork()
         self.life.terminated.open()
         self.lanes.detach()

@@ -204,7 +204,7 @@ class Crew:
         An error was thrown into the first steps of the thread, before our code could catch it, or repeatedly
         into its last ones. Another worker runs the task that waits for such a worker.
         """
-        for worker in self.roster.workers.copy():
+        for worker in self.roster.workers.copy() | self.roster.written_off.copy():
             if worker not in self._unborn and not worker.thread.is_alive():
                 self._disown(worker)  # if it has not begun to live
                 if not worker.over:
@@ -287,16 +287,40 @@ class Crew:
         failed = False
         with self._life.lock:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
-            if worker in self.roster.workers:
-                self.broken = self.broken or end is End.INITIALIZER_FAILED
+            known, written_off = worker in self.roster.workers, worker in self.roster.written_off
+            if known or written_off:
                 self.roster.ended.add(worker.thread)
                 process.ending.add(worker.thread)
+            if known:
+                self.broken = self.broken or end is End.INITIALIZER_FAILED
                 failed = self.supply.note_end(worker, end, error)
                 self._forget(worker, replaced=end in REPLACED)
+            elif written_off:
+                self.roster.written_off.discard(worker)
+                self._timer.kick(start=False)  # another one may be written off now
             # Afterwards: a thread that looks without the lock must not take this worker for an idle one.
             self.roster.ending.pop(worker, None)
         del held
         return failed
+
+    def write_off(self, worker: Worker, hangs: Callable[[], bool]) -> bool:
+        """Write a worker off if it still `hangs` and there is room; return whether it is written off now.
+
+        It leaves the crew. Its thread lives on until the call returns; then it destroys the resource and ends.
+        """
+        roster = self.roster
+        with self._life.lock:
+            if worker not in roster.workers or len(roster.written_off) >= roster.max_workers or not hangs():
+                return False
+            roster.written_off.add(worker)
+            self._forget(worker)
+            return True
+
+    def gave_up(self, worker: Worker) -> bool:
+        """Return whether a worker that has recovered was written off. If not, it cannot be from here on."""
+        with self._life.lock:
+            worker.stopped = None
+            return worker in self.roster.written_off
 
     def dismisses(self, worker: Worker) -> End | None:
         """Return why this worker must go instead of taking a task; None if it may stay.

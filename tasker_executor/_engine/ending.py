@@ -23,12 +23,11 @@ from concurrent.futures.thread import BrokenThreadPool
 from functools import partial
 from typing import Any
 
-from .._report import refusal
+from .._report import Logger, refusal
 from .._sync import clock, lock_timeout, takes
 from ..exceptions import ShutdownTimeout
 from ..observers import StateEvent
 from . import process
-from .aborts import Target
 from .crew import Crew
 from .current import current
 from .gauges import worker_info
@@ -37,10 +36,13 @@ from .lanes import Lane
 from .nesting import Nesting
 from .reserve import Reserve
 from .state import State
+from .stops import Stops
 from .threads import make_thread
 from .workplace import Workplace
 
 __all__ = ["Ending"]
+
+logger = Logger("tasker_executor")
 
 #: Seconds between two looks for threads that have died unnoticed, while `join` waits.
 _GLANCE = 1.0
@@ -53,6 +55,7 @@ class Ending:
         self,
         place: Workplace,
         crew: Crew,
+        stops: Stops,
         reserve: Reserve[Any] | None,
         nesting: Nesting,
         owner: process.Member,
@@ -62,6 +65,7 @@ class Ending:
         self._place = place
         self._life = place.life
         self._crew = crew
+        self._stops = stops
         self._roster = crew.roster
         self._reserve = reserve
         self._timer = place.timer
@@ -101,9 +105,8 @@ class Ending:
         life.changed.ring()
         if kill:
             life.killed.cancel("was stopped with its executor, by kill()")
-            for worker in self._roster.workers.copy():
-                if (task := worker.task) is not None and (sidecar := task._sidecar) is not None:
-                    sidecar.token_of(life.killed).cancel(life.killed.why)
+            self._place.runs.kill()
+            self._stop_running()
         escaped: BaseException | None = None
         if cancel or kill:
             try:
@@ -114,8 +117,6 @@ class Ending:
         self._place.admission.close()
         if after is not before and self._place.hub.hears("state_changed"):
             self._place.hub.tell("state_changed", StateEvent(self._name, after.name.lower()))
-        if kill:
-            self._abort_running()
         if self._reserve is not None:
             self._reserve.close()
         if self._timer.thread is not None:
@@ -198,18 +199,13 @@ class Ending:
         self._place.idle.pass_on()
         self.check_terminated()
 
-    def _abort_running(self) -> None:
-        """Call `on_abort` for each resource in use."""
+    def _stop_running(self) -> None:
+        """Stop all that runs: tasks and calls of ``run_now``."""
+        targets = self._stops.stop_all()
         source = self._place.source
         hook = None if source is None else source.hooks.abort
-        if hook is None or self._reserve is None:
-            return
-        targets: list[Target] = []
-        for worker in self._roster.workers.copy():
-            holding, task = worker.holding, worker.task
-            if task is not None and holding is not None:
-                targets.append((holding, partial(worker.runs, task)))
-        self._reserve.abort(hook, targets)
+        if hook is not None and self._reserve is not None:
+            self._reserve.abort(hook, targets)
 
     def destroy_resources(self) -> None:
         """Destroy the resources that are still in use, after a kill: see `ResourceExecutor.kill`."""
@@ -277,8 +273,35 @@ class Ending:
             done = not threads[0].is_alive()
         if done and self._reserve is not None:
             done = self._reserve.wait_until_returned(deadline, daemons=daemons)
+        if done and daemons:  # the interpreter does not wait for calls that nobody can end
+            done = self._await_written_off(deadline)
         if not done:
             raise ShutdownTimeout(self._what_still_runs(timeout))
+
+    def _await_written_off(self, deadline: float | None) -> bool:
+        """Wait for the workers written off; return whether they have ended by `deadline`.
+
+        Without a deadline, they have ``abort_grace`` seconds more. What is left then is logged, and no error:
+        the caller has set no limit, and nothing else is left to wait for.
+        """
+        limit = clock() + self._place.settings.abort_grace if deadline is None else deadline
+        while written_off := self._roster.written_off.copy():
+            changed = self._life.changed.listen()  # rung when a worker has ended
+            if not self._roster.written_off:
+                break
+            remaining = limit - clock()
+            if remaining <= 0:
+                if deadline is None:
+                    names = ", ".join(sorted(worker.name for worker in written_off))
+                    logger.warning(
+                        "executor %r: shut down, but for workers that were written off, and whose calls have not returned: %s",
+                        self._name,
+                        names,
+                        executor=self._name,
+                    )
+                return deadline is None
+            changed.wait(min(remaining, _GLANCE))
+        return True
 
     def _what_still_runs(self, timeout: float | None) -> str:
         """Return what keeps the executor from its end: the names of tasks, workers and calls."""
@@ -289,6 +312,7 @@ class Ending:
             f"{info.function} on {info.name} for {info.running_for:.3g} s" for info in infos if info.function is not None
         ]
         running += [f"{info.name} {does[info.state]} for {info.running_for:.3g} s" for info in infos if info.state in does]
+        running += [f"{worker.name} was written off: its call has not returned" for worker in self._roster.written_off.copy()]
         running += [] if self._reserve is None else [f"run_now in thread {name}" for name in self._reserve.callers()]
         what = ", ".join(running) or f"{len(self._roster.workers)} workers that are starting or ending"
         return (

@@ -7,9 +7,8 @@ scaler, which shows the load to the policy.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from operator import attrgetter
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from .._sync import clock
 from ..stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
@@ -19,7 +18,9 @@ from .outage import Outage
 from .recorder import Outcome, Period
 from .reserve import Reserve
 from .roster import Roster
+from .stacks import stacks_of
 from .state import State
+from .task import FINISHED, Task
 from .worker import Worker
 from .workplace import Workplace
 
@@ -53,10 +54,26 @@ class Reading:
     retries: Mapping[tuple[str, ...], int]
 
 
+class StopCounts(Protocol):
+    """How many tasks were asked to stop while they ran."""
+
+    @property
+    def stopped(self) -> int:
+        """By `stop` of their future, or with their executor, by ``kill``."""
+        ...
+
+    @property
+    def timed_out(self) -> int:
+        """Because they had run for ``run_within`` seconds."""
+        ...
+
+
 class Gauges:
     """Reads the rooms of one engine."""
 
-    def __init__(self, place: Workplace, roster: Roster, outage: Outage, reserve: Reserve[Any] | None) -> None:
+    def __init__(
+        self, place: Workplace, roster: Roster, outage: Outage, reserve: Reserve[Any] | None, stops: StopCounts
+    ) -> None:
         self.name = place.settings.name
         self._life = place.life
         self._roster = roster
@@ -65,6 +82,7 @@ class Gauges:
         self._recorder = place.recorder
         self._source = place.source
         self._reserve = reserve
+        self._stops = stops
         self._seen = 0  # the tasks that `stats` has seen, withdrawn ones included; guarded by the executor's lock
 
     @property
@@ -93,7 +111,7 @@ class Gauges:
                 cancelled = normal.cancelled + priority.cancelled
                 withdrawn = normal.withdrawn + priority.withdrawn
                 workers = len(self._roster.workers)
-                busy = self._roster.busy()
+                busy, running = self._roster.busy(), self._roster.running()
                 queued, urgent = normal.waiting(), priority.waiting()
                 counts_again = self._recorder.counts()
                 if retried == counts_again[False, Outcome.RETRIED] + counts_again[True, Outcome.RETRIED]:
@@ -102,7 +120,7 @@ class Gauges:
             failed = counts[False, Outcome.FAILED] + counts[True, Outcome.FAILED] + settled
             elsewhere = completed + failed + cancelled + queued + urgent
             # A task may have been seen in its lane and refused afterwards.
-            self._seen = max(self._seen, elsewhere + busy + withdrawn)
+            self._seen = max(self._seen, elsewhere + running + withdrawn)
             submitted = self._seen - withdrawn
             base = min(workers, self._roster.min_workers)
             created, destroyed = (0, 0) if self._source is None else self._source.counts()
@@ -124,14 +142,29 @@ class Gauges:
                 resources_destroyed=destroyed,
                 workers_replaced=self._roster.replaced,
                 create_failures=self._outage.total,
+                written_off=len(self._roster.written_off),
+                stopped=self._stops.stopped,
+                timed_out=self._stops.timed_out,
                 state=self._life.state.name.lower(),
             )
 
-    def worker_infos(self) -> tuple[WorkerInfo, ...]:
-        """Return what each worker is doing, in the order of their names."""
-        ending = self._roster.ending
-        workers = sorted(self._roster.workers.copy(), key=attrgetter("index"))
-        return tuple(worker_info(worker, ending.get(worker)) for worker in workers)
+    def worker_infos(self, *, stacks: bool = False) -> tuple[WorkerInfo, ...]:
+        """Return what each worker is doing, in the order of their names; with its stack, if asked for.
+
+        A worker that is written off comes after its successor of the same name.
+        """
+        roster = self._roster
+        ending, gone = roster.ending, roster.written_off.copy()
+        workers = sorted(roster.workers.copy() | gone, key=lambda worker: (worker.index, worker in gone))
+        before = [(worker.task, worker.ready, worker in ending) for worker in workers]
+        infos = [worker_info(worker, ending.get(worker), written_off=worker in gone) for worker in workers]
+        if stacks:
+            texts = stacks_of(worker.thread for worker in workers if not worker.over)
+            for number, worker in enumerate(workers):
+                # Otherwise the worker has gone on, and this may be the stack of what it does now.
+                if before[number] == (worker.task, worker.ready, worker in ending):
+                    infos[number] = replace(infos[number], stack=texts.get(worker.thread, ""))
+        return tuple(infos)
 
     def metrics(self, *, reset: bool) -> ExecutorMetrics:
         """Return durations and rates of the period; start a new one if `reset`."""
@@ -210,8 +243,7 @@ class Gauges:
 
     def urgent(self) -> int:
         """Return how many of the running tasks are of the priority lane."""
-        in_hand = [task for worker in self._roster.workers.copy() if (task := worker.task) is not None]
-        return sum(task._lane.priority for task in in_hand)
+        return sum(task._lane.priority for task in self._roster.tasks())
 
     def histograms(self) -> Iterator[tuple[bool, Outcome, Histogram, Histogram]]:
         """Yield (priority lane?, outcome, wait, run) over the executor's whole life, in spite of resets."""
@@ -234,6 +266,7 @@ class Gauges:
         with self._life.lock:
             assert roster.leaving <= roster.workers
             assert roster.ending.keys() <= roster.workers
+            assert not roster.written_off & roster.workers, "written off, and in the crew"
             assert len({worker.index for worker in roster.workers}) == len(roster.workers), "two workers have one name"
             assert roster.min_workers <= roster.max_workers
             for worker in roster.workers:
@@ -246,19 +279,31 @@ class Gauges:
                 assert stats.queued_tasks == stats.priority_tasks == stats.running_tasks == 0, stats
 
 
-def worker_info(worker: Worker, ending_since: float | None) -> WorkerInfo:
+def worker_info(worker: Worker, ending_since: float | None, *, written_off: bool = False) -> WorkerInfo:
     """Return what a worker is doing now; `ending_since`: when it began to destroy its resource."""
     task, holding, now = worker.task, worker.holding, clock()
-    function = "" if task is None else describe(task)
+    function = None if task is None else _name_of(task)
     uses = worker.log.attempts()
     age = 0.0 if holding is None else now - holding.born
-    # The task is done now; so perhaps its result was described instead of its function.
-    if task is None or worker.task is not task:
-        state, since = "idle", now
+    lane, attempt, running_for = None, 0, 0.0
+    if task is not None and worker.task is task:
+        state, lane, attempt, running_for = "busy", task._lane.name, worker.attempt, now - worker.since
+    else:  # it is done now; so perhaps its result was described instead of its function
+        function = None
         if ending_since is not None:
-            state, since = "ending", ending_since
-        elif not worker.ready:
-            state, since = "starting", worker.started_at
-        return WorkerInfo(worker.name, state, None, None, 0, max(0.0, now - since), uses, age)
-    running_for = max(0.0, now - worker.since)
-    return WorkerInfo(worker.name, "busy", function, task._lane.name, worker.attempt, running_for, uses, age)
+            state, running_for = "ending", now - ending_since
+        elif worker.ready:
+            state = "idle"
+        else:
+            state, running_for = "starting", now - worker.started_at
+    if written_off:
+        state, running_for = "written off", now - worker.since
+    return WorkerInfo(worker.name, state, function, lane, attempt, max(0.0, running_for), uses, age)
+
+
+def _name_of(task: Task[Any]) -> str | None:
+    """Return the name of a task's function; None if it is not known any more."""
+    name, sidecar = describe(task), task._sidecar
+    if sidecar is not None and sidecar.verdict is not None:  # given up: what it runs is no longer there
+        return None if sidecar.stop is None else sidecar.stop.function
+    return None if task._status is FINISHED else name  # its result is in that place

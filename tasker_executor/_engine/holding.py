@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from .._report import Logger, must_escape
 from .._sync import Latch, clock, pop_call_into, pop_into
 from .._types import AbortHook, DestroyHook
+from .run import Run
 from .stopping import Token
 
 __all__ = ["LEAST_REST", "Holding"]
@@ -39,8 +40,10 @@ class Holding(Generic[R]):
 
     __slots__ = (
         "_aborting",
+        "aborted",
         "_claim",
         "_given_up",
+        "_heirs",
         "arguments",
         "attempt",
         "born",
@@ -78,6 +81,8 @@ class Holding(Generic[R]):
         #: The time until which the resource may lie idle. After its first task this is `expires`.
         self.rests_until = max(expires, self.born + LEAST_REST)
         self.uses = 0
+        #: Whether it was aborted since it was last known to be good.
+        self.aborted = False
         #: Whether it is known to be broken.
         self.broken = False
         #: Whether it has served a task since it was last reset. Set only where there is a reset.
@@ -94,14 +99,17 @@ class Holding(Generic[R]):
         #: The error of its first check, if that check failed.
         self.fault: Exception | None = None
         self._given_up = False
-        self._aborting: list[Latch] = []  # one for each killer that is, or was, inside of the hook
+        #: Calls that destroy the resource once it is not being aborted any more: see `leave_to_abort`.
+        self._heirs: deque[Callable[[], object]] = deque()
+        self._aborting: list[Latch] = []  # one for each thread that is inside of the hook, or about to look
         #: Not empty: the resource has been destroyed.
         self.gone: list[object] = []
         # The thread that destroys the resource pops this: its owner, or a killer.
         self._claim = deque([self.arguments])
         #: None: what has the resource in hand is no worker, and so has no slot.
         self.slot: int | None = None
-        # In the reserve the holding is the `Holder` of the call of `run_now` that has it in hand.
+        #: The call of `run_now` that has the resource in hand, whose `Holder` this is: its function, or its
+        #: `Run` if it has one. Stored by that call alone.
         self.call: Any = None
         self.attempt = 1
         self.owner: object = None
@@ -123,13 +131,27 @@ class Holding(Generic[R]):
         return self.call is not None
 
     def token(self) -> Token:
-        """Return the cancel token of the call of `run_now` in hand."""
-        assert self.killed is not None
-        return self.killed
+        """Return the cancel token of the call of `run_now` in hand. Made when it is first asked for."""
+        call = self.call
+        if isinstance(call, Run):
+            return call
+        run = Run()
+        if self.call is call:  # no signal handler that asks, too, comes between this and the store
+            self.call = run
+        token: Run = self.call
+        if self.killed is not None and self.killed.is_open:  # the killer may have looked before
+            token.cancel(self.killed.why)
+        return token
 
-    def serves(self, call: object) -> bool:
-        """Return whether the resource is still in the hand of that call of `run_now`."""
-        return self.call is call
+    def claim(self) -> bool:
+        """Claim the resource for an abort by `kill`, if a call of `run_now` has it in hand.
+
+        A call without a `Grip` may end at this moment, and the next call may begin: that is aborted, then.
+        It is one of an executor that is killed, too.
+        """
+        call = self.call
+        grip = call.grip if isinstance(call, Run) else None
+        return call is not None if grip is None else grip.claim()
 
     @property
     def inherited(self) -> bool:
@@ -164,6 +186,44 @@ class Holding(Generic[R]):
             logger.warning("executor %r: on_abort raised", executor, exc_info=True, executor=executor)
         finally:
             latch.open()
+            self._aborting.remove(latch)
+            if self._heirs and not self.being_aborted:
+                try:
+                    heir = self._heirs.pop()
+                except IndexError:  # the owner, or another abort that ends, was quicker
+                    pass
+                else:
+                    heir()
+
+    def wait_for_aborts(self, patience: float | None = None) -> bool:
+        """Block until no thread is inside of the `on_abort` hook; return False after `patience` seconds.
+
+        Without a limit, a hook that hangs blocks this for as long. In the child of a fork there is nothing to
+        wait for: the threads are the parent's.
+        """
+        return self.inherited or all(latch.wait(patience) for latch in self._aborting.copy())
+
+    def leave_to_abort(self, destroy: Callable[[], object]) -> bool:
+        """Have the thread that aborts the resource call `destroy`, as soon as `on_abort` has returned.
+
+        Return False, and leave it to the caller, if no thread is inside of the hook. From the first step on,
+        no other thread aborts the resource.
+
+        1. The owner adds the heir, and then looks for an abort. 2. An abort ends, and then looks for heirs.
+        3. So one of the two finds the other. If both do, one of them pops the heir. After an error that was
+        thrown in, this may be called again: then `destroy` may be called twice.
+        """
+        if self.inherited or not self._aborting:
+            return False
+        self._given_up = True
+        self._heirs.append(destroy)
+        if self.being_aborted:
+            return True
+        try:
+            self._heirs.pop()
+        except IndexError:  # an abort that has just ended took it
+            return True
+        return False
 
     def give_up(self, hook: DestroyHook[R], patience: float | None = None) -> bool:
         """Call `hook` with the resource, once in its life; return whether this call did it.

@@ -109,11 +109,13 @@ class Lane(deque[Any]):
                 pass
 
     def withdraw(self, task: Any, taken: list[object]) -> None:
-        """Move `task` from the lane into `taken`, in one step. Do nothing if it was popped already."""
-        try:
-            in_one_step(partial(self.remove, task), partial(taken.append, task))
-        except ValueError:
-            pass
+        """Move `task` from the lane, or from beside it, into `taken`, in one step. It may be in neither."""
+        for place in (self.parked, self):
+            try:
+                in_one_step(partial(place.remove, task), partial(taken.append, task))
+                break
+            except ValueError:
+                pass
 
     def unpark(self) -> None:
         """Move the parked retries to the head of the lane, in their order."""

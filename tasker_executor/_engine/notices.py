@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from .._report import Logger, safe_repr
-from ..observers import ObserverHub, ScaleEvent, WorkerEvent
+from .._sync import clock
+from ..observers import ObserverHub, ScaleEvent, TaskEvent, WorkerEvent
+from .attempt import describe
 from .resources import End
+from .stopping import Reason
+from .task import Task
 from .worker import Worker
 
 __all__ = ["Notices"]
@@ -45,6 +52,51 @@ class Notices:
         if cause is not None:
             logger.debug("executor %r: worker %s ended by an error", self._name, worker.name, exc_info=error, **ids)
 
+    def task_stopped(self, task: Task[Any], worker: Worker | None, reason: Reason) -> Callable[[], object]:
+        """Return what tells observers that a task was asked to stop. Called before: the task may end at once."""
+        if not self._hub.hears("task_stopped"):
+            return _do_nothing
+        return partial(self._hub.tell, "task_stopped", self._event(task, worker, reason.value), task)
+
+    def task_given_up(self, task: Task[Any], worker: Worker, error: Exception) -> Callable[[], object]:
+        """Return what tells observers that a task was given up: called when it is. Called before, while it is described."""
+        sidecar = task._sidecar
+        assert sidecar is not None
+        if not (self._hub.hears("task_finished") and sidecar.is_news()):
+            return _do_nothing
+        return partial(self._hub.tell, "task_finished", self._event(task, worker, "failed", error), task)
+
+    def worker_written_off(self, worker: Worker, what: str, seconds: float) -> None:
+        """Log, and tell observers, that a worker was written off: `what` has not ended, so long after the stop."""
+        name = self._name
+        logger.warning(
+            "executor %r: worker %s is written off: %s has not ended %.3g s after it was stopped; a successor may start",
+            name,
+            worker.name,
+            what,
+            seconds,
+            executor=name,
+            worker=worker.name,
+        )
+        if self._hub.hears("worker_written_off"):
+            self._hub.tell("worker_written_off", WorkerEvent(name, worker.name, f"{what} has not ended"))
+
+    def _event(self, task: Task[Any], worker: Worker | None, outcome: str, error: BaseException | None = None) -> TaskEvent:
+        sidecar, since = task._sidecar, clock() if worker is None else worker.since
+        return TaskEvent(
+            self._name,
+            id(task),
+            describe(task),
+            task._lane.name,
+            1 if sidecar is None else 1 + sidecar.retries,
+            None if worker is None else worker.name,
+            max(0.0, since - task._submitted),
+            max(0.0, clock() - since),
+            outcome,
+            error,
+            task._context,
+        )
+
     def scaled(self, before: int, after: int, reason: str) -> None:
         """Tell that another number of workers is wanted."""
         logger.debug(
@@ -60,3 +112,7 @@ class Notices:
         )
         if self._hub.hears("scaled"):
             self._hub.tell("scaled", ScaleEvent(self._name, before, after, reason))
+
+
+def _do_nothing() -> None:
+    """Tell nothing."""

@@ -15,9 +15,10 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from os import getpid
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from .._report import Logger, traceback_of
+from .._report import Logger, function_name, traceback_of
 from .._sync import Bell, Latch, clock
 from .._types import AbortHook
 from ..exceptions import ResourceCreationError
@@ -28,6 +29,7 @@ from .holding import Holding
 from .invoke import note_giving_up, note_missing_argument, run_in_scope
 from .places import Place, Places
 from .resources import ResourceSource
+from .run import Run, stop_of
 from .stock import Stock
 from .stopping import Token
 
@@ -96,13 +98,14 @@ class Reserve(Generic[R]):
         self._refusal = refusal
         self._listener = ReserveListener() if listener is None else listener
         outside = Caller(owner, killed, None, slot)
-        self._stock = Stock(source, size, size if most is None else most, outside, self._listener.replaced)
+        self._returned = Bell()  # rung, once closed, when a call is over
+        most = size if most is None else most
+        self._stock = Stock(source, size, most, outside, self._listener.replaced, lambda: self._returned.ring())
         self._bind_stack()
         self._closed = False
         self._process = getpid()
         self._places = Places()
         self._local = self._places.local
-        self._returned = Bell()  # rung, once closed, when a call is over
         self._aborts: list[threading.Thread] = []
 
     def _bind_stack(self) -> None:
@@ -134,14 +137,24 @@ class Reserve(Generic[R]):
 
     # Longer than our functions are: each part taken out of it would cost a call per ``run_now``, or Ctrl-C
     # could come between a resource and the variable that holds it.
-    def run(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int | None) -> T:
+    def run(
+        self,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        max_retries: int | None,
+        run: Run | None = None,
+    ) -> T:
         """Call `fn` with a resource, as the current task of this thread.
 
         If the resource broke, call it again with another. After `Verdict.AGAIN`, call it with the same one.
+        `run`: what stops the call, if it has a limit.
         """
         if kwargs:
             fn = partial(fn, **kwargs)
         care, around = self._care, self._around
+        if run is not None:  # it lets go of its resource in more than one step
+            care = True
         retries = breaks = 0
         place = self._local.mine or self._places.arrive()
         here = place.here
@@ -173,6 +186,8 @@ class Reserve(Generic[R]):
                     while True:  # once more only after `Verdict.AGAIN`
                         holding.call = fn
                         holding.attempt = 1 + retries
+                        if run is not None:
+                            run.begin(holding, self._source.name, fn)
                         try:
                             if around is not None:
                                 return self._in_scope(around, holding, fn, args)  # type: ignore[no-any-return]  # a T
@@ -182,33 +197,32 @@ class Reserve(Generic[R]):
                             if holding.inherited:
                                 raise
                             hand, broken = [holding], True  # until the error is judged
-                            source = self._source
-                            verdict, again = source.judge(error, holding)
-                            broken = verdict is Verdict.BROKEN
-                            if (trace := traceback_of(error)) is not None:
-                                note_missing_argument(error, trace.tb_next, source.name, called=holding.called)
-                            del trace
+                            broken, again = self._judge(error, traceback_of(error), holding, run)
+                            if (stop := stop_of(run, self._killed)) is not None and isinstance(error, Exception):
+                                raise stop.error(self._source.name, function_name(fn), error) from error
                             if not again:
                                 raise
                             limit = self._max_retries if max_retries is None else max_retries
-                            if retries >= limit or self._killed.is_open:
+                            if retries >= limit or stop is not None:
                                 if broken:
                                     note_giving_up(error, retries)
                                 raise
                             retries += 1
+                            if run is not None:
+                                run.error = error
                             self._listener.retried(fn)
                             if broken or not self._stock.is_clean(holding):
                                 broken = True
-                                care, breaks = True, source.breaks  # `Stock.take` looks for a resource that is good
+                                care, breaks = True, self._source.breaks  # `Stock.take` looks for a resource that is good
                                 break
                 finally:
                     here.holder = before
                     if hand is not None:
                         try:
-                            self._give_back(hand, broken)
+                            self._give_back(hand, broken, run)
                         finally:
                             if hand:  # an error was thrown in, so do it once more
-                                self._give_back(hand, broken)
+                                self._give_back(hand, broken, run)
                     elif holding is not None:
                         holding.call = None
                         self._free.append(holding)
@@ -229,7 +243,22 @@ class Reserve(Generic[R]):
                 raise
             raise self._listener.failed(self._source.name, error) from error
 
-    def _give_back(self, hand: list[Holding[R]], broken: bool) -> None:
+    def _is_aborted(self, holding: Holding[R], run: Run | None) -> bool:
+        """Let go of a resource; return whether it was aborted. Without a run, only a killer aborts it."""
+        return (self._killed.is_open and holding.being_aborted) if run is None else run.let_go()
+
+    def _judge(
+        self, error: BaseException, trace: TracebackType | None, holding: Holding[R], run: Run | None
+    ) -> tuple[bool, bool]:
+        """Return whether the error of a call shows that its resource is broken, and whether to repeat the call."""
+        if self._is_aborted(holding, run):
+            return False, False  # the error is ours
+        verdict, again = self._source.judge(error, holding)
+        if trace is not None:
+            note_missing_argument(error, trace.tb_next, self._source.name, called=holding.called)
+        return verdict is Verdict.BROKEN, again
+
+    def _give_back(self, hand: list[Holding[R]], broken: bool, run: Run | None = None) -> None:
         """Keep what is in hand for the next call. If it is temporary, broken or used up, destroy it.
 
         Then the hand is empty.
@@ -238,15 +267,20 @@ class Reserve(Generic[R]):
             return
         [holding] = hand
         holding.call = None
+        if self._is_aborted(holding, run):
+            broken = broken or not self._stock.survives_abort(holding)
         if self._care:
             holding.uses += 1
             holding.last_used = clock()
             broken = broken or (holding.kept and not self._stock.is_good(holding))
+        if not broken:
+            holding.aborted = False
         self._stock.put_down(hand, broken)
-        if holding.gone and broken:
+        lost = holding not in self._stock.all
+        if lost and broken:
             self._listener.replaced()
         # One for each call, so that no caller waits for many.
-        if ((holding.gone and holding.kept) or self._stock.short) and not self._closed and self._stock.is_short():
+        if ((lost and holding.kept) or self._stock.short) and not self._closed and self._stock.is_short():
             self._stock.refill()
 
     def refresh(self) -> None:
@@ -328,11 +362,15 @@ class Reserve(Generic[R]):
 
     def abort(self, hook: AbortHook[R], targets: list[Target]) -> None:
         """Call `on_abort` for `targets` and for what calls of ``run_now`` have in hand. Do not wait."""
-        calls = [(holding, holding.call) for holding in self._stock.all.copy()]
-        targets = targets + [(holding, partial(holding.serves, call)) for holding, call in calls if call is not None]
+        targets = targets + [(holding, holding.claim) for holding in self._stock.all.copy() if holding.call is not None]
         # A second `kill` calls each hook again, unless the hook still hangs.
         targets = [(holding, in_use) for holding, in_use in targets if not holding.being_aborted]
         self._aborts += abort_all(targets, hook, self._source.name)
+
+    def runs(self) -> list[Run]:
+        """Return the calls in hand that have asked for their token, or that can be stopped."""
+        calls = [holding.call for holding in self._stock.all.copy()]
+        return [call for call in calls if isinstance(call, Run)]
 
     def destroy_in_use(self, owned: list[tuple[Holding[R], str]]) -> None:
         """Destroy, after `abort`, what calls of ``run_now`` have in hand, and these resources of workers.
@@ -393,7 +431,7 @@ class Reserve(Generic[R]):
                 returned = self._returned.listen()  # before the look at the places
             if self._free:  # Ctrl-C has interrupted `close`, or a call that had given its resource back
                 self._destroy_free(place)
-            if not self._places.others(place, inside=inside, daemons=daemons):
+            if not self._places.others(place, inside=inside, daemons=daemons) and not (daemons and self._stock.left()):
                 if inside or swept or not self._stock.all or (not daemons and self._places.others(place)):
                     return True
                 self._destroy_all(place)

@@ -47,6 +47,8 @@ class End(enum.Enum):
     USED_UP = "its resource reached max_uses"
     REFRESHED = "the resources were refreshed"
     SUSPECT = "its resource may have broken together with another"
+    STOPPED = "its task was stopped"  # and nothing tells whether its resource is good
+    WRITTEN_OFF = "its task did not end when it was stopped"
     RETIRED = "there was one worker too many"
     DRAINED = "the executor shut down"
     CREATION_FAILED = "its resource could not be made"  # or failed its check before it had served
@@ -55,7 +57,7 @@ class End(enum.Enum):
 
 
 #: The ends of a worker whose place a successor takes.
-REPLACED = frozenset({End.BROKEN, End.AGED, End.USED_UP, End.REFRESHED, End.SUSPECT, End.CRASHED})
+REPLACED = frozenset({End.BROKEN, End.AGED, End.USED_UP, End.REFRESHED, End.SUSPECT, End.STOPPED, End.CRASHED})
 
 
 class CreationLog(Protocol):
@@ -248,8 +250,9 @@ class ResourceSource(Generic[R]):
     def note_broken(self, holding: Holding[R]) -> None:
         """Note that a resource is broken. Every other resource is in doubt until it has been checked."""
         holding.broken = True
-        with self.lock:
-            self.breaks += 1
+        if not holding.aborted:  # if it was, we have broken it ourselves
+            with self.lock:
+                self.breaks += 1
 
     def suspects(self, holding: Holding[R], breaks: int) -> bool:
         """Return whether the resource may have broken in one event with the one that was break number `breaks`."""

@@ -7,8 +7,10 @@ Any thread may call a method without these words: it counts over a copy of `work
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from .settings import Settings
+from .task import Task
 from .threads import Endings
 from .worker import Worker
 
@@ -29,6 +31,8 @@ class Roster:
         self.wanted = settings.max_workers if settings.policy is None else settings.min_workers
         #: The workers in the crew. A worker that ends leaves before its successor enters, so the limit holds.
         self.workers: set[Worker] = set()
+        #: The workers written off: no longer in the crew, and their task has yet to return.
+        self.written_off: set[Worker] = set()
         self.leaving: set[Worker] = set()  # those of `workers` that have been retired and are about to end
         #: Those of `workers` that destroy their resource, each with the time at which it began to. Such a worker
         #: serves no task any more. It takes the place of a thread until it has left the crew.
@@ -52,6 +56,15 @@ class Roster:
     def busy(self) -> int:
         """Return how many workers have a task in hand."""
         return sum(worker.task is not None for worker in self.workers.copy())
+
+    def running(self) -> int:
+        """Return how many tasks are in hand and not settled: not cancelled, and not given up."""
+        return len(self.tasks())
+
+    def tasks(self) -> list[Task[Any]]:
+        """Return the tasks in hand that are not settled."""
+        tasks = [task for worker in self.workers.copy() if (task := worker.task) is not None]
+        return [task for task in tasks if task._sidecar is None or task._sidecar.verdict is None]
 
     def present(self) -> int:
         """Return how many workers a task can count on.
@@ -94,7 +107,7 @@ class Roster:
 
     def free_index(self) -> int:
         """Return the lowest number that no worker has. Lock held."""
-        used = {worker.index for worker in self.workers.copy()}
+        used = {worker.index for worker in self.workers.copy() | self.written_off.copy()}
         return min(set(range(len(used) + 1)) - used)
 
     # -- the end
@@ -104,6 +117,7 @@ class Roster:
         for worker in self.workers.copy():
             worker.over = True
         self.workers.clear()
+        self.written_off.clear()
         self.leaving.clear()
         self.ending.clear()
         self.ended.clear()

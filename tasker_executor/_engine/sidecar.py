@@ -229,15 +229,22 @@ class Sidecar(ReentrantLock):
         return True
 
     @locks_task
-    def begin_retry(self, error: BaseException, breaks: int) -> None:
-        """Note that the task is run again after `error`, on a resource that is good since that many breaks."""
+    def begin_retry(self, error: BaseException, breaks: int, ran: float) -> bool:
+        """Note that the task is run again after `error`, on a resource that is good since that many breaks.
+
+        `ran`: seconds that the attempt has run. Return False if the task was stopped, and must not be run again.
+        """
         before = self.error  # until the lock is free: to drop an error may run destructors
         with self:
+            if self.stop is not None:
+                return False
             self.started = True  # the sidecar may have been made while the task ran
             self.retries += 1
             self.breaks = breaks
+            self.ran += ran
             self.error = error
         del before
+        return True
 
     @locks_task
     def tell_waiters(self, task: Future[Any], error: BaseException | None) -> None:

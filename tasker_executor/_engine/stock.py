@@ -23,6 +23,10 @@ R = TypeVar("R")
 
 logger = Logger("tasker_executor")
 
+#: Seconds that a call which was stopped waits for `on_abort` to return, so that its resource can be kept. Most
+#: hooks end the call in their first step, and have a last step to do.
+ABORT_LINGER = 0.01
+
 
 class Stock(Generic[R]):
     """The resources of ``run_now``, kept and temporary.
@@ -37,18 +41,28 @@ class Stock(Generic[R]):
         outside: The holder of the current task while a hook is called: not that of a task that causes the
             call. A resource that is made gets its owner, its latch and its slot.
         replaced: Called when a resource that was free is found unfit, and has been given up.
+        abandoned: Called when a resource that was left to its abort has been destroyed.
     """
 
     def __init__(
-        self, source: ResourceSource[R], size: int, most: float, outside: Caller, replaced: Callable[[], None]
+        self,
+        source: ResourceSource[R],
+        size: int,
+        most: float,
+        outside: Caller,
+        replaced: Callable[[], None],
+        abandoned: Callable[[], None],
     ) -> None:
         self._source = source
         self._size = size
         self._most = most
         self._outside = outside
         self._replaced = replaced
-        #: All resources there are: free, in use, temporary.
+        self._abandoned = abandoned
+        #: All resources there are: free, in use, temporary. Not those that are left to their aborts.
         self.all: set[Holding[R]] = set()
+        #: Resources whose `on_abort` had not returned when they were given up. The aborts destroy them.
+        self._left: set[Holding[R]] = set()
         #: Whether resources may be missing: later calls, each of which makes one, see to that.
         self.short = False
         self._set_free(deque())
@@ -126,7 +140,11 @@ class Stock(Generic[R]):
         return sum(holding.kept and not holding.gone for holding in self.all.copy())
 
     def destroy(self, holding: Holding[R]) -> None:
-        """Give a resource up, outside of any task."""
+        """Give a resource up, outside of any task. If it is being aborted, leave it to the thread that does that."""
+        if holding.leave_to_abort(partial(self._destroy_abandoned, holding)):
+            self._left.add(holding)
+            self.all.discard(holding)  # last: an error may be thrown in before this, and the caller tries again
+            return
         here = current.here
         before, here.holder = here.holder, self._outside
         try:
@@ -135,6 +153,30 @@ class Stock(Generic[R]):
             here.holder = before
             if holding.gone:
                 self.all.discard(holding)
+
+    def _destroy_abandoned(self, holding: Holding[R]) -> None:
+        """Destroy a resource on the thread of its abort, whose hook has returned."""
+        try:
+            self.destroy(holding)
+        finally:
+            self.left()
+            self._abandoned()
+
+    def left(self) -> bool:
+        """Return whether resources wait for the end of their aborts, to be destroyed."""
+        for holding in self._left.copy():
+            if holding.gone:
+                self._left.discard(holding)
+        return bool(self._left)
+
+    def survives_abort(self, holding: Holding[R]) -> bool:
+        """Return whether a resource that was aborted may be kept, if then its reset and its check say so."""
+        holding.aborted = True
+        if self._source.hooks.check is None or not holding.kept or not holding.wait_for_aborts(ABORT_LINGER):
+            holding.broken = True
+            return False
+        holding.good_at = -1  # until it has been checked
+        return True
 
     def is_good(self, holding: Holding[R]) -> bool:
         """Clean a resource after a call; return whether it may serve another one."""
@@ -202,3 +244,4 @@ class Stock(Generic[R]):
         """Forget all resources, in the child of a fork: they are the parent's."""
         self._set_free(deque())
         self.all.clear()
+        self._left.clear()

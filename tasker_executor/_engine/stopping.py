@@ -41,15 +41,21 @@ class Token(Latch):
 class Stop:
     """That a task was asked to end. One for each task that is stopped."""
 
-    __slots__ = ("aborted", "at", "limit", "reason")
+    __slots__ = ("aborted", "at", "carried_out", "function", "limit", "reason", "seen")
 
     def __init__(self, reason: Reason, limit: float | None = None) -> None:
         self.reason = reason
         #: Seconds that the task was allowed to run, if that is the reason.
         self.limit = limit
         self.at = clock()
+        #: False: the system has refused the thread of the abort, and it is tried again.
+        self.carried_out = True
         #: Whether the resource of the task is being aborted, or was.
         self.aborted = False
+        #: Whether its worker has seen it: then it decides what the task comes to.
+        self.seen = False
+        #: The name of the function, once the task was given up: from then on the task itself has lost it.
+        self.function: str | None = None
 
     def why(self) -> str:
         """Return the reason, in words that follow "this task"."""

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .._options import TaskOptions
+from .._options import UNSET, TaskOptions, Unset
 from .._report import function_name, must_escape
-from ..exceptions import QueueFull, TaskCancelled
+from ..exceptions import QueueFull, TaskCancelled, TaskStopped, TaskTimeout
 from ..observers import TaskEvent
 from .admission import Ticket
 from .calls import WithoutResource, bind, drop_frames, new_task
@@ -23,6 +23,7 @@ from .core import Core
 from .current import Caller, current
 from .parked import ParkedTask, Parking
 from .reserve import Reserve
+from .run import Run, stop_of
 from .settings import OnFull
 from .state import State
 from .task import RUNNING, Task
@@ -57,10 +58,11 @@ def enqueue(
     kind = Task if admission.limit is None or not isinstance(on_full, Parking) else ParkedTask
     future: Task[T] = new_task(call, args, lane, core.propagate_context, kind)
     deadline = None
-    if options.max_retries is not None or options.start_within is not None:
+    if options.max_retries is not None or options.start_within is not None or options.run_within is not UNSET:
         sidecar = future._observe()
         assert sidecar is not None
         sidecar.max_retries = options.max_retries
+        sidecar.run_within = options.run_within
         if options.start_within is not None:
             sidecar.deadline = deadline = future._submitted + options.start_within
 
@@ -117,9 +119,11 @@ def _run_in_caller(
     value: T | None = None
     error: BaseException | None = None
     try:
-        value = run_now(core, fn, args, kwargs, options)
+        value = run_now(core, fn, args, kwargs, options, future)
     except BaseException as raised:
         error = drop_frames(raised, _OUR_FILES)
+        if isinstance(error, (TaskStopped, TaskTimeout)) and error.__cause__ is not None:
+            drop_frames(error.__cause__, _OUR_FILES)
     finally:  # see "Errors lead to frames"
         name = function_name(fn)
         del core, fn, args, kwargs
@@ -135,17 +139,57 @@ def _run_in_caller(
         del future, value, error
 
 
-def run_now(core: Core, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> T:
-    """Run a task in this thread, with a resource of the reserve if there is one, and return its result."""
-    reserve = core.reserve
+def run_now(
+    core: Core,
+    fn: Callable[..., T],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: TaskOptions,
+    task: Task[T] | None = None,
+) -> T:
+    """Run a task in this thread, with a resource of the reserve if there is one, and return its result.
+
+    `task`: its future, if it has one: `Runs.stop` finds the call by that.
+    """
     if core.life.state is not State.RUNNING:
         raise core.refuse()
-    if reserve is None:
-        before, current.here.holder = current.here.holder, Caller(core, core.life.killed, fn)
+    limit = core.settings.run_within if isinstance(options.run_within, Unset) else options.run_within
+    run = None if limit is None and task is None else Run(limit, core.runs.watch, task)
+    try:
+        if run is not None:
+            core.runs.enter(run)
+        if core.reserve is None:
+            return _call_bare(core, fn, args, kwargs, run)
+        if not options.pass_resource:
+            fn = WithoutResource(fn)
+        return core.reserve.run(fn, args, kwargs, options.max_retries, run)
+    except BaseException as error:  # `Reserve.run` has seen to every Exception
+        if task is None or run is None or run.stop is None or isinstance(error, Exception) or must_escape(error):
+            raise
+        raise run.stop.error(core.name, function_name(fn), error) from error
+    finally:
+        if run is not None:
+            try:
+                core.runs.leave(run)
+            finally:  # Ctrl-C may interrupt the first
+                core.runs.leave(run)
+        del task
+
+
+def _call_bare(core: Core, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], run: Run | None) -> T:
+    """Call a function, without a resource, as the current task of this thread."""
+    here = current.here
+    before, here.holder = here.holder, Caller(core, core.life.killed if run is None else run, fn)
+    try:
+        if run is not None:
+            run.begin(None, core.name, fn)
         try:
             return fn(*args, **kwargs)
-        finally:
-            current.here.holder = before
-    if not options.pass_resource:
-        fn = WithoutResource(fn)
-    return reserve.run(fn, args, kwargs, options.max_retries)
+        except Exception as error:
+            if (stop := stop_of(run, core.life.killed)) is None:
+                raise
+            raise stop.error(core.name, function_name(fn), error) from error
+    finally:
+        here.holder = before
+        if run is not None:
+            run.let_go()

@@ -51,7 +51,8 @@ class Supply:
 
     def note_giving_up(self, worker: Worker) -> None:
         """Note that a worker is about to destroy its resource, which may take long. Lock held."""
-        self._roster.ending.setdefault(worker, clock())
+        if worker in self._roster.workers:  # the end of one that is written off makes no room
+            self._roster.ending.setdefault(worker, clock())
         self.note_served()
         self.note_bare()
         # For the `create_timeout` of the tasks that come from now on. And in a row of failures, for the next

@@ -40,13 +40,14 @@ from typing import Any, TypeVar
 
 from typing_extensions import override
 
-from .._report import aside
+from .._report import aside, function_name
 from .._sync import clock
 from ..futures import TaskFuture
 from .callbacks import call_each, call_one
 from .handoff import Handoff, HandoffLost
 from .lanes import Lane
 from .sidecar import CANCELLED, FINAL, NO_WAITERS, WITHDRAWN, Callbacks, Sidecar, admit, adopt, expired, firsts, locks_task
+from .stopping import Reason, Stop
 from .unretrieved import Unretrieved
 from .waiting import join, note_lost
 
@@ -158,6 +159,67 @@ class Task(TaskFuture[T]):
         sidecar = self._sidecar
         return sidecar is not None and sidecar.deadline is not None
 
+    # -- stopping: see `stops`
+
+    @locks_task
+    def _ask_to_stop(self, asked: Stop) -> Stop | None:
+        """Note that the task, which runs, shall stop; return the stop in force, or None if the task is over."""
+        sidecar = self._observe()
+        if sidecar is None:
+            return None
+        with sidecar:
+            if sidecar.published or sidecar.verdict is not None:
+                return None
+            stop = sidecar.stop = sidecar.stop or asked
+            self._sidecar = sidecar  # once more: see "Which thread goes first"
+            token = sidecar.token
+            over = self._status is FINISHED and not stop.seen  # now: a task whose token is set may end at once
+        if token is not None:
+            token.cancel(stop.why())
+        return None if over else stop
+
+    @locks_task
+    def _stop_at_work(self) -> Stop | None:
+        """Return the stop of the task, once no thread is about to use it. Called when the task is out of hand."""
+        sidecar = self._sidecar
+        if sidecar is None:
+            return None
+        with sidecar:
+            if (stop := sidecar.stop) is not None:
+                stop.seen = True
+        return stop
+
+    @locks_task
+    def _claim(self, stop: Stop, in_hand: Callable[[Any], bool]) -> bool:
+        """Return whether the resource of the task may be aborted: the task is still in its worker's hand."""
+        sidecar = self._sidecar
+        assert sidecar is not None
+        with sidecar:
+            if in_hand(self):
+                stop.aborted = True
+                return True
+            return False
+
+    @locks_task
+    def _give_up(self, error: BaseException, in_hand: Callable[[Any], bool]) -> bool:
+        """End the task with `error` although it is in its worker's hand; return whether this call did it."""
+        sidecar = self._observe()
+        if sidecar is None:
+            return False
+        mine = False
+        try:
+            with sidecar:
+                if sidecar.verdict is not None or sidecar.published or not in_hand(self):
+                    return False
+                sidecar.started = sidecar.dropped = True  # it is in no lane, and so is no tombstone
+                sidecar.verdict = error
+                sidecar.concluding = mine = True
+            self._conclude(mine=True)
+        finally:
+            if mine:
+                sidecar.concluding = False
+        return True
+
     # -- what workers use
 
     @locks_task
@@ -169,11 +231,16 @@ class Task(TaskFuture[T]):
             self._lane.drop_tombstone(sidecar)
             return False
         with sidecar:
-            settled = sidecar.verdict is not None
+            settled, stop = sidecar.verdict is not None, sidecar.stop
             if not settled:
                 late = sidecar.deadline is not None and not sidecar.started and clock() > sidecar.deadline
+                limit = sidecar.run_within
+                if stop is None and isinstance(limit, float) and sidecar.ran >= limit:  # no time is left to run it
+                    stop = sidecar.stop = Stop(Reason.TIMED_OUT, limit)
                 sidecar.started = True
-                if not late:
+                if stop is not None:
+                    stop.seen = True
+                elif not late:
                     return True
         if settled:
             try:
@@ -181,7 +248,10 @@ class Task(TaskFuture[T]):
             finally:
                 self._lane.drop_tombstone(sidecar)
             return False
-        self._fail_unrun(expired(clock() - self._submitted))
+        if stop is None:
+            self._fail_unrun(expired(clock() - self._submitted))
+        else:
+            self._fail_unrun(stop.error(self._lane.owner.name, function_name(self._result), sidecar.error))
         return False
 
     @locks_task
@@ -321,7 +391,10 @@ class Task(TaskFuture[T]):
                 if (verdict := sidecar.verdict) is not None:
                     dropped = self._result, self._exception, self._context
                     cancelled, withdrawn = verdict is CANCELLED, verdict is WITHDRAWN
-                    self._lane.count_tombstone(sidecar, cancelled=cancelled, withdrawn=withdrawn)
+                    if sidecar.started:  # it runs, and is given up
+                        self._lane.count_failed(sidecar)
+                    else:
+                        self._lane.count_tombstone(sidecar, cancelled=cancelled, withdrawn=withdrawn)
                     self._exception = None if cancelled or withdrawn else verdict
                     self._result = self._context = None
                 elif self._status is not FINISHED:  # a canceller was too late, and has taken its verdict back

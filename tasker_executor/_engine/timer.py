@@ -25,7 +25,7 @@ from __future__ import annotations
 import _thread
 import threading
 from _thread import LockType, allocate_lock
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,7 @@ class Timer:
         self._owner = owner
         self.herald = herald
         self.duties: Sequence[Duty] = ()  # set once, before the first kick
+        self.farewell: Callable[[], object] = int  # called when the thread has run its last duty
         self.thread: threading.Thread | None = None  # once it has begun to live
         # Guards `birth`. A leaf.
         self._lock = threading.RLock()
@@ -76,8 +77,9 @@ class Timer:
         """
         try:
             self._park.release()
-        except RuntimeError:  # the timer was kicked before, and has yet to look
-            pass
+        except RuntimeError as error:  # the timer was kicked before, and has yet to look
+            if type(error) is not RuntimeError:  # the end of the stack
+                raise
         if self.birth is not None or self._life.state >= State.CLOSED:
             return
         self.wanted = True
@@ -139,6 +141,7 @@ class Timer:
                 logger.exception("executor %r: the timer stumbled and goes on", name, executor=name)
                 self.herald.tell()
                 self._park.acquire(True, AFTER_A_STUMBLE)
+        self.farewell()
         self.herald.tell()
 
     def _turn(self) -> float | None:

@@ -24,12 +24,12 @@ from operator import call
 from types import CoroutineType
 from typing import Any
 
+from .._options import UNSET
 from .._report import Logger, drop_frame
 from .._sync import clock, lock_timeout, takes
-from ..factory import Verdict
 from .attempt import NOTHING, Attempts, describe
-from .care import Care
 from .current import current
+from .hand import Hand
 from .holding import Holding
 from .idle import Seat
 from .invoke import drop_scope, refuse_async, run_in_scope
@@ -37,8 +37,7 @@ from .life import Life, log_thrown
 from .recorder import LULL, Outcome, TaskLog
 from .resources import End, UnfitResource
 from .state import State
-from .stopping import Token
-from .task import FINISHED, RUNNING, Task
+from .task import FINISHED, RUNNING
 from .threads import make_thread
 from .workplace import Employer, Workplace
 
@@ -50,76 +49,32 @@ _SHIFT = (None,) * 512  # the tasks between two foldings of the log; a tuple is 
 _NEVER = float("inf")
 _TRIES = (None,) * 10  # attempts to destroy a resource, while other threads throw errors into this one
 _Coroutine: Any = CoroutineType
-_RUNNING, _BROKEN, _SUSPECT = State.RUNNING, Verdict.BROKEN, End.SUSPECT  # a look-up in an enum is slow
+_RUNNING, _SUSPECT, _STOPPED = State.RUNNING, End.SUSPECT, End.STOPPED  # a look-up in an enum is slow
 
 
-class Worker:
+class Worker(Hand):
     """One thread and the resource that it owns."""
 
     # fmt: off
     __slots__ = (
-        "__weakref__", "attempts", "birth", "care", "employer", "holding", "index", "late", "log", "name", "over",
-        "place", "ready", "seat", "since", "started_at", "task", "thread", "told_of_end", "yields",
+        "__weakref__", "attempts", "birth", "late", "log", "name", "over", "ready", "seat", "started_at", "thread",
+        "told_of_end", "yields",
     )
     # fmt: on
 
     def __init__(self, place: Workplace, employer: Employer, index: int) -> None:
-        self.place = place
-        self.employer = employer
-        self.index = index
+        super().__init__(place, employer, index)
         self.name = f"{place.settings.thread_name_prefix}_{index}"
-        #: None before the resource is made, after it is destroyed, and without `on_create`.
-        self.holding: Holding[Any] | None = None
-        self.task: Task[Any] | None = None  # the task in hand
         self.log = TaskLog()
         self.attempts = Attempts(place, self.log, self.name)
-        self.care = Care(place)
         self.ready = False  # whether it has looked at the lanes, or is about to
         self.late = False  # whether it has been starting for `create_timeout`
         self.yields = False  # whether it ends, and a retry that is parked waits for its successor
         self.told_of_end, self.over = False, False  # whether observers know; whether it has ended, or never lives
         self.birth = allocate_lock()  # taken by the thread as it begins to live, or by its starter to disown it
         self.seat = Seat(place.idle)
-        self.started_at = self.since = clock()  # `since`: when it took its last task in hand
+        self.started_at = self.since
         self.thread = make_thread(Life(self.live), self.name)
-
-    # -- as the holder of the current task
-
-    @property
-    def owner(self) -> object:
-        """The engine whose tasks it runs."""
-        return self.employer
-
-    def token(self) -> Token:
-        """Return the cancel token of the task in hand."""
-        task = self.task
-        sidecar = None if task is None else task._observe()
-        return self.place.life.killed if sidecar is None else sidecar.token_of(self.place.life.killed)
-
-    @property
-    def given(self) -> Any:
-        """What its tasks are given: the resource that it owns, or what `around` returned in its place."""
-        return None if self.holding is None else self.holding.given
-
-    @property
-    def slot(self) -> int:
-        """The number of its place. A successor has it once the resource is destroyed."""
-        return self.index
-
-    @property
-    def busy(self) -> bool:
-        """Whether a task is in hand."""
-        return self.task is not None
-
-    @property
-    def attempt(self) -> int:
-        """1 in the first run of the task in hand, 2 in its first retry, and so on."""
-        sidecar = None if (task := self.task) is None else task._sidecar
-        return 1 if sidecar is None else 1 + sidecar.retries
-
-    def runs(self, task: Task[Any]) -> bool:
-        """Return whether that task is still in hand."""
-        return self.task is task
 
     def __repr__(self) -> str:
         return f"<Worker {self.name} {'idle' if (task := self.task) is None else describe(task)}>"
@@ -218,6 +173,8 @@ class Worker:
         try:
             while end is None:
                 end = self._work(tools) or self._rest()
+                if end is _STOPPED:
+                    end = self.recover()
         except BaseException:
             # Whether the permit comes, has come or was taken is unknown; the exit path looks at the lanes.
             self.seat.rise()
@@ -240,7 +197,7 @@ class Worker:
             place.settings.propagate_context and around is None,
             source is not None and source.can_retry,  # a retry must not see what the attempt before it set
             around,
-            place.hub.hears_tasks or (source is not None and source.needs_care),
+            place.hub.hears_tasks or place.limits.for_all or (source is not None and source.needs_care),
             place.leave,
             place.admission.blocked,
             place.idle.stack.append,
@@ -291,7 +248,10 @@ class Worker:
                 except IndexError:  # no task waits, or another worker was quicker
                     break
                 last = None
+                self.since = start
+                self.task = task  # in its hand from here on: see `stops`
                 if leave and (last := self.employer.dismisses(self)) is not None:  # after `kill` no task starts
+                    self.task = None
                     put_back, task = task, None
                     lane.appendleft(put_back)
                     put_back = None
@@ -301,17 +261,25 @@ class Worker:
                 # -- run it
                 task._status = RUNNING
                 if task._sidecar is not None:
+                    if task._sidecar.breaks:
+                        self.asks = True
+                        last = care.suspect(self.holding, task._sidecar.breaks)
+                        self.asks = False
+                        self.since = start = clock()
+                        if last is not None and self.let_go(task) is None:
+                            put_back, task = task, None
+                            (lane.parked.append if last is _SUSPECT else lane.appendleft)(put_back)
+                            put_back = None
+                            if last is _SUSPECT and self.employer.retry_parked(self):
+                                continue
+                            return last
                     if not task._may_start():
+                        if self.let_go(task) is not None:
+                            task = None
+                            return _STOPPED
                         continue
-                    if task._sidecar.breaks and (last := care.suspect(self.holding, task._sidecar.breaks)) is not None:
-                        put_back, task = task, None
-                        (lane.parked.append if last is _SUSPECT else lane.appendleft)(put_back)
-                        put_back = None
-                        if last is _SUSPECT and self.employer.retry_parked(self):
-                            continue
-                        return last
-                self.since = start
-                self.task = task
+                    if task._sidecar.run_within is not UNSET:
+                        self.place.limits.begins(task, start)
                 if blocked:
                     self.place.admission.refill()
                 while True:  # once more only after `Verdict.AGAIN`
@@ -335,33 +303,44 @@ class Worker:
                         value = None
                     context = scoped = None
                     end_time = clock()
-                    self.task = None
+                    self.task = None  # out of its hand: no stop has power over it any more
                     if error is None:
-                        waits.append(start - task._submitted)
-                        runs.append(end_time - start)
-                        break
-                    verdict, retry = attempts.judge(task, lane, self.holding, error, start, end_time)
-                    if verdict is _BROKEN:
-                        care.broken_by, last = error, End.BROKEN
+                        task._context = None  # a store into the task, and then the look: see "Which thread goes first"
+                        if task._sidecar is None or task._sidecar.stop is None:
+                            waits.append(start - task._submitted)
+                            runs.append(end_time - start)
+                            break
+                    error, last, retry, given_up, self.stopped = attempts.judge(
+                        task, lane, self.holding, error, start, end_time
+                    )
+                    if given_up:
+                        value, error, task = NOTHING, None, None
+                        log.until = clock()
+                        return _STOPPED
+                    if last is End.BROKEN:
+                        care.broken_by = error
                     if not retry:
+                        task._context = None
                         break
                     # No result yet: see `Attempts.salvage`. And the error's traceback leads to this frame: a cycle.
                     value, error = NOTHING, None
-                    if last is not None or (last := self._begin_again(task)) is not None:
+                    if last is not None or (last := self.begin_again(task)) is not None:
+                        if last is _STOPPED:
+                            task = None
+                            return last
                         self.yields = last is End.BROKEN and self.place.source.retries_on_new  # type: ignore[union-attr]  # it has judged
                         put_back, task = task, None
                         (lane.parked.append if self.yields else lane.appendleft)(put_back)  # past the queue bound
                         put_back = None
                         self.employer.task_came_back(self)
                         return last
-                    self.since = start = clock()
+                    start = self.since
                 busy = careful and attempts.end(task, self.holding, error, start, end_time)
                 start = end_time
 
                 # -- hand over the result, being idle already if nothing else waits
                 task._result = value
                 task._exception = error
-                task._context = None
                 # Asked after the above: destructors of the task's arguments may run there.
                 if idle := not (low or high or last or busy):
                     register(seat)
@@ -395,20 +374,6 @@ class Worker:
                 running, self.task = self.task is not None, None
                 attempts.salvage(task, lane, running, (value, error), thrown, self.since, start, end_time)
             raise
-
-    def _begin_again(self, task: Task[Any]) -> End | None:
-        """Take the task in hand for another attempt, on a clean resource; return why the worker ends instead.
-
-        No attempt begins after a kill. The task is in hand before the look at the state. So the worker sees
-        the kill, or the killer sees the task, and aborts it.
-        """
-        if (end := self.care.clean_for_retry(self.holding, task)) is not None:
-            return end
-        self.task = task
-        if self.place.life.state >= State.KILLED:
-            self.task = None
-            return End.DRAINED
-        return None
 
     # -- resting
 

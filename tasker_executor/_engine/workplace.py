@@ -9,8 +9,10 @@ from ..observers import ObserverHub
 from .admission import Admission
 from .idle import Idle
 from .lanes import Lanes
+from .limits import Limits
 from .recorder import Recorder
 from .resources import End, ResourceSource, UnfitResource
+from .runs import Runs
 from .settings import Settings
 from .state import Lifecycle
 from .timer import Timer
@@ -31,6 +33,8 @@ class Workplace:
     recorder: Recorder
     hub: ObserverHub
     timer: Timer
+    limits: Limits
+    runs: Runs
     #: While it is not empty, a worker that is about to start a task asks `Employer.dismisses`.
     leave: list[None]
 
@@ -60,6 +64,10 @@ class Employer(Protocol):
 
     def dismisses(self, worker: Any) -> End | None:
         """Return why a worker must go instead of taking a task; None if it may stay."""
+        ...
+
+    def gave_up(self, worker: Any) -> bool:
+        """Return whether a worker whose task was stopped has been written off. If not, it goes on."""
         ...
 
     def may_retire(self, worker: Any) -> bool:

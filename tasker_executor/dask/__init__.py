@@ -20,7 +20,8 @@ worker elsewhere. Inside every Dask worker one `ResourceExecutor` does what conc
 4. The client (`futures`) settles the `concurrent.futures.Future` and releases Dask's future, and with it the
    worker's copy of the result.
 
-`scheduler_side` runs in the scheduler, `adaptive` decides how many machines there are, `reports` adds up the
+`scheduler_side` runs in the scheduler, `deployment` puts the plugins on the cluster, `books` counts the tasks,
+`stops` carries out ``future.stop()``, `adaptive` decides how many machines there are, `reports` adds up the
 numbers.
 
 **How often does a task run?** *At least once*: when a worker dies, or is closed while it works, Dask runs its
@@ -28,6 +29,20 @@ tasks again, however far they had got. ``with_options(max_retries=0)`` makes tha
 of one more round trip: the scheduler must grant such a task its start, and does so once. The task fails with
 `TaskLost` instead of running twice. **Resources** are destroyed exactly once, except in a process that was
 killed: give them a time limit on their server.
+
+**How is a task stopped?** ``future.stop()`` sends a message and returns at once. A task that waits is cancelled,
+at the scheduler or on a worker. A task that runs is stopped by its worker's own executor, as everywhere: its
+token, ``on_abort``, ``abort_grace``. `run_within` is measured on the worker, and needs no message. From the stop
+on, Dask runs the task nowhere else: if its worker is gone, its future has `TaskStopped`, and ``__cause__`` is a
+`TaskLost`. What a cluster cannot promise:
+
+- *At once.* The stop is one question to the scheduler and one message to the worker. A task may start, or end,
+  before they arrive.
+- *If they do not arrive.* While the scheduler or the worker does not answer, the client asks again, once a
+  second. A worker does not answer while a call holds its GIL. One that is cut off goes on with its tasks; when
+  the scheduler has given it up (``distributed.scheduler.worker-ttl``), their futures are lost or stopped.
+- *If Dask moves the task* from one worker to another in this moment (work stealing). Then it is cancelled, and may
+  run to its end unseen, as a running task does after ``cancel()``.
 
 Tasks are code: anyone who can reach the scheduler can run code on the cluster. Use TLS
 (`distributed.Security`) everywhere but on your own machine. Scheduler and workers need this package
@@ -45,6 +60,7 @@ except ImportError as _error:
     raise ImportError("tasker_executor.dask needs dask.distributed: pip install tasker-executor[dask]") from _error
 
 from .adaptive import PolicyAdaptive
-from .client_side import Carrier, DaskResourceExecutor
+from .client_side import DaskResourceExecutor
+from .deployment import Carrier
 
 __all__ = ["Carrier", "DaskResourceExecutor", "PolicyAdaptive"]

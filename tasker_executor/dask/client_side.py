@@ -2,70 +2,47 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import pickle
 import sys
 import threading
-import time
-import uuid
 import weakref
 from collections.abc import Callable, Iterable
-from concurrent.futures import InvalidStateError
 from concurrent.futures import wait as wait_for
 from contextlib import AbstractContextManager
 from typing import Any
 
 from distributed import Client
-from distributed import TimeoutError as DaskTimeoutError
 from typing_extensions import TypeVar, override
 
 from .._base import BaseExecutor
-from .._checks import check_bool, check_callable, check_seconds
+from .._checks import check_bool, check_seconds
 from .._chunks import ChunkRunner
 from .._engine import process
-from .._engine.handoff import refuse_late_patching
-from .._engine.settings import Settings
 from .._engine.state import State
 from .._engine.threads import make_thread
 from .._options import TaskOptions
-from .._report import Logger, function_name, refusal, safe_repr, safe_str
+from .._report import Logger, function_name, refusal, safe_repr
 from .._sync import clock, lock_timeout
 from .._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
-from ..exceptions import ResourceCreationError, ShutdownTimeout, TaskLost
+from ..exceptions import ShutdownTimeout
 from ..factory import ResourceFactory
 from ..futures import TaskFuture
 from ..observers import Observer
 from ..policies import ScalingPolicy
 from ..stats import ExecutorMetrics, ExecutorStats
+from .books import Books
+from .deployment import Carrier, Deployment, check_carriers, check_settings
 from .futures import Following, RemoteFuture
 from .reports import Report, add_up_metrics, add_up_stats
-from .scheduler_side import SchedulerSide, clear_up_here
-from .wire import Answer, Job, dumps, dumps_by_value
-from .worker_side import (
-    WATCH_INTERVAL,
-    WorkerSide,
-    cancel_here,
-    destroy_here,
-    drain_here,
-    hand_over,
-    refresh_here,
-    report_here,
-    run_now_here,
-)
+from .stops import Stops
+from .wire import Job, dumps, dumps_by_value
+from .worker_side import cancel_here, destroy_here, hand_over
 
-__all__ = ["Carrier", "DaskResourceExecutor"]
+__all__ = ["DaskResourceExecutor"]
 
 R = TypeVar("R", default=None)
 
 logger: Logger = Logger("tasker_executor.dask")
-
-#: Takes a piece of context to another machine: ``capture()``, called by `submit`, returns a plain value;
-#: ``restore(value)`` is called on the worker, in the context that the task will run in.
-Carrier = tuple[Callable[[], Any], Callable[[Any], object]]
-
-# How long `kill` and ``shutdown(cancel_futures=True)`` wait for workers to answer which tasks run.
-ASK_TIMEOUT = 5.0
 
 _numbers = itertools.count()
 
@@ -101,6 +78,9 @@ class DaskResourceExecutor(BaseExecutor[R]):
         max_retries: At most this number of times a task is run again, by a verdict on its error, on the worker
             where it is. 0: each task runs at most once, even if its worker dies; such a task may end with
             `tasker_executor.exceptions.TaskLost`.
+        run_within, abort_grace, warn_after: Limits of the time that a task runs, on its worker; see
+            `ResourceExecutor`. The time that it waits at the scheduler does not count. If its worker dies, the
+            task is run again elsewhere, and its time begins anew.
         carriers: What to take along of the submitter's context: pairs of ``capture()``, called by `submit`,
             and ``restore(value)``, called in the task's own context on the worker. (A `contextvars` context
             does not pickle.)
@@ -133,6 +113,9 @@ class DaskResourceExecutor(BaseExecutor[R]):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         max_retries: int = 3,
+        run_within: float | None = None,
+        abort_grace: float = 5.0,
+        warn_after: float | None = None,
         min_workers: int = 0,
         policy: ScalingPolicy | None = None,
         idle_timeout: float | None = None,
@@ -164,6 +147,9 @@ class DaskResourceExecutor(BaseExecutor[R]):
             "initializer": initializer,
             "initargs": initargs,
             "max_retries": max_retries,
+            "run_within": run_within,
+            "abort_grace": abort_grace,
+            "warn_after": warn_after,
             "min_workers": min_workers,
             "policy": policy,
             "idle_timeout": idle_timeout,
@@ -171,7 +157,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
             "observers": observers,
             "name": self.name,
         }
-        checked = _check_settings(settings)
+        checked = check_settings(settings)
         self._worker_limit = None if max_workers is None else checked.max_workers
         settings["max_workers"] = self._worker_limit
         settings["observers"] = checked.observers  # `observers` may be an iterator, which is at its end now
@@ -180,49 +166,23 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self._max_retries = checked.max_retries
         self._client: Any = client  # whose methods are typed in part
         self._loop: Any = client.loop
-        self._following = Following(self._loop)
-        self._turns = itertools.count()  # of the workers, for `run_now`
+        self._following = Following(client)
+        self._deployment = Deployment(client, self.name)
+        self._plugin = self._deployment.plugin
+        self._key_prefix = self._deployment.unique[:20]
+        self._keys = itertools.count()
+        self._books = Books(client, self.name, Stops(client, self._plugin))
         # Guards what follows.
-        self._lock = threading.RLock()
+        self._lock = self._books.lock
         self._state = State.RUNNING
-        self._futures: set[RemoteFuture[Any]] = set()  # those not done
-        self._counts = {"completed": 0, "failed": 0, "cancelled": 0}
-        self._submitted = 0
         self._winding_down = False  # a thread has begun to
         self._wound_down = threading.Event()
         self._last_reports: list[Report] = []  # the final ones
-        self._register(settings, _check_carriers(carriers), check_seconds("grace", grace))
-
-    def _register(self, settings: dict[str, Any], carriers: list[Carrier], grace: float) -> None:
-        """Put the executor's plugins on the cluster. After an error nothing stays there."""
-        self._capture = [capture for capture, _ in carriers]
-        unique = uuid.uuid4().hex
-        self._plugin = f"tasker-{self.name}-{unique}"
-        self._key_prefix = unique[:20]
-        self._keys = itertools.count()
-        pickled = _dump_settings(settings, [restore for _, restore in carriers])
-        try:
-            self._client.register_plugin(SchedulerSide(self._plugin, self._client.id), name=self._plugin)
-            self._set_up_workers(WorkerSide(self._plugin, pickled, grace))
-        except BaseException:
-            self._unregister()
-            raise
+        pairs = check_carriers(carriers)
+        self._capture = [capture for capture, _ in pairs]
+        self._deployment.register(settings, [restore for _, restore in pairs], check_seconds("grace", grace))
         number = id(self)
         _executors[number] = weakref.ref(self, lambda _: _executors.pop(number, None))
-
-    def _set_up_workers(self, plugin: WorkerSide) -> None:
-        """Set up all workers, those that join later included.
-
-        If a worker dies while Dask does so, Dask stops half-way; so this tries again, at most 5 times.
-        """
-        for attempt in itertools.count(1):
-            try:
-                self._client.register_plugin(plugin, name=self._plugin)
-                return
-            except OSError:
-                if attempt == 5 or self._client.status != "running":
-                    raise
-                logger.info("executor %r: a worker died while it was set up", self.name, exc_info=True)
 
     # -- tasks
     # ------------------------------------------------------------------------------------------------------------------
@@ -246,108 +206,35 @@ class DaskResourceExecutor(BaseExecutor[R]):
         job = self._job(fn, args, kwargs, options)
         blob = dumps(job)
         chunk = args[-1] if isinstance(fn, ChunkRunner) else None
-        future: RemoteFuture[Any] = RemoteFuture(self, urgent=options.priority, chunk=chunk)
+        future: RemoteFuture[Any] = RemoteFuture(self._books, urgent=options.priority, chunk=chunk)
         try:
             with self._lock:
                 self._refuse_if_shut_down()
-                self._submitted += 1
-                self._futures.add(future)
+                self._books.enter(future, self)
             future._remote = remote = self._client.submit(
                 hand_over, blob, key=job.key, pure=False, priority=int(options.priority)
             )
             if future.cancelled():  # by a shutdown in another thread, while `submit` ran
-                self._forget(future, None)
+                self._books.forget(future, None)
             else:
                 self._following.follow(remote, future)
         except BaseException:
             # Dask refused, or an error was thrown in (Ctrl-C, a time limit). So the caller does not get the
             # future, and a shutdown would wait for it. Dask forgets the task when its future is gone.
-            self._give_up(future)
+            self._books.give_up(future)
+            self._following.wake()
             raise
         return future
-
-    def _give_up(self, future: RemoteFuture[Any]) -> None:
-        """Undo a submission that failed: the future is cancelled and not counted."""
-        with self._lock:
-            if future in self._futures:
-                self._submitted -= 1
-                self._futures.discard(future)
-        future.cancel()
-        self._forget(future, None)
-        self._following.wake()
 
     def _refuse_if_shut_down(self) -> None:
         if self._state is not State.RUNNING:
             raise refusal(f"executor {self.name!r} has been shut down")
 
-    def _settle(self, future: RemoteFuture[Any], answer: Answer) -> None:
-        """Give a future the answer of its worker. Runs on the client's event loop."""
-        if answer.cancelled:
-            future.cancel()
-            return
-        chunk, future._chunk = future._chunk, None
-        if chunk is not None and answer.results is not None:
-            chunk.results = answer.results
-        # The count comes first, so that a caller who has the result finds it in `stats`.
-        self._forget(future, "completed" if answer.error is None else "failed")
-        try:
-            if answer.error is None:
-                future.set_result(answer.value)
-            else:
-                future.set_exception(answer.error)
-        except InvalidStateError:  # cancelled, and counted as that
-            pass
-        except BaseException:  # a done-callback's SystemExit, which would end the event loop
-            logger.exception("executor %r: a done-callback raised and was ignored", self.name, executor=self.name)
-
-    def _forget(self, future: RemoteFuture[Any], outcome: str | None) -> None:
-        """Count a future that is done, or about to be, and forget it, here and on the cluster."""
-        with self._lock:
-            if future in self._futures and outcome is not None:
-                self._futures.discard(future)
-                self._counts[outcome] += 1
-            remote, future._remote = future._remote, None
-        if remote is None:
-            return
-        try:
-            if outcome == "cancelled" or outcome is None:
-                # `Client.cancel` would block here; on the loop it would return a coroutine that nothing
-                # awaits.
-                self._loop.add_callback(self._client._cancel, [remote])
-            else:
-                remote.release()
-        except RuntimeError:  # the loop is closed
-            pass
-
     @override
     def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
-        """Run a call on a worker; each call takes the next one.
-
-        If the worker dies, the next worker runs the call, unless the task may run only once.
-        """
         self._refuse_if_shut_down()
         self._refuse_on_loop("run_now")
-        job = self._job(fn, args, kwargs, options)
-        deadline = clock() + self._create_timeout
-        while True:
-            workers = sorted(self._client.scheduler_info(n_workers=-1)["workers"])
-            if not workers:
-                try:
-                    self._client.wait_for_workers(1, timeout=max(0.001, lock_timeout(deadline - clock())))
-                except DaskTimeoutError as error:
-                    raise ResourceCreationError(f"executor {self.name!r}: the cluster has no worker for run_now") from error
-                continue
-            worker = workers[next(self._turns) % len(workers)]
-            reply = self._client.run(run_now_here, self._plugin, job, workers=[worker], on_error="return")[worker]
-            if isinstance(reply, bytes):
-                answer: Answer = pickle.loads(reply)
-                if answer.error is not None:
-                    raise answer.error
-                return answer.value
-            # The scheduler may not know yet that the worker is gone, and name it again.
-            if job.once or not isinstance(reply, OSError) or clock() > deadline:
-                raise TaskLost(f"{job.function}: worker {worker} is gone, or cannot be reached") from reply
-            time.sleep(WATCH_INTERVAL)
+        return self._deployment.run_now(self._job(fn, args, kwargs, options), self._create_timeout)
 
     def _refuse_on_loop(self, what: str) -> None:
         if self._inside():
@@ -378,12 +265,8 @@ class DaskResourceExecutor(BaseExecutor[R]):
             RuntimeError: Called on the client's event loop, which this would block.
         """
         self._refuse_on_loop("refresh")
-        if self._client.status != "running":
-            return
-        replies = self._client.run(refresh_here, self._plugin, on_error="return")
-        for reply in replies.values():
-            if isinstance(reply, BaseException) and not isinstance(reply, OSError):  # a lost worker has no resources
-                raise reply
+        if self._client.status == "running":
+            self._deployment.refresh()
 
     # -- the end
     # ----------------------------------------------------------------------------------------------------------------
@@ -416,7 +299,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
             ended = self._wound_down.wait(None if deadline is None else lock_timeout(deadline - clock()))
             if not ended:
                 raise ShutdownTimeout(
-                    f"executor {self.name!r} has not shut down within {timeout} s: {len(self._futures)} tasks are not done; "
+                    f"executor {self.name!r} has not shut down within {timeout} s: {len(self._books)} tasks are not done; "
                     "the drain goes on, kill() would cut it short"
                 )
 
@@ -450,28 +333,18 @@ class DaskResourceExecutor(BaseExecutor[R]):
         """Cancel the tasks that no worker has started. With `kill`, kill the executors of the workers, too."""
 
         async def ask() -> None:
-            running: dict[str, list[str]] = await self._tell_workers(cancel_here, kill) or {}
+            running: dict[str, list[str]] = await self._deployment.tell(cancel_here, kill) or {}
             keys = set(itertools.chain.from_iterable(running.values()))
-            with self._lock:
-                futures = list(self._futures)
-            for future in futures:
+            for future in self._books.open_futures():
                 if future._remote is None or future._remote.key not in keys:
                     future.cancel()
             if destroy:
-                await self._tell_workers(destroy_here)
+                await self._deployment.tell(destroy_here)
 
         if self._inside():
             self._loop.add_callback(ask)
         elif self._client.status == "running":
             self._client.sync(ask)
-
-    async def _tell_workers(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function on all workers, and return their answers; None if they do not come in time."""
-        try:
-            return await asyncio.wait_for(self._client._run(function, self._plugin, *args, on_error="ignore"), ASK_TIMEOUT)
-        except Exception:
-            logger.debug("executor %r: the workers do not answer", self.name, exc_info=True)
-            return None
 
     def _close(self) -> None:
         """Start the thread that winds down, unless it runs. If two are started at once, the second ends at once."""
@@ -484,36 +357,20 @@ class DaskResourceExecutor(BaseExecutor[R]):
             if self._winding_down:
                 return
             self._winding_down = True
-            futures = list(self._futures)
         try:
-            wait_for(futures)
+            wait_for(self._books.open_futures())
             try:
                 # The removal of a plugin does not wait for every on_destroy, and a worker that dies in it
                 # spoils it. So the drain, which waits and minds no dead worker, comes first.
-                reports = self._client.run(drain_here, self._plugin, on_error="ignore")
-                self._last_reports = [report for report in reports.values() if report is not None]
+                self._last_reports = self._deployment.drain()
             except Exception:
                 # The client or the cluster was closed first. Then the workers end their executors themselves.
                 logger.debug("executor %r: the cluster is gone already", self.name, exc_info=True)
-            self._unregister()
+            self._deployment.unregister()
         finally:
             with self._lock:
                 self._state = State.CLOSED
             self._wound_down.set()
-
-    def _unregister(self) -> None:
-        """Remove the executor's plugins from the cluster, as far as that is possible."""
-        steps: list[Callable[[], Any]] = [
-            lambda: self._client.unregister_worker_plugin(self._plugin),
-            lambda: self._client.run_on_scheduler(clear_up_here, self._plugin),
-        ]
-        for step in steps:
-            if self._client.status != "running":
-                return
-            try:
-                step()
-            except Exception:  # never registered, or a worker has just died: then the scheduler has no plugin left
-                logger.debug("executor %r: its plugins could not be removed from the cluster", self.name, exc_info=True)
 
     # -- numbers
     # ------------------------------------------------------------------------------------------------------------------
@@ -523,8 +380,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self._refuse_on_loop("asking the workers")
         if self._last_reports or self._client.status != "running":
             return self._last_reports
-        reports = self._client.run(report_here, self._plugin, reset, on_error="ignore")
-        return [report for report in reports.values() if report is not None]
+        return self._deployment.reports(reset=reset)
 
     def stats(self) -> ExecutorStats:
         """Return gauges and counters of the whole cluster.
@@ -536,18 +392,8 @@ class DaskResourceExecutor(BaseExecutor[R]):
         reports = self._reports()
         sums = add_up_stats(reports)
         with self._lock:
-            urgent = sum(future._urgent for future in self._futures)
-            normal = len(self._futures) - urgent
-            running_urgent = min(urgent, sum(report.running_priority for report in reports))
-            running = running_urgent + min(normal, sums["running_tasks"] - running_urgent)
-            mine: dict[str, Any] = {
-                **self._counts,
-                "submitted": self._submitted,
-                "running_tasks": running,
-                "priority_tasks": urgent - running_urgent,
-                "queued_tasks": len(self._futures) - running - (urgent - running_urgent),
-                "state": self._state.name.lower(),
-            }
+            mine = self._books.numbers(sums["running_tasks"], sum(report.running_priority for report in reports))
+            mine["state"] = self._state.name.lower()
         return ExecutorStats(**{**sums, **mine})
 
     def metrics(self, *, reset: bool = False) -> ExecutorMetrics:
@@ -563,43 +409,8 @@ class DaskResourceExecutor(BaseExecutor[R]):
 
     def __repr__(self) -> str:
         with self._lock:
-            state, tasks = self._state.name.lower(), len(self._futures)
+            state, tasks = self._state.name.lower(), len(self._books)
         return f"<{type(self).__name__} {self.name!r} {state}: {tasks} tasks | {self._client!r}>"
-
-
-def _check_settings(settings: dict[str, Any]) -> Settings:
-    """Return the settings as a worker reads them, or raise in the caller's thread if it would refuse them."""
-    refuse_late_patching()
-    # Without a limit, a worker has as many threads as Dask gives it. The client does not know that number.
-    most = sys.maxsize if settings["max_workers"] is None else settings["max_workers"]
-    absent: dict[str, Any] = {"thread_name_prefix": "", "max_queued": None, "on_full": "block", "propagate_context": True}
-    stopping: dict[str, Any] = {"run_within": None, "abort_grace": 5.0, "warn_after": None}
-    return Settings.checked("", **{**stopping, **settings, **absent, "max_workers": most})
-
-
-def _dump_settings(settings: dict[str, Any], restore: list[Callable[[Any], object]]) -> bytes:
-    """Return what each worker gets, pickled, or raise, naming the argument that does not pickle."""
-    try:
-        return dumps_by_value((settings, restore))
-    except Exception:
-        for argument, value in {**settings, "carriers": restore}.items():
-            try:
-                dumps_by_value(value)
-            except Exception as error:
-                raise TypeError(
-                    f"{argument}={safe_repr(value)} does not pickle, so the workers cannot have it: {safe_str(error)}; "
-                    "what cannot travel must be made on the worker"
-                ) from error
-        raise
-
-
-def _check_carriers(carriers: Iterable[Carrier]) -> list[Carrier]:
-    """Return the carriers as a list, or raise, naming the function that is none."""
-    pairs = list(carriers)
-    for number, (capture, restore) in enumerate(pairs):
-        check_callable(f"carriers[{number}][0]", capture)
-        check_callable(f"carriers[{number}][1]", restore)
-    return pairs
 
 
 def _at_exit() -> None:

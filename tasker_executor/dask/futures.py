@@ -12,7 +12,7 @@ from distributed import KilledWorker
 from typing_extensions import override
 
 from .._checks import wait_seconds
-from ..exceptions import TaskLost
+from ..exceptions import TaskLost, TaskStopped
 from ..futures import TaskFuture
 from .wire import Answer
 
@@ -22,13 +22,20 @@ T = TypeVar("T")
 
 
 class Owner(Protocol):
-    """What a future needs of its executor."""
+    """What a future needs: the books of its executor."""
 
-    def _settle(self, future: RemoteFuture[Any], answer: Answer, /) -> None:
+    def settle(self, future: RemoteFuture[Any], answer: Answer, /) -> None:
         """Give the future its result, and forget it."""
 
-    def _forget(self, future: RemoteFuture[Any], outcome: str | None, /) -> None:
+    def forget(self, future: RemoteFuture[Any], outcome: str | None, /) -> None:
         """Count the outcome of the future, and release its result on the cluster."""
+
+    def stop(self, future: RemoteFuture[Any], /) -> None:
+        """Have the task of the future stopped, wherever it is. Never blocks.
+
+        Raises:
+            RuntimeError: The client's event loop is closed.
+        """
 
 
 class RemoteFuture(TaskFuture[T]):
@@ -40,6 +47,7 @@ class RemoteFuture(TaskFuture[T]):
         self._urgent = urgent
         self._chunk = chunk  # of `map`: where the results go
         self._remote: Any = None  # Dask's future, as long as its result is wanted
+        self._asked_to_stop = False
 
     @override
     def result(self, timeout: float | None = None) -> T:
@@ -63,7 +71,29 @@ class RemoteFuture(TaskFuture[T]):
             if first:
                 self.set_running_or_notify_cancel()  # or `wait` and `as_completed` would not see it
         if first:
-            self._owner._forget(self, "cancelled")
+            self._owner.forget(self, "cancelled")
+        return True
+
+    @override
+    def stop(self) -> bool:
+        """Cancel the task if no worker has started it; if it runs, ask its worker to stop it.
+
+        Only the cluster knows which of the two it is. So this sends a message, and returns at once. The
+        future is final when the answer has come: cancelled, or with `TaskStopped`, or with the result of a
+        task that returned in spite of the stop. A task that is stopped is run nowhere again. If its worker
+        dies, the future has `TaskStopped`, and its ``__cause__`` is a `TaskLost`.
+
+        Returns:
+            True: the task is being cancelled or stopped. False: it was over before.
+        """
+        if self.done():
+            return False
+        if not self._asked_to_stop:
+            self._asked_to_stop = True
+            try:
+                self._owner.stop(self)
+            except RuntimeError:  # the event loop is closed: no answer will come
+                return self.cancel()
         return True
 
 
@@ -73,8 +103,9 @@ class Following:
     A wake-up costs as much as the rest of `submit`.
     """
 
-    def __init__(self, loop: Any) -> None:
-        self._loop = loop
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._loop: Any = client.loop
         self._to_follow: deque[tuple[Any, RemoteFuture[Any]]] = deque()
         self._loop_woken = False
         self._followers: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks by weak references
@@ -116,25 +147,32 @@ class Following:
             if isinstance(result, bytes):
                 answer: Answer = pickle.loads(result)
             elif isinstance(result, tuple):  # as of sys.exc_info()
-                answer = Answer(error=_translate(result[1].with_traceback(result[2])))
+                answer = Answer(error=_translate(result[1].with_traceback(result[2]), future))
+            elif future._asked_to_stop and self._client.status == "running":
+                answer = Answer(error=_lost("its worker is gone, and a task that was stopped is not run again", result, future))
             else:
-                answer = Answer(error=_lost("the connection to the scheduler is lost or closed", result))
+                answer = Answer(error=_lost("the connection to the scheduler is lost or closed", result, future))
         except asyncio.CancelledError as error:  # the loop ends
-            future._owner._settle(future, Answer(error=_lost("the client's event loop ends", error)))
+            future._owner.settle(future, Answer(error=_lost("the client's event loop ends", error, future)))
             raise
         except BaseException as error:  # of the user's, in unpickling; SystemExit would end the loop
             answer = Answer(error=error)
-        future._owner._settle(future, answer)
+        future._owner.settle(future, answer)
 
 
-def _translate(error: BaseException) -> BaseException:
+def _translate(error: BaseException, future: RemoteFuture[Any]) -> BaseException:
     """Return Dask's own error about a task as the error that callers of this package expect."""
     if isinstance(error, KilledWorker):
-        return _lost("the workers that had it died one after the other; perhaps it kills them", error)
+        return _lost("the workers that had it died one after the other; perhaps it kills them", error, future)
     return error
 
 
-def _lost(why: str, cause: Any) -> TaskLost:
-    error = TaskLost(f"the task is lost: {why}")
-    error.__cause__ = cause if isinstance(cause, BaseException) else None
-    return error
+def _lost(why: str, cause: Any, future: RemoteFuture[Any]) -> TaskLost | TaskStopped:
+    """Return the error of a task that is lost. If it was asked to stop, the loss is what it ended with."""
+    lost = TaskLost(f"the task is lost: {why}")
+    lost.__cause__ = cause if isinstance(cause, BaseException) else None
+    if not future._asked_to_stop:
+        return lost
+    stopped = TaskStopped("the task was asked to stop, and is lost")
+    stopped.__cause__ = lost
+    return stopped

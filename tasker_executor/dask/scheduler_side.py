@@ -1,4 +1,4 @@
-"""What runs in the scheduler: claims of at-most-once tasks, and the clearing up after a lost client."""
+"""What runs in the scheduler: claims of at-most-once tasks, stops, and the clearing up after a lost client."""
 
 from __future__ import annotations
 
@@ -29,16 +29,22 @@ class IdleOnly(SchedulerPlugin):
 
 
 class SchedulerSide(IdleOnly):
-    """The scheduler's part in one executor: grants starts to at-most-once tasks, and outlives the client."""
+    """The scheduler's part in one executor: grants starts to at-most-once tasks, and outlives the client.
+
+    It also knows where the tasks are that the client stops, and sees to it that these run nowhere else.
+    """
 
     def __init__(self, name: str, client: str) -> None:
         self.name = name
         self._client = client
         self._claims: set[str] = set()
+        self._pinned: set[str] = set()  # tasks that were stopped on their worker
 
     async def start(self, scheduler: Scheduler) -> None:
-        """Offer claims to workers. Dask calls this."""
+        """Offer claims to workers, and stops to the client. Dask calls this."""
+        self._scheduler = scheduler
         scheduler.handlers[f"claim-{self.name}"] = self._claim
+        scheduler.handlers[f"stop-{self.name}"] = self._stop
 
     def _claim(self, key: str) -> bool:
         """Return whether this task may start: True the first time.
@@ -50,10 +56,49 @@ class SchedulerSide(IdleOnly):
         self._claims.add(key)
         return True
 
+    def _stop(self, keys: list[str]) -> dict[str, str | None]:
+        """Return where each of these tasks is; those that are not known here are left out.
+
+        The place is the address of the worker that has the task. It is "waits" if no worker had it: such a
+        task is forgotten at once, so none will. It is None if the task is over, and its answer on its way.
+
+        A task that a worker has is bound to this worker. If the worker goes, Dask finds no other for it.
+        """
+        places: dict[str, str | None] = {}
+        for key in keys:
+            task = self._scheduler.tasks.get(key)
+            if task is None:
+                continue
+            if task.processing_on is not None:
+                places[key] = address = task.processing_on.address
+                task.worker_restrictions = {address}
+                task.loose_restrictions = False
+                self._pinned.add(key)
+            else:
+                places[key] = None if task.state in ("memory", "erred") else "waits"
+        self._release([key for key, place in places.items() if place == "waits"])
+        return places
+
+    def _release(self, keys: list[str]) -> None:
+        """Have the scheduler forget these tasks, as if the client no longer wanted them."""
+        if keys and self._client in self._scheduler.clients:
+            self._scheduler.client_releases_keys(keys=keys, client=self._client, stimulus_id=f"stop-{self.name}")
+
+    def _drop(self, key: str) -> None:
+        """Give up a task that was stopped, and whose worker is gone. Tell the client."""
+        if key in self._pinned:
+            self._scheduler.report({"op": "cancelled-keys", "keys": [key]}, client=self._client)
+            self._release([key])
+
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        """Drop the claim of a task that the scheduler forgets. Dask calls this."""
-        if finish == "forgotten" and self._claims:
+        """Drop the claim of a task that the scheduler forgets, and a stopped task without a worker. Dask calls this."""
+        if finish == "forgotten":
             self._claims.discard(key)
+            self._pinned.discard(key)
+        elif finish == "no-worker" and key in self._pinned:
+            # Not at once: this is called in the middle of Dask's own steps. A worker that joins before that
+            # step and has the address of the one that is gone would be given the task.
+            self._scheduler.loop.add_callback(self._drop, key)
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """Clear up after the executor's client, if this one is it. Dask calls this."""
@@ -75,5 +120,6 @@ def clear_up_here(name: str, dask_scheduler: Scheduler) -> None:
 
 def _forget(name: str, scheduler: Scheduler) -> None:
     scheduler.handlers.pop(f"claim-{name}", None)
+    scheduler.handlers.pop(f"stop-{name}", None)
     if name in scheduler.plugins:
         scheduler.remove_plugin(name)

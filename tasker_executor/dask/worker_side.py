@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextvars import Context, copy_context
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from distributed import Reschedule, WorkerPlugin, get_worker
@@ -21,6 +21,7 @@ from .._executor import ResourceExecutor
 from .._options import TaskOptions
 from .._report import Logger, safe_repr
 from ..exceptions import TaskLost
+from ..futures import TaskFuture
 from .reports import Report, report_of
 from .wire import Answer, Job, dumps, dumps_error
 
@@ -37,6 +38,7 @@ __all__ = [
     "refresh_here",
     "report_here",
     "run_now_here",
+    "stop_here",
 ]
 
 T = TypeVar("T")
@@ -47,6 +49,8 @@ logger: Logger = Logger("tasker_executor.dask")
 # hang in a call to its nanny before it comes to plugins, and the nanny kills the process 4 s after it began
 # to close it.
 WATCH_INTERVAL = 0.05
+# How many keys a worker keeps of tasks that were stopped and did not come.
+_MOST_STOPPED = 10_000
 _CLOSING = frozenset({Status.closing, Status.closed, Status.failed, Status.stopping})
 
 
@@ -159,7 +163,10 @@ class WorkerSide(WorkerPlugin):
         self._drain: asyncio.Task[None] | None = None
         self._end: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._handed: dict[str, Future[Any]] = {}  # by key of the Dask task: those in the executor that are not done
+        self._handed: dict[str, TaskFuture[Any]] = {}  # by key of the Dask task: those in the executor that are not done
+        # Keys of tasks that were stopped, and do not run any more. A task that is stopped before it comes here
+        # is found in it when it comes. One that never comes leaves its key; so the oldest keys are dropped.
+        self._stopped: dict[str, None] = {}
         self.failed: bool = False
 
     @property
@@ -194,6 +201,8 @@ class WorkerSide(WorkerPlugin):
 
     async def run(self, job: Job) -> bytes:
         """Run one job to its end, retries included, and return the pickled answer."""
+        if job.key in self._stopped:
+            return self._refuse(job.key)
         call = Call(job.function, job.call)
         try:
             context = self._context(job)
@@ -202,7 +211,7 @@ class WorkerSide(WorkerPlugin):
         try:
             future = context.run(self.executor._enqueue, call, (), {}, job.options)  # which copies it, for the task
         except RuntimeError:  # another thread has just shut the executor down
-            return self._refuse()
+            return self._refuse(job.key)
         # Not asyncio.wrap_future: a CancelledError has one meaning here, that the worker cancels this Dask
         # task.
         loop = asyncio.get_running_loop()
@@ -214,28 +223,51 @@ class WorkerSide(WorkerPlugin):
         finally:
             del self._handed[job.key]
         if future.cancelled():
-            return self._refuse()
+            return self._refuse(job.key)
+        self._stopped.pop(job.key, None)
         failure = future.exception()
         pickled: bytes = future.result() if failure is None else dumps_error(failure, call.results)
         return pickled
 
-    def _refuse(self) -> bytes:
-        """Answer for a task that did not run: Dask runs it elsewhere if the worker ends; else it is cancelled."""
-        if self._end is not None:
+    def _refuse(self, key: str) -> bytes:
+        """Answer for a task that did not run: it is cancelled.
+
+        But if the worker ends, and the task was not stopped, Dask is to run it elsewhere.
+        """
+        stopped = key in self._stopped
+        self._stopped.pop(key, None)
+        if self._end is not None and not stopped:
             raise Reschedule
         return dumps(Answer(cancelled=True))
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
-        """Cancel a task that the scheduler released. Dask calls this.
+        """Cancel a task that the scheduler released, and forget one that will not come. Dask calls this.
 
         Dask counts the task as running, but it may still wait in the executor, and then it need not run.
         """
         if finish == "released" and key in self._handed:
             self._handed[key].cancel()
+        elif finish == "forgotten":
+            self._stopped.pop(key, None)
 
     def cancel_waiting(self) -> list[str]:
         """Cancel the tasks that have not started; return the keys of those that have."""
         return [key for key, future in self._handed.items() if not future.cancel() and not future.done()]
+
+    def stop(self, keys: list[str]) -> list[str]:
+        """Stop these tasks. Return the keys of those that have not come here; they will not run here any more."""
+        absent: list[str] = []
+        for key in keys:
+            self._stopped[key] = None
+            future = self._handed.get(key)
+            if future is not None:
+                future.stop()
+            else:
+                absent.append(key)
+        for key in list(islice(self._stopped, max(0, len(self._stopped) - _MOST_STOPPED))):
+            if key not in self._handed:
+                del self._stopped[key]
+        return absent
 
     async def run_now(self, job: Job) -> bytes:
         """Run one job past all queues, and return the pickled answer."""
@@ -339,6 +371,15 @@ async def hand_over(pickled: bytes) -> bytes:
 
 
 # The client calls the functions that follow by `Client.run`, past the scheduler's queues.
+
+
+def stop_here(name: str, keys: list[str], dask_worker: Worker) -> list[str]:
+    """Stop these tasks, which the scheduler has given to this worker. Return the keys of those that had not started."""
+    plugin = _plugin_of(dask_worker, name)
+    if plugin is None:
+        return keys
+    tasks = dask_worker.state.tasks
+    return plugin.stop([key for key in keys if key not in tasks or tasks[key].state not in ("memory", "error")])
 
 
 def _plugin_of(worker: Worker, name: str) -> WorkerSide | None:

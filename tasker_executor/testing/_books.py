@@ -52,6 +52,7 @@ class Books:
 
     def __init__(self, lock: threading.RLock) -> None:
         self.submitted = self.completed = self.failed = self.cancelled = self.running = 0
+        self.stopped = self.timed_out = 0
         self.of_reserve = Counts(lock)
 
     def stats(
@@ -80,6 +81,8 @@ class Books:
             completed=self.completed,
             failed=self.failed,
             cancelled=self.cancelled,
+            stopped=self.stopped,
+            timed_out=self.timed_out,
             retried=self.of_reserve.retries,
             resources_created=created,
             resources_destroyed=destroyed,

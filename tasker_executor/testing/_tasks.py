@@ -12,14 +12,13 @@ from typing import Any, Protocol, TypeVar
 from typing_extensions import override
 
 from .._checks import wait_seconds
-from .._engine.current import Caller, current
 from .._engine.holding import Holding
 from .._engine.invoke import CALLERS, run_in_scope
-from .._engine.stopping import Token
 from .._types import AroundHook
 from ..futures import TaskFuture
+from ._runs import InlineRun
 
-__all__ = ["Call", "InHand", "InlineFuture", "Task", "call_as_current", "call_in_scope"]
+__all__ = ["Call", "InHand", "InlineFuture", "Task", "call_in_scope"]
 
 T = TypeVar("T")
 
@@ -29,6 +28,8 @@ class Runner(Protocol):
 
     def _run_until(self, future: InlineFuture[Any], timeout: float | None) -> None: ...
     def _withdraw(self, future: InlineFuture[Any]) -> None: ...
+    @property
+    def _stop(self) -> Callable[[InlineRun], bool]: ...
     def _close_if_drained(self) -> None: ...
 
 
@@ -61,19 +62,6 @@ def call_in_scope(around: AroundHook[Any], holding: Holding[Any], call: Callable
     return call.context.copy().run(run_in_scope, around, holding, bare, args)
 
 
-def call_as_current(
-    owner: object, killed: Token, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Make a call, without a resource, as the current task of this thread."""
-    here = current.here
-    before = here.holder
-    here.holder = Caller(owner, killed, call, slot=0)
-    try:
-        return call(*args, **kwargs)
-    finally:
-        here.holder = before
-
-
 CALLERS.update({Call.__call__.__code__, call_in_scope.__code__})
 
 
@@ -86,6 +74,7 @@ class Task:
     args: tuple[Any, ...]
     max_retries: int
     deadline: float | None
+    run: InlineRun
     # Guarded by the executor's lock.
     counted: bool = False  # as one of those that run
     in_hand: bool = False
@@ -101,10 +90,11 @@ class InHand:
 class InlineFuture(TaskFuture[T]):
     """A future on which no thread works: a thread that waits for it has to run its task."""
 
-    def __init__(self, executor: Runner, lane: deque[Task]) -> None:
+    def __init__(self, executor: Runner, lane: deque[Task], run: InlineRun) -> None:
         super().__init__()
         self._executor = executor
         self.lane = lane
+        self._run = run
         self.runner = 0  # the thread that runs the task, or has run it
         self.withdrawn = False  # the task was taken out of its lane, and must not run
 
@@ -127,6 +117,15 @@ class InlineFuture(TaskFuture[T]):
         finally:  # Ctrl-C may interrupt the first; if it did not, the second does nothing
             self._end_if_withdrawn()
         return self.cancelled()
+
+    @override
+    def stop(self) -> bool:
+        """Cancel the task if it is queued; if it runs, ask it to stop: see `TaskFuture.stop`.
+
+        It ends when it looks at its token, or when ``on_abort`` ends what it does. This calls ``on_abort``
+        itself: there is no other thread.
+        """
+        return self.cancel() or self._executor._stop(self._run)
 
     def _end_if_withdrawn(self) -> None:
         self._executor._withdraw(self)

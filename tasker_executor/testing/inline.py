@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from math import inf
-from types import CoroutineType
 from typing import Any
 
 from typing_extensions import TypeVar, override
@@ -20,23 +19,22 @@ from .._checks import check_bool, check_count, check_seconds
 from .._engine.calls import WithoutResource
 from .._engine.current import current_holder
 from .._engine.hooks import check_hooks
-from .._engine.invoke import refuse_async
 from .._engine.recorder import Recorder
 from .._engine.reserve import Reserve
 from .._engine.resources import ResourceSource
 from .._engine.state import State
-from .._engine.stopping import Token
 from .._options import TaskOptions
 from .._report import must_escape, refusal
 from .._sync import clock
-from .._types import AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
+from .._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
 from ..exceptions import NoCurrentTask, PoolDeadlockError, TaskExpired
 from ..factory import ResourceFactory
 from ..futures import TaskFuture
 from ..observers import ObserverHub
 from ..stats import ExecutorStats
 from ._books import Books
-from ._tasks import Call, InHand, InlineFuture, Task, call_as_current, call_in_scope
+from ._runs import InlineRuns
+from ._tasks import Call, InHand, InlineFuture, Task, call_in_scope
 
 __all__ = ["InlineExecutor", "open_executors"]
 
@@ -72,7 +70,10 @@ class InlineExecutor(BaseExecutor[R]):
         check_resource: Is this resource still good? Asked after an error, and after another resource broke.
         on_reset: Cleans a resource after a task.
         around: Returns the scope of one task.
+        on_abort: Unblocks a task that uses this resource. The thread that stops the task calls it.
         max_retries: How often a task is run again after its resource broke.
+        run_within: Seconds that a task may run. No thread watches the clock: a task learns that it is late
+            when it looks at its token (`current_task`).
         deferred: Queue tasks instead of running them.
         name: What the executor is called in messages.
 
@@ -102,7 +103,9 @@ class InlineExecutor(BaseExecutor[R]):
         check_resource: ResourceHook[R] | None = None,
         on_reset: ResetHook[R] | None = None,
         around: AroundHook[R] | None = None,
+        on_abort: AbortHook[R] | None = None,
         max_retries: int = 3,
+        run_within: float | None = None,
         deferred: bool = False,
         name: str | None = None,
     ) -> None:
@@ -114,12 +117,14 @@ class InlineExecutor(BaseExecutor[R]):
                 "check_resource": check_resource,
                 "on_reset": on_reset,
                 "around": around,
+                "on_abort": on_abort,
             },
             resource,
         )
         self.name: str = str(name or f"{type(self).__name__}-{next(_numbers)}")
         self.deferred: bool = bool(deferred)
         self._max_retries = check_count("max_retries", max_retries, 0)
+        run_within = None if run_within is None else check_seconds("run_within", run_within)
         # Guards what follows, and is never held while a task or a hook runs.
         self._lock = threading.RLock()
         self._state = State.RUNNING
@@ -127,7 +132,8 @@ class InlineExecutor(BaseExecutor[R]):
         self._priority: deque[Task] = deque()
         self._in_hand = 0  # tasks, and calls of run_now and wait_ready, under way
         self._books = Books(self._lock)
-        self._killed = killed = Token()
+        self._runs = InlineRuns(self, self.name, run_within, None if hooks is None else hooks.abort)
+        self._stop = self._runs.stop
         self._source: ResourceSource[R] | None = None
         self._reserve: Reserve[R] | None = None
         if hooks is not None:
@@ -135,7 +141,7 @@ class InlineExecutor(BaseExecutor[R]):
             counts = self._books.of_reserve
             # It makes no resource ahead, and keeps all that its calls make.
             more: dict[str, Any] = {"most": inf, "listener": counts, "slot": 0, "in_scope": call_in_scope}
-            self._reserve = Reserve(source, 0, self, killed, self._max_retries, self._refusal, **more)
+            self._reserve = Reserve(source, 0, self, self._runs.killed, self._max_retries, self._refusal, **more)
         number = id(self)
         open_executors[number] = weakref.ref(self, lambda _: open_executors.pop(number, None))
 
@@ -179,10 +185,11 @@ class InlineExecutor(BaseExecutor[R]):
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions
     ) -> TaskFuture[Any]:
         lane = self._priority if options.priority else self._normal
-        future: InlineFuture[Any] = InlineFuture(self, lane)
+        run = self._runs.new(options)
+        future: InlineFuture[Any] = InlineFuture(self, lane, run)
         deadline = None if options.start_within is None else clock() + options.start_within
         call = Call(self._fit(fn, options), kwargs)
-        task = Task(future, call, args, self._limit(options), deadline)
+        task = Task(future, call, args, self._limit(options), deadline, run)
         try:
             with self._lock:
                 self._refuse_if_closed()
@@ -204,7 +211,8 @@ class InlineExecutor(BaseExecutor[R]):
 
     @override
     def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
-        return self._under_way(lambda: self._call(self._fit(fn, options), args, kwargs, self._limit(options)))
+        run, call, limit = self._runs.new(options), self._fit(fn, options), self._limit(options)
+        return self._under_way(lambda: self._runs.call(run, self._reserve, call, args, kwargs, limit))
 
     def _fit(self, fn: Callable[..., Any], options: TaskOptions) -> Callable[..., Any]:
         return fn if options.pass_resource or self._source is None else WithoutResource(fn)
@@ -255,7 +263,7 @@ class InlineExecutor(BaseExecutor[R]):
             future.set_running_or_notify_cancel()
             if task.deadline is not None and clock() > task.deadline:
                 raise TaskExpired("the task had not started in the time it was given, and was not run")
-            result = self._call(task.call, task.args, {}, task.max_retries)
+            result = self._runs.call(task.run, self._reserve, task.call, task.args, {}, task.max_retries)
         except BaseException as raised:
             error = raised
         try:
@@ -267,6 +275,7 @@ class InlineExecutor(BaseExecutor[R]):
 
     def _finish(self, task: Task, result: Any, error: BaseException | None) -> None:
         """Count the outcome of a task and settle its future, unless that is done."""
+        late, stopped = task.run.was_late(), task.run.was_stopped()
         with self._lock:
             if task.counted:
                 task.counted = False
@@ -275,6 +284,8 @@ class InlineExecutor(BaseExecutor[R]):
                     self._books.completed += 1
                 else:
                     self._books.failed += 1
+                self._books.timed_out += late
+                self._books.stopped += stopped
                 task.outcome = result, error
         try:
             if task.outcome is not None and not task.future.done():
@@ -293,13 +304,6 @@ class InlineExecutor(BaseExecutor[R]):
         """Give an error that was thrown into our own steps to the task in hand, if that is not over."""
         if task is not None and task.in_hand:
             self._finish(task, None, thrown)
-
-    def _call(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], max_retries: int) -> Any:
-        """Make a call as the current task of this thread. If the resource broke, repeat it with another."""
-        if self._reserve is not None:
-            value = self._reserve.run(call, args, kwargs, max_retries)
-            return refuse_async(call, value) if isinstance(value, CoroutineType) else value
-        return call_as_current(self, self._killed, call, args, kwargs)
 
     def _run_until(self, future: InlineFuture[Any], timeout: float | None) -> None:
         """Run tasks until `future` is done, or another thread runs its task: the caller waits for it."""
@@ -400,7 +404,7 @@ class InlineExecutor(BaseExecutor[R]):
         self._close_if_drained()
 
     def kill(self, *, destroy: bool = False) -> None:
-        """Cancel what is queued, and set the cancel token of the tasks that run.
+        """Cancel what is queued, and stop the tasks that run: see `TaskFuture.stop`.
 
         Args:
             destroy: Destroy the resources that are in use, too, at once; see `ResourceExecutor.kill`.
@@ -410,7 +414,7 @@ class InlineExecutor(BaseExecutor[R]):
             if self._state is not State.CLOSED:
                 self._state = State.KILLED  # from here on `step` takes no task
         try:
-            self._killed.cancel("was stopped with its executor, by kill()")
+            self._runs.kill()
         finally:
             self._cancel_queued()
             if destroy and self._reserve is not None:

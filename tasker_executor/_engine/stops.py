@@ -1,0 +1,203 @@
+"""Stops: how a task that runs is stopped, and what becomes of its worker.
+
+**The rule of the hand.** A stop has power over a task only while the task is in its worker's hand
+(`Worker.task`), and it asks for that under the lock of the task, its sidecar. The worker first lets go of the
+task, and then looks, under that lock, whether a stop has been at work. So who comes first wins, and the loser
+does nothing. The stories:
+
+- *Stopped before the worker looks at the task.* The stop is noted in the sidecar; then the stopper looks at
+  the status. PENDING: it had cancelled the task. RUNNING: the worker has the task in hand since before it
+  stored that, so the stopper finds it there, or the worker has let go of it already, and finds the stop.
+- *The abort comes while the task runs.* Its thread claims the resource (`Task._claim`) and calls the hook.
+  The worker lets go of the task, publishes the result, finds the claim, and waits until the hook has returned
+  (`Worker._recover`). Then it resets and checks the resource; without a check it replaces it.
+- *The task ends first.* The worker has let go, so the claim is refused, and the hook is not called: not while
+  the worker is idle, and not while it has the next task in hand.
+- *Between two attempts* no worker has the task in hand. Either the stop finds it in its lane, takes it out
+  and ends it; or the worker that takes it next finds the stop, and ends it (`Task._may_start`). A verdict on
+  an error and a stop meet under the lock: `Sidecar.begin_retry`.
+- *The task does not end.* ``abort_grace`` seconds later the task is given up (`Task._give_up`): its future
+  gets its error, while it is in hand. Then its worker is *written off* (`Crew.write_off`). A worker that hangs
+  in the abort of its resource is written off, too.
+- *The resource is destroyed, replaced, refreshed* only by its worker, after it has let go of the task, and
+  `Holding.give_up` waits for hooks that are inside. In the child of a fork no stop is left.
+
+An abort runs on a thread of its own, and a hook that hangs holds up that thread, and in the end its worker.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from weakref import ref
+
+from .._report import Logger
+from .._sync import clock
+from .aborts import Target, start_abort
+from .attempt import describe
+from .crew import Crew
+from .notices import Notices
+from .stopping import Reason, Stop
+from .task import Task
+from .worker import Worker
+from .workplace import Workplace
+
+__all__ = ["Stops"]
+
+logger = Logger("tasker_executor")
+
+#: Seconds until a stop is tried again: the task was on its way between two places, or a thread was refused.
+_NEXT_LOOK = 0.01
+
+
+class Stops:
+    """Carries out the stops of one executor."""
+
+    def __init__(self, place: Workplace, crew: Crew, notices: Notices, made_room: Callable[[], object]) -> None:
+        """Call `made_room` when a worker was written off."""
+        self._name = place.settings.name
+        self._grace = place.settings.abort_grace
+        self._place = place
+        self._crew = crew
+        self._roster = crew.roster
+        self._notices = notices
+        self._made_room = made_room
+        # Guards the two counters. A leaf. Reentrant, for signal handlers that stop.
+        self._lock = threading.RLock()
+        self.stopped = self.timed_out = 0
+        #: The stops of tasks that are not final yet. Weak, since the watch looks late at a task that obeys. Each
+        #: change is one step.
+        self._pending: dict[ref[Task[Any]], Stop] = {}
+
+    def stop(self, task: Task[Any], reason: Reason, limit: float | None = None) -> bool:
+        """Ask a task that has started to stop; return False if it is over. Never block.
+
+        A second call for the same task changes nothing.
+        """
+        asked = Stop(reason, limit)
+        tell = self._notices.task_stopped(task, self._worker_of(task), reason)
+        stop = task._ask_to_stop(asked)
+        if stop is asked:
+            self._begin(task, stop)
+            self._carry_out(task, stop)
+            tell()
+        return stop is not None
+
+    def stop_all(self) -> list[Target]:
+        """Stop all tasks that workers have in hand, since the executor is killed; return what is to be aborted.
+
+        A second kill aborts the resources once more, but for those whose hook hangs.
+        """
+        targets: list[Target] = []
+        for worker in self._roster.workers.copy():
+            task = worker.task
+            if task is None or task.cancel():
+                continue
+            asked = Stop(Reason.KILLED)
+            tell = self._notices.task_stopped(task, worker, Reason.KILLED)
+            if (stop := task._ask_to_stop(asked)) is not None:
+                if stop is asked:
+                    self._begin(task, stop)
+                    tell()
+                if worker.holding is not None:
+                    targets.append((worker.holding, partial(task._claim, stop, worker.runs)))
+        return targets
+
+    def _begin(self, task: Task[Any], stop: Stop) -> None:
+        """Count a stop, and see that the watch looks whether it is obeyed."""
+        with self._lock:
+            if stop.reason is Reason.TIMED_OUT:
+                self.timed_out += 1
+            else:
+                self.stopped += 1
+        self._pending[ref(task)] = stop
+        self._place.limits.note(stop.at + self._grace)
+
+    def _worker_of(self, task: Task[Any]) -> Worker | None:
+        """Return the worker that has the task in hand."""
+        return next((worker for worker in self._roster.workers.copy() if worker.task is task), None)
+
+    def _carry_out(self, task: Task[Any], stop: Stop) -> None:
+        """Abort the resource of the task, or, if it waits for its next attempt, end it."""
+        worker = self._worker_of(task)
+        if worker is None:
+            self._withdraw(task, stop)
+            return
+        source, holding = self._place.source, worker.holding
+        hook = None if source is None else source.hooks.abort
+        if hook is not None and holding is not None and not holding.being_aborted:
+            stop.carried_out = start_abort(holding, hook, self._name, partial(task._claim, stop, worker.runs))
+
+    def _withdraw(self, task: Task[Any], stop: Stop) -> None:
+        """End the task if it waits for its next attempt."""
+        sidecar = task._sidecar
+        if sidecar is None or not sidecar.retries:
+            return
+        taken: list[object] = []
+        try:
+            task._lane.withdraw(task, taken)
+        finally:
+            if taken:
+                task._fail_popped(stop.error(self._name, describe(task), sidecar.error))
+
+    # -- what does not end: called by the watch
+
+    def tend(self, now: float) -> float | None:
+        """Give up the tasks that have not ended in time, and write their workers off; return when to look next."""
+        dues = [self._tend_task(pending, stop, now) for pending, stop in self._pending.copy().items()]
+        for worker in self._roster.workers.copy():
+            if (stop := worker.stopped) is not None and stop.aborted:  # it waits for the hook to return
+                dues.append(self._tend_worker(worker, stop, now))
+        return min((due for due in dues if due is not None), default=None)
+
+    def _tend_task(self, pending: ref[Task[Any]], stop: Stop, now: float) -> float | None:
+        task = pending()
+        worker = None if task is None else self._worker_of(task)
+        if task is None or (task.done() and worker is None):
+            self._pending.pop(pending, None)
+            return None
+        due = stop.at + self._grace
+        if worker is None:
+            self._withdraw(task, stop)
+            return due if now < due else now + _NEXT_LOOK
+        if not stop.carried_out:
+            self._carry_out(task, stop)
+        if now < due:
+            return due if stop.carried_out else min(due, now + _NEXT_LOOK)
+        name = stop.function or describe(task)
+        self._give_up(task, worker, stop)
+        self._write_off(worker, lambda: worker.task is task, f"task {name}", now - stop.at)
+        return None
+
+    def _give_up(self, task: Task[Any], worker: Worker, stop: Stop) -> None:
+        """End the task although it still runs."""
+        if task.done():
+            return
+        name = stop.function = describe(task)
+        note = f"; it had not ended {clock() - stop.at:.3g} s later, and was given up"
+        error = stop.error(self._name, name, None, note)
+        if stop.reason is Reason.TIMED_OUT:
+            task._arm(self._name, name, error)
+        tell = self._notices.task_given_up(task, worker, error)
+        if task._give_up(error, worker.runs):
+            tell()
+
+    def _tend_worker(self, worker: Worker, stop: Stop, now: float) -> float | None:
+        due = stop.at + self._grace
+        if now < due:
+            return due
+        self._write_off(worker, lambda: worker.stopped is stop, "the abort of its resource", now - stop.at)
+        return None
+
+    def _write_off(self, worker: Worker, hangs: Callable[[], bool], what: str, seconds: float) -> None:
+        """Write the worker off, if it still `hangs` and there is room for one more."""
+        if self._crew.write_off(worker, hangs):
+            self._notices.worker_written_off(worker, what, seconds)
+            self._made_room()
+
+    def reinit_after_fork(self) -> None:
+        """Forget all stops, in the child of a fork."""
+        self._lock = threading.RLock()
+        self._pending.clear()
