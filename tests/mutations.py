@@ -566,8 +566,8 @@ MUTATIONS = [
     Mutation(
         "the set of leaving workers changes under the lock",
         "_engine/crew.py",
-        "with self._life.lock:\n            if self._life.state >= State.KILLED:\n                return End.DRAINED",
-        "if True:\n            if self._life.state >= State.KILLED:\n                return End.DRAINED",
+        "with self._life.lock:\n            if worker in self.roster.written_off:\n                return End.WRITTEN_OFF",
+        "if True:\n            if worker in self.roster.written_off:\n                return End.WRITTEN_OFF",
         "crew",
     ),
     Mutation(
@@ -2641,7 +2641,7 @@ MUTATIONS = [
     Mutation(
         "a worker cleans its resource after a task",
         "_engine/attempt.py",
-        "        holding.used = source.hooks.reset is not None",
+        "        holding.used = source is not None and source.hooks.reset is not None",
         "        holding.used = False",
         "scope",
     ),
