@@ -66,7 +66,7 @@ from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.worker import Worker
 from tasker_executor._report import aside
-from tasker_executor._sync import releases
+from tasker_executor._sync import clock, releases
 from tasker_executor.stats import ExecutorStats
 
 __all__ = [
@@ -154,6 +154,7 @@ __all__ = [
     "lanes_of",
     "leaving_workers",
     "living_holdings",
+    "look_at",
     "make_thread",
     "may_retire",
     "must_go_on",
@@ -162,6 +163,7 @@ __all__ = [
     "normal_lane",
     "note_fork",
     "note_may_retire",
+    "on_dismissal",
     "outage_of",
     "parsed_dump",
     "patch_abort_patience",
@@ -182,11 +184,13 @@ __all__ = [
     "patch_thread_start",
     "patch_timer_clock",
     "patch_worker_clock",
+    "pending_stops",
     "post_aside",
     "pretend_asleep",
     "pretend_awake",
     "pretend_outage",
     "recorder_of",
+    "refuse_abort_threads",
     "replace_step",
     "report_end",
     "report_ready",
@@ -209,6 +213,7 @@ __all__ = [
     "stranger",
     "submitters_held_back",
     "submitters_see_idle",
+    "tend_stops",
     "thread_prefix_of",
     "threads_are_daemons",
     "timer_of",
@@ -229,6 +234,7 @@ __all__ = [
     "woken_workers",
     "worker_limit",
     "workers_of",
+    "written_off_workers",
 ]
 
 Engine: TypeAlias = "ResourceExecutor[Any] | Core"
@@ -695,6 +701,51 @@ def close(pool: Engine, *, kill: bool = False) -> None:
 def join(pool: Engine, timeout: float) -> None:
     """Wait for the end of a dropped executor, or any other."""
     core_of(pool).ending.join(timeout)
+
+
+# -- stops --
+
+
+def written_off_workers(pool: Engine) -> set[Worker]:
+    """Return the workers that have been written off, and whose call has not returned."""
+    return core_of(pool).roster.written_off.copy()
+
+
+def pending_stops(pool: Engine) -> int:
+    """Return how many stops the watch looks after."""
+    return len(core_of(pool).stops._pending)
+
+
+def tend_stops(pool: Engine, later: float = 0.0) -> float | None:
+    """Do what the watch does for stops, that many seconds later than now, on this thread."""
+    return core_of(pool).stops.tend(clock() + later)
+
+
+def look_at(pool: Engine, worker: Any, task: Any, now: float) -> float:
+    """Have the watch look at what that worker has in hand; return when it looks next."""
+    return core_of(pool).watch._look(worker, task, now)
+
+
+def on_dismissal(pool: Engine, act: Callable[[Worker], End | None]) -> None:
+    """Let each worker that has its next task in hand ask `act` whether it is dismissed."""
+    core: Any = core_of(pool)
+    core.dismisses = act
+    core.crew.leave[:] = [None]
+
+
+def refuse_abort_threads(monkeypatch: pytest.MonkeyPatch, times: int) -> list[Thread]:
+    """Let the system refuse that many threads for aborts; return the list of those refused."""
+    original = _aborts.start_thread
+    refused: list[Thread] = []
+
+    def start(thread: Thread) -> None:
+        if len(refused) < times:
+            refused.append(thread)
+            raise CannotStart("can't start new thread")
+        original(thread)
+
+    monkeypatch.setattr(_aborts, "start_thread", start)
+    return refused
 
 
 # -- steps that a test acts before or after --

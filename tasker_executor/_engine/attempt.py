@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from .._report import function_name, traceback_of
 from .._sync import clock
-from ..exceptions import TaskCancelled
+from ..exceptions import TaskCancelled, TaskStopped, TaskTimeout
 from ..factory import Verdict
 from ..observers import TaskEvent
 from .holding import Holding
@@ -194,17 +194,18 @@ class Attempts:
     ) -> None:
         """End the task in hand once, and count it once, after `thrown` came into its worker.
 
-        `running`: the worker had not noted the end of the task. `outcome`: what the task had returned and
+        `running`: the worker had not noted the end of the task by itself. `outcome`: what the task had returned and
         raised. `began`: when the worker took it in hand; `start` may be that of the next task already.
 
         1. If the task is final, or was not to be run, its end is completed: perhaps its waiters are yet to
            be told.
         2. If it has returned a value, the value stands, and the task is counted unless it was. Its two
            durations are listed one after the other, so only the last one can be missing.
-        3. If it has raised, its error stands. If it was counted as retried, it goes back to its lane.
+        3. If it has raised, its error stands, or that of its stop. If it was counted as retried, it goes back to its lane.
         4. Otherwise it fails with the thrown error.
         """
         value, error = outcome
+        stop = task._stop_at_work()  # from here on it is not given up: it is out of hand
         log, sidecar = self._log, task._sidecar
         noted = log.noted((id(task), began))
         if task._status is not RUNNING or (sidecar is not None and (sidecar.verdict is not None or sidecar.counted)):
@@ -212,7 +213,7 @@ class Attempts:
         elif value is not NOTHING and error is None:
             with self._place.recorder.lock:
                 waits, runs = log.entries[lane.priority, Outcome.COMPLETED]
-                if running:
+                if running and noted is None:
                     waits.append(start - task._submitted)
                 if len(runs) < len(waits):
                     runs.append(max(end, start) - start)
@@ -222,7 +223,10 @@ class Attempts:
         else:
             if noted is None:
                 log.note(lane.priority, Outcome.FAILED, start - task._submitted, clock() - start)
-            task._finish(None, error or thrown)
+            error = error or thrown
+            if stop is not None and not isinstance(error, TaskStopped | TaskTimeout):
+                error = stop.error(self._place.settings.name, describe(task), error)
+            task._finish(None, error)
 
     def _event(
         self, task: Task[Any], start: float, end: float, outcome: str = "", error: BaseException | None = None

@@ -312,9 +312,11 @@ class Worker(Hand):
                             waits.append(start - task._submitted)
                             runs.append(end_time - start)
                             break
+                    self.judging = True
                     error, last, retry, given_up, self.stopped = attempts.judge(
                         task, lane, self.holding, error, start, end_time
                     )
+                    self.judging = False
                     if last is End.BROKEN:
                         care.broken_by = error
                     if given_up:
@@ -373,7 +375,7 @@ class Worker(Hand):
         except BaseException as thrown:
             # Nothing in this loop raises, so another thread has thrown this in.
             if task is not None:
-                running, self.task = self.task is not None, None
+                running, self.task = self.task is not None or self.judging, None
                 attempts.salvage(task, lane, running, (value, error), thrown, self.since, start, end_time)
             raise
 
