@@ -1124,7 +1124,9 @@ def test_a_stop_that_the_system_refuses_a_thread_is_tried_again(
         assert line.aborted == []
 
     assert call.end() is None
-    assert type(future.exception()) is TaskStopped
+    error = future.exception()
+    assert type(error) is TaskStopped
+    assert type(error.__cause__) is Cut
 
 
 def test_what_is_no_exception_ends_its_task_as_on_a_worker(make: Make, clock: Clock, line: Line, gate: Gate) -> None:
