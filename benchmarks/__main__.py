@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import compare, peers, profile_task, scale
+from . import compare, coroutines, peers, profile_task, scale, stopping
 from .measure import environment, heading, use_cpu_time
 
-PARTS = ("compare", "profile", "scale", "peers")
+PARTS = ("compare", "profile", "scale", "coroutines", "peers", "stopping")
 #: Measured in ways of their own.
 EXTRA = ("pool", "run_now")
 
@@ -81,12 +81,28 @@ def main() -> None:
             "waiting": waiting,
             "durations": {title: cost.as_json() for title, cost in durations.items()},
         }
+    if "coroutines" in parts:
+        heading("Awaited by coroutines")
+        awaited = coroutines.compare(rounds, tasks // 20)
+        coroutines.show(awaited)
+        found["coroutines"] = {name: cost.as_json() for name, cost in awaited.items()}
     if "peers" in parts:
         heading("Others")
         usable = [name for name in names if name in peers.NAMES]
         others = peers.compare(min(rounds, 5), tasks // 5, usable or None)
         peers.show(others)
         found["peers"] = {name: cost.as_json() for name, cost in others.items()}
+    if "stopping" in parts:
+        heading("From stop() to a worker that is free again")
+        stopped = stopping.free_again(20 if quick else 200)
+        stopping.show_free_again(stopped)
+        heading("The price of a limit")
+        limits = stopping.price(rounds, tasks)
+        stopping.show_price(limits)
+        found["stopping"] = {
+            "free again": {name: one.as_json() for name, one in stopped.items()},
+            "limits": limits.as_json(),
+        }
     found["seconds"] = round(time.monotonic() - begun, 1)
     found["load afterwards"] = environment()["load"]
     print(f"\n{found['seconds']:.0f} s, load afterwards {found['load afterwards']}")

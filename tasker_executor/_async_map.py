@@ -96,12 +96,12 @@ class Calls:
         self._calls: Iterator[tuple[Any, ...]] | None = calls
         self._limit = limit
         self._ordered = ordered
-        # Of the calls that were submitted and whose results were not handed out; in the order of the calls, if
-        # that is asked for. Only the thread of the loop uses them.
-        self._queue: deque[TaskFuture[Any]] = deque()
-        left: set[TaskFuture[Any]] = set()
-        self._futures: deque[TaskFuture[Any]] | set[TaskFuture[Any]] = self._queue if ordered else left
-        self._add: Callable[[TaskFuture[Any]], None] = self._queue.append if ordered else left.add
+        # The calls that were submitted, and whose results were not handed out, in their order. A dict, if they
+        # do not leave it in their order. Only the thread of the loop uses it.
+        queue: deque[TaskFuture[Any]] = deque()
+        left: dict[TaskFuture[Any], None] = {}
+        self._futures: deque[TaskFuture[Any]] | dict[TaskFuture[Any], None] = queue if ordered else left
+        self._add: Callable[[TaskFuture[Any]], object] = queue.append if ordered else left.setdefault
         self._last: TaskFuture[Any] | None = None  # while it may stand in line for a place
         self._error: Exception | None = None  # raised by an iterable or a submission, when it is its turn
         self._error_waits = False  # until the results that are still to come have been handed out
@@ -159,14 +159,14 @@ class Calls:
 
     def take(self) -> TaskFuture[Any] | None:
         """Return the next future to be handed out, if it is done."""
-        if not self._ordered:
-            if not self._arrived:
-                return None
-            future = self._arrived.popleft()
-            self._futures.remove(future)
-            return future
-        if self._queue and self._queue[0].done():
-            return self._queue.popleft()
+        if isinstance(self._futures, dict):
+            while self._arrived:
+                future = self._arrived.popleft()
+                if future in self._futures:  # not stopped
+                    del self._futures[future]
+                    return future
+        elif self._futures and self._futures[0].done():
+            return self._futures.popleft()
         return None
 
     def raise_if_over(self) -> None:
@@ -184,8 +184,8 @@ class Calls:
         """Wait until there is a result to be taken, or a place in the queue for the next call."""
         loop = get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        self._head = head = self._queue[0] if self._ordered else None
-        in_line = self._in_line()
+        self._head = head = None if isinstance(self._futures, dict) else self._futures[0]
+        in_line = self._last is not None  # as `submit` has seen it
         self._bell = partial(tell, loop, waiter)
         try:  # look once more, now that the other threads see the bell
             if not (self._arrived or (head is not None and head.done()) or in_line != self._in_line()):

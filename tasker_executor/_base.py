@@ -102,19 +102,23 @@ class BaseExecutor(TypedExecutor[R]):
         Raises:
             ValueError, TypeError: An option is no good; the message names it and its value.
         """
-        if not isinstance(max_retries, Unset):
-            max_retries = check_count("max_retries", max_retries, 0)
-        if not isinstance(start_within, Unset) and start_within is not None:
-            start_within = check_seconds("start_within", start_within)
-        if not isinstance(run_within, Unset) and run_within is not None:
-            run_within = check_seconds("run_within", run_within)
-        options = self._options.derive(
+        return self._view(
             priority=priority,
             max_retries=max_retries,
             pass_resource=pass_resource,
             start_within=start_within,
             run_within=run_within,
         )
+
+    def _view(self, *, max_retries: Any, start_within: Any, run_within: Any, **others: Any) -> ExecutorView[Any]:
+        """Return a view with these options, or raise; see `with_options`."""
+        if not isinstance(max_retries, Unset):
+            max_retries = check_count("max_retries", max_retries, 0)
+        if not isinstance(start_within, Unset) and start_within is not None:
+            start_within = check_seconds("start_within", start_within)
+        if not isinstance(run_within, Unset) and run_within is not None:
+            run_within = check_seconds("run_within", run_within)
+        options = self._options.derive(max_retries=max_retries, start_within=start_within, run_within=run_within, **others)
         return ExecutorView(self._view_root(), options)
 
     @overload
@@ -136,7 +140,15 @@ class BaseExecutor(TypedExecutor[R]):
         start_within: float | Unset | None = UNSET,
         run_within: float | Unset | None = UNSET,
     ) -> AsyncView[R]: ...
-    def as_async(self, **options: Any) -> AsyncView[Any]:
+    def as_async(
+        self,
+        *,
+        priority: bool | Unset = UNSET,
+        max_retries: int | Unset = UNSET,
+        pass_resource: bool | Unset = UNSET,
+        start_within: float | Unset | None = UNSET,
+        run_within: float | Unset | None = UNSET,
+    ) -> AsyncView[Any]:
         """Return a view of this executor for coroutines: ``await view.run(fn, *args)``.
 
         See `tasker_executor.aio.AsyncView`. The options are those of `with_options`. Shutting the view down waits
@@ -144,7 +156,14 @@ class BaseExecutor(TypedExecutor[R]):
         """
         from .aio import AsyncView
 
-        return AsyncView(self.with_options(**options))
+        view = self._view(
+            priority=priority,
+            max_retries=max_retries,
+            pass_resource=pass_resource,
+            start_within=start_within,
+            run_within=run_within,
+        )
+        return AsyncView(view)
 
     def _view_root(self) -> BaseExecutor[Any]:
         """Return the executor that a view of this one submits to."""

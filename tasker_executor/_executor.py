@@ -1,23 +1,6 @@
 """`ResourceExecutor`: the constructor, `submit` in line, and the doors to the engine.
 
-**Life of a task.** What happens to ``pool.submit(fetch, "select 1")``, and which file of ``_engine/`` tells
-more. The constructor has checked its arguments (``settings.py``) and wired the engine (``core.py``).
-
-1. *Submit.* `ResourceExecutor.submit` (here) makes a `Task`, which carries its call (``task.py``). All
-   other doors make it in ``calls.py``.
-2. *Lane.* The submitter appends the task to a lane (``lanes.py``). Then it wakes the top of the idle stack,
-   if there is one (``idle.py``): an idle worker, or `Room`. Room means that another worker may be started,
-   and the crew starts it (``crew.py``).
-3. *Worker.* A worker takes the task, from the priority lane first (``worker.py``).
-4. *Resource.* The worker calls ``fetch(resource, "select 1")`` in the submitter's context. It made the
-   resource when it started (``resources.py``).
-5. *Future.* ``fetch`` returned: the worker notes three moments in its log (``recorder.py``) and publishes the
-   result (``task.py``), which wakes the threads that wait for it.
-6. *Or a retry.* ``fetch`` raised: is the resource broken (``resources.py``)? If not, the error is the result.
-   If it is, the worker puts the task back to the front of its lane, destroys the resource and ends.
-   `Core.worker_ended` (``core.py``) decides on a successor.
-7. *Or time is up.* One thread runs what is due (``timer.py``): the tasks that have not started in time fail
-   (``deadlines.py``), and the policy says how many workers are wanted (``scaler.py``).
+How a task lives is told in ``_engine/__init__.py``.
 """
 
 from __future__ import annotations
@@ -37,7 +20,7 @@ from ._engine.calls import bind, new_task
 from ._engine.core import Core
 from ._engine.current import current, current_holder
 from ._engine.handoff import refuse_late_patching
-from ._engine.parked import Parking
+from ._engine.parked import PARKING, Parking
 from ._engine.settings import OnFull, Settings
 from ._engine.submission import enqueue, run_now
 from ._engine.task import PENDING, Task
@@ -310,7 +293,7 @@ class ResourceExecutor(BaseExecutor[R]):
         options: TaskOptions,
         on_queued: Callable[[], object] | None = None,
     ) -> TaskFuture[Any]:
-        on_full = self._on_full if self._on_full == "raise" else Parking(on_queued)
+        on_full = self._on_full if self._on_full == "raise" else PARKING if on_queued is None else Parking(on_queued)
         return enqueue(self._core, on_full, fn, args, kwargs, options)
 
     if not TYPE_CHECKING:

@@ -299,7 +299,7 @@ class AsyncView(Generic[R]):
             timeout = check_seconds("timeout", timeout)
         futures = self._view._close()
         if cancel_futures:
-            for future in reversed(futures):
+            for future in futures:
                 future.cancel()
         if wait and not self._view._inside():
             await self._wait_for(futures, timeout)
@@ -330,6 +330,9 @@ class AsyncView(Generic[R]):
         nobody, and the wait is as short as it can be (``abort_grace``).
         """
         if kind is not None:
-            for future in reversed(self._view._close()):
+            futures = self._view._close()
+            for future in futures:  # those that wait first: a worker that becomes free must not start one
+                future.cancel()
+            for future in futures:
                 future.stop()
         await self.shutdown()

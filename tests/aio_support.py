@@ -11,9 +11,9 @@ from typing import Any, Protocol, TypeVar
 import pytest
 
 from support import DEADLINE
-from tasker_executor import current_task
+from tasker_executor import ResourceExecutor, TaskFuture, current_task
 
-__all__ = ["Run", "Stoppable", "run", "until"]
+__all__ = ["Run", "Stoppable", "forget", "log_of_submissions", "run", "until"]
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     kind = request.param
     if kind == "anyio":
         anyio = pytest.importorskip("anyio")
-        return lambda main, *args: anyio.run(main, *args)  # type: ignore[no-any-return]  # importorskip returns Any
+        return lambda main, *args: anyio.run(main, *args)
     factory = pytest.importorskip("uvloop").new_event_loop if kind == "uvloop" else None
     if kind == "eager" and not hasattr(asyncio, "eager_task_factory"):
         pytest.skip("eager tasks came with Python 3.12")
@@ -51,6 +51,24 @@ async def until(predicate: Callable[[], bool], claim: str) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {DEADLINE:g} s in vain for {claim}")
         await asyncio.sleep(0)
+
+
+def log_of_submissions(pool: ResourceExecutor[Any]) -> list[TaskFuture[Any]]:
+    """Return a list, to which the future of each task is appended that a coroutine submits from now on."""
+    futures: list[TaskFuture[Any]] = []
+    enqueue = pool._enqueue_soon
+
+    def enqueue_and_note(*args: Any) -> TaskFuture[Any]:
+        futures.append(enqueue(*args))
+        return futures[-1]
+
+    vars(pool)["_enqueue_soon"] = enqueue_and_note
+    return futures
+
+
+def forget(task: Any) -> None:
+    """Keep asyncio from complaining of a task that will never be done, because its loop is closed."""
+    task._log_destroy_pending = False
 
 
 class Stoppable:

@@ -9,11 +9,12 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from operator import methodcaller
 from typing import Any
 
 import pytest
 
-from aio_support import Run, Stoppable, run, until
+from aio_support import Run, Stoppable, forget, run, until
 from engine import Admission, CannotStart, Ticket, admission_of, kick, patch_thread_start
 from support import DEADLINE, Clock, Gate, MakePool, eventually, join_all
 from tasker_executor import Observer, QueueFull, ResourceExecutor, TaskEvent, TaskExpired
@@ -29,6 +30,10 @@ def fill(pool: ResourceExecutor[None], gate: Gate, waiting: int) -> Future[None]
     for _ in range(waiting):
         pool.submit(int)
     return held
+
+
+def drop(_: object) -> None:
+    """Take the place of the `append` of a lane."""
 
 
 def in_line(pool: ResourceExecutor[Any]) -> int:
@@ -144,6 +149,23 @@ def test_place_that_comes_free_before_the_task_is_in_the_line_is_taken() -> None
     assert not admission.blocked
 
 
+def test_thread_that_lets_a_parked_task_in_on_its_own_way_to_the_line_wakes_a_worker() -> None:
+    queued: list[str] = []
+    woken: list[int] = []
+    places = 0
+    admission = Admission(0, lambda: len(queued) - places, wake=lambda: woken.append(len(queued)))
+    admission.park(Parked(admission, "task", queued.append, int, None))
+    places = 1  # and no other thread looks at the line
+    ticket = Ticket()
+    thread = threading.Thread(target=admission.enter, args=(ticket,), kwargs={"block": True})
+    thread.start()
+
+    eventually(lambda: woken == [1], "the wake-up")
+    places = 2
+    admission.refill()
+    assert join_all([thread]) == []
+
+
 def test_task_of_a_worker_is_always_let_in(make_pool: MakePool) -> None:
     pool = make_pool(1, max_queued=0)
 
@@ -225,7 +247,7 @@ def test_cancelled_while_the_last_place_is_given_away(make_pool: MakePool) -> No
     assert lane == ["task"]
 
 
-@pytest.mark.parametrize("end", [ResourceExecutor.kill, lambda pool: pool.shutdown(wait=False)], ids=["kill", "shutdown"])
+@pytest.mark.parametrize("end", [methodcaller("kill"), methodcaller("shutdown", wait=False)], ids=["kill", "shutdown"])
 def test_pool_that_ends_refuses_the_tasks_in_the_line(
     run: Run, make_pool: MakePool, gate: Gate, end: Callable[[Any], None]
 ) -> None:
@@ -292,7 +314,7 @@ def test_task_in_the_line_outlives_its_loop(make_pool: MakePool, gate: Gate, cap
     task = loop.create_task(pool.as_async().run(ran.append, 1))
     loop.run_until_complete(until_in_line(pool, 1))
     loop.close()
-    task._log_destroy_pending = False  # type: ignore[attr-defined]  # that is how we mean it
+    forget(task)
 
     gate.release()
     eventually(lambda: ran == [1], "the task to run")
@@ -431,8 +453,8 @@ def test_what_is_decided_under_the_lock_is_done_without_it() -> None:
         held.append(admission._lock._is_owned())  # type: ignore[attr-defined]  # as Condition does
 
     admission = Admission(1, lambda: waiting, wake=note)
-    admission.park(Parked(admission, "task", [].append, note, note))
-    admission.park(Parked(admission, "refused", [].append, note, note))
+    admission.park(Parked(admission, "task", drop, note, note))
+    admission.park(Parked(admission, "refused", drop, note, note))
     with admission._lock:  # a signal handler comes here, and must not wake a worker that needs the lock
         waiting = 0
         admission._waiting = lambda: len(held)
@@ -456,7 +478,7 @@ def test_error_that_is_thrown_into_the_wake_up_does_not_lose_it(point: str) -> N
             raise KeyboardInterrupt
 
     admission = Admission(1, lambda: waiting, wake=lambda: step("wake"))
-    admission.park(Parked(admission, "task", [].append, int, lambda: step("told")))
+    admission.park(Parked(admission, "task", drop, int, lambda: step("told")))
     waiting = 0
 
     with pytest.raises(KeyboardInterrupt):

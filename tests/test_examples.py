@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import tasker_executor
-from support import DEADLINE
+from support import DEADLINE, run_python
 
 PACKAGE = Path(tasker_executor.__file__).parent
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -23,7 +23,12 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 # What each says that shows that it has done its job. The checks inside the examples do the rest.
 TELLING = {
     "advanced.py": ["a priority task comes in", "at the end: base_workers 0, active_workers 0", "22 completed, 0 failed"],
-    "asyncio_bridge.py": ["[25, 168, 669] primes", "a worker of ours", "The pool outlives the event loop"],
+    "asyncio_bridge.py": [
+        "[25, 168, 669, 4, 8, 10] primes",
+        "the query was interrupted",
+        "a worker of ours",
+        "The pool outlives",
+    ],
     "basic.py": ["19 + 23 = 42", "2 tasks submitted, 2 completed, 0 failed", "2 calculators made, 2 given up"],
     "cluster.py": ["killed process", "0 failed", "The books balance."],
     "http_sessions.py": ["300 of 300", "PageError: page 301: 404 Not Found", "7 x RemoteDisconnected"],
@@ -42,10 +47,16 @@ TELLING = {
         "Workers replaced: 1; tasks retried: 1",
     ],
     "metrics_service.py": ["serving http://127.0.0.1:"],
+    "service_load.py": ["8 stopped, 8 served, exit status 0"],
 }
 
-# Without them it would go on for ever.
-ARGUMENTS = {"metrics_service.py": ["--address", "127.0.0.1:0", "--seconds", "1"]}
+# Without them they could go on for ever.
+ARGUMENTS = {
+    "metrics_service.py": ["--address", "127.0.0.1:0", "--seconds", "1"],
+    "service_load.py": ["--within", f"{1.5 * DEADLINE:g}"],  # it ends the service then
+}
+# These start another example, which would go on for ever if it were run alone.
+STARTS = {"service_load.py": "service.py"}
 # A service logs to stderr, and this one has outages. The others have nothing to say there.
 LOGS_TO_STDERR = {"metrics_service.py"}
 
@@ -74,6 +85,13 @@ def requirements_of(path: Path) -> set[str]:
         elif package not in sys.stdlib_module_names:
             needed.add(package)
     return needed
+
+
+def skip_without_requirements(name: str) -> None:
+    needed = requirements_of(EXAMPLES / name) | requirements_of(EXAMPLES / STARTS.get(name, name))
+    missing = sorted(package for package in needed if importlib.util.find_spec(package) is None)
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
 
 
 def run_example(name: str, folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -119,11 +137,9 @@ def sources(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+@pytest.mark.parametrize("name", sorted({path.name for path in EXAMPLES.glob("*.py")} - set(STARTS.values())))
 def test_example_runs_and_shows_what_it_promises(name: str, tmp_path: Path) -> None:
-    missing = sorted(package for package in requirements_of(EXAMPLES / name) if importlib.util.find_spec(package) is None)
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)}")
+    skip_without_requirements(name)
 
     result = run_example(name, tmp_path, *arguments_of(name, tmp_path))
 
@@ -164,3 +180,26 @@ def test_index_sources_exits_with_1_when_there_is_nothing_to_index(tmp_path: Pat
 
     assert (result.returncode, result.stderr) == (1, ""), result.stdout
     assert "FAILED: there are no Python files in" in result.stdout
+
+
+def test_service_works_on_sqlite_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without_requirements("service_load.py")
+    if "TASKER_TEST_POSTGRES" not in os.environ:
+        pytest.skip("without PostgreSQL, the run above was one on SQLite")
+    monkeypatch.delenv("TASKER_TEST_POSTGRES")
+
+    result = run_example("service_load.py", tmp_path)
+
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+    assert "SQLite" in result.stdout
+
+
+def test_service_says_what_to_install() -> None:
+    service = EXAMPLES / "service.py"
+
+    result = run_python(
+        f"import runpy, sys; sys.modules['starlette'] = None; runpy.run_path({str(service)!r}, run_name='__main__')"
+    )
+
+    assert result.returncode == 1
+    assert "pip install tasker-executor[examples]" in result.stderr

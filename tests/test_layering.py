@@ -18,9 +18,9 @@ LAYERS = [
     {"_checks", "_engine.threads", "_engine.state", "_engine.run"},
     {"_options", "policies", "observers", "_engine.process", "_engine.current", "_engine.hooks"},
     {"_chunks"},
-    {"_arrivals", "_engine.stacks"},
+    {"_arrivals"},
     {"_map"},
-    {"_typed", "_async_map", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved"},
+    {"_typed", "_async_map", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved", "_engine.stacks"},
     {"aio"},
     {"_base", "_load", "_engine.herald", "_engine.sidecar", "_engine.holding"},
     {

@@ -12,7 +12,7 @@ import pytest
 
 from engine import Histogram, core_of
 from interruptions import AtPoint, TimeLimit
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import Observer, ResourceCreationError, ResourceExecutor, TaskEvent, current_task
 
 pytest.importorskip("opentelemetry.sdk")
@@ -409,13 +409,14 @@ def test_a_stop_is_an_event_of_the_span(make_pool: MakePool, traces: Traces) -> 
     assert (span.attributes or {})["tasker_executor.outcome"] == "failed"
 
 
-def test_a_task_that_was_given_up_ends_its_span(make_pool: MakePool, gate: Gate, traces: Traces) -> None:
-    pool = make_pool(1, observers=[traces.observer], abort_grace=0)
+def test_a_task_that_was_given_up_ends_its_span(make_pool: MakePool, clock: Clock, gate: Gate, traces: Traces) -> None:
+    pool = make_pool(1, observers=[traces.observer], abort_grace=3600)
     future = pool.submit(gate.hold)
     gate.wait_until_held()
     future.stop()
-    future.exception(DEADLINE)
+    clock.pass_time(3601, pool)
     eventually(lambda: len(traces.spans) == 1, "the end of the span")
+    future.exception(DEADLINE)
     gate.release()
     pool.shutdown()
 

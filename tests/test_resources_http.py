@@ -10,14 +10,15 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, TypeAlias, assert_type
+from typing import Any, TypeAlias, assert_type, cast
 
 import pytest
 
@@ -26,7 +27,7 @@ from support import DEADLINE, eventually
 from tasker_executor import ResourceExecutor
 from tasker_executor.factory import Verdict
 from tasker_executor.resources.http import Connections
-from trouble import HANGS, MAX_RETRIES, OUTAGE, WORKERS, again_and_again, in_thread
+from trouble import HANGS, MAX_RETRIES, OUTAGE, WORKERS, again_and_again, cause_of_stop, in_thread
 
 Pool: TypeAlias = ResourceExecutor[http.client.HTTPConnection]
 Made: TypeAlias = tuple[Connections, http.client.HTTPConnection]
@@ -460,20 +461,81 @@ def test_abort_of_a_closed_connection_does_nothing(connect: Connect) -> None:
     factory.abort(connection)
 
 
-def test_abort_while_the_connection_is_made_ends_it(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abort_at_the_moment_when_the_connection_is_made_ends_it(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     factory, connection = connect()
     connection.close()
-    make = socket.create_connection
+    make = cast(Any, connection)._create_connection
+    with ExitStack() as aborting:
 
-    def late(*args: Any, **options: Any) -> socket.socket:
-        made = make(*args, **options)
-        factory.abort(connection)
-        return made
+        def late(*args: Any, **options: Any) -> socket.socket:
+            made: socket.socket = make(*args, **options)
+            aborting.enter_context(in_thread(lambda: factory.abort(connection)))
+            eventually(lambda: connection.is_cut, "the abort")  # type: ignore[attr-defined]  # of ours
+            return made
 
-    vars(connection)["_create_connection"] = late
+        monkeypatch.setattr(connection, "_create_connection", late)
+        error = error_of(connection, "ok")
 
-    assert isinstance(error_of(connection, "ok"), ConnectionAbortedError)
+    assert isinstance(error, ConnectionAbortedError)
     assert connection.sock is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems treat a full backlog otherwise")
+def test_abort_ends_a_connection_that_is_not_accepted(connect: Connect) -> None:
+    factory, connection = connect()
+    with unreachable() as (connection.host, connection.port):
+        connection.close()
+        before = cast(Any, connection)._last
+        with in_thread(lambda: ask(connection, "ok")) as errors:
+            eventually(lambda: cast(Any, connection)._last is not before, "a new socket")
+            factory.abort(connection)
+
+    assert isinstance(errors[0], OSError)
+    with pytest.raises(ConnectionAbortedError):
+        factory.reset(connection)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems treat a full backlog otherwise")
+def test_abort_right_before_the_socket_connects_ends_it(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    factory, connection = connect()
+
+    class Late(socket.socket):
+        def connect(self, address: Any) -> None:
+            aborting.enter_context(in_thread(lambda: factory.abort(connection)))
+            eventually(lambda: cast(Any, connection).is_cut, "the abort")
+            super().connect(address)
+
+    with unreachable() as (connection.host, connection.port), ExitStack() as aborting:
+        connection.close()
+        monkeypatch.setattr(socket, "socket", Late)
+        error = error_of(connection, "ok")
+        monkeypatch.undo()
+
+    assert not isinstance(error, TimeoutError)
+
+
+def test_abort_ends_a_tls_handshake() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        factory = Connections(*silent.getsockname(), tls=True, timeout=HANGS)
+        connection = factory._new()
+        with in_thread(connection.connect) as errors, silent.accept()[0] as accepted:
+            assert accepted.recv(1)  # the handshake has begun
+            factory.abort(connection)
+
+    assert isinstance(errors[0], OSError)
+    assert connection.sock is None
+
+
+@contextmanager
+def unreachable() -> Generator[tuple[str, int]]:
+    """The address of a server that accepts no connection, and does not refuse any."""
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            waits = sockets.enter_context(socket.socket())
+            waits.setblocking(False)
+            waits.connect_ex(listener.getsockname())
+        yield listener.getsockname()
 
 
 # -- in an executor --
@@ -573,7 +635,7 @@ def test_kill_ends_a_request_that_hangs(server: Server, proxy: Proxy) -> None:
         eventually(lambda: server.heard["GET /hang"] == 1, "the request to arrive")
         pool.kill()
 
-        assert isinstance(future.exception(DEADLINE), OSError | http.client.HTTPException)
+        assert isinstance(cause_of_stop(future), OSError | http.client.HTTPException)
         server.over.set()
 
 

@@ -16,7 +16,7 @@ from proxy import Proxy
 from support import DEADLINE, eventually, run_python
 from tasker_executor import ResourceExecutor
 from tasker_executor.factory import Verdict
-from trouble import HANGS, MAX_RETRIES, OUTAGE, WORKERS, again_and_again, in_thread
+from trouble import HANGS, MAX_RETRIES, OUTAGE, WORKERS, again_and_again, cause_of_stop, in_thread
 
 if not TYPE_CHECKING:
     pytest.importorskip("pika")
@@ -26,6 +26,7 @@ from pika.exceptions import (
     AMQPConnectionError,
     AMQPError,
     ChannelClosedByBroker,
+    ChannelWrongStateError,
     ConnectionClosedByBroker,
     StreamLostError,
     UnroutableError,
@@ -301,6 +302,17 @@ def test_abort_ends_a_call_in_a_stalled_network(server: Server, connect: Connect
 
 
 @pytest.mark.services
+def test_a_channel_that_was_aborted_between_two_calls_is_replaced(server: Server, connect: Connect) -> None:
+    factory, channel = connect()
+
+    factory.abort(channel)
+
+    assert channel.is_open  # nobody has looked at the socket
+    with pytest.raises(ChannelWrongStateError):
+        factory.reset(channel)
+
+
+@pytest.mark.services
 def test_abort_of_a_closed_channel_does_nothing(server: Server, connect: Connect) -> None:
     factory, channel = connect()
     channel.connection.close()
@@ -438,7 +450,7 @@ def test_kill_ends_a_consumer_that_waits(server: Server) -> None:
         assert begun.wait(DEADLINE)
         pool.kill()
 
-        assert isinstance(future.exception(DEADLINE), AMQPConnectionError)
+        assert isinstance(cause_of_stop(future), AMQPConnectionError)
 
 
 @pytest.mark.services

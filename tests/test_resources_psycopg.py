@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from proxy import Proxy
 from support import DEADLINE, MakePool, eventually, run_python
 from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor.factory import Verdict
-from trouble import failure
+from trouble import cause_of_stop, failure
 
 if not TYPE_CHECKING:
     pytest.importorskip("psycopg")
@@ -271,6 +272,8 @@ def test_a_write_to_a_standby_means_broken(
         broken = False
 
         class pgconn:
+            transaction_status = TransactionStatus.IDLE
+
             @staticmethod
             def parameter_status(name: bytes) -> bytes | None:
                 assert name == b"in_hot_standby"
@@ -465,6 +468,64 @@ def test_abort_shuts_the_socket_down_when_the_network_stalls(
     with pytest.raises(psycopg.OperationalError):
         factory.reset(connection)
     server.terminate()  # it has not heard of the end of that connection
+
+
+@pytest.mark.services
+def test_a_cancel_request_that_may_come_late_costs_the_connection(
+    server: Server, proxy: Proxy, make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "CANCEL_TIMEOUT", 0.05)
+    factory = Connections(server.address_of(proxy), autocommit=True)
+    connection = make(factory)
+    proxy.stall()
+
+    factory.abort(connection)  # the request waits in the proxy
+
+    proxy.resume()
+    assert not factory.check(connection)
+    assert connection.broken
+
+
+@pytest.mark.services
+def test_a_cancel_request_has_done_its_work_when_abort_returns(server: Server, proxy: Proxy, make: Made) -> None:
+    factory = Connections(server.address_of(proxy), autocommit=True)
+    connection = make(factory)
+    proxy.delay(0.1)
+    factory.abort(connection)  # nothing runs that it could cancel
+    proxy.delay(0)
+
+    assert connection.execute("select 1, pg_sleep(0.3)").fetchone() == (1, "")
+
+
+@pytest.mark.services
+def test_abort_in_a_prepared_transaction_does_no_harm(table: Server, make: Made) -> None:
+    factory = Connections(table.address)
+    connection = make(factory)
+    connection.tpc_begin(connection.xid(1, table.name, "a"))
+
+    factory.abort(connection)
+
+    connection.tpc_rollback()
+    assert factory.check(connection)
+
+
+@pytest.mark.services
+def test_a_connection_is_lost_though_libpq_has_not_looked_at_it(server: Server, proxy: Proxy, make: Made) -> None:
+    factory = Connections(server.address_of(proxy))
+    connection = make(factory)
+    connection.pgconn.send_query(b"select 1")
+    proxy.reset()
+    eventually(lambda: has_ended(connection), "the end of the connection")
+    error = psycopg.OperationalError("connection socket closed")  # what psycopg says if it looks at the socket itself
+
+    assert not connection.broken
+    assert factory.judge(error, connection) is Verdict.BROKEN
+
+
+def has_ended(connection: psycopg.Connection[Any]) -> bool:
+    poll = select.poll()
+    poll.register(connection.fileno(), 0)
+    return bool(poll.poll(0))
 
 
 @pytest.mark.services
@@ -716,6 +777,8 @@ def test_a_commit_is_unknown_to_a_server_that_does_not_number_transactions(
             server_version = 80002 if option != "crdb_version" else 130000
 
         class pgconn:
+            transaction_status = TransactionStatus.IDLE
+
             @staticmethod
             def parameter_status(name: bytes) -> bytes | None:
                 return b"CockroachDB" if name.decode() == option else None
@@ -922,7 +985,7 @@ def test_kill_ends_a_call_that_hangs(steady: Server, make_pool: MakePool) -> Non
 
     pool.kill()
 
-    assert [type(future.exception(DEADLINE)) for future in futures] == [errors.QueryCanceled] * 2
+    assert [type(cause_of_stop(future)) for future in futures] == [errors.QueryCanceled] * 2
     ended(pool)
 
 
@@ -939,7 +1002,7 @@ def test_kill_ends_a_call_that_hangs_in_the_network(
 
     pool.kill()
 
-    assert isinstance(future.exception(DEADLINE), psycopg.OperationalError)
+    assert isinstance(cause_of_stop(future), psycopg.OperationalError)
     ended(pool)
 
 

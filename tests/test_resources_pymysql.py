@@ -18,7 +18,7 @@ from proxy import Proxy
 from support import DEADLINE, eventually, run_python
 from tasker_executor import ResourceExecutor
 from tasker_executor.factory import Verdict
-from trouble import HANGS, MAX_RETRIES, OUTAGE, WORKERS, again_and_again, in_thread
+from trouble import HANGS, MAX_RETRIES, OUTAGE, WORKERS, again_and_again, cause_of_stop, in_thread
 
 if not TYPE_CHECKING:
     pytest.importorskip("pymysql")
@@ -550,6 +550,30 @@ def test_abort_of_an_idle_connection_hits_nothing_that_comes_after(connect: Conn
 
 
 @pytest.mark.services
+def test_a_kill_query_has_done_its_work_when_abort_returns(connect: Connect, proxy: Proxy) -> None:
+    factory, connection = connect()
+    proxy.delay(0.1)
+    factory.abort(connection)  # nothing runs that it could end
+    proxy.delay(0)
+
+    assert run(connection, "select 1, sleep(0.3)") == [(1, 0)]
+
+
+@pytest.mark.services
+def test_a_kill_query_that_may_come_late_costs_the_connection(
+    server: Server, connect: Connect, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_HURRY", 0.1)
+    factory, connection = connect()
+    proxy.stall()
+    factory.abort(connection)  # nothing runs; the request waits in the proxy
+    proxy.resume()
+
+    assert not factory.check(connection)
+    server.kill()
+
+
+@pytest.mark.services
 def test_abort_of_a_closed_connection_does_nothing(connect: Connect) -> None:
     factory, connection = connect()
     connection.close()
@@ -679,7 +703,7 @@ def test_kill_ends_a_statement_that_hangs(server: Server) -> None:
         server.waits_for("User sleep")
         pool.kill()
 
-        assert isinstance(future.exception(DEADLINE), pymysql.OperationalError)
+        assert isinstance(cause_of_stop(future), pymysql.OperationalError)
 
 
 @pytest.mark.services

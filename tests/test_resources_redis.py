@@ -16,7 +16,7 @@ from proxy import Proxy
 from support import DEADLINE, eventually, run_python
 from tasker_executor import ResourceExecutor
 from tasker_executor.factory import Verdict
-from trouble import HANGS, MAX_RETRIES, OUTAGE, WORKERS, again_and_again, in_thread
+from trouble import HANGS, MAX_RETRIES, OUTAGE, WORKERS, again_and_again, cause_of_stop, in_thread
 
 if not TYPE_CHECKING:
     pytest.importorskip("redis")
@@ -321,6 +321,36 @@ def test_abort_ends_a_command_that_blocks_and_all_that_come_after(server: Server
 
 
 @pytest.mark.services
+def test_after_an_abort_a_subscription_does_not_connect_anew(server: Server, connect: Connect) -> None:
+    factory, client = connect(socket_timeout=None)
+    subscription: Any = client.pubsub()  # type: ignore[no-untyped-call]  # its stub has no types
+    subscription.subscribe(server.name)
+    assert subscription.get_message(timeout=DEADLINE)["type"] == "subscribe"
+    with in_thread(lambda: next(subscription.listen())) as errors:
+        factory.abort(client)
+
+    assert isinstance(errors[0], redis.ConnectionError)
+    assert isinstance(error_of(lambda: next(subscription.listen())), redis.ConnectionError)
+    assert is_replaced(factory, client)
+    subscription.close()
+
+
+@pytest.mark.services
+def test_a_function_of_the_user_still_sets_connections_up(server: Server, connect: Connect) -> None:
+    seen: list[Any] = []
+
+    def set_up(connection: Any) -> None:
+        seen.append(connection)
+        connection.on_connect()
+
+    _, client = connect(redis_connect_func=set_up)
+
+    assert client.ping()
+    assert len(seen) == 1
+    assert len(server.ids()) == 1
+
+
+@pytest.mark.services
 def test_abort_ends_a_command_in_a_stalled_network(server: Server, connect: Connect, proxy: Proxy) -> None:
     factory, client = connect(socket_timeout=None)
     proxy.stall()
@@ -454,7 +484,7 @@ def test_kill_ends_a_command_that_blocks(server: Server) -> None:
         server.waits()
         pool.kill()
 
-        assert isinstance(future.exception(DEADLINE), redis.ConnectionError)
+        assert isinstance(cause_of_stop(future), redis.ConnectionError)
 
 
 @pytest.mark.services

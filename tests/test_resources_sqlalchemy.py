@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, assert_type
 
 import pytest
 
-from support import DEADLINE, MakePool, eventually, run_python
+from support import DEADLINE, Gate, MakePool, eventually, run_python
 from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor.factory import Verdict
-from trouble import failure
+from trouble import cause_of_stop, failure
 
 if not TYPE_CHECKING:
     pytest.importorskip("sqlalchemy")
@@ -305,6 +305,19 @@ def test_a_connection_that_the_server_ended_is_broken(server: Server, make: Made
         assert connection.invalidated
         with pytest.raises(InvalidRequestError, match="the connection is closed"):
             factory.reset(resource)
+
+
+@pytest.mark.services
+def test_a_connection_is_broken_though_only_psycopg_has_noticed(server: Server, proxy: Proxy, make: Made) -> None:
+    for factory, resource, connection in both(make, server.url("postgresql+psycopg", proxy)):
+        driver: Any = connection.connection.dbapi_connection
+        driver.pgconn.send_query(b"select 1")
+        proxy.reset()
+        error = OperationalError("select 1", None, psycopg.OperationalError("connection socket closed"))
+        eventually(lambda: factory.judge(error, resource) is Verdict.BROKEN, "the end of the connection")  # noqa: B023  # now
+
+        assert not connection.invalidated
+        connection.invalidate()  # for the end of the test
 
 
 @pytest.mark.services
@@ -847,6 +860,38 @@ def test_the_socket_is_shut_down_when_mariadb_cannot_be_reached(
         assert factory.judge(error, connection) is Verdict.BROKEN
 
 
+def test_a_kill_query_that_may_come_late_costs_the_connection(
+    url: str, make: Made, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_sqlalchemy, "CANCEL_TIMEOUT", 0.05)
+    factory = Connections(url)
+    connection = make(factory)
+
+    class HasNoSocket:
+        """As mysqlclient: it tells nobody its socket."""
+
+        def thread_id(self) -> int:
+            return 1
+
+        def rollback(self) -> None: ...
+        def close(self) -> None: ...
+
+    def hang() -> None:
+        gate.hold()
+        raise sqlalchemy.exc.OperationalError("connect", None, TimeoutError())
+
+    real = connection.connection.dbapi_connection
+    connection.connection.dbapi_connection = HasNoSocket()
+    monkeypatch.setattr(factory._engine, "connect", hang)
+    factory.abort(connection)
+    connection.connection.dbapi_connection = real
+    monkeypatch.undo()
+    gate.release()
+
+    with pytest.raises(InvalidRequestError, match="KILL QUERY"):
+        factory.reset(connection)
+
+
 @pytest.mark.services
 def test_a_deadlock_of_mariadb_may_be_run_again(mariadb: URL, make: Made) -> None:
     name = f"tasker_{os.urandom(6).hex()}"
@@ -1004,7 +1049,7 @@ def test_kill_ends_a_call_that_hangs(server: Server, make_pool: MakePool, kind: 
 
     pool.kill()
 
-    error = future.exception(DEADLINE)
+    error = cause_of_stop(future)
     assert isinstance(error, OperationalError)
     assert isinstance(error.orig, psycopg.errors.QueryCanceled)
     ended(pool)

@@ -18,7 +18,7 @@ from support import DEADLINE, MakePool
 from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor.factory import Verdict
 from tasker_executor.resources.sqlite3 import CommitUnknown, Connections
-from trouble import failure
+from trouble import cause_of_stop, failure
 
 ENDLESS = "with recursive counter(n) as (select 1 union all select n + 1 from counter) select count(*) from counter"
 #: The ways in which Python handles transactions: its old one, none, and, since Python 3.12, two more.
@@ -308,6 +308,38 @@ def test_abort_interrupts_the_statement(database: Database) -> None:
     assert factory.check(connection)
 
 
+@pytest.mark.parametrize("transaction", [False, True])
+def test_an_interrupt_that_outlives_its_task_costs_the_connection(database: Database, transaction: bool) -> None:
+    """SQLite forgets an interrupt when no statement is open: a task may leave a cursor, in a traceback for example."""
+    factory = Connections(database.path)
+    connection = factory.create()
+    if transaction:
+        insert(connection, 1)
+    cursor = connection.execute("with recursive n(i) as (select 1 union all select i + 1 from n) select i from n")
+    assert cursor.fetchone() == (1,)
+
+    factory.abort(connection)
+
+    if transaction:
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            factory.reset(connection)
+    else:
+        factory.reset(connection)
+        assert not factory.check(connection)
+    cursor.close()
+    factory.destroy(connection)
+
+
+def test_an_interrupt_between_two_statements_is_forgotten(database: Database) -> None:
+    factory = Connections(database.path)
+    connection = factory.create()
+
+    factory.abort(connection)
+
+    assert connection.execute("select 1").fetchone() == (1,)
+    factory.destroy(connection)
+
+
 def test_abort_of_a_closed_connection_does_no_harm(database: Database) -> None:
     factory = database.factory()
     connection = database.make(factory)
@@ -508,7 +540,7 @@ def test_kill_interrupts_a_statement(database: Database, make_pool: MakePool) ->
 
     pool.kill()
 
-    assert str(future.exception(DEADLINE)) == "interrupted"
+    assert str(cause_of_stop(future)) == "interrupted"
     ended(pool)
 
 

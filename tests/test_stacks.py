@@ -9,12 +9,13 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine import parsed_dump, patch_stacks, stack_of, stacks_module
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all, needs_gil
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all, needs_gil, run_python
 from tasker_executor import ResourceExecutor, WorkerInfo
 
 
@@ -235,6 +236,60 @@ def test_reading_leaves_no_frame_of_the_reader_behind() -> None:
         assert read()() is None
     finally:
         gc.enable()
+
+
+COLLECT_WHILE_FRAMES_ARE_READ = """
+import faulthandler, gc, sys, threading
+sys.path.insert(0, {tests!r})
+from engine import stack_of
+
+faulthandler.dump_traceback_later({deadline}, exit=True)
+
+class Garbage:
+    pass
+
+def descend(left):
+    if left:
+        return descend(left - 1)
+    ready.set()
+    go.wait()
+
+read = sys._current_frames
+
+def read_with_garbage_about():
+    garbage = Garbage()
+    garbage.itself, garbage.local = garbage, threading.local()
+    garbage.local.value = 1
+    del garbage
+    gc.set_threshold(5, 1, 1)
+    try:
+        return read()
+    finally:
+        gc.set_threshold(100000)
+
+sys._current_frames = read_with_garbage_about
+gc.set_threshold(100000)
+for _ in range(50):
+    ready, go = threading.Event(), threading.Event()
+    thread = threading.Thread(target=descend, args=(60,))
+    thread.start()
+    ready.wait()
+    gc.enable()
+    stack_of(thread)
+    assert gc.isenabled()
+    gc.disable()
+    stack_of(thread)
+    assert not gc.isenabled()
+    go.set()
+    thread.join()
+"""
+
+
+def test_a_garbage_collection_hangs_no_reader_of_frames() -> None:
+    tests = str(Path(__file__).parent)
+    run = run_python(COLLECT_WHILE_FRAMES_ARE_READ.format(tests=tests, deadline=DEADLINE))
+
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 # -- where it cannot be had --

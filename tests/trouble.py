@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from support import DEADLINE
+from tasker_executor import TaskStopped
 
-__all__ = ["HANGS", "MAX_RETRIES", "OUTAGE", "WORKERS", "again_and_again", "failure", "in_thread"]
+__all__ = ["HANGS", "MAX_RETRIES", "OUTAGE", "WORKERS", "again_and_again", "cause_of_stop", "failure", "in_thread"]
 
 HANGS = 600  # seconds
 OUTAGE = 1.0  # seconds
@@ -24,6 +27,13 @@ def failure(call: Callable[[], object]) -> Exception:
         call()
     assert isinstance(caught.value, Exception)
     return caught.value
+
+
+def cause_of_stop(future: Future[Any]) -> BaseException | None:
+    """What the task raised when it was stopped."""
+    error = future.exception(DEADLINE)
+    assert isinstance(error, TaskStopped)
+    return error.__cause__
 
 
 @contextmanager

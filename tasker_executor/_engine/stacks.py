@@ -16,6 +16,7 @@ the exception that `_report` names.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import linecache
 import re
 import sys
@@ -29,6 +30,7 @@ from types import FrameType
 from .._chunks import ChunkRunner
 from .._report import must_escape, safe_repr
 from .._sync import pop_call_into
+from .process import after_fork_in_child
 
 __all__ = ["stack_of", "stacks_of"]
 
@@ -76,7 +78,7 @@ def stacks_of(threads: Iterable[threading.Thread]) -> dict[threading.Thread, str
 
 def _from_frames(idents: Collection[int]) -> dict[int, list[Call]]:
     """Return the calls of these threads, the innermost first."""
-    everything = sys._current_frames()
+    everything = _current_frames()
     frames = {ident: everything[ident] for ident in idents if ident in everything}
     everything.clear()  # it has the frame of this call, which refers to it
     calls: dict[int, list[Call]] = {}
@@ -85,6 +87,37 @@ def _from_frames(idents: Collection[int]) -> dict[int, list[Call]]:
         calls[ident] = _calls_of(frame)
         del frame  # at once: if its function has returned, this is the last reference to the locals
     return calls
+
+
+def _current_frames() -> dict[int, FrameType]:
+    """Return the innermost frame of each thread.
+
+    Python 3.11 may collect garbage inside of that call. The end of a `threading.local`, or of a thread, then waits
+    for a lock that the call holds, for ever (gh-106883). So the collector is off while it lasts.
+    """
+    if sys.version_info >= (3, 12):
+        return sys._current_frames()
+    with _collector:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if enabled:
+                gc.enable()
+
+
+# Guards the state of the collector from the look at it until it is restored. A leaf, and no user code runs under
+# it but a signal handler: so it is reentrant.
+_collector = threading.RLock()
+
+
+def _forget_the_parent() -> None:
+    global _collector  # a thread of the parent may hold it
+    _collector = threading.RLock()
+
+
+after_fork_in_child(_forget_the_parent)
 
 
 def _calls_of(innermost: FrameType) -> list[Call]:

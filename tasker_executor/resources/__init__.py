@@ -29,6 +29,13 @@ for that with ``retry_conflicts=True``, which errors may not come again when the
 exactly once with ``transaction=True``. Redis, RabbitMQ and HTTP know nothing that would undo half a task. Their
 factories run a task again only where that does no harm, or with ``retry_broken=True``.
 
+**A task that is stopped** gets an error of its driver, which is the cause of the `TaskStopped` or `TaskTimeout`
+of its future. A database cancels the statement and keeps the connection, which is reset and checked before the
+next task. Redis, RabbitMQ and HTTP know no such thing. Their connection is shut down, so all that the task tries
+on it fails, and the worker makes a new one.
+
 Where the server can commit, ``transaction=True`` makes each task one transaction: it is committed when the
-task returns, and rolled back when the task raises.
+task returns, and rolled back when the task raises. So a task that was stopped has committed nothing, also if it
+was stopped in the COMMIT itself, unless the cause of its error is `CommitUnknown`, or there is none: then the task
+did not end in time.
 """

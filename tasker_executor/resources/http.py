@@ -51,8 +51,8 @@ class Connections(ResourceFactory[http.client.HTTPConnection]):
     **Clean**: the rest of an answer that the task has not read is read if it is small, and otherwise the
     connection is closed: it would be taken for the next answer.
 
-    **Abort**: the socket is shut down, and the connection is not made again. A connection that is just being
-    made ends by its ``timeout``.
+    **Abort**: the socket is shut down, also while it connects, and the connection is not made again. Only the
+    search for the address of a name cannot be ended.
 
     Args:
         host: The name or address of the server.
@@ -163,22 +163,51 @@ class _Connection(http.client.HTTPConnection):
     _answer: _Answer | None = None
     _asked = False
     _served = False
-    #: The last socket that was connected. An answer may be read from it when the connection has let go of it.
+    #: The last socket. An answer may be read from it when the connection has let go of it.
     _last: Any = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        vars(self).pop("_create_connection", None)  # the function that our method replaces
 
     @override
     def connect(self) -> None:
         self._served = False
         if not self.is_cut:
             try:
-                super().connect()
+                self._reach()
             except BaseException:
                 self.close()  # TLS that failed leaves a socket that is none any more
                 raise
-            self._last = self.sock
-        if self.is_cut:  # looked at last: cut() sets it first, and then looks for sockets
+        if self.is_cut:  # looked at last: cut() sets it first, and then looks for the socket
             self.close()
             raise ConnectionAbortedError(_CUT)
+
+    def _reach(self) -> None:
+        http.client.HTTPConnection.connect(self)
+
+    def _create_connection(self, address: tuple[str, int], timeout: float, source: Any = None) -> socket.socket:
+        """Connect, as `socket.create_connection` does, by a socket that `cut` knows."""
+        error = OSError("the host has no address")
+        for family, kind, protocol, _, place in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
+            sock = self._last = socket.socket(family, kind, protocol)
+            try:
+                if self.is_cut:
+                    raise ConnectionAbortedError(_CUT)
+                sock.settimeout(timeout)
+                if source:
+                    sock.bind(source)
+                sock.connect(place)
+                return sock
+            except BaseException as failed:
+                sock.close()
+                if not isinstance(failed, OSError):
+                    raise
+                error = failed
+        try:
+            raise error
+        finally:
+            del error  # its traceback leads to this frame
 
     @override
     def putrequest(self, *args: Any, **options: Any) -> None:
@@ -252,11 +281,19 @@ class _Connection(http.client.HTTPConnection):
     def cut(self) -> None:
         """End what is sent and received, for good."""
         self.is_cut = True
-        shut_down(self._last)
+        shut_down(self._last)  # in Linux that ends a connect() that begins right after this, too
 
 
 class _TLSConnection(_Connection, http.client.HTTPSConnection):
-    pass
+    @override
+    def _reach(self) -> None:
+        super()._reach()
+        state = vars(self)
+        # The handshake may hang, so `cut` must know its socket beforehand.
+        self.sock = self._last = state["_context"].wrap_socket(
+            self.sock, server_hostname=state["_tunnel_host"] or self.host, do_handshake_on_connect=False
+        )
+        self._last.do_handshake()
 
 
 def _ours(connection: http.client.HTTPConnection) -> _Connection:

@@ -95,10 +95,13 @@ class Channels(ResourceFactory[BlockingChannel]):
     def destroy(self, resource: BlockingChannel) -> None:
         connection = resource.connection
         if connection.is_open:
-            timer = threading.Timer(_PATIENCE, self.abort, [resource])
+            timer = threading.Timer(_PATIENCE, _cut, [resource])
             timer.start()
             try:
                 connection.close()
+            except AMQPError:
+                if not vars(resource).get("is_cut"):  # nothing else is to be expected then
+                    raise
             finally:
                 timer.cancel()
 
@@ -119,6 +122,8 @@ class Channels(ResourceFactory[BlockingChannel]):
     def reset(self, resource: BlockingChannel) -> None:
         if not resource.is_open:
             raise ChannelWrongStateError("the channel is closed")
+        if vars(resource).get("is_cut"):
+            raise ChannelWrongStateError("the task was stopped")
         if isinstance(resource, _Channel) and resource.may_hold_messages:
             resource.may_hold_messages = False
             resource.cancel()
@@ -128,8 +133,14 @@ class Channels(ResourceFactory[BlockingChannel]):
 
     @override
     def abort(self, resource: BlockingChannel) -> None:
-        transport = getattr(getattr(resource.connection, "_impl", None), "_transport", None)
-        shut_down(getattr(transport, "_sock", None))
+        vars(resource)["is_cut"] = True
+        _cut(resource)
+
+
+def _cut(channel: BlockingChannel) -> None:
+    """Shut the socket down."""
+    transport = getattr(getattr(channel.connection, "_impl", None), "_transport", None)
+    shut_down(getattr(transport, "_sock", None))
 
 
 class _Channel(BlockingChannel):

@@ -31,7 +31,7 @@ try:
 except ModuleNotFoundError as _error:
     raise ImportError("tasker_executor.resources.psycopg needs psycopg: pip install tasker-executor[psycopg]") from _error
 
-__all__ = ["CommitUnknown", "Connections", "unblock"]
+__all__ = ["CommitUnknown", "Connections", "is_lost", "is_standby", "unblock"]
 
 Row = TypeVar("Row", default=TupleRow)
 
@@ -51,7 +51,7 @@ CHECK_TIMEOUT = 5.0  # seconds
 # Both together stay below the grace that an executor gives to a task that it stops.
 CANCEL_TIMEOUT = 2.0  # seconds
 RETURN_TIMEOUT = 1.0  # seconds
-LOOK_AGAIN = 0.01  # seconds
+FIRST_LOOK, LAST_LOOK = 0.0002, 0.01  # seconds; doubled each time
 
 
 class Connections(ResourceFactory[driver.Connection[Row]]):
@@ -155,7 +155,7 @@ class Connections(ResourceFactory[driver.Connection[Row]]):
         """Look at the connection rather than at the class of the error."""
         if isinstance(error, CommitUnknown):
             return Verdict.OWN
-        if resource.broken or (isinstance(error, errors.ReadOnlySqlTransaction) and is_standby(resource)):
+        if is_lost(resource) or (isinstance(error, errors.ReadOnlySqlTransaction) and is_standby(resource)):
             return Verdict.BROKEN
         if self._retry_conflicts and isinstance(error, CONFLICTS):
             return Verdict.AGAIN
@@ -200,7 +200,7 @@ class Connections(ResourceFactory[driver.Connection[Row]]):
                 number = _transaction_number(connection)
                 committing = True
         except Exception as error:
-            if not (committing and connection.broken):
+            if not (committing and is_lost(connection)):
                 raise
             settle_commit(error, number, self._ask)
 
@@ -216,17 +216,27 @@ def unblock(connection: driver.Connection[Any]) -> None:
 
     The statement is cancelled on the server. If that is not possible, or the call does not return then since
     the network is stalled, the socket is shut down, and the connection is broken.
+
+    No cancel request reaches the server later, and hits a statement of the next task. 1. The server closes the
+    connection of a cancel request after it has signalled the backend. libpq waits for that. 2. A backend that
+    is idle ignores the signal, and has seen it before it reads the next statement. 3. A request whose answer
+    did not come may still be on its way. So the connection that it is for is ended.
     """
     try:
         connection.cancel_safe(timeout=CANCEL_TIMEOUT)
+    except driver.ProgrammingError:
+        pass  # psycopg has sent nothing: the transaction is a prepared one
     except driver.Error:
-        pass  # closed by now, or the server cannot be reached
+        _shut_down(connection)
+        return
     deadline = clock() + RETURN_TIMEOUT
+    pause = FIRST_LOOK
     while connection.pgconn.transaction_status == ACTIVE:
         if clock() >= deadline:
             _shut_down(connection)
             return
-        time.sleep(LOOK_AGAIN)
+        time.sleep(pause)
+        pause = min(2 * pause, LAST_LOOK)
 
 
 def _shut_down(connection: driver.Connection[Any]) -> None:
@@ -235,6 +245,20 @@ def _shut_down(connection: driver.Connection[Any]) -> None:
             same.shutdown(socket.SHUT_RDWR)
     except (driver.Error, OSError):
         pass  # closed by now
+
+
+def is_lost(connection: driver.Connection[Any]) -> bool:
+    """Return whether the connection has broken.
+
+    psycopg may find the socket closed, and raise, without a word to libpq. Then the connection looks as if the
+    statement still ran, until libpq looks at the socket.
+    """
+    if connection.pgconn.transaction_status == ACTIVE:
+        try:
+            connection.pgconn.consume_input()
+        except driver.Error:
+            pass  # this has told libpq
+    return connection.broken
 
 
 def is_standby(connection: driver.Connection[Any]) -> bool:

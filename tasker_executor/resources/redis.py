@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from typing_extensions import override
@@ -131,15 +134,17 @@ class _Pool(redis.ConnectionPool):
     """The connections of one client: which there are, and which are in use."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self.is_cut = False
+        self._refuses = threading.Event()
         self.lent: set[Any] = set()
         self._made: list[Any] = []
         super().__init__(*args, **options)
 
     @override
     def make_connection(self) -> Any:
-        connection = super().make_connection()
+        connection: Any = super().make_connection()
         self._made.append(connection)
+        # A pipeline or a subscription keeps its connection, and connects that itself.
+        connection.redis_connect_func = functools.partial(_connected, self._refuses, connection.redis_connect_func)
         return connection
 
     @override
@@ -156,15 +161,29 @@ class _Pool(redis.ConnectionPool):
         super().release(connection)
         self.lent.discard(connection)
 
+    @property
+    def is_cut(self) -> bool:
+        return self._refuses.is_set()
+
     def has_lost_one(self) -> bool:
         """Return whether a connection is lost. redis-py closes it after an error, and connects it on use."""
         return any(_socket_of(connection) is None for connection in self._made)
 
     def cut(self) -> None:
         """End what is sent and received, for good."""
-        self.is_cut = True
+        self._refuses.set()
         for connection in self._made.copy():
             shut_down(_socket_of(connection))
+
+
+def _connected(refuses: threading.Event, then: Callable[[Any], object] | None, connection: Any) -> None:
+    """Set up a connection that has just got its socket."""
+    if refuses.is_set():  # looked at after there is a socket: see `_Pool.get_connection`
+        raise redis.ConnectionError(_CUT)
+    if then is None:
+        connection.on_connect()
+    else:
+        then(connection)
 
 
 def _pool_of(client: redis.Redis) -> _Pool:

@@ -46,6 +46,7 @@ CONFLICTS = ("40001", "40P01", 1205, 1213)
 SQLITE_CONFLICTS = {5, 6}
 
 CANCEL_TIMEOUT = 2.0  # seconds
+_IN_DOUBT = "tasker_executor: in doubt"
 
 #: What the connections of a driver are made with, unless the URL or ``connect_args`` say something else.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -120,6 +121,8 @@ class _Factory(ResourceFactory[R]):
             return Verdict.BROKEN
         if not isinstance(error, DBAPIError):
             return Verdict.OWN
+        if _is_lost(connection):
+            return Verdict.BROKEN
         if error.connection_invalidated if connection.closed else _is_standby(error, connection):
             return Verdict.BROKEN
         if self._retry_conflicts and _is_conflict(error.orig):
@@ -143,6 +146,8 @@ class _Factory(ResourceFactory[R]):
         connection = _connection_of(resource)
         if connection.closed or connection.invalidated:
             raise InvalidRequestError("the connection is closed")
+        if connection.info.get(_IN_DOUBT):
+            raise InvalidRequestError("a KILL QUERY for this connection may still be on its way")
         if connection.in_transaction():
             connection.rollback()
         level = "isolation_level"
@@ -161,14 +166,14 @@ class _Factory(ResourceFactory[R]):
 
             unblock(driver)
         elif hasattr(driver, "thread_id"):  # PyMySQL and mysqlclient
-            self._kill_query(driver)
+            self._kill_query(connection, driver)
         else:
             for name in ("cancel", "interrupt"):  # psycopg2 and oracledb; sqlite3
                 if hasattr(driver, name):
                     getattr(driver, name)()
                     return
 
-    def _kill_query(self, driver: Any) -> None:
+    def _kill_query(self, connection: Connection, driver: Any) -> None:
         """Have MySQL end the statement; shut the socket down if the server does not hear of it in time.
 
         PyMySQL may wait for ever when it connects, and SQLAlchemy cannot tell it otherwise for one connection. So
@@ -185,7 +190,8 @@ class _Factory(ResourceFactory[R]):
         thread = make_thread(kill, f"tasker_executor_kill_query_{number}")
         thread.start()
         thread.join(CANCEL_TIMEOUT)
-        if not done.is_set():
+        if not done.is_set():  # the server may hear of it later
+            connection.info[_IN_DOUBT] = True
             shut_down(getattr(driver, "_sock", None))
 
     @contextmanager
@@ -201,7 +207,7 @@ class _Factory(ResourceFactory[R]):
                 number = _transaction_number(connection)
                 committing = True
         except Exception as error:
-            if not (committing and connection.invalidated):
+            if not (committing and (connection.invalidated or _is_lost(connection))):
                 raise
             settle_commit(error, number, self._ask)
 
@@ -362,6 +368,16 @@ def _is_conflict(error: Any) -> bool:
         first = first.get("C")
     codes = (getattr(error, "sqlstate", None), getattr(error, "pgcode", None), first)
     return any(code in CONFLICTS for code in codes) or getattr(error, "sqlite_errorcode", 0) & 0xFF in SQLITE_CONFLICTS
+
+
+def _is_lost(connection: Connection) -> bool:
+    """Return whether the connection has broken without a word to SQLAlchemy, as far as psycopg tells."""
+    if connection.closed or connection.invalidated or not hasattr(connection.connection.dbapi_connection, "pgconn"):
+        return False
+    from .psycopg import is_lost
+
+    driver: Any = connection.connection.dbapi_connection
+    return is_lost(driver)
 
 
 def _is_standby(error: DBAPIError, connection: Connection) -> bool:
