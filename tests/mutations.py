@@ -1336,13 +1336,6 @@ MUTATIONS = [
         "stop_run_now",
     ),
     Mutation(
-        "a call whose timer could not be started kicks it",
-        "_engine/runs.py",
-        " or self._timer.birth is None:",
-        ":",
-        "stop_run_now",
-    ),
-    Mutation(
         "a call that begins when the timer has ended has its limit",
         "_engine/runs.py",
         "        if self._life.state >= State.CLOSED:",
@@ -1411,13 +1404,6 @@ MUTATIONS = [
         "_engine/holding.py",
         "        self._given_up = True\n        self._heirs",
         "        self._heirs",
-        "stop_run_now",
-    ),
-    Mutation(
-        "the last of two aborts destroys the resource",
-        "_engine/holding.py",
-        "            if self._heirs and not self.being_aborted:",
-        "            if self._heirs:",
         "stop_run_now",
     ),
     Mutation(
