@@ -1,4 +1,7 @@
-"""`ResourceExecutor`: the constructor, `submit` in line, and the doors to the engine. How a task lives is told in ``_engine/__init__.py``."""
+"""`ResourceExecutor`: the constructor, `submit` in line, and the doors to the engine.
+
+How a task lives is told in ``_engine/__init__.py``.
+"""
 
 from __future__ import annotations
 
