@@ -1530,8 +1530,15 @@ MUTATIONS = [
     Mutation(
         "a coroutine that is cancelled stops its task",
         "aio.py",
-        "            future.stop()\n            raise",
+        "            stop(future)\n            raise",
         "            raise",
+        "aio",
+    ),
+    Mutation(
+        "a client that is closed does not hide that the coroutine was cancelled",
+        "_async_map.py",
+        "    except RuntimeError:  # the client of",
+        "    except AssertionError:  # the client of",
         "aio",
     ),
     Mutation("a closed loop is no error", "_async_map.py", "if not loop.is_closed():", "if True:", "aio"),
@@ -1559,7 +1566,7 @@ MUTATIONS = [
     Mutation(
         "an error in the block of a view stops its tasks",
         "aio.py",
-        "            for future in futures:\n                future.stop()\n",
+        "            for future in futures:\n                stop(future)\n",
         "",
         "aio_shutdown",
     ),
@@ -1602,7 +1609,7 @@ MUTATIONS = [
     Mutation(
         "an asynchronous map that is left stops its tasks",
         "_async_map.py",
-        "            left.pop().stop()",
+        "            stop(left.pop())",
         "            left.pop()",
         "aio_map",
     ),

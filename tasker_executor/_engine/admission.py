@@ -96,6 +96,13 @@ class Parked(Ticket):
             pass
         self.admission = self.refuse = None
 
+    def take(self) -> list[object]:
+        """Return the task, if it is neither queued nor withdrawn, in the child of a fork."""
+        tasks = list(self._task)
+        self._task.clear()
+        self.admission = self.refuse = self.on_queued = None
+        return tasks
+
     def withdraw(self) -> bool:
         """Take the task back, and leave the line. Return False if the task is queued, or was withdrawn before."""
         try:
@@ -277,12 +284,23 @@ class Admission:
         if self.limit is not None:
             self.refill()
 
+    def forget_parked(self) -> list[Any]:
+        """Return the tasks that are parked, and forget them, in the child of a fork."""
+        tickets = [ticket for ticket in (*self.blocked, *self._refused) if isinstance(ticket, Parked)]
+        self.blocked.clear()
+        self._queued.clear()
+        self._refused.clear()
+        return [task for ticket in tickets for task in ticket.take()]
+
     def reinit_after_fork(self) -> None:
         """Close, in the child of a fork.
 
         The other submitters' threads are gone. A submission that this very thread has interrupted is let in.
+        Parked tasks stay until `forget_parked`: the lock of a task may be held by a thread of the parent.
         """
         self._lock = RLock()
         self._reserved.clear()
-        self.close()
-        self.blocked.clear()
+        self._closed = True
+        for ticket in tuple(self.blocked):
+            if not isinstance(ticket, Parked):
+                self._let_in(ticket)

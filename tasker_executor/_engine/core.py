@@ -429,6 +429,7 @@ class Core:
         self.hub.silence()
         self.ending.refuse_inherited()
         lost = [worker.task for worker in self.roster.workers if worker.task is not None]
+        lost += self.admission.forget_parked()
         for lane in self.lanes:
             lane.unpark()
             lost += lane
