@@ -58,8 +58,8 @@ class ChunkRunner:
         note = chunk.results.append
         # A stop comes to a worker's task in its sidecar. As long as there is none, the task asks for no token:
         # that would make one, and cost 4 us for each chunk.
-        task = _task_in_hand()
-        raise_if_cancelled = _look_out() if task is None else None
+        task: Any = getattr(current.here.holder, "task", None)
+        raise_if_cancelled = None if task else _look_out()
         for call in chunk.calls[len(chunk.results) :]:
             if raise_if_cancelled is not None:
                 raise_if_cancelled()
@@ -67,11 +67,6 @@ class ChunkRunner:
                 raise_if_cancelled = _look_out()
                 raise_if_cancelled()
             note(fn(*call))
-
-
-def _task_in_hand() -> Any:
-    """Return the task in the hand of the worker that this thread is. None: this thread is no worker."""
-    return getattr(current.here.holder, "task", None)
 
 
 def _look_out() -> Callable[[], object]:
