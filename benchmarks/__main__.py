@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import compare, peers, profile_task, scale, stopping
+from . import compare, coroutines, peers, profile_task, scale, stopping
 from .measure import environment, heading, use_cpu_time
 
-PARTS = ("compare", "profile", "scale", "peers", "stopping")
+PARTS = ("compare", "profile", "scale", "coroutines", "peers", "stopping")
 #: Measured in ways of their own.
 EXTRA = ("pool", "run_now")
 
@@ -81,6 +81,11 @@ def main() -> None:
             "waiting": waiting,
             "durations": {title: cost.as_json() for title, cost in durations.items()},
         }
+    if "coroutines" in parts:
+        heading("Awaited by coroutines")
+        awaited = coroutines.compare(rounds, tasks // 20)
+        coroutines.show(awaited)
+        found["coroutines"] = {name: cost.as_json() for name, cost in awaited.items()}
     if "peers" in parts:
         heading("Others")
         usable = [name for name in names if name in peers.NAMES]

@@ -1,4 +1,7 @@
-"""`ResourceExecutor`: the constructor, `submit` in line, and the doors to the engine. How a task lives is told in ``_engine/__init__.py``."""
+"""`ResourceExecutor`: the constructor, `submit` in line, and the doors to the engine.
+
+How a task lives is told in ``_engine/__init__.py``.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from ._engine.calls import bind, new_task
 from ._engine.core import Core
 from ._engine.current import current, current_holder
 from ._engine.handoff import refuse_late_patching
-from ._engine.parked import Parking
+from ._engine.parked import PARKING, Parking
 from ._engine.settings import OnFull, Settings
 from ._engine.submission import enqueue, run_now
 from ._engine.task import PENDING, Task
@@ -290,7 +293,7 @@ class ResourceExecutor(BaseExecutor[R]):
         options: TaskOptions,
         on_queued: Callable[[], object] | None = None,
     ) -> TaskFuture[Any]:
-        on_full = self._on_full if self._on_full == "raise" else Parking(on_queued)
+        on_full = self._on_full if self._on_full == "raise" else PARKING if on_queued is None else Parking(on_queued)
         return enqueue(self._core, on_full, fn, args, kwargs, options)
 
     if not TYPE_CHECKING:

@@ -130,8 +130,14 @@ class TypedExecutor(Executor, Generic[R]):
         is destroyed and replaced, and the task is run again, at most ``max_retries`` times. What the task
         raises in the end is raised here.
 
+        ``run_within`` and ``kill()`` stop the call as they stop a task. A call that ignores both is not given
+        up: its thread is the caller's. An error that is no `Exception`, such as KeyboardInterrupt, is raised
+        as it is.
+
         Raises:
             ResourceCreationError: No resource was free and ``on_create`` failed.
+            TaskTimeout: The call raised after it had run for ``run_within`` seconds; ``__cause__`` is its error.
+            TaskStopped: The call raised after ``kill()``; ``__cause__`` is its error.
             RuntimeError: The executor has been shut down.
         """
         return self._run_now(fn, args, kwargs, self._options)  # type: ignore[no-any-return]  # fn returns T

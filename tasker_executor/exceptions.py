@@ -43,7 +43,12 @@ class ShutdownTimeout(TaskerError, TimeoutError):
 
 
 class TaskCancelled(TaskerError, CancelledError):
-    """Raised in a task by ``current_task().raise_if_cancelled()``: the task was stopped, or has run for too long."""
+    """The task was cancelled or stopped.
+
+    Raised in a task by ``current_task().raise_if_cancelled()``: it was stopped, or has run for too long. Raised by
+    coroutines of `tasker_executor.aio`: the task was cancelled before it started, and not by the coroutine that
+    awaits it. It is no `asyncio.CancelledError`, which would look like a cancellation of that coroutine.
+    """
 
 
 class TaskStopped(TaskCancelled):

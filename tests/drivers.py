@@ -329,7 +329,9 @@ class Pika(Driver):
 
         self.errors = (AMQPError,)
         self.parameters = pika.URLParameters(_service("TASKER_TEST_RABBITMQ"))
-        self.admin = pika.BlockingConnection(self.parameters).channel()
+        lasting = pika.URLParameters(_service("TASKER_TEST_RABBITMQ"))
+        lasting.heartbeat = 0  # none is sent while the test does something else
+        self.admin = pika.BlockingConnection(lasting).channel()
         self.admin.queue_declare(self.name)
         self._open: list[Any] = []
 

@@ -149,6 +149,23 @@ def test_place_that_comes_free_before_the_task_is_in_the_line_is_taken() -> None
     assert not admission.blocked
 
 
+def test_thread_that_lets_a_parked_task_in_on_its_own_way_to_the_line_wakes_a_worker() -> None:
+    queued: list[str] = []
+    woken: list[int] = []
+    places = 0
+    admission = Admission(0, lambda: len(queued) - places, wake=lambda: woken.append(len(queued)))
+    admission.park(Parked(admission, "task", queued.append, int, None))
+    places = 1  # and no other thread looks at the line
+    ticket = Ticket()
+    thread = threading.Thread(target=admission.enter, args=(ticket,), kwargs={"block": True})
+    thread.start()
+
+    eventually(lambda: woken == [1], "the wake-up")
+    places = 2
+    admission.refill()
+    assert join_all([thread]) == []
+
+
 def test_task_of_a_worker_is_always_let_in(make_pool: MakePool) -> None:
     pool = make_pool(1, max_queued=0)
 

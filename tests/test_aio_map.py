@@ -339,6 +339,23 @@ def test_map_that_is_left_takes_its_task_out_of_the_line(run: Run, make_pool: Ma
     assert not admission_of(pool).blocked
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_map_that_is_closed_ends_the_coroutine_that_waits_though_its_task_goes_on(
+    run: Run, make_pool: MakePool, gate: Gate, ordered: bool
+) -> None:
+    pool = make_pool(1)
+
+    async def main() -> str | None:
+        results = pool.as_async().map(gate.hold, range(3), ordered=ordered)
+        waiting = asyncio.ensure_future(anext(results, "the end"))
+        await until(lambda: pool.stats().running_tasks == 1, "the first task to run")
+        await results.aclose()
+        return await waiting
+
+    assert run(main) == "the end"
+    gate.release()
+
+
 def test_unused_map_runs_nothing(make_pool: MakePool) -> None:
     pool = make_pool(1)
 

@@ -7,10 +7,11 @@ import threading
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from aio_support import Run, Stoppable, run, until
 from support import DEADLINE, Gate, MakePool
-from tasker_executor import ShutdownTimeout, TaskCancelled, TaskStopped
+from tasker_executor import ShutdownTimeout, TaskCancelled, TaskFuture, TaskStopped
 from tasker_executor.testing import InlineExecutor
 
 __all__ = ["run"]
@@ -171,6 +172,41 @@ def test_error_in_the_block_stops_the_tasks_and_waits_for_them(run: Run, make_po
             await waiting
 
     run(main)
+
+
+class Recorded(TaskFuture[None]):
+    """A future that is done, and notes what it is asked for."""
+
+    def __init__(self, name: str, asked: list[str]) -> None:
+        super().__init__()
+        self.name = name
+        self.asked = asked
+        self.set_result(None)
+
+    @override
+    def cancel(self) -> bool:
+        self.asked.append(f"cancel {self.name}")
+        return False
+
+    @override
+    def stop(self) -> bool:
+        self.asked.append(f"stop {self.name}")
+        return False
+
+
+def test_error_in_the_block_cancels_what_waits_before_it_stops_what_runs(run: Run, make_pool: MakePool) -> None:
+    # Otherwise a worker that becomes free might start a task that waits.
+    view = make_pool(1).as_async()
+    asked: list[str] = []
+    vars(view._view)["_close"] = lambda: [Recorded("running", asked), Recorded("waiting", asked)]
+
+    async def main() -> None:
+        async with view:
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        run(main)
+    assert asked == ["cancel running", "cancel waiting", "stop running", "stop waiting"]
 
 
 def test_time_out_of_the_block_stops_the_tasks_of_other_coroutines_too(run: Run, make_pool: MakePool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import random
 import threading
 from concurrent.futures import CancelledError, Future, wait
 from typing import Any
@@ -341,6 +342,43 @@ def test_stop_after_the_event_loop_has_closed_is_for_this_side_only(
     gate.release()
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_random_stops_hit_the_tasks_that_they_are_meant_for(make_dask: MakePool, seed: int) -> None:
+    dice = random.Random(seed)
+    hit: list[int] = []
+    starts: list[int] = []
+
+    def task(number: int, seconds: float) -> int:
+        starts.append(number)
+        if current_task().wait(seconds):
+            hit.append(number)
+            current_task().raise_if_cancelled()
+        return number
+
+    pool = make_dask()
+    futures: list[TaskFuture[int]] = []
+    asked: set[int] = set()
+    for number in range(150):
+        futures.append(pool.submit(Ref(task), number, dice.choice([0.0, 0.002, 0.01])))
+        if dice.random() < 0.5:
+            chosen = dice.randrange(len(futures))
+            asked.add(chosen)
+            futures[chosen].stop()
+
+    assert not wait(futures, DEADLINE).not_done
+    assert set(hit) <= asked
+    assert len(starts) == len(set(starts)), "run twice"
+    for number, future in enumerate(futures):
+        if number not in asked:
+            assert future.result() == number
+        elif not future.cancelled():
+            error = future.exception()
+            assert error is None or isinstance(error, TaskStopped)
+    pool.shutdown(timeout=DEADLINE)
+    stats = pool.stats()
+    assert stats.submitted == stats.completed + stats.failed + stats.cancelled
+
+
 # -- a worker, or a scheduler, that does not answer
 
 
@@ -473,6 +511,17 @@ def test_kill_stops_what_runs(make_dask: MakePool) -> None:
     errors = [future.exception() for future in futures if not future.cancelled()]
     assert len(errors) == WORKERS * THREADS
     assert all(isinstance(error, TaskStopped) for error in errors)
+
+
+def test_killed_executor_does_not_wait_for_a_task_that_ignores_it(make_dask: MakePool, gate: Gate) -> None:
+    pool = make_dask(abort_grace=0.01)
+    [future] = occupy(pool, gate, 1)
+
+    pool.kill()
+    pool.shutdown(timeout=DEADLINE)
+
+    assert isinstance(future.exception(0), TaskStopped)
+    assert pool.stats().state == "closed"
 
 
 @pytest.mark.parametrize("name, value", [("run_within", -1), ("abort_grace", "1 s"), ("warn_after", True)])

@@ -634,7 +634,7 @@ def test_a_resource_is_not_aborted_for_a_call_that_ended_while_the_killer_looked
         """A holding whose call ends as soon as the killer has looked."""
 
         looks = 0
-        being_aborted = False
+        in_abort_hook = False
 
         @property
         def call(self) -> object:

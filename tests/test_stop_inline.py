@@ -34,6 +34,15 @@ def make_inline(ledger: Ledger) -> Iterator[MakeInline]:
         assert executor.stats().state == "closed"
 
 
+def always(answer: Any) -> Callable[[object], Any]:
+    """Return a hook that gives this answer."""
+
+    def hook(_: object) -> Any:
+        return answer
+
+    return hook
+
+
 def look(*_: object) -> None:
     current_task().raise_if_cancelled()
 
@@ -139,7 +148,7 @@ def test_a_stopped_task_that_returns_has_its_value(make_inline: MakeInline) -> N
 
 @pytest.mark.parametrize("verdict", [Verdict.BROKEN, Verdict.AGAIN])
 def test_a_stopped_task_is_not_repeated(make_inline: MakeInline, ledger: Ledger, verdict: Verdict) -> None:
-    pool = make_inline(deferred=True, check_health=lambda _: verdict)
+    pool = make_inline(deferred=True, check_health=always(verdict))
     attempts: list[int] = []
 
     def work(resource: FakeResource) -> None:
@@ -166,7 +175,7 @@ def test_after_the_end_there_is_nothing_to_stop(make_inline: MakeInline) -> None
 
 
 def test_the_next_task_is_not_stopped(make_inline: MakeInline) -> None:
-    pool = make_inline(deferred=True, on_abort=lambda _: None)
+    pool = make_inline(deferred=True, on_abort=always(None))
 
     def stop(_: FakeResource) -> bool:
         return first.stop()
@@ -184,7 +193,11 @@ def test_the_next_task_is_not_stopped(make_inline: MakeInline) -> None:
 @pytest.mark.parametrize("how", ["itself", "another thread"])
 def test_the_thread_that_stops_a_task_aborts_its_resource_once(make_inline: MakeInline, ledger: Ledger, how: str) -> None:
     aborts: list[tuple[FakeResource, threading.Thread]] = []
-    pool = make_inline(deferred=True, on_abort=lambda resource: aborts.append((resource, threading.current_thread())))
+
+    def abort(resource: FakeResource) -> None:
+        aborts.append((resource, threading.current_thread()))
+
+    pool = make_inline(deferred=True, on_abort=abort)
 
     def work(resource: FakeResource) -> None:
         for _ in range(2):
@@ -204,7 +217,7 @@ def test_the_thread_that_stops_a_task_aborts_its_resource_once(make_inline: Make
 
 def test_a_resource_that_was_aborted_is_kept_if_its_check_passes(make_inline: MakeInline, ledger: Ledger) -> None:
     checked: list[FakeResource] = []
-    pool = make_inline(deferred=True, on_abort=lambda _: None, check_resource=checked.append)
+    pool = make_inline(deferred=True, on_abort=always(None), check_resource=checked.append)
 
     def work(_: FakeResource) -> bool:
         return future.stop()
@@ -303,7 +316,7 @@ def test_the_time_in_the_queue_does_not_count(make_inline: MakeInline, clock: Cl
 
 
 def test_all_attempts_together_have_the_time(make_inline: MakeInline, clock: Clock) -> None:
-    pool = make_inline(run_within=HOUR, check_health=lambda _: Verdict.AGAIN)
+    pool = make_inline(run_within=HOUR, check_health=always(Verdict.AGAIN))
     attempts: list[int] = []
 
     def work(_: FakeResource) -> None:
@@ -379,7 +392,11 @@ def test_kill_stops_what_runs(make_inline: MakeInline, bare: bool, call: str) ->
 
 def test_kill_destroys_after_the_abort(make_inline: MakeInline, ledger: Ledger) -> None:
     aborts: list[int] = []
-    pool = make_inline(on_abort=lambda _: aborts.append(len(ledger.destroyed)))
+
+    def abort(_: FakeResource) -> None:
+        aborts.append(len(ledger.destroyed))
+
+    pool = make_inline(on_abort=abort)
 
     pool.run_now(lambda _: pool.kill(destroy=True))
 

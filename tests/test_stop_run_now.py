@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from math import inf
 from typing import Any, cast
@@ -73,6 +73,19 @@ class Calling(threading.Thread):
         return self.error
 
 
+def always(answer: Any) -> Callable[[object], Any]:
+    """Return a hook that gives this answer."""
+
+    def hook(_: object) -> Any:
+        return answer
+
+    return hook
+
+
+def is_not_the_first(resource: FakeResource) -> bool:
+    return resource.number != 0
+
+
 class Line:
     """Calls hang on it until it is aborted; then they raise `Cut`. One for each test."""
 
@@ -115,7 +128,7 @@ def make(make_pool: MakePool, ledger: Ledger, line: Line) -> Callable[..., Pool]
     ledger.any_thread = True
 
     def make(**options: Any) -> Pool:
-        given = {
+        given: dict[str, Any] = {
             "on_create": ledger.create,
             "on_destroy": ledger.destroy,
             "on_abort": line.abort,
@@ -430,7 +443,7 @@ def stopped_runs(pool: Pool) -> list[Run]:
 
 @pytest.mark.parametrize("verdict", [Verdict.BROKEN, Verdict.AGAIN])
 def test_all_attempts_together_have_the_time(make: Make, ledger: Ledger, clock: Clock, verdict: Verdict) -> None:
-    pool = make(on_abort=None, check_health=lambda _: verdict)
+    pool = make(on_abort=None, check_health=always(verdict))
     attempts: list[int] = []
     started = threading.Event()
 
@@ -454,6 +467,7 @@ def test_all_attempts_together_have_the_time(make: Make, ledger: Ledger, clock: 
 def test_the_time_between_two_attempts_does_not_count(make: Make, ledger: Ledger, clock: Clock) -> None:
     def create() -> FakeResource:
         clock.ahead += 5 * HOUR
+        runs_of(pool).expire(clock())
         return ledger.create()
 
     pool = make(on_create=create, on_abort=None, check_health=ledger.is_healthy, resource_pool_size=0)
@@ -484,7 +498,7 @@ def test_a_call_that_is_stopped_between_two_attempts_has_no_second_one(make: Mak
         if attempts:
             pool.kill()
 
-    pool = make(on_create=create, on_reset=reset, check_health=lambda _: verdict)
+    pool = make(on_create=create, on_reset=reset, check_health=always(verdict))
 
     with pytest.raises(TaskStopped) as caught:
         pool.run_now(work)
@@ -512,11 +526,14 @@ def test_without_a_check_the_resource_is_replaced(make: Make, ledger: Ledger, cl
 def test_with_a_check_it_is_reset_and_checked_and_kept(make: Make, ledger: Ledger, clock: Clock, line: Line) -> None:
     story: list[str] = []
 
+    def reset(_: FakeResource) -> None:
+        story.append("reset")
+
     def check(_: FakeResource) -> bool:
         story.append("check")
         return True
 
-    pool = make(on_reset=lambda _: story.append("reset"), check_resource=check)
+    pool = make(on_reset=reset, check_resource=check)
     keep_waiting_for_aborts(pool)
     call = Calling(pool.run_now, line.hang)
     line.wait_until_hangs()
@@ -543,7 +560,7 @@ def keep_waiting_for_aborts(pool: Pool) -> None:
 def test_a_check_that_fails_after_an_abort_puts_no_other_resource_in_doubt(
     make: Make, ledger: Ledger, clock: Clock, line: Line
 ) -> None:
-    pool = make(check_resource=lambda resource: resource.number != 0, check_health=lambda _: False)
+    pool = make(check_resource=is_not_the_first, check_health=always(False))
     keep_waiting_for_aborts(pool)
     call = Calling(pool.run_now, line.hang)
     line.wait_until_hangs()
@@ -582,7 +599,7 @@ def test_a_value_in_spite_of_the_abort_costs_the_resource_too(make: Make, ledger
 
 
 def test_a_temporary_resource_is_destroyed(make: Make, ledger: Ledger, clock: Clock, line: Line) -> None:
-    pool = make(resource_pool_size=0, check_resource=lambda _: True)
+    pool = make(resource_pool_size=0, check_resource=always(True))
     call = Calling(pool.run_now, line.hang)
     line.wait_until_hangs()
     late(pool, clock)
@@ -623,7 +640,7 @@ def test_a_hook_that_raises_is_logged_and_the_call_is_told_all_the_same(
 
 
 @contextmanager
-def held_abort(monkeypatch: pytest.MonkeyPatch, *, claimed: bool) -> Iterator[Gate]:
+def held_abort(monkeypatch: pytest.MonkeyPatch, *, claimed: bool) -> Generator[Gate]:
     """Hold each abort before it has claimed its resource, or right after that, and before the hook."""
     claim = Grip.claim
 
@@ -674,7 +691,7 @@ def test_while_a_hook_is_inside_the_caller_goes_on_and_no_call_gets_its_resource
 ) -> None:
     # 1. A has claimed the resource. 2. C ends, and does not wait. 3. N takes another one. 4. The hook is called, and
     # returns. 5. A destroys the resource.
-    pool = make(check_resource=(lambda _: True) if check else None)
+    pool = make(check_resource=always(True) if check else None)
     with held_abort(monkeypatch, claimed=True) as aborting:
         call = Calling(pool.run_now, line.ignore if end == "value" else line.hang)
         line.wait_until_hangs()
@@ -810,7 +827,7 @@ def test_kill_and_destroy_leaves_a_resource_whose_hook_hangs_to_the_hook(
 def test_a_resource_that_was_refreshed_while_it_is_aborted_is_replaced_once(
     make: Make, ledger: Ledger, clock: Clock, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = make(check_resource=lambda _: True)
+    pool = make(check_resource=always(True))
     keep_waiting_for_aborts(pool)
     with held_abort(monkeypatch, claimed=True) as aborting:
         call = Calling(pool.run_now, line.ignore)
@@ -956,9 +973,13 @@ def test_a_call_that_is_killed_before_it_begins_does_not_begin(make: Make, monke
             enter(run)
 
         monkeypatch.setattr(runs_of(pool), "enter", enter_late)
-        ran: list[object] = []
+        ran: list[tuple[object, ...]] = []
+
+        def work(*args: object, ran: Any = ran) -> None:
+            ran.append(args)
+
         with pytest.raises((TaskStopped, RuntimeError)):
-            pool.run_now(lambda *_, ran=ran: ran.append(1))
+            pool.run_now(work)
 
         assert ran == []
 
@@ -1072,7 +1093,7 @@ def test_its_future_stops_it(make: Make, line: Line, gate: Gate, run_within: flo
     call = Calling(pool.submit, line.hang)
     line.wait_until_hangs()
     [run] = runs_of(pool)._runs
-    future = run.task
+    future: Any = run.task
 
     assert future.stop() is True
 
@@ -1082,6 +1103,28 @@ def test_its_future_stops_it(make: Make, line: Line, gate: Gate, run_within: flo
     assert type(error.__cause__) is Cut
     assert len(line.aborted) == 1
     assert future.stop() is False
+
+
+def test_a_stop_that_the_system_refuses_a_thread_is_tried_again(
+    make: Make, clock: Clock, line: Line, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = full_pool(make, gate, run_within=None)
+    call = Calling(pool.submit, line.hang)
+    line.wait_until_hangs()
+    [run] = runs_of(pool)._runs
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        future: Any = run.task
+        assert future.stop() is True
+    assert line.aborted == []
+    clock.pass_time(HOUR, pool)
+
+    assert call.end() is None
+    assert type(future.exception()) is TaskStopped
 
 
 def test_what_is_no_exception_ends_its_task_as_on_a_worker(make: Make, clock: Clock, line: Line, gate: Gate) -> None:
@@ -1158,7 +1201,7 @@ def test_random_limits_hit_no_other_call(make: Make, ledger: Ledger, check: bool
             except TaskTimeout:
                 outcomes["late"] += 1
 
-    pool = make(on_abort=abort, resource_pool_size=2, check_resource=(lambda _: True) if check else None)
+    pool = make(on_abort=abort, resource_pool_size=2, check_resource=always(True) if check else None)
     with switch_interval():
         threads = [Calling(call_on, seed) for seed in range(4)]
         ended.wait(float(os.environ.get("TASKER_HAMMER", "2")))

@@ -32,6 +32,7 @@ from tasker_executor import (
     TaskFuture,
     current_task,
 )
+from tasker_executor.aio import AsyncResults, AsyncView
 from tasker_executor.testing import InlineExecutor
 
 if TYPE_CHECKING:  # it needs an extra, and no claim about it is run
@@ -320,6 +321,27 @@ def asyncio_takes_ours() -> None:
             return count + len(await answer)
 
     assert asyncio.run(main()) == 3
+
+
+def a_view_for_coroutines_is_typed_as_its_executor() -> None:
+    async def main() -> None:
+        with ResourceExecutor(1) as plain, ResourceExecutor(1, on_create=Connection) as pool:
+            assert_type(plain.as_async(), AsyncView[None])
+            assert_type(pool.as_async(priority=True), AsyncView[Connection])
+            assert_type(pool.as_async(pass_resource=False), AsyncView[None])
+            assert_type(pool.with_options(max_retries=0).as_async(run_within=None), AsyncView[Connection])
+            async with plain.as_async() as texts, pool.as_async() as questions:
+                assert_type(await texts.run(word_count, "to be", least=1), int)
+                assert_type(await questions.run(fetch, "why?", times=2), list[str])
+                assert_type(await questions.run(lambda connection: connection.address), str)
+                assert_type(texts.map(word_count, ["to be"]), AsyncResults[int])
+                assert_type(texts.map(pair, [1], ["a"]), AsyncResults[tuple[int, str]])
+                assert_type(texts.map(lambda a, b, c, d, e: a + b + c + d + e, "a", "b", "c", "d", "e"), AsyncResults[str])
+                assert_type(questions.map(fetch, ["why?"], buffersize=2, ordered=False), AsyncResults[list[str]])
+                assert_type(questions.map(lambda r, a, b: (r, b, a), [1], "b"), AsyncResults[tuple[Connection, str, int]])
+                assert_type([answer async for answer in questions.map(fetch, ["why?"])], list[list[str]])
+
+    asyncio.run(main())
 
 
 # -- policies and observers

@@ -90,6 +90,16 @@ def results_of_another_type(pool: ResourceExecutor[Connection]) -> None:
     keep(future, answer)
 
 
+async def coroutines(pool: ResourceExecutor[Connection], plain: ResourceExecutor) -> None:
+    await plain.as_async().run(word_count, 3)  # type: ignore[call-overload]  # no text
+    await pool.as_async().run(fetch, 3)  # type: ignore[arg-type]  # no question
+    await pool.as_async(pass_resource=False).run(fetch, "why?")  # type: ignore[call-overload]  # no connection
+    pool.as_async().map(fetch, [1, 2])  # type: ignore[arg-type]  # no questions
+    pool.as_async(priorty=True)  # type: ignore[call-overload]  # priority
+    for _ in pool.as_async().map(fetch, ["why?"]):  # type: ignore[attr-defined]  # async for
+        pass
+
+
 def maps(pool: ResourceExecutor[Connection], plain: ResourceExecutor) -> None:
     pool.map(fetch)  # type: ignore[call-overload]  # no iterable
     pool.map(fetch, "why?", [1])  # type: ignore[arg-type]  # times is keyword-only

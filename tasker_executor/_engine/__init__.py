@@ -18,8 +18,9 @@ more. The constructor has checked its arguments (``settings.py``) and wired the 
    `Core.worker_ended` (``core.py``) decides on a successor.
 7. *Or a stop.* ``future.stop()`` sets the token of the task and has its resource aborted (``stops.py``). The
    worker lets go of the task, and finds that out (``hand.py``); one that does not end is written off.
-8. *Or time is up.* One thread runs what is due (``timer.py``): the tasks that have not started in time fail
-   (``deadlines.py``), those that run for too long are stopped (``watch.py``), and the policy says how many workers are wanted (``scaler.py``).
+8. *Or time is up.* One thread runs what is due (``timer.py``): tasks that have not started in time fail
+   (``deadlines.py``), tasks that have run for too long are stopped (``watch.py``), and the policy says how
+   many workers are wanted (``scaler.py``).
 
 ===============================  ===============================================================
 the room                         the question that it answers

@@ -160,7 +160,7 @@ class Admission:
                 self._reserved.add(ticket)
                 return True
             self.blocked.append(ticket)
-            self.refill()  # a worker may have taken a task before this ticket was in `blocked`
+        self.refill()  # a worker may have taken a task before this ticket was in `blocked`
         ticket.wait()
         return True
 
@@ -172,7 +172,7 @@ class Admission:
                 self.blocked.append(ticket)
             else:  # see "A thread never waits for itself"
                 self._let_in(ticket)
-        self.refill()  # a worker may have taken a task before this ticket was in `blocked`
+        self.refill()  # for the reason that `enter` has
 
     def leave(self, ticket: Ticket) -> None:
         """Give back the place of `ticket`, whose task is queued or given up; or end its wait.

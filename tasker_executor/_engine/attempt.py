@@ -86,18 +86,22 @@ class Attempts:
         Return whether the worker must look at its resource before it takes a task, or rests.
         """
         hub, source = self._place.hub, self._place.source
-        if holding is not None:
-            holding.uses += 1
-            holding.last_used = end
-            holding.rests_until = holding.expires
         if hub.hears("task_finished"):
             outcome = "completed" if error is None else "failed"
             hub.tell("task_finished", self._event(task, start, end, outcome, error))
         self._context = None
         if holding is None or source is None:
             return False
-        holding.used = source.hooks.reset is not None
+        self._note_use(holding, end)
         return holding.used or holding.good_at < 0 or source.used_up(holding)
+
+    def _note_use(self, holding: Holding[Any], end: float) -> None:
+        """Note that the resource has served a task, which ended at `end`."""
+        source = self._place.source
+        holding.uses += 1
+        holding.last_used = end
+        holding.rests_until = holding.expires
+        holding.used = source is not None and source.hooks.reset is not None
 
     def judge(
         self,
@@ -111,7 +115,7 @@ class Attempts:
         """Return the fate of a task that has raised, or was stopped. It is out of its worker's hand."""
         place = self._place
         if (stop := task._stop_at_work()) is not None:
-            return self._judge_stopped(task, lane, holding, error, stop, start, end)
+            return self._judge_stopped(task, lane, holding, error, stop, start, end, None)
         assert error is not None
         source, settings = place.source, place.settings
         verdict, again = Verdict.OWN, False
@@ -127,7 +131,9 @@ class Attempts:
                 breaks = source.breaks if verdict is Verdict.BROKEN else sidecar.breaks
                 event = self._event(task, start, end, error=error) if place.hub.hears("task_retried") else None
                 if not sidecar.begin_retry(error, breaks, end - start):  # stopped in this moment
-                    return self.judge(task, lane, holding, error, start, end)
+                    stop = task._stop_at_work()
+                    assert stop is not None
+                    return self._judge_stopped(task, lane, holding, error, stop, start, end, verdict)
                 if event is not None:
                     place.hub.tell("task_retried", event)
                 self._log.note(lane.priority, Outcome.RETRIED, *duration, attempt)
@@ -149,27 +155,31 @@ class Attempts:
         stop: Stop,
         start: float,
         end: float,
+        verdict: Verdict | None,
     ) -> Fate:
-        """Return the fate of a task that was stopped. What it has returned stands; it is never run again."""
+        """Return the fate of a task that was stopped. What it has returned stands; it is never run again.
+
+        `verdict`: that on its error, if the judge was asked.
+        """
         source, name = self._place.source, self._place.settings.name
+        # Aborted, the resource is looked at in any case: the error says nothing of it.
+        if verdict is None and error is not None and holding is not None and source is not None and not stop.aborted:
+            verdict, _ = source.judge(error, holding)
+        next_step = _END_AFTER[verdict or Verdict.OWN] or End.STOPPED
         if task.done():
             if holding is not None:
-                holding.uses += 1
+                self._note_use(holding, end)
             self._context = None
-            return Fate(None, end=End.STOPPED, stop=stop, given_up=True)
+            return Fate(error, end=next_step, stop=stop, given_up=True)
         attempt = (id(task), start)
         if error is None:
             self._log.note(lane.priority, Outcome.COMPLETED, start - task._submitted, end - start, attempt)
             return Fate(None, end=End.STOPPED, stop=stop)
-        # Aborted, the resource is looked at in any case: the error says nothing of it.
-        verdict = Verdict.OWN
-        if holding is not None and source is not None and not stop.aborted:
-            verdict, _ = source.judge(error, holding)
         final = stop.error(name, describe(task), error)
         if stop.reason is Reason.TIMED_OUT:
             task._arm(name, describe(task), final)
         self._log.note(lane.priority, Outcome.FAILED, start - task._submitted, end - start, attempt)
-        return Fate(final, end=_END_AFTER[verdict] or End.STOPPED, stop=stop)
+        return Fate(final, end=next_step, stop=stop)
 
     def salvage(
         self,

@@ -314,6 +314,7 @@ class Crew:
                 return False
             roster.written_off.add(worker)
             self._forget(worker)
+            roster.ending.pop(worker, None)
             return True
 
     def gave_up(self, worker: Worker) -> bool:
@@ -328,6 +329,8 @@ class Crew:
         A worker asks this while `leave` is not empty.
         """
         with self._life.lock:
+            if worker in self.roster.written_off:
+                return End.WRITTEN_OFF
             if self._life.state >= State.KILLED:
                 return End.DRAINED
             if self._is_stale(worker):
@@ -379,6 +382,8 @@ class Crew:
                 self.leave[:] = [None]
             if wake_idle:
                 self._idle.wake_all()
+            if roster.written_off:  # another one may be written off now
+                self._timer.kick(start=False)
         return change
 
     def _set_wanted(self, wanted: int) -> tuple[int, int]:

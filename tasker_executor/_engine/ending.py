@@ -201,16 +201,19 @@ class Ending:
 
     def _stop_running(self) -> None:
         """Stop all that runs: tasks and calls of ``run_now``."""
-        targets = self._stops.stop_all()
+        targets, news = self._stops.stop_all()
         source = self._place.source
         hook = None if source is None else source.hooks.abort
         if hook is not None and self._reserve is not None:
             self._reserve.abort(hook, targets)
+        for tell in news:  # observers are user code, and may take long
+            tell()
 
     def destroy_resources(self) -> None:
         """Destroy the resources that are still in use, after a kill: see `ResourceExecutor.kill`."""
         if self._reserve is not None:
-            held = [(worker.holding, worker.name) for worker in self._roster.workers.copy()]
+            workers = self._roster.workers.copy() | self._roster.written_off.copy()
+            held = [(worker.holding, worker.name) for worker in workers]
             self._reserve.destroy_in_use([(holding, name) for holding, name in held if holding is not None])
 
     # -- the close

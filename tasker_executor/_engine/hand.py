@@ -102,6 +102,11 @@ class Hand:
         self.stopped = task._stop_at_work()
         return self.stopped
 
+    def waits_for_abort(self, stop: Stop) -> bool:
+        """Return whether the hook that aborts the resource for `stop` has not returned, and so holds the worker up."""
+        holding = self.holding  # None: it is being given up, which waits for the hook
+        return self.stopped is stop and stop.aborted and (holding is None or holding.being_aborted)
+
     def recover(self) -> End | None:
         """Return to work after a task that was stopped; or return why the worker ends.
 

@@ -44,6 +44,7 @@ class Holding(Generic[R]):
         "_claim",
         "_given_up",
         "_heirs",
+        "_in_hook",
         "arguments",
         "attempt",
         "born",
@@ -102,6 +103,7 @@ class Holding(Generic[R]):
         #: Calls that destroy the resource once it is not being aborted any more: see `leave_to_abort`.
         self._heirs: deque[Callable[[], object]] = deque()
         self._aborting: list[Latch] = []  # one for each thread that is inside of the hook, or about to look
+        self._in_hook: set[Latch] = set()  # those of `_aborting` whose thread has found the resource in use
         #: Not empty: the resource has been destroyed.
         self.gone: list[object] = []
         # The thread that destroys the resource pops this: its owner, or a killer.
@@ -165,8 +167,13 @@ class Holding(Generic[R]):
 
     @property
     def being_aborted(self) -> bool:
-        """Whether a killer is inside of the `on_abort` hook."""
+        """Whether a killer is inside of the `on_abort` hook, or is about to look whether it may call it."""
         return any(not latch.is_open for latch in self._aborting.copy())
+
+    @property
+    def in_abort_hook(self) -> bool:
+        """Whether a killer is inside of the `on_abort` hook, not only about to look."""
+        return bool(self._in_hook)
 
     def abort(self, hook: AbortHook[R], executor: str, in_use: Callable[[], bool]) -> None:
         """Call the `on_abort` hook if the resource is `in_use`, from a thread that does not own the resource.
@@ -179,12 +186,14 @@ class Holding(Generic[R]):
         self._aborting.append(latch)
         try:
             if not self._given_up and not self.inherited and in_use():
+                self._in_hook.add(latch)
                 hook(self.resource)
         except BaseException as error:
             if must_escape(error):
                 raise
             logger.warning("executor %r: on_abort raised", executor, exc_info=True, executor=executor)
         finally:
+            self._in_hook.discard(latch)
             latch.open()
             self._aborting.remove(latch)
             if self._heirs and not self.being_aborted:

@@ -60,9 +60,7 @@ class Notices:
 
     def task_given_up(self, task: Task[Any], worker: Worker, error: Exception) -> Callable[[], object]:
         """Return what tells observers that a task was given up: called when it is. Called before, while it is described."""
-        sidecar = task._sidecar
-        assert sidecar is not None
-        if not (self._hub.hears("task_finished") and sidecar.is_news()):
+        if not self._hub.hears("task_finished"):
             return _do_nothing
         return partial(self._hub.tell, "task_finished", self._event(task, worker, "failed", error), task)
 

@@ -14,7 +14,7 @@ from .admission import Admission, Parked
 from .sidecar import WITHDRAWN, locks_task
 from .task import Task
 
-__all__ = ["ParkedTask", "Parking"]
+__all__ = ["PARKING", "ParkedTask", "Parking"]
 
 T = TypeVar("T")
 
@@ -27,6 +27,9 @@ class Parking:
     def __init__(self, on_queued: Callable[[], object] | None = None) -> None:
         #: Called, by any thread, when the task has got its place after all.
         self.on_queued = on_queued
+
+
+PARKING = Parking()
 
 
 class ParkedTask(Task[T]):

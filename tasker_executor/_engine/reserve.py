@@ -364,7 +364,7 @@ class Reserve(Generic[R]):
         """Call `on_abort` for `targets` and for what calls of ``run_now`` have in hand. Do not wait."""
         targets = targets + [(holding, holding.claim) for holding in self._stock.all.copy() if holding.call is not None]
         # A second `kill` calls each hook again, unless the hook still hangs.
-        targets = [(holding, in_use) for holding, in_use in targets if not holding.being_aborted]
+        targets = [(holding, in_use) for holding, in_use in targets if not holding.in_abort_hook]
         self._aborts += abort_all(targets, hook, self._source.name)
 
     def runs(self) -> list[Run]:

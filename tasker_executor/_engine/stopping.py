@@ -26,7 +26,7 @@ class Token(Latch):
     def __init__(self) -> None:
         super().__init__()
         #: Why it is set, in words that follow "this task".
-        self.why = ""
+        self.why: str = ""
 
     def cancel(self, why: str) -> None:
         """Set the token, for good."""

@@ -41,6 +41,7 @@ from .crew import Crew
 from .notices import Notices
 from .stopping import Reason, Stop
 from .task import Task
+from .unretrieved import Unretrieved
 from .worker import Worker
 from .workplace import Workplace
 
@@ -82,15 +83,19 @@ class Stops:
         if stop is asked:
             self._begin(task, stop)
             self._carry_out(task, stop)
+            if not stop.carried_out:
+                self._place.limits.note(clock() + _NEXT_LOOK)
             tell()
         return stop is not None
 
-    def stop_all(self) -> list[Target]:
-        """Stop all tasks that workers have in hand, since the executor is killed; return what is to be aborted.
+    def stop_all(self) -> tuple[list[Target], list[Callable[[], object]]]:
+        """Stop all tasks that workers have in hand, since the executor is killed.
 
-        A second kill aborts the resources once more, but for those whose hook hangs.
+        Return what is to be aborted, and what tells observers after that. A second kill aborts the resources
+        once more, but for those whose hook hangs.
         """
         targets: list[Target] = []
+        news: list[Callable[[], object]] = []
         for worker in self._roster.workers.copy():
             task = worker.task
             if task is None or task.cancel():
@@ -100,10 +105,10 @@ class Stops:
             if (stop := task._ask_to_stop(asked)) is not None:
                 if stop is asked:
                     self._begin(task, stop)
-                    tell()
+                    news.append(tell)
                 if worker.holding is not None:
-                    targets.append((worker.holding, partial(task._claim, stop, worker.runs)))
-        return targets
+                    targets.append((worker.holding, partial(task._claim, stop, worker.runs, again=True)))
+        return targets, news
 
     def _begin(self, task: Task[Any], stop: Stop) -> None:
         """Count a stop, and see that the watch looks whether it is obeyed."""
@@ -127,7 +132,7 @@ class Stops:
             return
         source, holding = self._place.source, worker.holding
         hook = None if source is None else source.hooks.abort
-        if hook is not None and holding is not None and not holding.being_aborted:
+        if hook is not None and holding is not None:
             stop.carried_out = start_abort(holding, hook, self._name, partial(task._claim, stop, worker.runs))
 
     def _withdraw(self, task: Task[Any], stop: Stop) -> None:
@@ -148,7 +153,7 @@ class Stops:
         """Give up the tasks that have not ended in time, and write their workers off; return when to look next."""
         dues = [self._tend_task(pending, stop, now) for pending, stop in self._pending.copy().items()]
         for worker in self._roster.workers.copy():
-            if (stop := worker.stopped) is not None and stop.aborted:  # it waits for the hook to return
+            if (stop := worker.stopped) is not None:
                 dues.append(self._tend_worker(worker, stop, now))
         return min((due for due in dues if due is not None), default=None)
 
@@ -169,7 +174,11 @@ class Stops:
         name = stop.function or describe(task)
         self._give_up(task, worker, stop)
         self._write_off(worker, lambda: worker.task is task, f"task {name}", now - stop.at)
-        return None
+        if not task.done():  # its worker has let go of it, and has yet to tell
+            return now + _NEXT_LOOK
+        if self._worker_of(task) is None:
+            self._pending.pop(pending, None)
+        return None  # if there is no room: the end of a worker that was written off kicks the timer
 
     def _give_up(self, task: Task[Any], worker: Worker, stop: Stop) -> None:
         """End the task although it still runs."""
@@ -178,17 +187,20 @@ class Stops:
         name = stop.function = describe(task)
         note = f"; it had not ended {clock() - stop.at:.3g} s later, and was given up"
         error = stop.error(self._name, name, None, note)
-        if stop.reason is Reason.TIMED_OUT:
-            task._arm(self._name, name, error)
+        lost = Unretrieved(self._name, name, error) if stop.reason is Reason.TIMED_OUT else None
         tell = self._notices.task_given_up(task, worker, error)
-        if task._give_up(error, worker.runs):
+        if task._give_up(error, worker.runs, lost):
             tell()
+        elif lost is not None:
+            lost.error = None
 
     def _tend_worker(self, worker: Worker, stop: Stop, now: float) -> float | None:
         due = stop.at + self._grace
+        if not worker.waits_for_abort(stop):
+            return None
         if now < due:
             return due
-        self._write_off(worker, lambda: worker.stopped is stop, "the abort of its resource", now - stop.at)
+        self._write_off(worker, lambda: worker.waits_for_abort(stop), "the abort of its resource", now - stop.at)
         return None
 
     def _write_off(self, worker: Worker, hangs: Callable[[], bool], what: str, seconds: float) -> None:

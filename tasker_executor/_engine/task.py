@@ -181,6 +181,7 @@ class Task(TaskFuture[T]):
     @locks_task
     def _stop_at_work(self) -> Stop | None:
         """Return the stop of the task, once no thread is about to use it. Called when the task is out of hand."""
+        self._submitted = self._submitted  # a store, and then the look: see "Which thread goes first"
         sidecar = self._sidecar
         if sidecar is None:
             return None
@@ -190,19 +191,25 @@ class Task(TaskFuture[T]):
         return stop
 
     @locks_task
-    def _claim(self, stop: Stop, in_hand: Callable[[Any], bool]) -> bool:
-        """Return whether the resource of the task may be aborted: the task is still in its worker's hand."""
+    def _claim(self, stop: Stop, in_hand: Callable[[Any], bool], *, again: bool = False) -> bool:
+        """Return whether the resource of the task may be aborted: the task is still in its worker's hand.
+
+        True once for each stop, unless `again`.
+        """
         sidecar = self._sidecar
         assert sidecar is not None
         with sidecar:
-            if in_hand(self):
+            if in_hand(self) and (again or not stop.aborted):
                 stop.aborted = True
                 return True
             return False
 
     @locks_task
-    def _give_up(self, error: BaseException, in_hand: Callable[[Any], bool]) -> bool:
-        """End the task with `error` although it is in its worker's hand; return whether this call did it."""
+    def _give_up(self, error: BaseException, in_hand: Callable[[Any], bool], lost: Unretrieved | None = None) -> bool:
+        """End the task with `error` although it is in its worker's hand; return whether this call did it.
+
+        Then the caller tells observers. `lost` logs the error unless it is retrieved.
+        """
         sidecar = self._observe()
         if sidecar is None:
             return False
@@ -212,6 +219,9 @@ class Task(TaskFuture[T]):
                 if sidecar.verdict is not None or sidecar.published or not in_hand(self):
                     return False
                 sidecar.started = sidecar.dropped = True  # it is in no lane, and so is no tombstone
+                sidecar.heard = True
+                if lost is not None:
+                    self._unretrieved = lost
                 sidecar.verdict = error
                 sidecar.concluding = mine = True
             self._conclude(mine=True)

@@ -44,19 +44,26 @@ class Watch:
         limits.due = inf  # from here on a task that begins kicks the timer
         due = now + shortest
         for worker in self._roster.workers.copy():
-            task, since = worker.task, worker.since
-            if task is not None and worker.task is task:  # if not, the next one is in its hand, and kicks the timer
-                due = min(due, self._look(worker, task, since, now))
+            if (task := worker.task) is not None:
+                due = min(due, self._look(worker, task, now))
         if (next_stop := self._stops.tend(now)) is not None:
             due = min(due, next_stop)
         limits.due = due
         return None if due == inf else due
 
-    def _look(self, worker: Worker, task: Task[Any], since: float, now: float) -> float:
+    def _look(self, worker: Worker, task: Task[Any], now: float) -> float:
         """Stop a task that has run for too long; return when something is due for it next."""
-        due, sidecar = inf, task._sidecar
+        due = inf
+        while True:
+            since, sidecar = worker.since, task._sidecar
+            ran = 0.0 if sidecar is None else sidecar.ran
+            if worker.task is not task:  # perhaps the next one is in its hand: that kicks the timer
+                return inf
+            # Asked last: a worker stores `ran`, then `since`, and then has the task in hand for another attempt.
+            if worker.since == since:
+                break
         if (limit := self._limits.run_limit(task)) is not None and (sidecar is None or sidecar.stop is None):
-            due = since + limit - (0.0 if sidecar is None else sidecar.ran)
+            due = since + limit - ran
             if now >= due:
                 self._stops.stop(task, Reason.TIMED_OUT, limit)
                 due = inf

@@ -251,7 +251,9 @@ class Worker(Hand):
                 self.since = start
                 self.task = task  # in its hand from here on: see `stops`
                 if leave and (last := self.employer.dismisses(self)) is not None:  # after `kill` no task starts
-                    self.task = None
+                    if self.let_go(task) is not None and task.done():  # a retry, and it was given up just now
+                        task = None
+                        return last
                     put_back, task = task, None
                     lane.appendleft(put_back)
                     put_back = None
@@ -313,12 +315,12 @@ class Worker(Hand):
                     error, last, retry, given_up, self.stopped = attempts.judge(
                         task, lane, self.holding, error, start, end_time
                     )
+                    if last is End.BROKEN:
+                        care.broken_by = error
                     if given_up:
                         value, error, task = NOTHING, None, None
                         log.until = clock()
-                        return _STOPPED
-                    if last is End.BROKEN:
-                        care.broken_by = error
+                        return last
                     if not retry:
                         task._context = None
                         break

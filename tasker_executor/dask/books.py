@@ -25,7 +25,7 @@ class Books:
         self._name = name
         self._stops = stops
         # Guards what follows, and the state of the executor: once that is no longer RUNNING, no task comes.
-        self.lock = threading.RLock()
+        self.lock: Any = threading.RLock()
         # Those not done, each with its executor: so the executor lives until its tasks are done, though the
         # caller drops it.
         self._futures: dict[RemoteFuture[Any], object] = {}

@@ -62,7 +62,8 @@ class DaskResourceExecutor(BaseExecutor[R]):
     Most arguments are those of `ResourceExecutor` and apply **to each Dask worker**. Hooks, policies and
     observers are pickled and used there. Two arguments of `ResourceExecutor` are absent, `max_queued` and
     `on_full`, because Dask does not tell clients when a task starts. For the same reason ``running()`` of a
-    future is never true, and ``cancel()`` of a future whose task runs returns True.
+    future is never true, and ``cancel()`` of a future whose task runs returns True. ``stop()`` finds the task
+    and has its worker stop it.
 
     Args:
         client: The client of the cluster. Close it after the executor.
@@ -306,8 +307,9 @@ class DaskResourceExecutor(BaseExecutor[R]):
     def kill(self, *, destroy: bool = False) -> None:
         """End as soon as possible: cancel what waits, and ask what runs, on all workers, to stop.
 
-        There, tasks see their cancel token, and `on_abort` is called. This returns when the workers have been
-        told. May be called any number of times, also after `shutdown`, which it cuts short.
+        There, tasks see their cancel token, and `on_abort` is called. A task that still runs ``abort_grace``
+        seconds later is given up. This returns when the workers have been told. May be called any number of
+        times, also after `shutdown`, which it cuts short.
 
         Args:
             destroy: Also destroy the resources that are in use, under their tasks. Each is destroyed once.

@@ -40,9 +40,9 @@ class Deployment:
     def __init__(self, client: Any, name: str) -> None:
         self._client = client  # whose methods are typed in part
         self._name = name
-        self.unique = uuid.uuid4().hex
+        self.unique: str = uuid.uuid4().hex
         #: The name of the plugins.
-        self.plugin = f"tasker-{name}-{self.unique}"
+        self.plugin: str = f"tasker-{name}-{self.unique}"
         self._turns = itertools.count()  # of the workers, for `run_now`
 
     def register(self, settings: dict[str, Any], restore: list[Callable[[Any], object]], grace: float) -> None:

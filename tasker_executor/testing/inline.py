@@ -55,7 +55,7 @@ class InlineExecutor(BaseExecutor[R]):
     are done when `submit` returns. The health rule is that of the real executor: a resource that broke is
     destroyed, and the task is run again on another, at most `max_retries` times. Where the real executor
     waits for a failing factory, here the task fails at once with `ResourceCreationError`. The thread that
-    calls uses the resource, as in `run_now`.
+    calls uses the resource, as in `run_now`. A task that is stopped raises at its next look at its token.
 
     With ``deferred=True`` tasks are queued, and run when the test says so: `step` runs one, `run_all` runs
     all, priority first. Asking a queued future for its result runs tasks until it is there, as a worker

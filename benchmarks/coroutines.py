@@ -1,0 +1,95 @@
+"""What a task costs that a coroutine awaits: `as_async`, compared with what asyncio itself has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tasker_executor import ResourceExecutor
+
+from .measure import Costs, in_rounds, now, one_cpu, ratio_cell, start_all, table
+
+WORKERS = 4
+AT_ONCE = 100
+
+Call = Callable[[], Awaitable[Any]]
+
+
+def nothing() -> None:
+    pass
+
+
+async def one_by_one(call: Call, tasks: int) -> None:
+    for _ in range(tasks):
+        await call()
+
+
+async def at_once(call: Call, tasks: int) -> None:
+    for _ in range(tasks // AT_ONCE):
+        await asyncio.gather(*(call() for _ in range(AT_ONCE)))
+
+
+WORKLOADS = {"one by one, on one CPU": one_by_one, f"{AT_ONCE} at once": at_once}
+
+
+def _standard(pool: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop) -> Call:
+    return lambda: loop.run_in_executor(pool, nothing)
+
+
+def _to_thread(pool: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop) -> Call:
+    loop.set_default_executor(pool)
+    return lambda: asyncio.to_thread(nothing)
+
+
+def _view(pool: ResourceExecutor, _: asyncio.AbstractEventLoop) -> Call:
+    view = pool.as_async()
+    return lambda: view.run(nothing)
+
+
+#: The way in, and the pool behind it.
+WAYS: dict[str, tuple[Callable[..., Any], Callable[..., Call]]] = {
+    "run_in_executor(ThreadPoolExecutor)": (ThreadPoolExecutor, _standard),
+    "asyncio.to_thread": (ThreadPoolExecutor, _to_thread),
+    "run_in_executor(ResourceExecutor)": (ResourceExecutor, _standard),
+    "as_async().run": (ResourceExecutor, _view),
+    "as_async().run, max_queued=10": (lambda workers: ResourceExecutor(workers, max_queued=10), _view),
+}
+
+
+def measure(workload: Callable[[Call, int], Any], way: str, tasks: int) -> float:
+    """Return the seconds that a task costs."""
+    make_pool, make_call = WAYS[way]
+
+    async def main() -> float:
+        call = make_call(pool, asyncio.get_running_loop())
+        await workload(call, AT_ONCE)
+        begun = now()
+        await workload(call, tasks)
+        return (now() - begun) / tasks
+
+    with make_pool(WORKERS) as pool:
+        start_all(pool, WORKERS)
+        return asyncio.run(main())
+
+
+def measure_on_one_cpu(workload: Callable[[Call, int], Any], way: str, tasks: int) -> float:
+    with one_cpu():
+        return measure(workload, way, tasks)
+
+
+def compare(rounds: int, tasks: int) -> dict[str, Costs]:
+    jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]] = {}
+    for name, workload in WORKLOADS.items():
+        how = measure_on_one_cpu if workload is one_by_one else measure
+        jobs[name] = ("s", {way: lambda how=how, workload=workload, way=way: how(workload, way, tasks) for way in WAYS})
+    return in_rounds(jobs, rounds, "coroutines")
+
+
+def show(costs: dict[str, Costs]) -> None:
+    rows = [
+        [way, *(cell for cost in costs.values() for cell in (f"{cost.median(way) * 1e6:.1f} us", ratio_cell(cost, way)))]
+        for way in WAYS
+    ]
+    table(["awaited", *(head for name in costs for head in (name, "times less [quartiles]"))], rows)
