@@ -194,8 +194,8 @@ class Attempts:
     ) -> None:
         """End the task in hand once, and count it once, after `thrown` came into its worker.
 
-        `running`: the worker had not noted the end of the task. `outcome`: what the task had returned and
-        raised. `began`: when the worker took it in hand; `start` may be that of the next task already.
+        `running`: the worker had not noted the end of the task, unless `judge` did. `outcome`: what the task had
+        returned and raised. `began`: when the worker took it in hand; `start` may be that of the next task already.
 
         1. If the task is final, or was not to be run, its end is completed: perhaps its waiters are yet to
            be told.
@@ -212,7 +212,7 @@ class Attempts:
         elif value is not NOTHING and error is None:
             with self._place.recorder.lock:
                 waits, runs = log.entries[lane.priority, Outcome.COMPLETED]
-                if running:
+                if running and noted is None:
                     waits.append(start - task._submitted)
                 if len(runs) < len(waits):
                     runs.append(max(end, start) - start)

@@ -312,6 +312,7 @@ class Worker(Hand):
                             waits.append(start - task._submitted)
                             runs.append(end_time - start)
                             break
+                        last = _STOPPED  # it has returned, and is yet to be counted: see `Attempts.salvage`
                     error, last, retry, given_up, self.stopped = attempts.judge(
                         task, lane, self.holding, error, start, end_time
                     )
@@ -373,7 +374,7 @@ class Worker(Hand):
         except BaseException as thrown:
             # Nothing in this loop raises, so another thread has thrown this in.
             if task is not None:
-                running, self.task = self.task is not None, None
+                running, self.task = self.task is not None or last is _STOPPED, None
                 attempts.salvage(task, lane, running, (value, error), thrown, self.since, start, end_time)
             raise
 
