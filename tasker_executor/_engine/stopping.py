@@ -41,7 +41,7 @@ class Token(Latch):
 class Stop:
     """That a task was asked to end. One for each task that is stopped."""
 
-    __slots__ = ("aborted", "at", "carried_out", "function", "limit", "reason", "seen")
+    __slots__ = ("aborted", "at", "carried_out", "function", "limit", "reason", "seen", "unasked")
 
     def __init__(self, reason: Reason, limit: float | None = None) -> None:
         self.reason = reason
@@ -52,6 +52,8 @@ class Stop:
         self.carried_out = True
         #: Whether the resource of the task is being aborted, or was.
         self.aborted = False
+        #: Whether no thread has asked for it: the worker found that no time is left to run the task (again).
+        self.unasked = False
         #: Whether its worker has seen it: then it decides what the task comes to.
         self.seen = False
         #: The name of the function, once the task was given up: from then on the task itself has lost it.

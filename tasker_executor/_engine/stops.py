@@ -81,8 +81,14 @@ class Stops:
         tell = self._notices.task_stopped(task, self._worker_of(task), reason)
         stop = task._ask_to_stop(asked)
         if stop is asked:
-            self._begin(task, stop)
-            self._carry_out(task, stop)
+            try:
+                self._begin(task, stop)
+                self._carry_out(task, stop)
+            except BaseException:  # Ctrl-C: the watch does the rest
+                self._pending[ref(task)] = stop
+                stop.carried_out = False
+                self._place.limits.note(clock())
+                raise
             if not stop.carried_out:
                 self._place.limits.note(clock() + _NEXT_LOOK)
             tell()
@@ -112,13 +118,17 @@ class Stops:
 
     def _begin(self, task: Task[Any], stop: Stop) -> None:
         """Count a stop, and see that the watch looks whether it is obeyed."""
+        self._pending[ref(task)] = stop
+        self.count(stop)
+        self._place.limits.note(stop.at + self._grace)
+
+    def count(self, stop: Stop) -> None:
+        """Count a stop."""
         with self._lock:
             if stop.reason is Reason.TIMED_OUT:
                 self.timed_out += 1
             else:
                 self.stopped += 1
-        self._pending[ref(task)] = stop
-        self._place.limits.note(stop.at + self._grace)
 
     def _worker_of(self, task: Task[Any]) -> Worker | None:
         """Return the worker that has the task in hand."""
@@ -166,7 +176,8 @@ class Stops:
         due = stop.at + self._grace
         if worker is None:
             self._withdraw(task, stop)
-            return due if now < due else now + _NEXT_LOOK
+            # A hook that hangs between two attempts may keep it on its way for long.
+            return due if now < due else now + max(_NEXT_LOOK, 0.1 * (now - stop.at))
         if not stop.carried_out:
             self._carry_out(task, stop)
         if now < due:

@@ -264,6 +264,7 @@ class Worker(Hand):
                 task._status = RUNNING
                 if task._sidecar is not None:
                     if task._sidecar.breaks:
+                        self.place.limits.begins(task, start)  # the check may hang
                         self.asks = True
                         last = care.suspect(self.holding, task._sidecar.breaks)
                         self.asks = False
