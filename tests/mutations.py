@@ -2873,9 +2873,30 @@ MUTATIONS = [
     Mutation(
         "a cancel request that may come late costs the connection",
         "resources/psycopg.py",
-        "        _shut_down(connection)\n        return\n    deadline",
-        "        pass\n    deadline",
+        "        except driver.Error:\n            break",
+        "        except driver.Error:\n            return",
         "resources_psycopg",
+    ),
+    Mutation(
+        "a cancel request that came too early is sent again",
+        "resources/psycopg.py",
+        "        if clock() >= deadline:\n            break\n        patience",
+        "        break\n        patience",
+        "resources_psycopg",
+    ),
+    Mutation(
+        "a KILL QUERY that came too early is sent again",
+        "resources/pymysql.py",
+        "            if clock() >= deadline:\n                break",
+        "            break",
+        "resources_pymysql",
+    ),
+    Mutation(
+        "a call of PyMySQL is over with its first packet",
+        "resources/pymysql.py",
+        "        finally:\n            self.is_waiting = False",
+        "        finally:\n            pass",
+        "resources_pymysql",
     ),
     Mutation(
         "a connection is lost though libpq has not looked at it",

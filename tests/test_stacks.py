@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -325,6 +325,14 @@ def test_ctrl_c_is_for_the_program(make_pool: MakePool, gate: Gate, monkeypatch:
 # -- without the GIL --
 
 
+def refuse(*_: object, **__: object) -> None:
+    pytest.fail("a frame was read")
+
+
+def dump_nothing(file: IO[bytes], *, all_threads: bool) -> None:
+    file.write(b"...\n")
+
+
 def without_the_gil(patch: pytest.MonkeyPatch, since: tuple[int, ...]) -> None:
     patch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
     patch.setattr(stacks_module, "STOPS_THE_WORLD", since)
@@ -340,7 +348,7 @@ def test_without_the_gil_all_threads_stop_for_the_stacks(
     usual = stack_in(pool)
     with monkeypatch.context() as patch:
         without_the_gil(patch, (3, 0))
-        patch.setattr(sys, "_current_frames", lambda: pytest.fail("a frame was read"))
+        patch.setattr(sys, "_current_frames", refuse)
         safe = stack_in(pool)
 
     assert safe == usual
@@ -355,8 +363,8 @@ def test_an_early_python_without_the_gil_says_that_it_cannot(
     gate.wait_until_held()
     with monkeypatch.context() as patch:
         without_the_gil(patch, (9, 0))
-        for reader in ((sys, "_current_frames"), (faulthandler, "dump_traceback")):
-            patch.setattr(*reader, lambda *_, **__: pytest.fail("a frame was read"))
+        patch.setattr(sys, "_current_frames", refuse)
+        patch.setattr(faulthandler, "dump_traceback", refuse)
         stack = stack_in(pool)
 
     assert "without the GIL cannot show the stack of a running thread" in stack
@@ -393,7 +401,7 @@ def test_a_thread_that_the_dump_leaves_out_has_a_stack_that_is_not_known(
     gate.wait_until_held()
     with monkeypatch.context() as patch:
         without_the_gil(patch, (3, 0))
-        patch.setattr(faulthandler, "dump_traceback", lambda file, **_: file.write(b"...\n"))
+        patch.setattr(faulthandler, "dump_traceback", dump_nothing)
         stack = stack_in(pool)
 
     assert stack == "  (the stack is not known)\n"
