@@ -210,6 +210,7 @@ __all__ = [
     "stats_of",
     "step_of",
     "stock_of",
+    "stops_of",
     "stranger",
     "submitters_held_back",
     "submitters_see_idle",
@@ -714,6 +715,12 @@ def written_off_workers(pool: Engine) -> set[Worker]:
 def pending_stops(pool: Engine) -> int:
     """Return how many stops the watch looks after."""
     return len(core_of(pool).stops._pending)
+
+
+def stops_of(pool: Engine) -> int:
+    """Return how many tasks that ran have been stopped, or have timed out."""
+    stops = core_of(pool).stops
+    return stops.stopped + stops.timed_out
 
 
 def tend_stops(pool: Engine, later: float = 0.0) -> float | None:
