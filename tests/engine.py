@@ -67,7 +67,6 @@ from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.worker import Worker
 from tasker_executor._report import aside
 from tasker_executor._sync import clock, releases
-from tasker_executor.stats import ExecutorStats
 
 __all__ = [
     "DESTROY_PATIENCE",
