@@ -52,6 +52,13 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     # -- the worker
     Mutation(
+        "an abort that came between two calls is made again",
+        "_engine/stops.py",
+        "stop.again_at = stop.at + self._again",
+        "pass",
+        "stop_again",
+    ),
+    Mutation(
         "a task that is put back while stats are read is counted once",
         "_engine/gauges.py",
         "and returned == normal.returned + priority.returned",
@@ -325,8 +332,8 @@ MUTATIONS = [
     Mutation(
         "a failed task is counted once",
         "_engine/lanes.py",
-        "            if not sidecar.counted:\n                self.settled",
-        "            if True:\n                self.settled",
+        "            if not sidecar.counted:\n                sidecar.counted = True  # first",
+        "            if True:\n                sidecar.counted = True  # first",
         "thrown",
     ),
     Mutation(
@@ -2122,8 +2129,15 @@ MUTATIONS = [
     Mutation(
         "a task that was given up is none that runs",
         "_engine/roster.py",
-        "if task._sidecar is None or task._sidecar.verdict is None]",
+        "if task._sidecar is None or not task._sidecar.is_counted()]",
         "]",
+        "stats",
+    ),
+    Mutation(
+        "a task that fails before it is run is counted once at each moment",
+        "_engine/sidecar.py",
+        "return self.counted or self.verdict is not None",
+        "return self.verdict is not None",
         "stats",
     ),
     Mutation(
