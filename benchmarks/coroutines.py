@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from tasker_executor import ResourceExecutor
@@ -54,7 +55,7 @@ WAYS: dict[str, tuple[Callable[..., Any], Callable[..., Call]]] = {
     "asyncio.to_thread": (ThreadPoolExecutor, _to_thread),
     "run_in_executor(ResourceExecutor)": (ResourceExecutor, _standard),
     "as_async().run": (ResourceExecutor, _view),
-    "as_async().run, max_queued=10": (lambda workers: ResourceExecutor(workers, max_queued=10), _view),
+    "as_async().run, max_queued=10": (partial(ResourceExecutor, max_queued=10), _view),
 }
 
 

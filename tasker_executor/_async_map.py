@@ -17,7 +17,7 @@ from ._options import TaskOptions
 from .exceptions import TaskCancelled
 from .futures import TaskFuture
 
-__all__ = ["AsyncResults", "Calls", "Submitter", "result_of", "tell"]
+__all__ = ["AsyncResults", "Calls", "Submitter", "result_of", "stop", "tell"]
 
 T = TypeVar("T")
 
@@ -79,6 +79,14 @@ def result_of(future: Future[T]) -> T:
         raise TaskCancelled("the task itself raised asyncio.CancelledError") from error
     finally:
         del future  # the error leads to this frame
+
+
+def stop(future: TaskFuture[Any]) -> None:
+    """Stop a task whose result is not awaited any more."""
+    try:
+        future.stop()
+    except RuntimeError:  # the client of a cluster is closed, and has given the task up
+        pass
 
 
 class Calls:
@@ -200,7 +208,7 @@ class Calls:
         self._futures.clear()
         self._arrived.clear()
         while left:
-            left.pop().stop()
+            stop(left.pop())
         self._ring()  # a coroutine may wait for a result, if this is called by another one
 
 

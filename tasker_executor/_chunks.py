@@ -59,7 +59,7 @@ class ChunkRunner:
         # A stop comes to a worker's task in its sidecar. As long as there is none, the task asks for no token:
         # that would make one, and cost 4 us for each chunk.
         task: Any = getattr(current.here.holder, "task", None)
-        raise_if_cancelled = _look_out() if task is None else None
+        raise_if_cancelled = None if task else _look_out()
         for call in chunk.calls[len(chunk.results) :]:
             if raise_if_cancelled is not None:
                 raise_if_cancelled()

@@ -25,6 +25,7 @@ from ._engine.settings import OnFull, Settings
 from ._engine.submission import enqueue, run_now
 from ._engine.task import PENDING, Task
 from ._options import UNSET, TaskOptions, Unset
+from ._reporting import Reporting
 from ._sync import clock
 from ._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
 from .exceptions import NoCurrentTask
@@ -32,7 +33,6 @@ from .factory import ResourceFactory
 from .futures import TaskFuture
 from .observers import Observer
 from .policies import ScalingPolicy
-from .stats import ExecutorMetrics, ExecutorStats, WorkerInfo
 
 __all__ = ["ResourceExecutor"]
 
@@ -40,7 +40,7 @@ R = TypeVar("R", default=None)
 T = TypeVar("T")
 
 
-class ResourceExecutor(BaseExecutor[R]):
+class ResourceExecutor(Reporting, BaseExecutor[R]):
     """A `concurrent.futures.Executor` in which each worker thread owns one resource.
 
     Without `on_create` callers see a `ThreadPoolExecutor`. With it, tasks are called
@@ -429,40 +429,3 @@ class ResourceExecutor(BaseExecutor[R]):
     @override
     def __exit__(self, *exc_info: object) -> None:
         self.shutdown(wait=not self._core.life.killed.is_open)
-
-    # -- what it reports
-
-    def stats(self) -> ExecutorStats:
-        """Return gauges and counters, all of the same moment."""
-        return self._core.gauges.stats()
-
-    def workers(self, *, stacks: bool = False) -> tuple[WorkerInfo, ...]:
-        """Return what each worker is doing now, in the order of their names.
-
-        Workers that were written off are among them, until their call returns.
-
-        Args:
-            stacks: Fill in `WorkerInfo.stack`, too: which line each thread is at, and from where it was called.
-        """
-        check_bool("stacks", stacks)
-        return self._core.gauges.worker_infos(stacks=stacks)
-
-    def metrics(self, *, reset: bool = False) -> ExecutorMetrics:
-        """Return durations and rates. They take constant memory, whatever the number of tasks.
-
-        Args:
-            reset: Start a new period: the next call covers the time after this one. (`stats` is never reset.)
-        """
-        return self._core.gauges.metrics(reset=reset)
-
-    def __repr__(self) -> str:
-        stats = self.stats()
-        queued = stats.queued_tasks + stats.priority_tasks
-        return (
-            f"<{type(self).__name__} {self._core.name!r} {stats.state}: {stats.active_workers - stats.idle_workers} busy, "
-            f"{stats.idle_workers} idle | {queued} queued ({stats.priority_tasks} high)>"
-        )
-
-    def _check(self) -> None:
-        """Assert the invariants that can be asked at any moment."""
-        self._core.gauges.check()

@@ -26,7 +26,7 @@ from typing import Any, Concatenate, Generic, Self, overload
 
 from typing_extensions import ParamSpec, TypeVar
 
-from ._async_map import AsyncResults, Calls, Submitter, result_of, tell
+from ._async_map import AsyncResults, Calls, Submitter, result_of, stop, tell
 from ._checks import check_seconds, whole
 from ._report import safe_repr
 from .exceptions import ShutdownTimeout
@@ -103,7 +103,7 @@ class AsyncView(Generic[R]):
             future.add_done_callback(partial(tell, loop, waiter))
             await waiter
         except BaseException:  # cancelled; or closed, because its loop is gone
-            future.stop()
+            stop(future)
             raise
         try:
             return result_of(future)
@@ -334,5 +334,5 @@ class AsyncView(Generic[R]):
             for future in futures:  # those that wait first: a worker that becomes free must not start one
                 future.cancel()
             for future in futures:
-                future.stop()
+                stop(future)
         await self.shutdown()

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import pytest
 
-from tasker_executor import ResourceExecutor
+from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor._arrivals import note_fork
 from tasker_executor._chunks import ChunkRunner as ChunkRunner
 from tasker_executor._engine import aborts as _aborts
@@ -66,8 +66,7 @@ from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.worker import Worker
 from tasker_executor._report import aside
-from tasker_executor._sync import releases
-from tasker_executor.stats import ExecutorStats
+from tasker_executor._sync import clock, releases
 
 __all__ = [
     "DESTROY_PATIENCE",
@@ -154,6 +153,7 @@ __all__ = [
     "lanes_of",
     "leaving_workers",
     "living_holdings",
+    "look_at",
     "make_thread",
     "may_retire",
     "must_go_on",
@@ -162,6 +162,7 @@ __all__ = [
     "normal_lane",
     "note_fork",
     "note_may_retire",
+    "on_dismissal",
     "outage_of",
     "parsed_dump",
     "patch_abort_patience",
@@ -182,11 +183,13 @@ __all__ = [
     "patch_thread_start",
     "patch_timer_clock",
     "patch_worker_clock",
+    "pending_stops",
     "post_aside",
     "pretend_asleep",
     "pretend_awake",
     "pretend_outage",
     "recorder_of",
+    "refuse_abort_threads",
     "replace_step",
     "report_end",
     "report_ready",
@@ -204,11 +207,14 @@ __all__ = [
     "stacks_module",
     "start_thread",
     "stats_of",
+    "stats_while_a_task_is_put_back",
     "step_of",
     "stock_of",
+    "stops_of",
     "stranger",
     "submitters_held_back",
     "submitters_see_idle",
+    "tend_stops",
     "thread_prefix_of",
     "threads_are_daemons",
     "timer_of",
@@ -229,6 +235,7 @@ __all__ = [
     "woken_workers",
     "worker_limit",
     "workers_of",
+    "written_off_workers",
 ]
 
 Engine: TypeAlias = "ResourceExecutor[Any] | Core"
@@ -475,6 +482,35 @@ def ask_to_leave(pool: Engine) -> None:
     core_of(pool).crew.leave[:] = [None]
 
 
+def stats_while_a_task_is_put_back(
+    pool: ResourceExecutor[Any], monkeypatch: pytest.MonkeyPatch, asking: Any, returned: Any
+) -> ExecutorStats:
+    """Return the stats that are read while a worker, which holds in `asking`, puts the task in its hand back.
+
+    The worker does so right after the reader has counted what is in hand, and then holds in `returned`.
+    """
+    core = core_of(pool)
+    count = core.roster.running
+
+    def dismisses(worker: Worker) -> End:
+        asking.hold()
+        return End.RETIRED
+
+    def running() -> int:
+        tasks = count()
+        asking.release()
+        returned.wait_until_held()
+        return tasks
+
+    monkeypatch.setattr(core, "dismisses", dismisses)
+    monkeypatch.setattr(core, "task_came_back", lambda _worker: returned.hold())
+    ask_to_leave(pool)
+    pool.submit(int)
+    asking.wait_until_held()
+    monkeypatch.setattr(core.roster, "running", running)
+    return pool.stats()
+
+
 def dismisses(pool: Engine, worker: Worker) -> End | None:
     """Return why the worker, which is about to start a task, has to end; None if it has not."""
     return core_of(pool).crew.dismisses(worker)
@@ -695,6 +731,57 @@ def close(pool: Engine, *, kill: bool = False) -> None:
 def join(pool: Engine, timeout: float) -> None:
     """Wait for the end of a dropped executor, or any other."""
     core_of(pool).ending.join(timeout)
+
+
+# -- stops --
+
+
+def written_off_workers(pool: Engine) -> set[Worker]:
+    """Return the workers that have been written off, and whose call has not returned."""
+    return core_of(pool).roster.written_off.copy()
+
+
+def pending_stops(pool: Engine) -> int:
+    """Return how many stops the watch looks after."""
+    return len(core_of(pool).stops._pending)
+
+
+def stops_of(pool: Engine) -> int:
+    """Return how many tasks that ran have been stopped, or have timed out."""
+    stops = core_of(pool).stops
+    return stops.stopped + stops.timed_out
+
+
+def tend_stops(pool: Engine, later: float = 0.0) -> float | None:
+    """Do what the watch does for stops, that many seconds later than now, on this thread."""
+    return core_of(pool).stops.tend(clock() + later)
+
+
+def look_at(pool: Engine, worker: Any, task: Any, now: float) -> float:
+    """Have the watch look at what that worker has in hand; return when it looks next."""
+    return core_of(pool).watch._look(worker, task, now)
+
+
+def on_dismissal(pool: Engine, act: Callable[[Worker], End | None]) -> None:
+    """Let each worker that has its next task in hand ask `act` whether it is dismissed."""
+    core: Any = core_of(pool)
+    core.dismisses = act
+    core.crew.leave[:] = [None]
+
+
+def refuse_abort_threads(monkeypatch: pytest.MonkeyPatch, times: int) -> list[Thread]:
+    """Let the system refuse that many threads for aborts; return the list of those refused."""
+    original = _aborts.start_thread
+    refused: list[Thread] = []
+
+    def start(thread: Thread) -> None:
+        if len(refused) < times:
+            refused.append(thread)
+            raise CannotStart("can't start new thread")
+        original(thread)
+
+    monkeypatch.setattr(_aborts, "start_thread", start)
+    return refused
 
 
 # -- steps that a test acts before or after --

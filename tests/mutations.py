@@ -52,6 +52,13 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     # -- the worker
     Mutation(
+        "a task that is put back while stats are read is counted once",
+        "_engine/gauges.py",
+        "and returned == normal.returned + priority.returned",
+        "and True",
+        "stats",
+    ),
+    Mutation(
         "a worker that ends destroys its resource",
         "_engine/worker.py",
         "source.destroy(holding, self.name)",
@@ -1336,13 +1343,6 @@ MUTATIONS = [
         "stop_run_now",
     ),
     Mutation(
-        "a call whose timer could not be started kicks it",
-        "_engine/runs.py",
-        " or self._timer.birth is None:",
-        ":",
-        "stop_run_now",
-    ),
-    Mutation(
         "a call that begins when the timer has ended has its limit",
         "_engine/runs.py",
         "        if self._life.state >= State.CLOSED:",
@@ -1411,13 +1411,6 @@ MUTATIONS = [
         "_engine/holding.py",
         "        self._given_up = True\n        self._heirs",
         "        self._heirs",
-        "stop_run_now",
-    ),
-    Mutation(
-        "the last of two aborts destroys the resource",
-        "_engine/holding.py",
-        "            if self._heirs and not self.being_aborted:",
-        "            if self._heirs:",
         "stop_run_now",
     ),
     Mutation(
@@ -1544,8 +1537,15 @@ MUTATIONS = [
     Mutation(
         "a coroutine that is cancelled stops its task",
         "aio.py",
-        "            future.stop()\n            raise",
+        "            stop(future)\n            raise",
         "            raise",
+        "aio",
+    ),
+    Mutation(
+        "a client that is closed does not hide that the coroutine was cancelled",
+        "_async_map.py",
+        "    except RuntimeError:  # the client of",
+        "    except AssertionError:  # the client of",
         "aio",
     ),
     Mutation("a closed loop is no error", "_async_map.py", "if not loop.is_closed():", "if True:", "aio"),
@@ -1573,7 +1573,7 @@ MUTATIONS = [
     Mutation(
         "an error in the block of a view stops its tasks",
         "aio.py",
-        "            for future in futures:\n                future.stop()\n",
+        "            for future in futures:\n                stop(future)\n",
         "",
         "aio_shutdown",
     ),
@@ -1616,7 +1616,7 @@ MUTATIONS = [
     Mutation(
         "an asynchronous map that is left stops its tasks",
         "_async_map.py",
-        "            left.pop().stop()",
+        "            stop(left.pop())",
         "            left.pop()",
         "aio_map",
     ),
@@ -2908,9 +2908,30 @@ MUTATIONS = [
     Mutation(
         "a cancel request that may come late costs the connection",
         "resources/psycopg.py",
-        "        _shut_down(connection)\n        return\n    deadline",
-        "        pass\n    deadline",
+        "        except driver.Error:\n            break",
+        "        except driver.Error:\n            return",
         "resources_psycopg",
+    ),
+    Mutation(
+        "a cancel request that came too early is sent again",
+        "resources/psycopg.py",
+        "        if clock() >= deadline:\n            break\n        patience",
+        "        break\n        patience",
+        "resources_psycopg",
+    ),
+    Mutation(
+        "a KILL QUERY that came too early is sent again",
+        "resources/pymysql.py",
+        "            if clock() >= deadline:\n                break",
+        "            break",
+        "resources_pymysql",
+    ),
+    Mutation(
+        "a call of PyMySQL is over with its first packet",
+        "resources/pymysql.py",
+        "        finally:\n            self.is_waiting = False",
+        "        finally:\n            pass",
+        "resources_pymysql",
     ),
     Mutation(
         "a connection is lost though libpq has not looked at it",

@@ -14,11 +14,12 @@ from operator import methodcaller
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from aio_support import Run, Stoppable, forget, log_of_submissions, run, until
 from engine import CannotStart, patch_thread_start
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, needs_gil
-from tasker_executor import ResourceExecutor, TaskCancelled, TaskStopped, TaskTimeout, current_task
+from tasker_executor import ResourceExecutor, TaskCancelled, TaskFuture, TaskStopped, TaskTimeout, current_task
 from tasker_executor._async_map import tell
 from tasker_executor.aio import AsyncView
 from tasker_executor.testing import InlineExecutor
@@ -305,6 +306,25 @@ def test_task_that_is_stopped_from_another_loop_tells_its_coroutine(run: Run, ma
         return "cancelled" if running.cancelled() else "failed"
 
     assert run(main) == "failed"
+
+
+def test_stop_that_fails_does_not_hide_that_the_coroutine_was_cancelled(run: Run, make_pool: MakePool) -> None:
+    class Stuck(TaskFuture[None]):
+        """A future whose client is closed."""
+
+        @override
+        def stop(self) -> bool:
+            raise RuntimeError("the event loop of the client is closed")
+
+    pool = make_pool(1)
+    vars(pool)["_enqueue_soon"] = lambda *_: Stuck()
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await pool.as_async().run(int)
+
+    run(main)
 
 
 def test_run_within_is_a_time_out_of_the_task(run: Run, make_pool: MakePool) -> None:

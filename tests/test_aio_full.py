@@ -212,6 +212,21 @@ def test_cancelled_coroutine_leaves_the_line_and_its_task_never_runs(run: Run, m
     assert pool.stats().submitted == 3
 
 
+def test_task_that_leaves_the_line_is_not_taken_off_the_queue(run: Run, make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1, max_queued=1)
+    fill(pool, gate, 1)
+
+    async def main() -> None:
+        parked = asyncio.ensure_future(pool.as_async().run(int))
+        await until_in_line(pool, 1)
+        parked.cancel()
+        await asyncio.wait([parked])
+
+    run(main)
+
+    assert pool.stats().queued_tasks == 1
+
+
 def test_task_is_queued_or_withdrawn_and_not_both() -> None:
     for first, second in (("queue", "withdraw"), ("withdraw", "queue")):
         queued: list[str] = []

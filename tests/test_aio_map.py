@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -343,7 +344,7 @@ def test_map_that_is_left_takes_its_task_out_of_the_line(run: Run, make_pool: Ma
 def test_map_that_is_closed_ends_the_coroutine_that_waits_though_its_task_goes_on(
     run: Run, make_pool: MakePool, gate: Gate, ordered: bool
 ) -> None:
-    pool = make_pool(1)
+    pool = make_pool(1, abort_grace=3600.0)
 
     async def main() -> str | None:
         results = pool.as_async().map(gate.hold, range(3), ordered=ordered)
@@ -422,3 +423,54 @@ def test_maps_of_many_loops_share_a_full_queue(make_pool: MakePool, fast_switchi
         thread.join(DEADLINE)
 
     assert found == [4950] * 4
+
+
+# -- all of it
+
+
+@pytest.mark.usefixtures("fast_switching")
+def test_nothing_is_lost_though_many_go_away(make_pool: MakePool) -> None:
+    """Coroutines of two loops, of which a third is cancelled at any moment, share a pool with threads that block."""
+    pool = make_pool(2, max_queued=2)
+    seed = random.randrange(1000)
+    ran: list[int] = []
+    wrong: list[str] = []
+
+    def call(number: int) -> int:
+        ran.append(number)
+        return number
+
+    async def main(first: int) -> None:
+        chance = random.Random(seed + first)
+        async with pool.as_async() as view:
+            numbers = range(first, first + 150)
+            tasks = [asyncio.ensure_future(view.run(call, number)) for number in numbers]
+            await asyncio.sleep(0)  # all of them submit
+            while any(not task.done() for task in tasks):
+                if chance.random() < 0.3:
+                    chance.choice(tasks).cancel()
+                await asyncio.sleep(0)
+            for number, task in zip(numbers, tasks, strict=True):
+                if not task.cancelled() and task.result() != number:
+                    wrong.append(f"{number}: {task!r}")
+
+    def run_loop(first: int) -> None:
+        asyncio.run(main(first))
+
+    def submit() -> None:
+        futures = [pool.submit(call, number) for number in range(2000, 2100)]
+        wrong.extend(repr(future) for number, future in enumerate(futures, 2000) if future.result(DEADLINE) != number)
+
+    threads = [threading.Thread(target=run_loop, args=(first,)) for first in (0, 1000)]
+    threads.append(threading.Thread(target=submit))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    pool.shutdown()
+
+    assert wrong == [], f"seed {seed}"
+    assert len(ran) == len(set(ran)), f"seed {seed}"
+    stats = pool.stats()
+    assert stats.submitted == 400 == stats.completed + stats.cancelled + stats.failed, f"seed {seed}"
+    assert not admission_of(pool).blocked

@@ -352,3 +352,24 @@ def test_a_fork_without_descriptors_closes_the_executors_all_the_same() -> None:
     """
 
     assert run_python(textwrap.dedent(program), "-W", "ignore").stdout == "refused\n"
+
+
+def test_tasks_that_stand_in_line_for_a_place_fail_in_the_child_and_run_in_the_parent() -> None:
+    output = run("""
+        pool = ResourceExecutor(1, name="mine", max_queued=0)
+        held, go = threading.Event(), threading.Event()
+        pool.submit(lambda: held.set() or go.wait())
+        held.wait()
+        parked = pool._enqueue_soon(lambda: "parent goes on", (), {}, pool._options)
+        assert parked._waits_for_place()
+        def child():
+            say(parked.exception(0))
+            assert not parked._waits_for_place()
+        in_child(child)
+        go.set()
+        say(parked.result())
+        pool.shutdown()
+    """)
+
+    assert output[0].startswith("executor 'mine' was inherited through fork()")
+    assert output[1:] == ["parent goes on"]

@@ -54,7 +54,7 @@ LAYERS = [
     {"_engine.deadlock", "_engine.recovery", "_engine.gauges", "_engine.stops"},
     {"_engine.scaler", "_engine.ending", "_engine.watch"},
     {"_engine.core"},
-    {"_engine.submission"},
+    {"_engine.submission", "_reporting"},
     {"_executor"},
     {"resources.__init__", "resources._commit", "resources._sockets"},
     {"resources.http", "resources.pika", "resources.psycopg", "resources.pymysql", "resources.redis", "resources.sqlite3"},

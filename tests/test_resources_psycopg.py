@@ -487,6 +487,32 @@ def test_a_cancel_request_that_may_come_late_costs_the_connection(
 
 
 @pytest.mark.services
+def test_a_statement_that_the_server_reads_after_the_first_cancel_request_is_cancelled(
+    server: Server, make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factory = Connections(server.address, autocommit=True)
+    connection = make(factory)
+    cancel, requests = connection.cancel_safe, 0
+
+    def cancel_late(**options: Any) -> None:
+        nonlocal requests
+        requests += 1
+        if requests > 1:  # the first one came too early, and the server has ignored it
+            cancel(**options)
+
+    monkeypatch.setattr(connection, "cancel_safe", cancel_late)
+    with ThreadPoolExecutor(1) as threads:
+        hanging = threads.submit(hang, connection)
+        server.wait_until_hanging()
+
+        factory.abort(connection)
+
+        assert isinstance(hanging.result(DEADLINE), errors.QueryCanceled)
+    assert requests == 2
+    assert factory.check(connection)
+
+
+@pytest.mark.services
 def test_a_cancel_request_has_done_its_work_when_abort_returns(server: Server, proxy: Proxy, make: Made) -> None:
     factory = Connections(server.address_of(proxy), autocommit=True)
     connection = make(factory)

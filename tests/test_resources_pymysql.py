@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import socket
@@ -547,6 +548,37 @@ def test_abort_of_an_idle_connection_hits_nothing_that_comes_after(connect: Conn
     factory.abort(connection)
 
     assert run(connection, "select 1") == [(1,)]
+
+
+@pytest.mark.services
+def test_a_statement_that_the_server_reads_after_the_first_kill_query_is_ended(
+    server: Server, connect: Connect, proxy: Proxy
+) -> None:
+    factory, connection = connect()
+    state = vars(connection)
+    state["is_waiting"] = True  # as if it was sent already
+    with in_thread(lambda: factory.abort(connection)):
+        eventually(lambda: proxy.accepted() == 2, "the first KILL QUERY")
+        eventually(lambda: proxy.connections() == 1, "the end of the first KILL QUERY")
+        error = error_of(connection, f"select sleep({HANGS})")
+
+    assert error.args[0] == 1317
+    factory.reset(connection)
+    assert factory.check(connection)
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("statement", ["select 1", "select"])
+def test_abort_waits_for_no_call_that_is_over(connect: Connect, proxy: Proxy, statement: str) -> None:
+    factory, connection = connect()
+    connection.set_character_set("utf8mb4")
+    connection.ping()
+    with contextlib.suppress(pymysql.Error):
+        run(connection, statement)
+    factory.abort(connection)
+
+    assert proxy.accepted() == 2
+    assert factory.check(connection)
 
 
 @pytest.mark.services

@@ -518,8 +518,8 @@ def test_without_a_check_the_resource_is_replaced(make: Make, ledger: Ledger, cl
     call.end()
     join_aborts()
 
-    assert pool.run_now(FakeResource.use) == 1
     assert ledger.destroyed == ledger.created[:1] == line.aborted
+    assert pool.run_now(FakeResource.use) == 1
     assert pool.stats().available_resources == 1
 
 
@@ -1106,8 +1106,9 @@ def test_its_future_stops_it(make: Make, line: Line, gate: Gate, run_within: flo
 
 
 def test_a_stop_that_the_system_refuses_a_thread_is_tried_again(
-    make: Make, clock: Clock, line: Line, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    make: Make, line: Line, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tasker_executor._engine.runs.AFTER_A_REFUSAL", 0.001)
     pool = full_pool(make, gate, run_within=None)
     call = Calling(pool.submit, line.hang)
     line.wait_until_hangs()
@@ -1120,11 +1121,12 @@ def test_a_stop_that_the_system_refuses_a_thread_is_tried_again(
         patch.setattr(threading.Thread, "start", refuse)
         future: Any = run.task
         assert future.stop() is True
-    assert line.aborted == []
-    clock.pass_time(HOUR, pool)
+        assert line.aborted == []
 
     assert call.end() is None
-    assert type(future.exception()) is TaskStopped
+    error = future.exception()
+    assert type(error) is TaskStopped
+    assert type(error.__cause__) is Cut
 
 
 def test_what_is_no_exception_ends_its_task_as_on_a_worker(make: Make, clock: Clock, line: Line, gate: Gate) -> None:

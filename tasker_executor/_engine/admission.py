@@ -59,7 +59,7 @@ class Ticket:
 class Parked(Ticket):
     """A submission whose thread does not wait: its task is put into the lane by the thread that lets it in."""
 
-    __slots__ = ("_task", "admission", "append", "on_queued", "refuse")
+    __slots__ = ("_task", "admission", "append", "on_queued", "refuse", "withdrawn")
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class Parked(Ticket):
         super().__init__()
         # Emptied in one step, by the thread that queues the task or by the one that withdraws it.
         self._task = deque((task,))
+        self.withdrawn = False
         # The future of a task must not keep the executor alive. So what leads to that is dropped afterwards.
         self.admission: Admission | None = admission
         self.append = append
@@ -96,10 +97,18 @@ class Parked(Ticket):
             pass
         self.admission = self.refuse = None
 
+    def take(self) -> list[object]:
+        """Return the task, if it is neither queued nor withdrawn, in the child of a fork."""
+        tasks = list(self._task)
+        self._task.clear()
+        self.admission = self.refuse = self.on_queued = None
+        return tasks
+
     def withdraw(self) -> bool:
         """Take the task back, and leave the line. Return False if the task is queued, or was withdrawn before."""
         try:
             self._task.pop()
+            self.withdrawn = True
         except IndexError:
             return False
         admission, self.admission = self.admission, None
@@ -277,12 +286,23 @@ class Admission:
         if self.limit is not None:
             self.refill()
 
+    def forget_parked(self) -> list[Any]:
+        """Return the tasks that are parked, and forget them, in the child of a fork."""
+        tickets = [ticket for ticket in (*self.blocked, *self._refused) if isinstance(ticket, Parked)]
+        self.blocked.clear()
+        self._queued.clear()
+        self._refused.clear()
+        return [task for ticket in tickets for task in ticket.take()]
+
     def reinit_after_fork(self) -> None:
         """Close, in the child of a fork.
 
         The other submitters' threads are gone. A submission that this very thread has interrupted is let in.
+        Parked tasks stay until `forget_parked`: the lock of a task may be held by a thread of the parent.
         """
         self._lock = RLock()
         self._reserved.clear()
-        self.close()
-        self.blocked.clear()
+        self._closed = True
+        for ticket in tuple(self.blocked):
+            if not isinstance(ticket, Parked):
+                self._let_in(ticket)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from .._report import function_name, traceback_of
 from .._sync import clock
-from ..exceptions import TaskCancelled
+from ..exceptions import TaskCancelled, TaskStopped, TaskTimeout
 from ..factory import Verdict
 from ..observers import TaskEvent
 from .holding import Holding
@@ -42,6 +42,18 @@ _END_AFTER = {Verdict.OWN: None, Verdict.AGAIN: None, Verdict.BROKEN: End.BROKEN
 
 #: The value of a task that has not returned yet.
 NOTHING: Any = object()
+
+
+class _NotCalled:
+    """In place of the function of a task that was stopped as it began."""
+
+    def __init__(self, function: Any, stop: Stop) -> None:
+        self.__wrapped__ = function  # for its name
+        self._why = stop.why()
+
+    def __call__(self, *args: object) -> None:
+        del args
+        raise TaskCancelled(f"this task {self._why}, and was not called")
 
 
 class Fate(NamedTuple):
@@ -71,7 +83,11 @@ class Attempts:
         self._worker = worker
 
     def begin(self, task: Task[Any], start: float) -> None:
-        """Tell observers that a task starts, and see that it ends in time."""
+        """Tell observers that a task starts, and see that it ends in time.
+
+        An observer may take long. If the task was stopped by then, an abort has come before the call that it is
+        to unblock. So there is no call.
+        """
         hub, limits = self._place.hub, self._place.limits
         if limits.for_all:
             limits.begins(task, start)
@@ -79,6 +95,8 @@ class Attempts:
             self._context = task._context
         if hub.hears("task_started"):
             hub.tell("task_started", self._event(task, start, start))
+            if (sidecar := task._sidecar) is not None and sidecar.stop is not None:
+                task._result = _NotCalled(task._result, sidecar.stop)
 
     def end(self, task: Task[Any], holding: Holding[Any] | None, error: BaseException | None, start: float, end: float) -> bool:
         """Record the use of the resource, and tell observers.
@@ -194,17 +212,18 @@ class Attempts:
     ) -> None:
         """End the task in hand once, and count it once, after `thrown` came into its worker.
 
-        `running`: the worker had not noted the end of the task, unless `judge` did. `outcome`: what the task had
-        returned and raised. `began`: when the worker took it in hand; `start` may be that of the next task already.
+        `running`: the worker had not noted the end of the task by itself. `outcome`: what the task had returned and
+        raised. `began`: when the worker took it in hand; `start` may be that of the next task already.
 
         1. If the task is final, or was not to be run, its end is completed: perhaps its waiters are yet to
            be told.
         2. If it has returned a value, the value stands, and the task is counted unless it was. Its two
            durations are listed one after the other, so only the last one can be missing.
-        3. If it has raised, its error stands. If it was counted as retried, it goes back to its lane.
+        3. If it has raised, its error stands, or that of its stop. If it was counted as retried, it goes back to its lane.
         4. Otherwise it fails with the thrown error.
         """
         value, error = outcome
+        stop = task._stop_at_work()  # from here on it is not given up: it is out of hand
         log, sidecar = self._log, task._sidecar
         noted = log.noted((id(task), began))
         if task._status is not RUNNING or (sidecar is not None and (sidecar.verdict is not None or sidecar.counted)):
@@ -222,7 +241,10 @@ class Attempts:
         else:
             if noted is None:
                 log.note(lane.priority, Outcome.FAILED, start - task._submitted, clock() - start)
-            task._finish(None, error or thrown)
+            error = error or thrown
+            if stop is not None and not isinstance(error, TaskStopped | TaskTimeout):
+                error = stop.error(self._place.settings.name, describe(task), error)
+            task._finish(None, error)
 
     def _event(
         self, task: Task[Any], start: float, end: float, outcome: str = "", error: BaseException | None = None

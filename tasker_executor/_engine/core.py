@@ -287,6 +287,8 @@ class Core:
 
     def gave_up(self, worker: Worker) -> bool:
         """Return whether a worker whose task was stopped has been written off."""
+        if (stop := worker.stopped) is not None and stop.unasked:
+            self.stops.count(stop)
         return self.crew.gave_up(worker)
 
     def may_retire(self, worker: Worker) -> bool:
@@ -429,6 +431,7 @@ class Core:
         self.hub.silence()
         self.ending.refuse_inherited()
         lost = [worker.task for worker in self.roster.workers if worker.task is not None]
+        lost += self.admission.forget_parked()
         for lane in self.lanes:
             lane.unpark()
             lost += lane

@@ -23,7 +23,7 @@ __all__ = ["Hand"]
 class Hand:
     """The hand of one worker. To its task it is the `Holder`."""
 
-    __slots__ = ("asks", "care", "employer", "holding", "index", "place", "since", "stopped", "task")
+    __slots__ = ("asks", "care", "employer", "holding", "index", "judging", "place", "since", "stopped", "task")
 
     def __init__(self, place: Workplace, employer: Employer, index: int) -> None:
         self.place = place
@@ -35,6 +35,7 @@ class Hand:
         self.task: Task[Any] | None = None  # the task in hand
         self.since = clock()  # when it was taken in hand
         self.asks = False  # whether a hook is asked about the resource, with a task in hand
+        self.judging = False  # whether the fate of the task that was in hand is being decided
         self.stopped: Stop | None = None  # of the task before, until its resource is good again
 
     # -- as the holder of the current task

@@ -152,9 +152,7 @@ class Reserve(Generic[R]):
         """
         if kwargs:
             fn = partial(fn, **kwargs)
-        care, around = self._care, self._around
-        if run is not None:  # it lets go of its resource in more than one step
-            care = True
+        care, around = self._care or run is not None, self._around  # a run lets go in more than one step
         retries = breaks = 0
         place = self._local.mine or self._places.arrive()
         here = place.here

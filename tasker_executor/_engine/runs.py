@@ -75,7 +75,7 @@ class Runs:
     def watch(self, run: Run) -> None:
         """Stop the call when it is due."""
         self._runs.add(run)
-        if run.due < self._alarm or self._timer.birth is None:
+        if run.due < self._alarm:
             self._timer.kick()
         if self._life.state >= State.CLOSED:
             self.outlive_timer()

@@ -254,6 +254,7 @@ class Worker(Hand):
                     if self.let_go(task) is not None and task.done():  # a retry, and it was given up just now
                         task = None
                         return last
+                    lane.note_return()
                     put_back, task = task, None
                     lane.appendleft(put_back)
                     put_back = None
@@ -264,11 +265,13 @@ class Worker(Hand):
                 task._status = RUNNING
                 if task._sidecar is not None:
                     if task._sidecar.breaks:
+                        self.place.limits.begins(task, start)  # the check may hang
                         self.asks = True
                         last = care.suspect(self.holding, task._sidecar.breaks)
                         self.asks = False
                         self.since = start = clock()
                         if last is not None and self.let_go(task) is None:
+                            lane.note_return()
                             put_back, task = task, None
                             (lane.parked.append if last is _SUSPECT else lane.appendleft)(put_back)
                             put_back = None
@@ -312,10 +315,11 @@ class Worker(Hand):
                             waits.append(start - task._submitted)
                             runs.append(end_time - start)
                             break
-                        last = _STOPPED  # it has returned, and is yet to be counted: see `Attempts.salvage`
+                    self.judging = True
                     error, last, retry, given_up, self.stopped = attempts.judge(
                         task, lane, self.holding, error, start, end_time
                     )
+                    self.judging = False
                     if last is End.BROKEN:
                         care.broken_by = error
                     if given_up:
@@ -374,7 +378,7 @@ class Worker(Hand):
         except BaseException as thrown:
             # Nothing in this loop raises, so another thread has thrown this in.
             if task is not None:
-                running, self.task = self.task is not None or last is _STOPPED, None
+                running, self.task = self.task is not None or self.judging, None
                 attempts.salvage(task, lane, running, (value, error), thrown, self.since, start, end_time)
             raise
 

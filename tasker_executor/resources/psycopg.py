@@ -51,6 +51,7 @@ CHECK_TIMEOUT = 5.0  # seconds
 # Both together stay below the grace that an executor gives to a task that it stops.
 CANCEL_TIMEOUT = 2.0  # seconds
 RETURN_TIMEOUT = 1.0  # seconds
+CANCEL_AGAIN = 0.05  # seconds; doubled each time
 FIRST_LOOK, LAST_LOOK = 0.0002, 0.01  # seconds; doubled each time
 
 
@@ -65,7 +66,8 @@ class Connections(ResourceFactory[driver.Connection[Row]]):
     - **Clean** is a connection without an open transaction, with its ``autocommit`` as it was: `reset` rolls
       back what a task has left open, and costs 0.2 µs if there is nothing to do. Other settings of the session
       (``SET``, ``LISTEN``, temporary tables) are kept.
-    - **A call that hangs** is cancelled on the server. If it does not return then, the socket is shut down.
+    - **A call that hangs** is cancelled on the server, again and again for a second. If it does not return, the
+      socket is shut down.
     - **A check** is an empty query that must be answered within 5 seconds, outside of a transaction.
 
     **A task is done at least once.** If the connection breaks after a task has committed something, and before
@@ -214,29 +216,41 @@ class Connections(ResourceFactory[driver.Connection[Row]]):
 def unblock(connection: driver.Connection[Any]) -> None:
     """Make a call return that hangs inside this connection, in another thread, within 3 seconds.
 
-    The statement is cancelled on the server. If that is not possible, or the call does not return then since
-    the network is stalled, the socket is shut down, and the connection is broken.
+    The statement is cancelled on the server: again and again, since a server that has not read the statement yet
+    ignores the request. If that is not possible, or the call does not return since the network is stalled, the
+    socket is shut down, and the connection is broken.
 
     No cancel request reaches the server later, and hits a statement of the next task. 1. The server closes the
     connection of a cancel request after it has signalled the backend. libpq waits for that. 2. A backend that
     is idle ignores the signal, and has seen it before it reads the next statement. 3. A request whose answer
     did not come may still be on its way. So the connection that it is for is ended.
     """
-    try:
-        connection.cancel_safe(timeout=CANCEL_TIMEOUT)
-    except driver.ProgrammingError:
-        pass  # psycopg has sent nothing: the transaction is a prepared one
-    except driver.Error:
-        _shut_down(connection)
-        return
     deadline = clock() + RETURN_TIMEOUT
+    patience = CANCEL_AGAIN
+    while True:
+        try:
+            connection.cancel_safe(timeout=CANCEL_TIMEOUT)
+        except driver.ProgrammingError:
+            pass  # psycopg has sent nothing: the transaction is a prepared one
+        except driver.Error:
+            break
+        if _returns(connection, min(clock() + patience, deadline)):
+            return
+        if clock() >= deadline:
+            break
+        patience *= 2
+    _shut_down(connection)
+
+
+def _returns(connection: driver.Connection[Any], deadline: float) -> bool:
+    """Wait until no call is inside of the connection; return whether that comes in time."""
     pause = FIRST_LOOK
     while connection.pgconn.transaction_status == ACTIVE:
         if clock() >= deadline:
-            _shut_down(connection)
-            return
+            return False
         time.sleep(pause)
         pause = min(2 * pause, LAST_LOOK)
+    return True
 
 
 def _shut_down(connection: driver.Connection[Any]) -> None:

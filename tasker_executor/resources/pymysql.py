@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from typing_extensions import TypeVar, override
 
 from .._checks import check_bool
+from .._sync import clock
 from ..factory import ResourceFactory, Verdict
 from ._commit import CommitUnknown, commit_unknown
 from ._sockets import shut_down
@@ -42,6 +44,9 @@ _CONFLICTS = {ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, ER.CHECKREAD}
 _PATIENCE = 10.0
 #: Seconds for each step of an abort.
 _HURRY = 2.0
+_RETURN_TIMEOUT = 1.0
+_KILL_AGAIN = 0.05  # doubled each time
+_FIRST_LOOK, _LAST_LOOK = 0.0002, 0.01  # doubled each time
 
 
 class Connections(ResourceFactory["Connection[C]"], Generic[C]):
@@ -60,9 +65,10 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
     connection with rows left unread (`SSCursor`) is replaced. Session variables, temporary tables, table
     locks and the chosen database stay as a task leaves them.
 
-    **Abort**: ``KILL QUERY`` on a second connection; if that does not work within seconds, the socket is shut
-    down. Do not abort through a proxy that spreads connections over several servers: each of them has its own
-    numbers for connections.
+    **Abort**: ``KILL QUERY`` on a second connection, again and again, since a server that has not read the
+    statement yet ignores it; if that does not work within seconds, the socket is shut down. Do not abort
+    through a proxy that spreads connections over several servers: each of them has its own numbers for
+    connections.
 
     PyMySQL connects within 10 seconds and waits for answers without end. Pass ``read_timeout=``, which then
     breaks the connection, to limit that; the ping and the rollback between tasks have 10 seconds.
@@ -158,11 +164,20 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
             "init_command": None,
         }
         number: int = resource.thread_id()  # type: ignore[no-untyped-call]  # its stub has no types
-        try:
-            with _Connection(**self._connect | hurry) as second:
-                second.query(f"KILL QUERY {number}")
-        except Exception:  # no connection is left, no network: the server cannot be told
-            shut_down(getattr(resource, "_sock", None))
+        deadline = clock() + _RETURN_TIMEOUT
+        patience = _KILL_AGAIN
+        while True:
+            try:
+                with _Connection(**self._connect | hurry) as second:
+                    second.query(f"KILL QUERY {number}")
+            except Exception:  # no connection is left, no network: the server cannot be told, or hears of it later
+                break
+            if _returns(resource, min(clock() + patience, deadline)):
+                return
+            if clock() >= deadline:
+                break
+            patience *= 2
+        shut_down(getattr(resource, "_sock", None))
 
     @contextmanager
     def _one_transaction(self, connection: Connection[C]) -> Generator[None]:
@@ -208,6 +223,24 @@ class _Connection(_AnyConnection):
     """
 
     _shared: Any = None
+    #: Whether a command is being sent, or its first answer has not come.
+    is_waiting = False
+
+    def _execute_command(self, command: Any, sql: Any) -> None:
+        self.is_waiting = True
+        try:
+            getattr(super(), "_execute_command")(command, sql)  # noqa: B009  # its stub does not have it
+        except BaseException:
+            self.is_waiting = False
+            raise
+        vars(self)["_read_packet"] = self._read_first  # only once: there is a packet for each row
+
+    def _read_first(self, *arguments: Any) -> Any:
+        del vars(self)["_read_packet"]
+        try:
+            return getattr(self, "_read_packet")(*arguments)  # noqa: B009  # see above
+        finally:
+            self.is_waiting = False
 
     def _create_ssl_ctx(self, options: Any) -> Any:
         create = getattr(super(), "_create_ssl_ctx")  # noqa: B009  # its stub does not have it
@@ -216,6 +249,17 @@ class _Connection(_AnyConnection):
         if _Connection._shared is None:
             _Connection._shared = create(options)
         return _Connection._shared
+
+
+def _returns(connection: Connection[Any], deadline: float) -> bool:
+    """Wait until no call waits for an answer of the server; return whether that comes in time."""
+    pause = _FIRST_LOOK
+    while getattr(connection, "is_waiting", False):
+        if clock() >= deadline:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, _LAST_LOOK)
+    return True
 
 
 def _roll_back(connection: Connection[Any]) -> None:

@@ -1,0 +1,542 @@
+"""Each interleaving of a stop and the end of its task, forced: see the stories in `_engine/stops.py`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from engine import (
+    End,
+    Sidecar,
+    Task,
+    look_at,
+    on_dismissal,
+    pending_stops,
+    refuse_abort_threads,
+    tend_stops,
+    workers_of,
+    written_off_workers,
+)
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, cause_of_stop, eventually
+from tasker_executor import Observer, TaskEvent, TaskStopped, TaskTimeout, Verdict
+
+HOUR = 3600.0
+
+
+class Hook:
+    """An `on_abort` hook that notes the resources, and ends the calls that hang in them."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.freed = threading.Event()
+
+    def __call__(self, resource: FakeResource) -> None:
+        self.calls.append(resource.number)
+        self.freed.set()
+
+    def hang(self, resource: FakeResource) -> None:
+        """Run until the resource is aborted, and raise."""
+        assert self.freed.wait(DEADLINE)
+        raise LookupError(resource)
+
+
+@pytest.fixture
+def hook() -> Hook:
+    return Hook()
+
+
+def hold_claim_of(
+    monkeypatch: pytest.MonkeyPatch, gate: Gate, wanted: Callable[[Task[Any]], bool] = lambda _: True
+) -> list[bool]:
+    """Hold the abort of a task right before it claims the resource; return the answers to the claims."""
+    original = Task._claim
+    answers: list[bool] = []
+
+    def claim(task: Task[Any], *args: Any, **kwargs: Any) -> bool:
+        if wanted(task):
+            gate.hold()
+        answers.append(original(task, *args, **kwargs))
+        return answers[-1]
+
+    monkeypatch.setattr(Task, "_claim", claim)
+    return answers
+
+
+# -- before the worker looks at the task
+
+
+def test_stop_of_a_task_in_hand_that_has_not_begun_cancels_it(make_pool: MakePool, gate: Gate) -> None:
+    # 1. The worker has the task in hand. 2. The stopper finds it PENDING, and cancels it. 3. The worker finds the tombstone.
+    pool = make_pool(1)
+    ran: list[int] = []
+
+    def look(_: object) -> None:
+        gate.hold()
+
+    on_dismissal(pool, look)
+    future = pool.submit(ran.append, 1)
+    gate.wait_until_held()
+
+    assert future.stop()
+
+    assert future.cancelled()
+    gate.release()
+    assert pool.submit(int).result(DEADLINE) == 0
+    assert ran == []
+
+
+def test_stop_between_running_and_the_look_at_the_sidecar(
+    make_pool: MakePool, ledger: Ledger, hook: Hook, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. The worker has stored RUNNING. 2. The stop is noted: too late to cancel. 3. The worker finds it, and runs nothing.
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook)
+    original = Task._may_start
+    ran: list[object] = []
+
+    def may_start(task: Task[Any]) -> bool:
+        gate.hold()
+        return original(task)
+
+    monkeypatch.setattr(Task, "_may_start", may_start)
+    future = pool.with_options(start_within=HOUR).submit(ran.append)
+    gate.wait_until_held()
+
+    assert future.stop()
+    gate.release()
+
+    assert cause_of_stop(future) is None
+    assert ran == []
+    assert pool.submit(FakeResource.use).result(DEADLINE) in (0, 1)
+
+
+# -- while it runs, and as it ends
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_worker_waits_for_the_hook_and_then_has_a_good_resource(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, checked: bool
+) -> None:
+    # 1. The hook is inside. 2. The task ends, and its future has its error. 3. The hook returns. 4. The resource is used.
+    freed = threading.Event()
+    done: list[str] = []
+
+    def abort(_: FakeResource) -> None:
+        freed.set()
+        gate.hold()
+        done.append("aborted")
+
+    def check(_: FakeResource) -> bool:
+        done.append("checked")
+        return True
+
+    def use(resource: FakeResource) -> int:
+        done.append("used")
+        return resource.use()
+
+    def reset(_: FakeResource) -> None:
+        done.append("reset")
+
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        on_abort=abort,
+        on_reset=reset,
+        check_resource=check if checked else None,
+    )
+
+    def work(_: FakeResource) -> None:
+        assert freed.wait(DEADLINE)
+        raise LookupError
+
+    future = pool.submit(work)
+    eventually(future.running, "the task to run")
+    assert future.stop()
+    gate.wait_until_held()
+    assert isinstance(cause_of_stop(future), LookupError)  # published before the hook returns
+    later = pool.submit(use)
+    assert not later.running()
+    assert done == []
+    gate.release()
+
+    assert later.result(DEADLINE) == (0 if checked else 1)
+    assert done[:4] == (["aborted", "reset", "checked", "used"] if checked else ["aborted", "used", *done[2:4]])
+
+
+def test_abort_that_comes_late_does_not_hit_the_next_task(
+    make_pool: MakePool, ledger: Ledger, hook: Hook, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    # 1. The abort is about to claim the resource. 2. The task ends. 3. The next one is in hand: no hook is called.
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook)
+    with Gate() as first, Gate() as second:
+        answers = hold_claim_of(monkeypatch, gate)
+        future = pool.submit(first.hold)
+        first.wait_until_held()
+        assert future.stop()
+        gate.wait_until_held()
+        first.release()
+        assert future.result(DEADLINE) is None
+        pool.submit(second.hold)
+        second.wait_until_held()
+        gate.release()
+        eventually(lambda: answers == [False], "the claim to be refused")
+
+    assert hook.calls == []
+
+
+def test_abort_that_is_about_to_look_does_not_keep_the_next_task_from_being_aborted(
+    make_pool: MakePool, ledger: Ledger, hook: Hook, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    # 1. The abort of the first task has announced itself, and looks late. 2. The next task is stopped, and aborted at once.
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook, abort_grace=HOUR)
+    with Gate() as first:
+        early: Any = pool.submit(first.hold)
+        hold_claim_of(monkeypatch, gate, lambda task: task is early)
+        first.wait_until_held()
+        early.stop()
+        gate.wait_until_held()
+    assert early.result(DEADLINE) is None
+    late = pool.submit(hook.hang)
+    eventually(late.running, "the next task to run")
+
+    assert late.stop()
+
+    assert isinstance(cause_of_stop(late), LookupError)
+    gate.release()
+
+
+def test_kill_aborts_the_next_task_although_an_abort_is_about_to_look(
+    make_pool: MakePool, ledger: Ledger, hook: Hook, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook, abort_grace=HOUR)
+    with Gate() as first:
+        early: Any = pool.submit(first.hold)
+        hold_claim_of(monkeypatch, gate, lambda task: task is early)
+        first.wait_until_held()
+        early.stop()
+        gate.wait_until_held()
+    assert early.result(DEADLINE) is None
+    late = pool.submit(hook.hang)
+    eventually(late.running, "the next task to run")
+
+    pool.kill()
+
+    assert isinstance(cause_of_stop(late), LookupError)
+    gate.release()
+
+
+def test_two_stops_abort_once(make_pool: MakePool, ledger: Ledger, hook: Hook) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook, abort_grace=HOUR)
+    with Gate() as held:
+        future = pool.submit(held.hold)
+        held.wait_until_held()
+        assert future.stop()
+        eventually(lambda: hook.calls == [0], "the hook")
+        assert future.stop()
+        tend_stops(pool)
+
+    assert future.result(DEADLINE) is None
+    assert hook.calls == [0]
+
+
+def test_refused_thread_of_an_abort_is_tried_again_long_before_the_grace(
+    make_pool: MakePool, ledger: Ledger, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook, abort_grace=HOUR)
+    refused = refuse_abort_threads(monkeypatch, 3)
+    future = pool.submit(hook.hang)
+    eventually(future.running, "the task to run")
+
+    assert future.stop()
+
+    assert isinstance(cause_of_stop(future), LookupError)
+    assert len(refused) == 3
+
+
+# -- between two attempts
+
+
+def test_stop_and_verdict_meet_under_the_lock(make_pool: MakePool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1. The judge says that the task is run again. 2. It is stopped. 3. The retry does not begin, and nothing is judged twice.
+    judged: list[BaseException] = []
+
+    def check_health(error: BaseException) -> bool:
+        judged.append(error)
+        return False
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=check_health, max_retries=3)
+    original = Sidecar.begin_retry
+
+    def begin_retry(sidecar: Sidecar, *args: Any) -> bool:
+        assert future.stop()
+        return original(sidecar, *args)
+
+    monkeypatch.setattr(Sidecar, "begin_retry", begin_retry)
+    with Gate() as gate:
+
+        def work(resource: FakeResource) -> None:
+            gate.hold()
+            resource.break_down()
+
+        future = pool.submit(work)
+        gate.wait_until_held()
+
+    assert isinstance(cause_of_stop(future), ResourceBroken)
+    assert len(judged) == 1
+    assert pool.submit(FakeResource.use).result(DEADLINE) == 1
+
+
+def test_stop_while_the_resource_is_reset_for_another_attempt(make_pool: MakePool, ledger: Ledger) -> None:
+    # 1. The verdict is AGAIN. 2. The task is stopped while no worker has it in hand. 3. It is not run again.
+    ran: list[int] = []
+    stopped: list[bool] = []
+    error = LookupError()
+
+    def work(resource: FakeResource) -> None:
+        ran.append(resource.number)
+        raise error
+
+    def reset(_: FakeResource) -> None:
+        if ran and not stopped:
+            stopped.append(future.stop())
+
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_health=lambda _: Verdict.AGAIN,
+        on_reset=reset,
+        max_retries=3,
+    )
+    with Gate() as gate:
+        pool.submit(gate.hold)
+        gate.wait_until_held()
+        future = pool.submit(work)
+
+    assert cause_of_stop(future) is error
+    assert (stopped, ran) == ([True], [0])
+
+
+def test_stop_of_a_task_that_waits_for_a_new_resource_ends_it_at_once(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    # It is in its lane, or parked beside it, and no worker is there to find it.
+    made: list[FakeResource] = []
+
+    def create() -> FakeResource:
+        if made:
+            gate.hold()
+        made.append(ledger.create())
+        return made[-1]
+
+    pool = make_pool(1, on_create=create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, max_retries=3)
+    future = pool.submit(FakeResource.break_down)
+    gate.wait_until_held()
+
+    assert future.stop()
+
+    assert isinstance(cause_of_stop(future), ResourceBroken)
+    pool._check()
+    assert pool.stats().queued_tasks == 0
+    gate.release()
+    assert pool.submit(FakeResource.use).result(DEADLINE) == 1
+
+
+def test_retry_that_is_given_up_as_its_worker_is_dismissed_does_not_come_back(make_pool: MakePool, ledger: Ledger) -> None:
+    # 1. A worker has a retry in hand, and is to go. 2. The retry is stopped, and given up. 3. It is no queued task then.
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        check_health=ledger.is_healthy,
+        check_resource=ledger.is_usable,
+        abort_grace=0.0,
+    )
+
+    def dismiss(worker: Any) -> End | None:
+        if worker.attempt == 1:
+            return None
+        assert future.stop()
+        eventually(future.done, "the task to be given up")
+        return End.RETIRED
+
+    with Gate() as gate:
+
+        def work(resource: FakeResource) -> None:
+            gate.hold()
+            resource.break_down()
+
+        future = pool.submit(work)
+        gate.wait_until_held()
+        on_dismissal(pool, dismiss)
+
+    assert cause_of_stop(future) is None
+    eventually(lambda: not written_off_workers(pool) and not workers_of(pool), "the workers to end")
+    pool._check()
+    stats = pool.stats()
+    assert (stats.submitted, stats.failed, stats.queued_tasks, stats.running_tasks) == (1, 1, 0, 0)
+
+
+def test_time_that_attempts_took_is_not_counted_twice(make_pool: MakePool) -> None:
+    # 1. The watch reads since when the task is in hand: the first attempt. 2. That ends after 6 s, and the second begins.
+    # 3. The watch reads that attempts took 6 s. Together that would be 12 s of 10, when the task has run for 6.
+    pool = make_pool(1)
+    with Gate() as gate:
+        future: Any = pool.with_options(run_within=10.0).submit(gate.hold)
+        gate.wait_until_held()
+
+        class Busy:
+            """A worker whose task begins its second attempt once the watch has looked since when it runs."""
+
+            task = future
+
+            def __init__(self) -> None:
+                self.moments = [0.0, 6.0]
+
+            @property
+            def since(self) -> float:
+                moment = self.moments[0]
+                if len(self.moments) > 1:
+                    del self.moments[0]
+                    future._sidecar.ran = 6.0
+                return moment
+
+        assert look_at(pool, Busy(), future, now=6.0) == 10.0
+        assert future._sidecar.stop is None
+        future._sidecar.ran = 0.0
+
+
+# -- it is given up
+
+
+def test_given_up_task_leaves_a_clean_resource(make_pool: MakePool, ledger: Ledger) -> None:
+    # There is no room for one more worker that is written off. So the worker goes on, and its resource was used.
+    done: list[str] = []
+    pool = make_pool(
+        1,
+        on_create=ledger.create,
+        on_destroy=ledger.destroy,
+        on_reset=lambda resource: done.append(f"reset {resource.number}"),
+        abort_grace=0.0,
+    )
+    with Gate() as first, Gate() as second:
+        lost = [pool.submit(first.hold)]
+        first.wait_until_held()
+        lost[0].stop()
+        eventually(lambda: len(written_off_workers(pool)) == 1, "the worker to be written off")
+        lost.append(pool.submit(second.hold))
+        second.wait_until_held()
+        lost[1].stop()
+        assert all(type(future.exception(DEADLINE)) is TaskStopped for future in lost)
+        tend_stops(pool, HOUR)
+        assert len(written_off_workers(pool)) == 1
+        second.release()
+        later = pool.submit(lambda resource: done.append(f"use {resource.number}"))
+        later.result(DEADLINE)
+        assert done[:2] == ["reset 1", "use 1"]
+
+
+def test_given_up_task_that_breaks_its_resource_leaves_no_broken_one(make_pool: MakePool, ledger: Ledger) -> None:
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, abort_grace=0.0)
+    with Gate() as first, Gate() as second:
+        early = pool.submit(first.hold)
+        first.wait_until_held()
+        early.stop()
+        eventually(lambda: len(written_off_workers(pool)) == 1, "the worker to be written off")
+
+        def work(resource: FakeResource) -> None:
+            second.hold()
+            resource.break_down()
+
+        future = pool.submit(work)
+        second.wait_until_held()
+        future.stop()
+        assert type(future.exception(DEADLINE)) is TaskStopped
+        second.release()
+        assert pool.submit(FakeResource.use).result(DEADLINE) == 2
+
+
+def test_task_that_ends_as_it_is_given_up_keeps_its_result_and_loses_no_error(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # 1. The watch is about to give the task up. 2. The task returns. 3. The result stands, and no error is told of or logged.
+    class Ear(Observer):
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def task_finished(self, event: TaskEvent) -> None:
+            self.told.append(event.outcome)
+
+    ear = Ear()
+    pool = make_pool(1, abort_grace=0.0, observers=[ear])
+    original = Task._give_up
+    answers: list[bool] = []
+    with Gate() as gate:
+
+        def give_up(task: Task[Any], *args: Any) -> bool:
+            gate.release()
+            eventually(task.done, "the task to end")
+            answers.append(original(task, *args))
+            return answers[-1]
+
+        monkeypatch.setattr(Task, "_give_up", give_up)
+        future = pool.with_options(run_within=0.01).submit(gate.hold)
+        eventually(lambda: answers == [False], "the watch to be too late")
+
+    assert future.result(DEADLINE) is None
+    eventually(lambda: bool(ear.told), "the observer")
+    with caplog.at_level(logging.ERROR, "tasker_executor.lost"):
+        del future
+        pool.shutdown(timeout=DEADLINE)
+    assert ear.told == ["completed"]
+    assert caplog.records == []
+
+
+def test_given_up_task_is_told_once(make_pool: MakePool) -> None:
+    told: list[tuple[str, str | None, BaseException | None]] = []
+
+    class Ear(Observer):
+        def task_finished(self, event: TaskEvent) -> None:
+            told.append((event.outcome, event.worker, event.error))
+
+    pool = make_pool(1, abort_grace=0.0, observers=[Ear()], name="pool")
+    with Gate() as gate:
+        future = pool.with_options(run_within=0.01).submit(gate.hold)
+        error = future.exception(DEADLINE)
+        assert type(error) is TaskTimeout
+        eventually(lambda: len(written_off_workers(pool)) == 1, "the worker to be written off")
+    pool.shutdown(timeout=DEADLINE)
+
+    assert told == [("failed", "pool_0", error)]
+
+
+def test_long_callback_after_an_abort_is_no_reason_to_write_the_worker_off(
+    make_pool: MakePool, ledger: Ledger, hook: Hook, gate: Gate
+) -> None:
+    # 1. The hook has returned, and the task has ended. 2. A done-callback takes longer than the grace. 3. The worker lives on.
+    pool = make_pool(
+        1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook, check_resource=ledger.is_usable, abort_grace=HOUR
+    )
+    future = pool.submit(hook.hang)
+    future.add_done_callback(gate.hold)
+    eventually(future.running, "the task to run")
+    future.stop()
+    gate.wait_until_held()
+
+    tend_stops(pool, 2 * HOUR)
+
+    assert written_off_workers(pool) == set()
+    gate.release()
+    assert pool.submit(FakeResource.use).result(DEADLINE) == 0
+
+
+def test_watch_forgets_stops_of_tasks_that_are_over(make_pool: MakePool) -> None:
+    pool = make_pool(1, abort_grace=0.0)
+    with Gate() as gate:
+        future = pool.submit(gate.hold)
+        gate.wait_until_held()
+        future.stop()
+        eventually(lambda: len(written_off_workers(pool)) == 1, "the worker to be written off")
+        eventually(lambda: pending_stops(pool) == 0, "the watch to forget the stop")
