@@ -2168,6 +2168,41 @@ MUTATIONS = [
         '("timed out",): reading.stats.stopped * 0}',
         "prometheus",
     ),
+    Mutation(
+        "Python 3.11 collects no garbage while frames are read",
+        "_engine/stacks.py",
+        "if sys.version_info >= (3, 12):",
+        "if True:",
+        "stacks",
+    ),
+    Mutation(
+        "a stop that ends its task at once is one",
+        "_engine/task.py",
+        "return None if over else stop",
+        "return None if self._status is FINISHED else stop",
+        "stats",
+    ),
+    Mutation(
+        "the stop of a task is told with its reason",
+        "_engine/notices.py",
+        "self._event(task, worker, reason.value), task)",
+        'self._event(task, worker, "stopped"), task)',
+        "observers",
+    ),
+    Mutation(
+        "the stop of a task is described before it is carried out",
+        "_engine/notices.py",
+        'return partial(self._hub.tell, "task_stopped", self._event(task, worker, reason.value), task)',
+        'return lambda: self._hub.tell("task_stopped", self._event(task, None, reason.value), task)',
+        "observers",
+    ),
+    Mutation(
+        "a task that returned in spite of a stop is counted, whatever is thrown",
+        "_engine/worker.py",
+        "self.task is not None or last is _STOPPED, None",
+        "self.task is not None, None",
+        "thrown",
+    ),
     # -- the extras
     Mutation(
         "a span that was left is not another task's", "opentelemetry.py", "if event.attempt > 1:", "if True:", "opentelemetry"
