@@ -742,7 +742,7 @@ def on_dismissal(pool: Engine, act: Callable[[Worker], End | None]) -> None:
 
 def refuse_abort_threads(monkeypatch: pytest.MonkeyPatch, times: int) -> list[Thread]:
     """Let the system refuse that many threads for aborts; return the list of those refused."""
-    original = _aborts.start_thread
+    original = start_thread
     refused: list[Thread] = []
 
     def start(thread: Thread) -> None:
@@ -751,7 +751,7 @@ def refuse_abort_threads(monkeypatch: pytest.MonkeyPatch, times: int) -> list[Th
             raise CannotStart("can't start new thread")
         original(thread)
 
-    monkeypatch.setattr(_aborts, "start_thread", start)
+    monkeypatch.setattr("tasker_executor._engine.aborts.start_thread", start)
     return refused
 
 

@@ -99,7 +99,8 @@ def test_stop_between_running_and_the_look_at_the_sidecar(
 
     def may_start(task: Task[Any]) -> bool:
         gate.hold()
-        return original(task)
+        may: bool = original(task)
+        return may
 
     monkeypatch.setattr(Task, "_may_start", may_start)
     future = pool.with_options(start_within=HOUR).submit(ran.append)
@@ -111,6 +112,26 @@ def test_stop_between_running_and_the_look_at_the_sidecar(
     assert cause_of_stop(future) is None
     assert ran == []
     assert pool.submit(FakeResource.use).result(DEADLINE) in (0, 1)
+
+
+def test_task_that_is_ended_in_hand_is_never_counted_twice(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. The worker has a task in hand that is not to be run. 2. It counts it as failed. 3. A caller asks for stats.
+    pool = make_pool(1)
+    finish = Task._finish
+
+    def look(task: Task[Any], *args: Any) -> None:
+        pool._check()
+        finish(task, *args)
+
+    monkeypatch.setattr(Task, "_finish", look)
+
+    assert type(pool.with_options(run_within=0.0).submit(int).exception(DEADLINE)) is TaskTimeout
+
+    eventually(lambda: pool.stats().idle_workers == 1, "the worker to let go")
+    stats = pool.stats()
+    assert (stats.submitted, stats.failed, stats.running_tasks) == (1, 1, 0)
 
 
 # -- while it runs, and as it ends

@@ -129,8 +129,8 @@ class Lane(deque[Any]):
         """Count a task that was popped, and gets an error without being run (again). Counts each once."""
         with self._lock:
             if not sidecar.counted:
+                sidecar.counted = True  # first: a worker may have it in hand, and it must never be counted twice
                 self.settled_failed += 1
-                sidecar.counted = True
 
     def drop_tombstone(self, sidecar: Sidecar) -> None:
         """Count off a tombstone that was popped. Counts each once."""

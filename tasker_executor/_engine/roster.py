@@ -62,9 +62,11 @@ class Roster:
         return len(self.tasks())
 
     def tasks(self) -> list[Task[Any]]:
-        """Return the tasks in hand that are not settled."""
+        """Return the tasks in hand that are not settled, and not counted as failed without being run (again)."""
         tasks = [task for worker in self.workers.copy() if (task := worker.task) is not None]
-        return [task for task in tasks if task._sidecar is None or task._sidecar.verdict is None]
+        return [
+            task for task in tasks if (sidecar := task._sidecar) is None or (sidecar.verdict is None and not sidecar.counted)
+        ]
 
     def present(self) -> int:
         """Return how many workers a task can count on.
