@@ -29,27 +29,36 @@ __all__ = ["Grip", "Run", "stop_of"]
 class Grip:
     """The grip of a call on its resource during one attempt."""
 
-    __slots__ = ("_held", "_released", "holding")
+    __slots__ = ("_aborted", "_held", "_over", "_released", "holding")
 
     def __init__(self, holding: Any) -> None:
         self.holding = holding
         self._held = deque([True])
+        self._aborted = False
+        self._over = False
         self._released: list[bool] = []
 
     def claim(self) -> bool:
-        """Claim the resource for an abort; return False if the attempt is over, or an abort was quicker."""
+        """Claim the resource for an abort; return False if the attempt is over, or another abort has the claim."""
         try:
-            return self._held.pop()
+            self._held.pop()
         except IndexError:
             return False
+        self._aborted = True
+        return not self._over  # `let_go` may have come too early to find the claim that was given back
+
+    def give_back(self) -> None:
+        """Give a claim back, after the abort. So the resource may be aborted again."""
+        self._held.append(True)
 
     def let_go(self) -> bool:
         """Let go of the resource; return whether an abort has claimed it. A second call gives the same answer."""
+        self._over = True
         try:
             pop_into(self._held.pop, self._released.append)
         except IndexError:
             pass
-        return not self._released
+        return self._aborted or not self._released
 
 
 class Run(Token):

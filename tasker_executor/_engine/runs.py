@@ -28,7 +28,7 @@ from .aborts import start_abort
 from .run import Run
 from .settings import Settings
 from .state import Lifecycle, State
-from .stopping import Reason
+from .stopping import AGAIN, Reason
 from .threads import CannotStart, make_thread, start_thread
 from .timer import Timer
 
@@ -75,6 +75,9 @@ class Runs:
     def watch(self, run: Run) -> None:
         """Stop the call when it is due."""
         self._runs.add(run)
+        if run.over:  # it has just left
+            self._runs.discard(run)
+            return
         if run.due < self._alarm:
             self._timer.kick()
         if self._life.state >= State.CLOSED:
@@ -82,8 +85,8 @@ class Runs:
 
     def leave(self, run: Run) -> None:
         """Let a call that is over not be stopped. May be called again, after an error was thrown in."""
-        self._runs.discard(run)
         run.end()
+        self._runs.discard(run)  # afterwards: see `watch`
         if not self._late:
             self._changed.ring()
 
@@ -93,8 +96,8 @@ class Runs:
         """Stop the call that runs for this future; return False if there is none. Never blocks."""
         for run in self._runs.copy():
             if run.task is task and run.ask(Reason.STOPPED):
-                if not self._abort(run):
-                    self.watch(run)
+                self._abort(run)
+                self.watch(run)
                 return True
         return False
 
@@ -117,13 +120,25 @@ class Runs:
         self._alarm = first
         return None if first == inf else first
 
-    def _abort(self, run: Run) -> bool:
-        """Start the abort of the resource in hand; return False if the system refuses the thread."""
-        grip = run.grip
-        if grip is None or self._hook is None or start_abort(grip.holding, self._hook, self._name, grip.claim):
-            return True
-        run.due = clock() + AFTER_A_REFUSAL
-        return False
+    def _abort(self, run: Run) -> None:
+        """Start the abort of the resource in hand, and set the time at which it is made again.
+
+        It is made again, after growing pauses, while the call still runs: see `AGAIN`. If the system refuses the
+        thread, it is tried again, too.
+        """
+        grip, hook, stop = run.grip, self._hook, run.stop
+        if grip is None or hook is None or stop is None:
+            return
+
+        def abort(resource: Any) -> None:
+            try:
+                hook(resource)
+            finally:
+                grip.give_back()
+
+        started = start_abort(grip.holding, abort, self._name, grip.claim)
+        now = clock()
+        run.due = now + (max(AGAIN, now - stop.at) if started else AFTER_A_REFUSAL)
 
     # -- after the timer
 

@@ -8,7 +8,11 @@ from math import inf
 from .._sync import Latch, clock
 from ..exceptions import TaskStopped, TaskTimeout
 
-__all__ = ["Reason", "Stop", "Token"]
+__all__ = ["AGAIN", "Reason", "Stop", "Token"]
+
+#: Seconds until the resource of what was stopped and still runs is aborted again, for the first time. An abort
+#: that comes between two calls unblocks neither.
+AGAIN = 0.3
 
 
 class Reason(enum.Enum):

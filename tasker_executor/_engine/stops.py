@@ -42,7 +42,7 @@ from .aborts import Target, start_abort
 from .attempt import describe
 from .crew import Crew
 from .notices import Notices
-from .stopping import Reason, Stop
+from .stopping import AGAIN, Reason, Stop
 from .task import Task
 from .unretrieved import Unretrieved
 from .worker import Worker
@@ -52,9 +52,7 @@ __all__ = ["Stops"]
 
 logger = Logger("tasker_executor")
 
-#: Seconds until the resource of a stopped task that still runs is aborted again, for the first time. Less if
-#: the grace is short.
-AGAIN = 0.3
+#: The share of the grace after which a resource is aborted again, if that is less than `AGAIN`.
 _AGAIN_OF_GRACE = 1 / 16
 
 #: Seconds until a stop is tried again: the task was on its way between two places, or a thread was refused.
