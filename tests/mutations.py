@@ -2115,8 +2115,8 @@ MUTATIONS = [
     Mutation(
         "a task that was given up is none that runs",
         "_engine/roster.py",
-        "if task._sidecar is None or task._sidecar.verdict is None]",
-        "]",
+        "(sidecar.verdict is None and not sidecar.counted)",
+        "(not sidecar.counted)",
         "stats",
     ),
     Mutation(

@@ -279,9 +279,12 @@ def test_refused_thread_of_an_abort_is_tried_again_long_before_the_grace(
     turn = step_of(pool, Step.TURN)
     replace_step(pool, Step.TURN, lambda: turns.append(turn()) or turns[-1])  # type: ignore[func-returns-value]
     # The watch has looked before the thread is refused, so it does not look again by itself.
-    refused = refuse_abort_threads(monkeypatch, 3, lambda: eventually(lambda: len(turns) >= 2, "the watch to look"))
+    before: list[int] = []
+    refused = refuse_abort_threads(monkeypatch, 3, lambda: eventually(lambda: len(turns) > before[0], "the watch to look"))
     future = pool.submit(hook.hang)
     eventually(future.running, "the task to run")
+    eventually(lambda: bool(turns), "the first turn")
+    before.append(len(turns))
 
     assert future.stop()
 
@@ -529,6 +532,30 @@ def test_task_that_ends_as_it_is_given_up_keeps_its_result_and_loses_no_error(
         pool.shutdown(timeout=DEADLINE)
     assert ear.told == ["completed"]
     assert caplog.records == []
+
+
+def test_task_that_is_out_of_hand_is_not_given_up(make_pool: MakePool, ledger: Ledger) -> None:
+    # 1. The task has raised, and its error is being judged. 2. The watch gives up what has not ended: not this task.
+    answers: list[bool] = []
+
+    def check_health(_: BaseException) -> bool:
+        [worker] = workers_of(pool)
+        answers.append(future._give_up(TaskStopped("given up"), worker.runs))
+        return True
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=check_health, abort_grace=HOUR)
+    with Gate() as gate:
+
+        def work(_: FakeResource) -> None:
+            gate.hold()
+            raise LookupError
+
+        future: Any = pool.submit(work)
+        gate.wait_until_held()
+        future.stop()
+
+    assert isinstance(cause_of_stop(future), LookupError)
+    assert answers == [False]
 
 
 def test_given_up_task_is_told_once(make_pool: MakePool) -> None:
