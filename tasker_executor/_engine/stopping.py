@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from math import inf
 
 from .._sync import Latch, clock
 from ..exceptions import TaskStopped, TaskTimeout
@@ -41,13 +42,15 @@ class Token(Latch):
 class Stop:
     """That a task was asked to end. One for each task that is stopped."""
 
-    __slots__ = ("aborted", "at", "carried_out", "function", "limit", "reason", "seen", "unasked")
+    __slots__ = ("aborted", "again_at", "at", "carried_out", "function", "limit", "reason", "seen", "unasked")
 
     def __init__(self, reason: Reason, limit: float | None = None) -> None:
         self.reason = reason
         #: Seconds that the task was allowed to run, if that is the reason.
         self.limit = limit
         self.at = clock()
+        #: When the resource is aborted again, if the task still runs then.
+        self.again_at = inf
         #: False: the system has refused the thread of the abort, and it is tried again.
         self.carried_out = True
         #: Whether the resource of the task is being aborted, or was.

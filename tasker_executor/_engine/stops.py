@@ -11,6 +11,9 @@ does nothing. The stories:
 - *The abort comes while the task runs.* Its thread claims the resource (`Task._claim`) and calls the hook.
   The worker lets go of the task, publishes the result, finds the claim, and waits until the hook has returned
   (`Worker._recover`). Then it resets and checks the resource; without a check it replaces it.
+- *The abort comes between two calls of the task*, and unblocks neither: `interrupt` of a connection to SQLite
+  does nothing before the statement runs. So the watch aborts the resource again if the task still runs a
+  moment after the stop (`AGAIN`), and after twice as long each time. (After ``kill()``, another kill does.)
 - *The task ends first.* The worker has let go, so the claim is refused, and the hook is not called: not while
   the worker is idle, and not while it has the next task in hand.
 - *Between two attempts* no worker has the task in hand. Either the stop finds it in its lane, takes it out
@@ -49,6 +52,11 @@ __all__ = ["Stops"]
 
 logger = Logger("tasker_executor")
 
+#: Seconds until the resource of a stopped task that still runs is aborted again, for the first time. Less if
+#: the grace is short.
+AGAIN = 0.3
+_AGAIN_OF_GRACE = 1 / 16
+
 #: Seconds until a stop is tried again: the task was on its way between two places, or a thread was refused.
 _NEXT_LOOK = 0.01
 
@@ -60,6 +68,7 @@ class Stops:
         """Call `made_room` when a worker was written off."""
         self._name = place.settings.name
         self._grace = place.settings.abort_grace
+        self._again = min(AGAIN, self._grace * _AGAIN_OF_GRACE)
         self._place = place
         self._crew = crew
         self._roster = crew.roster
@@ -120,7 +129,9 @@ class Stops:
         """Count a stop, and see that the watch looks whether it is obeyed."""
         self._pending[ref(task)] = stop
         self.count(stop)
-        self._place.limits.note(stop.at + self._grace)
+        if stop.reason is not Reason.KILLED:
+            stop.again_at = stop.at + self._again
+        self._place.limits.note(min(stop.at + self._grace, stop.again_at))
 
     def count(self, stop: Stop) -> None:
         """Count a stop."""
@@ -134,7 +145,7 @@ class Stops:
         """Return the worker that has the task in hand."""
         return next((worker for worker in self._roster.workers.copy() if worker.task is task), None)
 
-    def _carry_out(self, task: Task[Any], stop: Stop) -> None:
+    def _carry_out(self, task: Task[Any], stop: Stop, *, again: bool = False) -> None:
         """Abort the resource of the task, or, if it waits for its next attempt, end it."""
         worker = self._worker_of(task)
         if worker is None:
@@ -142,8 +153,8 @@ class Stops:
             return
         source, holding = self._place.source, worker.holding
         hook = None if source is None else source.hooks.abort
-        if hook is not None and holding is not None:
-            stop.carried_out = start_abort(holding, hook, self._name, partial(task._claim, stop, worker.runs))
+        if hook is not None and holding is not None and not (again and holding.being_aborted):
+            stop.carried_out = start_abort(holding, hook, self._name, partial(task._claim, stop, worker.runs, again=again))
 
     def _withdraw(self, task: Task[Any], stop: Stop) -> None:
         """End the task if it waits for its next attempt."""
@@ -178,10 +189,11 @@ class Stops:
             self._withdraw(task, stop)
             # A hook that hangs between two attempts may keep it on its way for long.
             return due if now < due else now + max(_NEXT_LOOK, 0.1 * (now - stop.at))
-        if not stop.carried_out:
-            self._carry_out(task, stop)
+        if not stop.carried_out or now >= stop.again_at:
+            stop.again_at = now + max(self._again, now - stop.at)
+            self._carry_out(task, stop, again=True)
         if now < due:
-            return due if stop.carried_out else min(due, now + _NEXT_LOOK)
+            return min(due, stop.again_at if stop.carried_out else now + _NEXT_LOOK)
         name = stop.function or describe(task)
         self._give_up(task, worker, stop)
         self._write_off(worker, lambda: worker.task is task, f"task {name}", now - stop.at)
