@@ -2131,3 +2131,1406 @@ MUTATIONS = [
         "_engine/roster.py",
         "if task._sidecar is None or not task._sidecar.is_counted()]",
         "]",
+        "stats",
+    ),
+    Mutation(
+        "a task that fails before it is run is counted once at each moment",
+        "_engine/sidecar.py",
+        "return self.counted or self.verdict is not None",
+        "return self.verdict is not None",
+        "stats",
+    ),
+    Mutation(
+        "the stop of a task is told with its reason",
+        "_engine/notices.py",
+        "self._event(task, worker, reason.value), task)",
+        'self._event(task, worker, "stopped"), task)',
+        "observers",
+    ),
+    Mutation(
+        "a task is kept until observers are told of it",
+        "observers.py",
+        "aside.post(partial(self.tell, event, what, task))",
+        "aside.post(partial(self.tell, event, what))",
+        "observers",
+    ),
+    Mutation(
+        "a stop is an event of the span",
+        "opentelemetry.py",
+        '            span.add_event("tasker_executor.task.stopped"',
+        '            str("tasker_executor.task.stopped"',
+        "opentelemetry",
+    ),
+    Mutation(
+        "stops are exported by their reason",
+        "_telemetry.py",
+        '("timed out",): reading.stats.timed_out}',
+        '("timed out",): reading.stats.stopped * 0}',
+        "prometheus",
+    ),
+    Mutation(
+        "Python 3.11 collects no garbage while frames are read",
+        "_engine/stacks.py",
+        "if sys.version_info >= (3, 12):",
+        "if True:",
+        "stacks",
+    ),
+    Mutation(
+        "a stop that ends its task at once is one",
+        "_engine/task.py",
+        "return None if over else stop",
+        "return None if self._status is FINISHED else stop",
+        "stats",
+    ),
+    Mutation(
+        "the stop of a task is told with its reason",
+        "_engine/notices.py",
+        "self._event(task, worker, reason.value), task)",
+        'self._event(task, worker, "stopped"), task)',
+        "observers",
+    ),
+    Mutation(
+        "the stop of a task is described before it is carried out",
+        "_engine/notices.py",
+        'return partial(self._hub.tell, "task_stopped", self._event(task, worker, reason.value), task)',
+        'return lambda: self._hub.tell("task_stopped", self._event(task, None, reason.value), task)',
+        "observers",
+    ),
+    Mutation(
+        "a task that returned in spite of a stop is counted, whatever is thrown",
+        "_engine/worker.py",
+        "self.task is not None or last is _STOPPED, None",
+        "self.task is not None, None",
+        "thrown",
+    ),
+    # -- the extras
+    Mutation(
+        "a span that was left is not another task's", "opentelemetry.py", "if event.attempt > 1:", "if True:", "opentelemetry"
+    ),
+    Mutation(
+        "a span ends before it is forgotten",
+        "opentelemetry.py",
+        "            try:\n                span.end()\n            finally:\n                self._spans.pop(task, None)",
+        "            self._spans.pop(task, None)\n            repr(task)\n            _type_of(None)\n            span.end()",
+        "opentelemetry",
+    ),
+    Mutation(
+        "a name is spelled so that it can be encoded",
+        "_telemetry.py",
+        'text.encode("utf-8", "backslashreplace").decode("utf-8")',
+        "text",
+        "prometheus opentelemetry",
+    ),
+    Mutation(
+        "a destructor may register", "prometheus.py", "_lock = threading.RLock()", "_lock = threading.Lock()", "prometheus"
+    ),
+    Mutation(
+        "a console that fails ends the view only",
+        "monitor.py",
+        "            self._working = False\n",
+        "            raise\n",
+        "monitor",
+    ),
+    Mutation(
+        "an interrupted write keeps no thread from closing",
+        "recording.py",
+        "self._writing = threading.RLock()",
+        "self._writing = threading.Lock()",
+        "recording",
+    ),
+    Mutation(
+        "a row that was left is not another task's",
+        "recording.py",
+        "if before is not None and event.attempt != 1:",
+        "if before is not None:",
+        "recording",
+    ),
+    # -- map, and what stops its tasks
+    Mutation(
+        "a time-out of map stops what runs, in order",
+        "_map.py",
+        "        if stop:\n            stop_all(futures)\n",
+        "",
+        "map_stop",
+    ),
+    Mutation(
+        "a time-out of map stops what runs, as results come",
+        "_arrivals.py",
+        "                        stop_all(deque(self.futures.values()))\n",
+        "",
+        "map_stop",
+    ),
+    Mutation(
+        "a worker that is let go finds no task to be cancelled",
+        "_results.py",
+        "        future = futures[-1]\n",
+        "        futures.rotate(-1)\n        future = futures[-1]\n",
+        "map_stop",
+    ),
+    Mutation(
+        "a future without stop is cancelled",
+        "_results.py",
+        "isinstance(future, TaskFuture)",
+        "future",
+        "map_stop",
+    ),
+    Mutation(
+        "a chunk that is stopped makes no more calls",
+        "_chunks.py",
+        "            elif task._sidecar is not None:",
+        "            elif False:",
+        "map_stop",
+    ),
+    # -- Dask
+    Mutation(
+        "an error that refuses attributes travels", "dask/wire.py", "[_with_traceback, _Bare]", "[_with_traceback]", "dask_wire"
+    ),
+    Mutation(
+        "an error that cannot be shown is told of",
+        "dask/wire.py",
+        "{safe_str(error)} (stands in",
+        "{error} (stands in",
+        "dask_wire",
+    ),
+    Mutation(
+        "a task's SystemExit ends no event loop",
+        "dask/worker_side.py",
+        "    except BaseException as error:\n        return dumps_error(error, call.results)",
+        "    except Exception as error:\n        return dumps_error(error, call.results)",
+        "dask_wire",
+    ),
+    Mutation(
+        "an interrupted submit leaves nothing to wait for",
+        "dask/client_side.py",
+        "            self._books.give_up(future)\n",
+        "",
+        "dask_end",
+    ),
+    Mutation(
+        "an interrupted kill closes all the same",
+        "dask/client_side.py",
+        "            self._cancel_waiting(kill=True, destroy=destroy)\n        finally:",
+        "            self._cancel_waiting(kill=True, destroy=destroy)\n        except LookupError:",
+        "dask_end",
+    ),
+    Mutation(
+        "a kill that is asked to destroys resources in use",
+        "dask/client_side.py",
+        "            if destroy:\n                await self._deployment.tell(destroy_here)\n",
+        "",
+        "dask_end",
+    ),
+    Mutation(
+        "a stopped task is bound to its worker",
+        "dask/scheduler_side.py",
+        "                task.worker_restrictions = {address}\n",
+        "",
+        "dask_stop dask_chaos",
+    ),
+    Mutation(
+        "a stopped task whose worker is gone is given up",
+        "dask/scheduler_side.py",
+        "            self._scheduler.loop.add_callback(self._drop, key)",
+        "            pass",
+        "dask_stop",
+    ),
+    Mutation(
+        "a task that waits at the scheduler is forgotten before it can start",
+        "dask/scheduler_side.py",
+        '        self._release([key for key, place in places.items() if place == "waits"])\n',
+        "",
+        "dask_stop",
+    ),
+    Mutation(
+        "a task that is stopped before it comes to its worker does not run there",
+        "dask/worker_side.py",
+        "        if job.key in self._stopped:\n            return self._refuse(job.key)\n",
+        "",
+        "dask_stop",
+    ),
+    Mutation(
+        "a stopped task does not go elsewhere when its worker ends",
+        "dask/worker_side.py",
+        "if self._end is not None and not stopped:",
+        "if self._end is not None:",
+        "dask_stop",
+    ),
+    Mutation(
+        "a worker that does not answer is asked again",
+        "dask/stops.py",
+        "            await self._ask_again(futures, pause)\n            return\n",
+        "            return\n",
+        "dask_stop",
+    ),
+    Mutation(
+        "a task that is not known yet is asked about again",
+        "dask/stops.py",
+        "            self._start(self._ask_again(unknown, pause))",
+        "            pass",
+        "dask_stop",
+    ),
+    Mutation(
+        "the loss of a stopped task is a stop",
+        "dask/futures.py",
+        "    if not future._asked_to_stop:\n        return lost\n",
+        "    return lost\n",
+        "dask_stop",
+    ),
+    Mutation(
+        "a dropped executor on a cluster lives until its tasks are done",
+        "dask/books.py",
+        "self._futures[future] = executor",
+        "self._futures[future] = None",
+        "dask_futures",
+    ),
+    # -- what a resource is: factories, scopes, resets, refresh
+    Mutation(
+        "a method that a factory does not override is not called",
+        "_engine/hooks.py",
+        "methods[name] = None if inherited else method",
+        "methods[name] = method",
+        "factory",
+    ),
+    Mutation(
+        "an instance may override a method for itself",
+        "_engine/hooks.py",
+        "        method = getattr(factory, name)",
+        "        method = getattr(type(factory), name).__get__(factory)",
+        "factory",
+    ),
+    Mutation(
+        "a factory without create is refused",
+        "_engine/hooks.py",
+        '            if name == "create":\n                raise',
+        '            if name == "created":\n                raise',
+        "factory",
+    ),
+    Mutation(
+        "a factory and a hook exclude each other",
+        "_engine/hooks.py",
+        "            if value is not None:\n                raise ValueError(\n",
+        "            if value is hooks:\n                raise ValueError(\n",
+        "factory",
+    ),
+    Mutation(
+        "the class of a factory is no factory",
+        "_engine/hooks.py",
+        "    if _is_subclass(resource, ResourceFactory):",
+        "    if _is_subclass(resource, int):",
+        "factory",
+    ),
+    Mutation(
+        "an instance of a context manager is no factory",
+        "_engine/hooks.py",
+        "    if not_a_resource(resource) or not callable(resource):",
+        "    if not callable(resource):",
+        "factory",
+    ),
+    Mutation(
+        "a function with contextmanager around it passes its arguments on",
+        "_engine/hooks.py",
+        "follow_wrapped=passes_on",
+        "follow_wrapped=False",
+        "factory",
+    ),
+    Mutation(
+        "the arguments of a wrapper count, not those of the function inside",
+        "_engine/hooks.py",
+        "follow_wrapped=passes_on",
+        "follow_wrapped=True",
+        "hooks",
+    ),
+    Mutation(
+        "a hook that does not fit its arguments is refused",
+        "_engine/hooks.py",
+        "        signature.bind(*[None] * count)",
+        "        signature.bind_partial()",
+        "hooks",
+    ),
+    Mutation(
+        "a judge gets two arguments",
+        "_engine/hooks.py",
+        '{"create": 0, "judge": 2}',
+        '{"create": 0}',
+        "hooks factory",
+    ),
+    Mutation(
+        "an exception is no hook",
+        "_engine/hooks.py",
+        "    if _is_subclass(hook, BaseException):",
+        "    if _is_subclass(hook, ResourceFactory):",
+        "hooks",
+    ),
+    Mutation(
+        "an async generator is no hook",
+        "_engine/hooks.py",
+        "_is_function(hook, iscoroutinefunction, isasyncgenfunction)",
+        "_is_function(hook, iscoroutinefunction)",
+        "hooks",
+    ),
+    Mutation(
+        "an object whose call is async is no hook",
+        "_engine/hooks.py",
+        "    functions = hook, getattr(",
+        "    functions = hook, hook or getattr(",
+        "hooks",
+    ),
+    Mutation(
+        "a generator function is no hook",
+        "_engine/hooks.py",
+        "    if _is_function(hook, isgeneratorfunction):",
+        "    if _is_function(hook):",
+        "hooks",
+    ),
+    Mutation(
+        "a mock of a function is a hook",
+        "_engine/hooks.py",
+        "    except TypeError:  # a mock",
+        "    except LookupError:  # a mock",
+        "hooks",
+    ),
+    Mutation(
+        "a generator is no resource",
+        "_engine/hooks.py",
+        "    if isinstance(made, Generator):",
+        "    if isinstance(made, type(None)):",
+        "hooks",
+    ),
+    Mutation(
+        "a coroutine is no resource",
+        "_engine/hooks.py",
+        "    if isinstance(made, Coroutine | AsyncGenerator):",
+        "    if isinstance(made, AsyncGenerator):",
+        "hooks",
+    ),
+    Mutation(
+        "a context manager of contextlib is no resource, an open stack is one",
+        "_engine/hooks.py",
+        "and not isinstance(made, ExitStack)",
+        "",
+        "hooks",
+    ),
+    Mutation(
+        "a coroutine that is refused is closed",
+        "_engine/resources.py",
+        "            made.close()  # it has not begun",
+        "            made.send  # it has not begun",
+        "hooks",
+    ),
+    Mutation(
+        "a function cannot be the prefix of names",
+        "_engine/settings.py",
+        "        if callable(thread_name_prefix):",
+        "        if thread_name_prefix is cls:",
+        "hooks",
+    ),
+    Mutation(
+        "on_full needs a bound",
+        "_engine/settings.py",
+        """        if on_full != "block" and max_queued is None:""",
+        """        if on_full == "never" and max_queued is None:""",
+        "hooks",
+    ),
+    Mutation(
+        "a thread leaves the context manager that it has entered",
+        "factory.py",
+        "if thread == get_ident()), -1)",
+        "if not thread), -1)",
+        "factory",
+    ),
+    Mutation(
+        "any thread may leave a context manager in the end",
+        "factory.py",
+        "if thread == get_ident()), -1)",
+        "if thread == get_ident()))",
+        "factory",
+    ),
+    Mutation(
+        "a context manager is forgotten when it is left",
+        "factory.py",
+        "                del self._entered[id(resource)]",
+        "                pass",
+        "factory",
+    ),
+    Mutation(
+        "a context manager that returns no resource is left",
+        "factory.py",
+        "            if resource is None:",
+        "            if resource is self:",
+        "factory",
+    ),
+    Mutation(
+        "a function that returns no context manager is a mistake, and no outage",
+        "factory.py",
+        """            raise NoResource(
+                f"resource={self._make!r} returned""",
+        """            raise TypeError(
+                f"resource={self._make!r} returned""",
+        "factory",
+    ),
+    Mutation(
+        "what check_health answers is a verdict",
+        "_engine/resources.py",
+        "            verdict = Verdict.OWN if verdict else Verdict.BROKEN",
+        "            verdict = Verdict.BROKEN if verdict else Verdict.OWN",
+        "factory",
+    ),
+    Mutation(
+        "a judge of a factory answers with verdicts alone",
+        "_engine/resources.py",
+        "        if alone and isinstance(verdict, bool):",
+        "        if isinstance(verdict, bool):",
+        "factory",
+    ),
+    Mutation(
+        "each mistake of a hook is logged once",
+        "_engine/resources.py",
+        "            self._mistakes.add(hook)",
+        "            self._mistakes.discard(hook)",
+        "hooks",
+    ),
+    Mutation(
+        "a check that returns None says yes",
+        "_engine/resources.py",
+        "passed = answer is None or bool(answer)",
+        "passed = bool(answer)",
+        "hooks",
+    ),
+    Mutation(
+        "a scope is entered for a task of run_now, too",
+        "_engine/reserve.py",
+        "                            if around is not None:",
+        "                            if around is self:",
+        "scope",
+    ),
+    Mutation(
+        "what a scope yields takes the place of the resource",
+        "_engine/holding.py",
+        "return self.resource if self.scope is None else self.scope",
+        "return self.resource",
+        "scope",
+    ),
+    Mutation(
+        "what a scope yields may be false",
+        "_engine/holding.py",
+        "return self.resource if self.scope is None else self.scope",
+        "return self.scope or self.resource",
+        "scope",
+    ),
+    Mutation(
+        "what a scope yielded ends with its task",
+        "_engine/invoke.py",
+        "        holding.scope = scope = None",
+        "        scope = None",
+        "scope",
+    ),
+    Mutation(
+        "the frame of a scope lets go of the call",
+        "_engine/invoke.py",
+        "        del call, args\n\n\n#: The functions",
+        "        pass\n\n\n#: The functions",
+        "scope",
+    ),
+    Mutation(
+        "the frame of a scope lets go of what it yielded",
+        "_engine/invoke.py",
+        "        holding.scope = scope = None",
+        "        holding.scope = None",
+        "scope",
+    ),
+    Mutation(
+        "a scope runs in the context of its task",
+        "_engine/worker.py",
+        "scoped = call if task._context is None else task._context.copy().run",
+        "scoped = call",
+        "scope",
+    ),
+    Mutation(
+        "each attempt in a scope has a fresh context",
+        "_engine/worker.py",
+        "scoped = call if task._context is None else task._context.copy().run",
+        "scoped = call if task._context is None else task._context.run",
+        "scope",
+    ),
+    Mutation(
+        "the worker lets go of the context of a scope",
+        "_engine/worker.py",
+        "                    context = scoped = None",
+        "                    context = None",
+        "scope",
+    ),
+    Mutation(
+        "the traceback of a task in a scope shows no frame of ours",
+        "_engine/worker.py",
+        "error = drop_frame(raised) if around is None else drop_scope(raised)",
+        "error = drop_frame(raised)",
+        "scope",
+    ),
+    Mutation(
+        "the note of a missing argument sees through a scope",
+        "_engine/invoke.py",
+        "    while trace is not None and trace.tb_frame.f_code in CALLERS:",
+        "    while False:",
+        "hooks",
+    ),
+    Mutation(
+        "the error of a scope has no note of a missing argument",
+        "_engine/invoke.py",
+        "    if trace is None and called and type",
+        "    if trace is None and type",
+        "scope",
+    ),
+    Mutation(
+        "an error from inside of a task has no note of a missing argument",
+        "_engine/invoke.py",
+        "    if trace is None and called and type",
+        "    if called and type",
+        "hooks",
+    ),
+    Mutation(
+        "a worker cleans its resource after a task",
+        "_engine/attempt.py",
+        "        holding.used = source is not None and source.hooks.reset is not None",
+        "        holding.used = False",
+        "scope",
+    ),
+    Mutation(
+        "a worker cleans its resource before it rests",
+        "_engine/attempt.py",
+        "        return holding.used or",
+        "        return",
+        "scope",
+    ),
+    Mutation(
+        "a worker cleans its resource before it rests, at the end of a shift, too",
+        "_engine/worker.py",
+        "                if careful and (unfit := care.unfit(self.holding, ())) is not None:",
+        "                if False and (unfit := care.unfit(self.holding, ())) is not None:",
+        "scope",
+    ),
+    Mutation(
+        "a resource is cleaned once after a task",
+        "_engine/resources.py",
+        "        holding.used = False\n        return None",
+        "        return None",
+        "scope",
+    ),
+    Mutation(
+        "a resource that is used up is not cleaned",
+        "_engine/care.py",
+        "        if holding.used and not source.used_up(holding):",
+        "        if holding.used:",
+        "scope",
+    ),
+    Mutation(
+        "a resource of the reserve that is used up is not cleaned",
+        "_engine/stock.py",
+        "        if source.used_up(holding) or holding.epoch != source.epoch:",
+        "        if holding.epoch != source.epoch:",
+        "scope",
+    ),
+    Mutation(
+        "a temporary resource is not cleaned",
+        "_engine/reserve.py",
+        "broken = broken or (holding.kept and not self._stock.is_good(holding))",
+        "broken = broken or not self._stock.is_good(holding)",
+        "scope",
+    ),
+    Mutation(
+        "a resource that cannot be cleaned is replaced",
+        "_engine/care.py",
+        "                self.broken_by = error\n                return End.BROKEN\n            waiting",
+        "                self.broken_by = error\n            waiting",
+        "scope",
+    ),
+    Mutation(
+        "the end of a worker whose resource cannot be cleaned tells the error",
+        "_engine/care.py",
+        "                self.broken_by = error\n                return End.BROKEN\n            waiting",
+        "                return End.BROKEN\n            waiting",
+        "scope",
+    ),
+    Mutation(
+        "a resource that cannot be cleaned puts the others in doubt",
+        "_engine/resources.py",
+        "            self.note_broken(holding)\n            return drop_frame(error)",
+        "            return drop_frame(error)",
+        "scope",
+    ),
+    Mutation(
+        "the time of a reset is no time of the next task",
+        "_engine/worker.py",
+        "                        return unfit\n                    start = clock()",
+        "                        return unfit",
+        "scope",
+    ),
+    Mutation(
+        "what a killer destroys, or a parent owns, is not cleaned",
+        "_engine/resources.py",
+        "not holding.used or holding.out_of_reach",
+        "not holding.used",
+        "scope",
+    ),
+    Mutation(
+        "what a killer destroys, or a parent owns, is not checked",
+        "_engine/resources.py",
+        "        if check is None or holding.out_of_reach:",
+        "        if check is None:",
+        "scope",
+    ),
+    Mutation(
+        "hooks of the reserve are called outside of a task: reset and check",
+        "_engine/stock.py",
+        "        before, here.holder = here.holder, self._outside\n        try:\n            return self.is_clean",
+        "        before = here.holder\n        try:\n            return self.is_clean",
+        "scope",
+    ),
+    Mutation(
+        "hooks of the reserve are called outside of a task: destroy",
+        "_engine/stock.py",
+        "        before, here.holder = here.holder, self._outside\n        try:\n            self._source.destroy",
+        "        before = here.holder\n        try:\n            self._source.destroy",
+        "refresh scope",
+    ),
+    Mutation(
+        "hooks of the reserve are called outside of a task: check before a call",
+        "_engine/stock.py",
+        "        before, here.holder = here.holder, self._outside\n        try:\n            while True:",
+        "        before = here.holder\n        try:\n            while True:",
+        "scope",
+    ),
+    Mutation(
+        "hooks of the reserve are called outside of a task: create",
+        "_engine/stock.py",
+        "        before, here.holder = here.holder, self._outside\n        try:\n            self._source.create",
+        "        before = here.holder\n        try:\n            self._source.create",
+        "refresh",
+    ),
+    Mutation(
+        "the epoch of a resource is that of the beginning of its making",
+        "_engine/resources.py",
+        "holding = Holding(made[0], self._expiry(), good_at, epoch)",
+        "holding = Holding(made[0], self._expiry(), good_at, self.epoch)",
+        "refresh",
+    ),
+    Mutation(
+        "idle workers are woken for a refresh",
+        "_engine/crew.py",
+        "            self.leave[:] = [None]\n            self._idle.wake_all()\n\n    def want",
+        "            self.leave[:] = [None]\n\n    def want",
+        "refresh",
+    ),
+    Mutation(
+        "workers ask whether they are to leave after a refresh",
+        "_engine/crew.py",
+        "            self.leave[:] = [None]\n            self._idle.wake_all()\n\n    def want",
+        "            self._idle.wake_all()\n\n    def want",
+        "refresh",
+    ),
+    Mutation(
+        "a worker whose resource is stale leaves",
+        "_engine/crew.py",
+        "            if self._is_stale(worker):",
+        "            if self._is_stale(worker) and not worker.holding:",
+        "refresh",
+    ),
+    Mutation(
+        "the flag stays up while a resource is stale",
+        "_engine/crew.py",
+        "                if not any(map(self._is_stale, self.roster.workers.copy())):",
+        "                if True:",
+        "refresh",
+    ),
+    Mutation(
+        "the flag comes down when all resources are new",
+        "_engine/crew.py",
+        "                    self.leave.clear()",
+        "                    pass",
+        "refresh",
+    ),
+    Mutation(
+        "a careful worker looks at the epoch, too",
+        "_engine/resources.py",
+        "        if holding.epoch != self.epoch:\n            return End.REFRESHED",
+        "        if False:\n            return End.REFRESHED",
+        "refresh",
+    ),
+    Mutation(
+        "the free resources of the reserve are replaced at once",
+        "_engine/reserve.py",
+        "                    stale = holding.epoch != self._source.epoch",
+        "                    stale = False",
+        "refresh",
+    ),
+    Mutation(
+        "the reserve is full after a refresh",
+        "_engine/reserve.py",
+        "            while not (failing or self._closed) and self._stock.is_short():",
+        "            while False:",
+        "refresh",
+    ),
+    Mutation(
+        "each free resource of the reserve is replaced before the next is destroyed",
+        "_engine/reserve.py",
+        "                    failing = failing or self._closed or not self._stock.refill()",
+        "                    pass",
+        "refresh",
+    ),
+    Mutation(
+        "a refresh during an outage tries the factory once",
+        "_engine/reserve.py",
+        "                    failing = failing or self._closed or not self._stock.refill()",
+        "                    failing = self._closed or not self._stock.refill()",
+        "refresh",
+    ),
+    Mutation(
+        "calls fill a reserve of which one call has found several unfit",
+        "_engine/stock.py",
+        "                        self.short = True  # this call",
+        "                        pass  # this call",
+        "refresh",
+    ),
+    Mutation(
+        "a call fills a reserve that could not be filled",
+        "_engine/stock.py",
+        "            self.short = True\n            return False",
+        "            return False",
+        "refresh",
+    ),
+    Mutation(
+        "a call that is under way during a refresh leaves no stale resource",
+        "_engine/reserve.py",
+        "                        if self._care:  # refreshed",
+        "                        if False:  # refreshed",
+        "refresh",
+    ),
+    Mutation(
+        "a call under care looks at the epoch",
+        "_engine/stock.py",
+        "        if source.used_up(holding) or holding.epoch != source.epoch:",
+        "        if source.used_up(holding):",
+        "refresh",
+    ),
+    Mutation(
+        "a slot is free once the resource of its worker is destroyed",
+        "_engine/roster.py",
+        "worker.index for worker in self.workers.copy() | self.written_off.copy()}",
+        "worker.index for worker in self.workers.copy() if worker.holding}",
+        "refresh",
+    ),
+    Mutation(
+        "the lowest free slot is taken",
+        "_engine/roster.py",
+        "min(set(range(len(used) + 1)) - used)",
+        "max(used, default=-1) + 1",
+        "refresh",
+    ),
+    # -- drivers: what a stop must not leave behind
+    Mutation(
+        "a cancel request that may come late costs the connection",
+        "resources/psycopg.py",
+        "        except driver.Error:\n            break",
+        "        except driver.Error:\n            return",
+        "resources_psycopg",
+    ),
+    Mutation(
+        "a cancel request that came too early is sent again",
+        "resources/psycopg.py",
+        "        if clock() >= deadline:\n            break\n        patience",
+        "        break\n        patience",
+        "resources_psycopg",
+    ),
+    Mutation(
+        "a KILL QUERY that came too early is sent again",
+        "resources/pymysql.py",
+        "            if clock() >= deadline:\n                break",
+        "            break",
+        "resources_pymysql",
+    ),
+    Mutation(
+        "a call of PyMySQL is over with its first packet",
+        "resources/pymysql.py",
+        "        finally:\n            self.is_waiting = False",
+        "        finally:\n            pass",
+        "resources_pymysql",
+    ),
+    Mutation(
+        "a connection is lost though libpq has not looked at it",
+        "resources/psycopg.py",
+        "            connection.pgconn.consume_input()",
+        "            pass",
+        "resources_psycopg",
+    ),
+    Mutation(
+        "SQLAlchemy's connection is lost though libpq has not looked at it",
+        "resources/sqlalchemy.py",
+        "        if _is_lost(connection):\n            return Verdict.BROKEN",
+        "",
+        "resources_sqlalchemy",
+    ),
+    Mutation(
+        "a KILL QUERY that may come late costs the connection",
+        "resources/sqlalchemy.py",
+        "            connection.info[_IN_DOUBT] = True",
+        "            pass",
+        "resources_sqlalchemy",
+    ),
+    Mutation(
+        "a client of Redis makes no connection after an abort",
+        "resources/redis.py",
+        "    if refuses.is_set():  # looked at after",
+        "    if False:  # looked at after",
+        "resources_redis",
+    ),
+    Mutation(
+        "a channel that was aborted is replaced",
+        "resources/pika.py",
+        'vars(resource)["is_cut"] = True',
+        "pass",
+        "resources_pika",
+    ),
+    Mutation(
+        "an abort finds the socket while it connects",
+        "resources/http.py",
+        "            sock = self._last = socket.socket(",
+        "            sock = socket.socket(",
+        "resources_http",
+    ),
+    Mutation(
+        "an abort finds the socket of a TLS handshake",
+        "resources/http.py",
+        "do_handshake_on_connect=False",
+        "do_handshake_on_connect=True",
+        "resources_http",
+    ),
+    # -- stories in which two parts meet
+    Mutation(
+        "a worker that is late makes no other one too many",
+        "_engine/roster.py",
+        "self.limit() + sum(worker.late for worker in staying)",
+        "self.limit()",
+        "crew",
+    ),
+    Mutation(
+        "a submitter whose thread is refused looks after tasks that relied on it",
+        "_engine/core.py",
+        "task._settle(WITHDRAWN):\n                self.wake_if_waiting()",
+        "task._settle(WITHDRAWN):\n                pass",
+        "threads",
+    ),
+    Mutation(
+        "a thread that cannot start a worker has the timer try again",
+        "_engine/crew.py",
+        "        self._timer.start_if_wanted()\n        logger.error(",
+        "        logger.error(",
+        "threads",
+    ),
+    Mutation(
+        "the timer watches an initializer, too",
+        "_engine/worker.py",
+        "            place.timer.start_if_wanted()",
+        "            pass",
+        "recovery",
+    ),
+    Mutation(
+        "no executor closes while it fails tasks",
+        "_engine/ending.py",
+        "if self._failing or timer",
+        "if timer",
+        "ending",
+    ),
+    Mutation(
+        "observers hear of a task whose callback outlasts the executor",
+        "_engine/task.py",
+        "(tell or self._lane.on_settled)(self)",
+        "self._lane.on_settled(self)",
+        "ending",
+    ),
+    Mutation(
+        "the error of an attempt is in no cycle with the frame of the loop",
+        "_engine/worker.py",
+        "                    value, error = NOTHING, None\n                    if",
+        "                    value = NOTHING\n                    if",
+        "drop",
+    ),
+    Mutation(
+        "the error of an attempt is in no cycle with the frame of a worker's life",
+        "_engine/worker.py",
+        "            del cause",
+        "            pass",
+        "drop",
+    ),
+    Mutation(
+        "the error of on_create is in no cycle with the frame of a worker's life",
+        "_engine/worker.py",
+        "                del error",
+        "                pass",
+        "drop",
+    ),
+    Mutation(
+        "what a settled task held goes under no lock",
+        "_engine/task.py",
+        "dropped = self._result, self._exception, self._context",
+        "dropped = None",
+        "drop",
+    ),
+    # -- stops
+    Mutation(
+        "an abort claims the resource only while the task is in hand",
+        "_engine/task.py",
+        "if in_hand(self) and (again or not stop.aborted):",
+        "if again or not stop.aborted:",
+        "stop_races",
+    ),
+    Mutation(
+        "a stop aborts once",
+        "_engine/task.py",
+        "if in_hand(self) and (again or not stop.aborted):",
+        "if in_hand(self):",
+        "stop_races",
+    ),
+    Mutation(
+        "a kill aborts although another abort is about to look",
+        "_engine/reserve.py",
+        " if not holding.in_abort_hook]",
+        " if not holding.being_aborted]",
+        "stop_races",
+    ),
+    Mutation(
+        "the worker waits for the hook to return",
+        "_engine/hand.py",
+        "            holding.wait_for_aborts()",
+        "            pass",
+        "stop_races written_off",
+    ),
+    Mutation(
+        "an aborted resource is looked at before it serves again",
+        "_engine/hand.py",
+        "return self.care.after_abort(holding) if aborted else None",
+        "return None",
+        "stop_races stop",
+    ),
+    Mutation(
+        "a task that was given up leaves a resource that is reset",
+        "_engine/attempt.py",
+        "                self._note_use(holding, end)\n            self._context = None",
+        "                pass\n            self._context = None",
+        "stop_races",
+    ),
+    Mutation(
+        "the error of a task that was given up is judged",
+        "_engine/attempt.py",
+        "            return Fate(error, end=next_step, stop=stop, given_up=True)",
+        "            return Fate(error, end=End.STOPPED, stop=stop, given_up=True)",
+        "stop_races",
+    ),
+    Mutation(
+        "a stop and the verdict on a retry meet under the lock",
+        "_engine/sidecar.py",
+        "            if self.stop is not None:\n                return False\n            self.started = True",
+        "            self.started = True",
+        "stop_races",
+    ),
+    Mutation(
+        "a refused thread of an abort is tried again soon",
+        "_engine/stops.py",
+        "                self._place.limits.note(clock() + _NEXT_LOOK)\n",
+        "                pass\n",
+        "stop_races",
+    ),
+    Mutation(
+        "a retry that was given up does not come back to its lane",
+        "_engine/worker.py",
+        "if self.let_go(task) is not None and task.done():",
+        "if self.let_go(task) is not None and False:",
+        "stop_races",
+    ),
+    Mutation(
+        "a task that is ended in hand is not counted twice",
+        "_engine/sidecar.py",
+        "return self.counted or self.verdict is not None",
+        "return self.verdict is not None",
+        "stop_races",
+    ),
+    Mutation(
+        "the watch takes time and attempt from one moment",
+        "_engine/watch.py",
+        "            if worker.since == since:\n                break",
+        "            break",
+        "stop_races",
+    ),
+    Mutation(
+        "a task is given up only while it is in hand",
+        "_engine/task.py",
+        "sidecar.published or not in_hand(self):",
+        "sidecar.published:",
+        "stop_races written_off",
+    ),
+    Mutation(
+        "an error of a task that was not given up is not logged",
+        "_engine/stops.py",
+        "        elif lost is not None:\n            lost.error = None",
+        "        elif lost is not None:\n            pass",
+        "stop_races",
+    ),
+    Mutation(
+        "only a hook that hangs is a reason to write a worker off that has let go",
+        "_engine/hand.py",
+        "stop.aborted and (holding is None or holding.being_aborted)",
+        "stop.aborted",
+        "stop_races",
+    ),
+    Mutation(
+        "a task that was stopped as it began is not called",
+        "_engine/attempt.py",
+        "                task._result = _NotCalled(task._result, sidecar.stop)",
+        "                pass",
+        "stop",
+    ),
+    Mutation(
+        "a time-out that no thread has asked for is counted",
+        "_engine/core.py",
+        "            self.stops.count(stop)",
+        "            pass",
+        "stop",
+    ),
+    Mutation(
+        "at most max_workers are written off",
+        "_engine/crew.py",
+        " or len(roster.written_off) >= roster.max_workers or not hangs()",
+        " or not hangs()",
+        "written_off",
+    ),
+    Mutation(
+        "a worker that was written off takes no task",
+        "_engine/hand.py",
+        "            return End.WRITTEN_OFF",
+        "            pass",
+        "written_off",
+    ),
+    Mutation(
+        "the end of a worker that was written off lets another one be",
+        "_engine/crew.py",
+        "                self._timer.kick(start=False)  # another one may be written off now\n            # Afterwards",
+        "                pass\n            # Afterwards",
+        "written_off",
+    ),
+    Mutation(
+        "a greater limit lets another worker be written off",
+        "_engine/crew.py",
+        "            if roster.written_off:  # another one may be written off now",
+        "            if False:",
+        "written_off",
+    ),
+    Mutation(
+        "kill(destroy=True) destroys the resources of workers that were written off",
+        "_engine/ending.py",
+        "self._roster.workers.copy() | self._roster.written_off.copy()",
+        "self._roster.workers.copy()",
+        "written_off",
+    ),
+    Mutation(
+        "a successor starts for a worker that was written off",
+        "_engine/stops.py",
+        "            self._made_room()",
+        "            pass",
+        "written_off",
+    ),
+    Mutation(
+        "nothing is given up before the grace",
+        "_engine/stops.py",
+        "        if now < due:\n            return due if stop.carried_out else min(due, now + _NEXT_LOOK)",
+        "",
+        "written_off",
+    ),
+    Mutation(
+        "an error thrown into the judging of a stopped task costs no count",
+        "_engine/worker.py",
+        "running, self.task = self.task is not None or self.judging, None",
+        "running, self.task = self.task is not None, None",
+        "thrown",
+    ),
+    # -- stops
+    Mutation(
+        "an abort claims the resource only while the task is in hand",
+        "_engine/task.py",
+        "if in_hand(self) and (again or not stop.aborted):",
+        "if again or not stop.aborted:",
+        "stop_races given_up",
+    ),
+    Mutation(
+        "a stop aborts once",
+        "_engine/task.py",
+        "if in_hand(self) and (again or not stop.aborted):",
+        "if in_hand(self):",
+        "stop_races given_up",
+    ),
+    Mutation(
+        "a kill aborts although another abort is about to look",
+        "_engine/reserve.py",
+        " if not holding.in_abort_hook]",
+        " if not holding.being_aborted]",
+        "stop_races given_up",
+    ),
+    Mutation(
+        "the worker waits for the hook to return",
+        "_engine/hand.py",
+        "            holding.wait_for_aborts()",
+        "            pass",
+        "stop_races given_up written_off",
+    ),
+    Mutation(
+        "an aborted resource is looked at before it serves again",
+        "_engine/hand.py",
+        "return self.care.after_abort(holding) if aborted else None",
+        "return None",
+        "stop_races stop",
+    ),
+    Mutation(
+        "a task that was given up leaves a resource that is reset",
+        "_engine/attempt.py",
+        "                self._note_use(holding, end)\n            self._context = None",
+        "                pass\n            self._context = None",
+        "stop_races given_up",
+    ),
+    Mutation(
+        "the error of a task that was given up is judged",
+        "_engine/attempt.py",
+        "            return Fate(error, end=next_step, stop=stop, given_up=True)",
+        "            return Fate(error, end=End.STOPPED, stop=stop, given_up=True)",
+        "stop_races given_up",
+    ),
+    Mutation(
+        "a stop and the verdict on a retry meet under the lock",
+        "_engine/sidecar.py",
+        "            if self.stop is not None:\n                return False\n            self.started = True",
+        "            self.started = True",
+        "stop_races given_up",
+    ),
+    Mutation(
+        "a refused thread of an abort is tried again soon",
+        "_engine/stops.py",
+        "                self._place.limits.note(clock() + _NEXT_LOOK)\n",
+        "                pass\n",
+        "stop_races given_up",
+    ),
+    Mutation(
+        "a retry that was given up does not come back to its lane",
+        "_engine/worker.py",
+        "if self.let_go(task) is not None and task.done():",
+        "if self.let_go(task) is not None and False:",
+        "stop_races given_up",
+    ),
+    Mutation(
+        "a task that is ended in hand is not counted twice",
+        "_engine/sidecar.py",
+        "return self.counted or self.verdict is not None",
+        "return self.verdict is not None",
+        "stop_races given_up",
+    ),
+    Mutation(
+        "the watch takes time and attempt from one moment",
+        "_engine/watch.py",
+        "            if worker.since == since:\n                break",
+        "            break",
+        "stop_races given_up",
+    ),
+    Mutation(
+        "a task is given up only while it is in hand",
+        "_engine/task.py",
+        "sidecar.published or not in_hand(self):",
+        "sidecar.published:",
+        "stop_races given_up written_off",
+    ),
+    Mutation(
+        "an error of a task that was not given up is not logged",
+        "_engine/stops.py",
+        "        elif lost is not None:\n            lost.error = None",
+        "        elif lost is not None:\n            pass",
+        "stop_races given_up",
+    ),
+    Mutation(
+        "only a hook that hangs is a reason to write a worker off that has let go",
+        "_engine/hand.py",
+        "stop.aborted and (holding is None or holding.being_aborted)",
+        "stop.aborted",
+        "stop_races given_up",
+    ),
+    Mutation(
+        "a task that was stopped as it began is not called",
+        "_engine/attempt.py",
+        "                task._result = _NotCalled(task._result, sidecar.stop)",
+        "                pass",
+        "stop",
+    ),
+    Mutation(
+        "a time-out that no thread has asked for is counted",
+        "_engine/core.py",
+        "            self.stops.count(stop)",
+        "            pass",
+        "stop",
+    ),
+    Mutation(
+        "at most max_workers are written off",
+        "_engine/crew.py",
+        " or len(roster.written_off) >= roster.max_workers or not hangs()",
+        " or not hangs()",
+        "written_off",
+    ),
+    Mutation(
+        "a worker that was written off takes no task",
+        "_engine/hand.py",
+        "            return End.WRITTEN_OFF",
+        "            pass",
+        "written_off",
+    ),
+    Mutation(
+        "the end of a worker that was written off lets another one be",
+        "_engine/crew.py",
+        "                self._timer.kick(start=False)  # another one may be written off now\n            # Afterwards",
+        "                pass\n            # Afterwards",
+        "written_off",
+    ),
+    Mutation(
+        "a greater limit lets another worker be written off",
+        "_engine/crew.py",
+        "            if roster.written_off:  # another one may be written off now",
+        "            if False:",
+        "written_off",
+    ),
+    Mutation(
+        "kill(destroy=True) destroys the resources of workers that were written off",
+        "_engine/ending.py",
+        "self._roster.workers.copy() | self._roster.written_off.copy()",
+        "self._roster.workers.copy()",
+        "written_off",
+    ),
+    Mutation(
+        "a successor starts for a worker that was written off",
+        "_engine/stops.py",
+        "            self._made_room()",
+        "            pass",
+        "written_off",
+    ),
+    Mutation(
+        "nothing is given up before the grace",
+        "_engine/stops.py",
+        "        if now < due:\n            return due if stop.carried_out else min(due, now + _NEXT_LOOK)",
+        "",
+        "written_off",
+    ),
+    Mutation(
+        "an error thrown into the judging of a stopped task costs no count",
+        "_engine/worker.py",
+        "running, self.task = self.task is not None or self.judging, None",
+        "running, self.task = self.task is not None, None",
+        "thrown",
+    ),
+]
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def make_copy() -> Path:
+    place = Path(tempfile.mkdtemp(prefix="mutations-"))
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, place / name)
+    for file, (name, seconds) in SHORTER.items():
+        path = place / "tests" / file
+        path.write_text(re.sub(rf"^{name} = [\d.]+", f"{name} = {seconds}", path.read_text(), count=1, flags=re.MULTILINE))
+    return place
+
+
+def environment(place: Path) -> dict[str, str]:
+    # No compiled files: they are told from stale ones by the second, and a mutation may be undone within one.
+    return {**os.environ, "PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run_tests(place: Path, paths: list[str], *options: str, timeout: float = GIVEN_UP_AFTER) -> tuple[bool, list[str]]:
+    """Run test files in the copy. Returns whether they passed, and the tests that failed (none: it did not start)."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE", *options, *paths]
+    command += ["-o", f"faulthandler_timeout={HANGS_AFTER}"]
+    process = subprocess.Popen(
+        command,
+        cwd=place,
+        env=environment(place),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return False, ["(the run hangs)"]
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, flags=re.MULTILINE)
+    hanging = re.findall(r'tests/(test_\w+\.py)", line \d+ in (test_\w+)$', output, flags=re.MULTILINE)
+    return process.returncode == 0, failed + [f"{file}::{test} (hangs)" for file, test in hanging]
+
+
+def attempt(place: Path, mutation: Mutation, deselect: list[str]) -> str:
+    """Which test noticed?"""
+    path = place / "tasker_executor" / mutation.file
+    intact = path.read_text()
+    times = intact.count(mutation.old)
+    if times != 1:
+        return f"TEXT FOUND {times} TIMES"
+    path.write_text(intact.replace(mutation.old, mutation.new))
+    try:
+        passed, failed = run_tests(place, mutation.paths, "-x", *deselect)
+    finally:
+        path.write_text(intact)
+    if passed:
+        return "SURVIVED"
+    return failed[0].removeprefix("tests/") if failed else "(the run does not start, or ends at once)"
+
+
+def check_import(place: Path) -> None:
+    """Raise unless the tests would import the copy."""
+    command = [sys.executable, "-c", "import tasker_executor; print(tasker_executor.__file__)"]
+    imported = subprocess.run(command, cwd=place, env=environment(place), capture_output=True, text=True, check=True).stdout
+    if not imported.startswith(str(place)):
+        raise RuntimeError(f"the tests would import {imported.strip()} instead of the copy")
+
+
+def main(words: list[str]) -> int:
+    def is_chosen(mutation: Mutation) -> bool:
+        return not words or any(word in f"{mutation.claim} {mutation.file} {mutation.tests}" for word in words)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore Ctrl-C
+    chosen = [mutation for mutation in MUTATIONS if is_chosen(mutation)]
+    begun = time.monotonic()
+    with ResourceExecutor(JOBS, on_create=make_copy, on_destroy=shutil.rmtree) as copies:
+        copies.submit(check_import).result()
+        every_path = sorted({path for mutation in chosen for path in mutation.paths})
+        passed, failing = copies.submit(run_tests, every_path, timeout=10 * GIVEN_UP_AFTER).result()
+        if not passed:
+            say(f"These fail without any mutation, and are left out: {', '.join(failing) or '(no test ran)'}")
+            if not failing:
+                return 1
+        deselect = [f"--deselect={test}" for test in failing]
+
+        say(f"{'file':<16} {'what it does no longer':<80} noticed by")
+        verdicts: list[str] = []
+        for mutation, verdict in zip(chosen, copies.map(partial(attempt, deselect=deselect), chosen), strict=True):
+            say(f"{mutation.file:<16} {mutation.claim:<80} {verdict}")
+            verdicts.append(verdict)
+    survived = verdicts.count("SURVIVED")
+    lost = sum(verdict.startswith("TEXT FOUND") for verdict in verdicts)
+    noticed = len(chosen) - survived - lost
+    seconds = time.monotonic() - begun
+    say(f"{len(chosen)} mutations: {noticed} noticed, {survived} survived, {lost} not found; {seconds:.0f} s")
+    return 1 if survived or lost or failing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from engine import (
-    End,
-    Sidecar,
-    Step,
     Task,
-    abort_again,
-    aborts_under_way,
-    look_at,
-    note_tasks_that_come_back,
-    on_dismissal,
     pending_stops,
-    refuse_abort_threads,
-    replace_step,
-    step_of,
     tend_stops,
     workers_of,
     written_off_workers,
 )
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, cause_of_stop, eventually, join_all
-from tasker_executor import Observer, TaskEvent, TaskStopped, TaskTimeout, Verdict
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, cause_of_stop, eventually
+from tasker_executor import Observer, TaskEvent, TaskStopped, TaskTimeout
 
 HOUR = 3600.0
 

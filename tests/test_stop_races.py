@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -19,16 +18,14 @@ from engine import (
     look_at,
     note_tasks_that_come_back,
     on_dismissal,
-    pending_stops,
     refuse_abort_threads,
     replace_step,
     step_of,
-    tend_stops,
     workers_of,
     written_off_workers,
 )
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, cause_of_stop, eventually, join_all
-from tasker_executor import Observer, TaskEvent, TaskStopped, TaskTimeout, Verdict
+from tasker_executor import TaskTimeout, Verdict
 
 HOUR = 3600.0
 
