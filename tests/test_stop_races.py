@@ -310,7 +310,8 @@ def test_stop_and_verdict_meet_under_the_lock(make_pool: MakePool, ledger: Ledge
 
     def begin_retry(sidecar: Sidecar, *args: Any) -> bool:
         assert future.stop()
-        return original(sidecar, *args)
+        begun: bool = original(sidecar, *args)
+        return begun
 
     monkeypatch.setattr(Sidecar, "begin_retry", begin_retry)
     with Gate() as gate:
