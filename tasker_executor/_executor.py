@@ -78,8 +78,9 @@ class ResourceExecutor(Reporting, BaseExecutor[R]):
         around: Returns the scope of one task, a context manager: entered before each task, left after it, with
             the task's error if it raised. What entering it returns, if not None, is what the task gets
             instead of the resource. ``psycopg.Connection.transaction`` is such a function.
-        on_abort: Unblocks a call that hangs inside a resource. Called once when a task is stopped, on a thread of
-            its own. Examples: `sqlite3.Connection.interrupt`, ``psycopg.Connection.cancel``.
+        on_abort: Unblocks a call that hangs inside a resource. Called when a task is stopped, on a thread of its
+            own, and again, with growing pauses, while the task still runs. Examples:
+            `sqlite3.Connection.interrupt`, ``psycopg.Connection.cancel``.
         check_after_idle: Seconds that a resource may be idle without a check.
         max_age: Seconds after which a resource is replaced between two tasks, plus or minus 10 %, so that
             workers do not replace theirs in step. None: no limit.

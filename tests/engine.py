@@ -111,6 +111,7 @@ __all__ = [
     "WaitInside",
     "Worker",
     "WorkerLife",
+    "abort_again",
     "aborts_under_way",
     "admission_of",
     "alarm_of",
@@ -162,6 +163,7 @@ __all__ = [
     "normal_lane",
     "note_fork",
     "note_may_retire",
+    "note_tasks_that_come_back",
     "on_dismissal",
     "outage_of",
     "parsed_dump",
@@ -769,18 +771,41 @@ def on_dismissal(pool: Engine, act: Callable[[Worker], End | None]) -> None:
     core.crew.leave[:] = [None]
 
 
-def refuse_abort_threads(monkeypatch: pytest.MonkeyPatch, times: int) -> list[Thread]:
-    """Let the system refuse that many threads for aborts; return the list of those refused."""
-    original = _aborts.start_thread
+def note_tasks_that_come_back(pool: Engine) -> list[Worker]:
+    """Return a list that gets each worker which puts a task back."""
+    core: Any = core_of(pool)
+    original = core.task_came_back
+    workers: list[Worker] = []
+
+    def note(worker: Worker) -> None:
+        workers.append(worker)
+        original(worker)
+
+    core.task_came_back = note
+    return workers
+
+
+def abort_again(pool: Engine, future: Any) -> None:
+    """Carry out the stop of a task once more."""
+    core_of(pool).stops._carry_out(future, future._sidecar.stop)
+
+
+def refuse_abort_threads(
+    monkeypatch: pytest.MonkeyPatch, times: int, first: Callable[[], object] = lambda: None
+) -> list[Thread]:
+    """Let the system refuse that many threads for aborts, after `first()`; return the list of those refused."""
+    original = start_thread
     refused: list[Thread] = []
 
     def start(thread: Thread) -> None:
+        if not refused:
+            first()
         if len(refused) < times:
             refused.append(thread)
             raise CannotStart("can't start new thread")
         original(thread)
 
-    monkeypatch.setattr(_aborts, "start_thread", start)
+    monkeypatch.setattr("tasker_executor._engine.aborts.start_thread", start)
     return refused
 
 

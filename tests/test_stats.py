@@ -99,6 +99,26 @@ def test_a_task_that_is_put_back_is_counted_once(make_pool: MakePool, gate: Gate
         monkeypatch.undo()
 
 
+def test_a_task_that_fails_before_it_is_run_is_counted_once(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A worker takes a task, and finds that it is too late. 2. The task counts as failed, and is still in hand.
+    pool = make_pool(1)
+    seen: list[ExecutorStats] = []
+    count = Lane.count_failed
+
+    def count_and_look(lane: Lane, sidecar: Any) -> None:
+        count(lane, sidecar)
+        seen.append(pool.stats())
+
+    monkeypatch.setattr(Lane, "count_failed", count_and_look)
+    with pytest.raises(TaskTimeout):
+        pool.with_options(run_within=0).submit(int).result(DEADLINE)
+
+    [stats] = seen
+    assert (stats.submitted, stats.failed, stats.running_tasks) == (1, 1, 0)
+
+
 def test_result_is_counted_when_it_can_be_had(make_pool: MakePool) -> None:
     pool = make_pool(1)
 

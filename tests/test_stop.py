@@ -167,7 +167,12 @@ def test_stopped_task_is_never_run_again(make_pool: MakePool, ledger: Ledger, ga
 
 def test_what_a_stopped_task_returns_stands(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1)
-    future = pool.submit(lambda: gate.hold() or 7)
+
+    def work() -> int:
+        gate.hold()
+        return 7
+
+    future = pool.submit(work)
     gate.wait_until_held()
     assert future.stop()
     gate.release()

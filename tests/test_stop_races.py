@@ -12,16 +12,22 @@ import pytest
 from engine import (
     End,
     Sidecar,
+    Step,
     Task,
+    abort_again,
+    aborts_under_way,
     look_at,
+    note_tasks_that_come_back,
     on_dismissal,
     pending_stops,
     refuse_abort_threads,
+    replace_step,
+    step_of,
     tend_stops,
     workers_of,
     written_off_workers,
 )
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, cause_of_stop, eventually
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, cause_of_stop, eventually, join_all
 from tasker_executor import Observer, TaskEvent, TaskStopped, TaskTimeout, Verdict
 
 HOUR = 3600.0
@@ -99,7 +105,8 @@ def test_stop_between_running_and_the_look_at_the_sidecar(
 
     def may_start(task: Task[Any]) -> bool:
         gate.hold()
-        return original(task)
+        may: bool = original(task)
+        return may
 
     monkeypatch.setattr(Task, "_may_start", may_start)
     future = pool.with_options(start_within=HOUR).submit(ran.append)
@@ -111,6 +118,26 @@ def test_stop_between_running_and_the_look_at_the_sidecar(
     assert cause_of_stop(future) is None
     assert ran == []
     assert pool.submit(FakeResource.use).result(DEADLINE) in (0, 1)
+
+
+def test_task_that_is_ended_in_hand_is_never_counted_twice(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. The worker has a task in hand that is not to be run. 2. It counts it as failed. 3. A caller asks for stats.
+    pool = make_pool(1)
+    finish = Task._finish
+
+    def look(task: Task[Any], *args: Any) -> None:
+        pool._check()
+        finish(task, *args)
+
+    monkeypatch.setattr(Task, "_finish", look)
+
+    assert type(pool.with_options(run_within=0.0).submit(int).exception(DEADLINE)) is TaskTimeout
+
+    eventually(lambda: pool.stats().idle_workers == 1, "the worker to let go")
+    stats = pool.stats()
+    assert (stats.submitted, stats.failed, stats.running_tasks) == (1, 1, 0)
 
 
 # -- while it runs, and as it ends
@@ -237,7 +264,8 @@ def test_two_stops_abort_once(make_pool: MakePool, ledger: Ledger, hook: Hook) -
         assert future.stop()
         eventually(lambda: hook.calls == [0], "the hook")
         assert future.stop()
-        tend_stops(pool)
+        abort_again(pool, future)  # as if an interruption, or a refused thread, had left that unclear
+        assert join_all(aborts_under_way()) == []
 
     assert future.result(DEADLINE) is None
     assert hook.calls == [0]
@@ -247,7 +275,11 @@ def test_refused_thread_of_an_abort_is_tried_again_long_before_the_grace(
     make_pool: MakePool, ledger: Ledger, hook: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook, abort_grace=HOUR)
-    refused = refuse_abort_threads(monkeypatch, 3)
+    turns: list[float | None] = []
+    turn = step_of(pool, Step.TURN)
+    replace_step(pool, Step.TURN, lambda: turns.append(turn()) or turns[-1])  # type: ignore[func-returns-value]
+    # The watch has looked before the thread is refused, so it does not look again by itself.
+    refused = refuse_abort_threads(monkeypatch, 3, lambda: eventually(lambda: len(turns) >= 2, "the watch to look"))
     future = pool.submit(hook.hang)
     eventually(future.running, "the task to run")
 
@@ -287,6 +319,7 @@ def test_stop_and_verdict_meet_under_the_lock(make_pool: MakePool, ledger: Ledge
 
     assert isinstance(cause_of_stop(future), ResourceBroken)
     assert len(judged) == 1
+    assert pool.stats().retried == 0
     assert pool.submit(FakeResource.use).result(DEADLINE) == 1
 
 
@@ -362,6 +395,7 @@ def test_retry_that_is_given_up_as_its_worker_is_dismissed_does_not_come_back(ma
         eventually(future.done, "the task to be given up")
         return End.RETIRED
 
+    came_back = note_tasks_that_come_back(pool)
     with Gate() as gate:
 
         def work(resource: FakeResource) -> None:
@@ -374,6 +408,7 @@ def test_retry_that_is_given_up_as_its_worker_is_dismissed_does_not_come_back(ma
 
     assert cause_of_stop(future) is None
     eventually(lambda: not written_off_workers(pool) and not workers_of(pool), "the workers to end")
+    assert len(came_back) == 1  # after the first attempt
     pool._check()
     stats = pool.stats()
     assert (stats.submitted, stats.failed, stats.queued_tasks, stats.running_tasks) == (1, 1, 0, 0)
@@ -439,7 +474,9 @@ def test_given_up_task_leaves_a_clean_resource(make_pool: MakePool, ledger: Ledg
 
 
 def test_given_up_task_that_breaks_its_resource_leaves_no_broken_one(make_pool: MakePool, ledger: Ledger) -> None:
-    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, abort_grace=0.0)
+    pool = make_pool(
+        1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, abort_grace=0.0, max_retries=0
+    )
     with Gate() as first, Gate() as second:
         early = pool.submit(first.hold)
         first.wait_until_held()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from concurrent.futures import wait
 from typing import Any
 
@@ -106,7 +107,7 @@ class Resource:
 
 
 def hammer(seed: str, stops: int) -> int:
-    """Make at least that many stops and time-outs in one pool; return how many resources it took."""
+    """Make that many stops and time-outs in one pool, or as many as 10 s allow; return the number."""
     chance = random.Random(seed)
     complaints: list[str] = []
     judged = chance.random() < 0.5
@@ -123,11 +124,12 @@ def hammer(seed: str, stops: int) -> int:
     )
     jobs: list[tuple[Job, TaskFuture[Job]]] = []
     errors: list[BaseException] = []
+    until = time.monotonic() + 10.0
 
     def submit_and_stop(me: int) -> None:
         mine = random.Random(f"{seed}/{me}")
         try:
-            while stops_of(pool) < stops and not errors:
+            while stops_of(pool) < stops and time.monotonic() < until and not errors:
                 kind = mine.choice(["obeys", "obeys", "ignores", "untouched", *["breaks"] * judged])
                 limit = mine.choice([0.0, 1e-6, 1e-5, 1e-4]) if kind != "untouched" and mine.random() < 0.3 else None
                 job = Job(kind, limit, mine.choice([10, 100, 300]))
@@ -166,7 +168,7 @@ def hammer(seed: str, stops: int) -> int:
         stats: Any = pool.stats()
         assert stats.submitted == stats.completed + stats.failed + stats.cancelled == len(jobs)
         assert stats.resources_created == stats.resources_destroyed
-        return int(stats.resources_created)
+        return stops_of(pool)
     except BaseException as error:
         pool.kill()
         raise AssertionError(f"seed {seed}: {pool!r}, {pool.stats()}") from error
@@ -180,14 +182,17 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "tasker_executor")
 
 
+def hammer_all(stops: int) -> None:
+    seed, made, number = new_seed(), 0, 0
+    while made < stops:
+        made += hammer(f"{seed}-{number}", 250)
+        number += 1
+
+
 def test_random_stops_and_time_outs_hit_no_other_task() -> None:
-    seed = new_seed()
-    for number in range(20):
-        hammer(f"{seed}-{number}", 250)
+    hammer_all(5_000)
 
 
 @pytest.mark.stress
 def test_a_hundred_thousand_of_them() -> None:
-    seed = new_seed()
-    for number in range(400):
-        hammer(f"{seed}-{number}", 250)
+    hammer_all(100_000)

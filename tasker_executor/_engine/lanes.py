@@ -137,8 +137,8 @@ class Lane(deque[Any]):
         """Count a task that was popped, and gets an error without being run (again). Counts each once."""
         with self._lock:
             if not sidecar.counted:
+                sidecar.counted = True  # first: from here on it does not count as running, see `Gauges.stats`
                 self.settled_failed += 1
-                sidecar.counted = True
 
     def drop_tombstone(self, sidecar: Sidecar) -> None:
         """Count off a tombstone that was popped. Counts each once."""

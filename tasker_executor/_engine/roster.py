@@ -58,13 +58,13 @@ class Roster:
         return sum(worker.task is not None for worker in self.workers.copy())
 
     def running(self) -> int:
-        """Return how many tasks are in hand and not settled: not cancelled, and not given up."""
+        """Return how many tasks are in hand, without those that are counted elsewhere."""
         return len(self.tasks())
 
     def tasks(self) -> list[Task[Any]]:
-        """Return the tasks in hand that are not settled."""
+        """Return the tasks in hand, without those that are counted elsewhere: cancelled, given up, failed unrun."""
         tasks = [task for worker in self.workers.copy() if (task := worker.task) is not None]
-        return [task for task in tasks if task._sidecar is None or task._sidecar.verdict is None]
+        return [task for task in tasks if task._sidecar is None or not task._sidecar.is_counted()]
 
     def present(self) -> int:
         """Return how many workers a task can count on.

@@ -182,6 +182,10 @@ class Sidecar(ReentrantLock):
         """
         return self.verdict is CANCELLED or self.verdict is WITHDRAWN
 
+    def is_counted(self) -> bool:
+        """Return whether the task is counted as final, or is about to be, though a worker may have it in hand."""
+        return self.counted or self.verdict is not None
+
     @locks_task
     def is_news(self) -> bool:
         """Return whether observers are yet to be told that the task was settled. True only once."""

@@ -8,10 +8,7 @@ from math import inf
 from .._sync import Latch, clock
 from ..exceptions import TaskStopped, TaskTimeout
 
-__all__ = ["AGAIN", "Reason", "Stop", "Token"]
-
-#: Seconds until the resource of a stopped task that still runs is aborted again, for the first time.
-AGAIN = 0.05
+__all__ = ["Reason", "Stop", "Token"]
 
 
 class Reason(enum.Enum):
@@ -53,7 +50,7 @@ class Stop:
         self.limit = limit
         self.at = clock()
         #: When the resource is aborted again, if the task still runs then.
-        self.again_at = inf if reason is Reason.KILLED else self.at + AGAIN
+        self.again_at = inf
         #: False: the system has refused the thread of the abort, and it is tried again.
         self.carried_out = True
         #: Whether the resource of the task is being aborted, or was.

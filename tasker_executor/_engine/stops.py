@@ -12,8 +12,8 @@ does nothing. The stories:
   The worker lets go of the task, publishes the result, finds the claim, and waits until the hook has returned
   (`Worker._recover`). Then it resets and checks the resource; without a check it replaces it.
 - *The abort comes between two calls of the task*, and unblocks neither: `interrupt` of a connection to SQLite
-  does nothing before the statement runs. So the watch aborts the resource again if the task still runs `AGAIN`
-  seconds after the stop, and after twice as long each time. (After ``kill()``, another kill does.)
+  does nothing before the statement runs. So the watch aborts the resource again if the task still runs a
+  moment after the stop (`AGAIN`), and after twice as long each time. (After ``kill()``, another kill does.)
 - *The task ends first.* The worker has let go, so the claim is refused, and the hook is not called: not while
   the worker is idle, and not while it has the next task in hand.
 - *Between two attempts* no worker has the task in hand. Either the stop finds it in its lane, takes it out
@@ -42,7 +42,7 @@ from .aborts import Target, start_abort
 from .attempt import describe
 from .crew import Crew
 from .notices import Notices
-from .stopping import AGAIN, Reason, Stop
+from .stopping import Reason, Stop
 from .task import Task
 from .unretrieved import Unretrieved
 from .worker import Worker
@@ -51,6 +51,11 @@ from .workplace import Workplace
 __all__ = ["Stops"]
 
 logger = Logger("tasker_executor")
+
+#: Seconds until the resource of a stopped task that still runs is aborted again, for the first time. Less if
+#: the grace is short.
+AGAIN = 0.3
+_AGAIN_OF_GRACE = 1 / 16
 
 #: Seconds until a stop is tried again: the task was on its way between two places, or a thread was refused.
 _NEXT_LOOK = 0.01
@@ -63,6 +68,7 @@ class Stops:
         """Call `made_room` when a worker was written off."""
         self._name = place.settings.name
         self._grace = place.settings.abort_grace
+        self._again = min(AGAIN, self._grace * _AGAIN_OF_GRACE)
         self._place = place
         self._crew = crew
         self._roster = crew.roster
@@ -123,7 +129,9 @@ class Stops:
         """Count a stop, and see that the watch looks whether it is obeyed."""
         self._pending[ref(task)] = stop
         self.count(stop)
-        self._place.limits.note(stop.at + min(self._grace, AGAIN))
+        if stop.reason is not Reason.KILLED:
+            stop.again_at = stop.at + self._again
+        self._place.limits.note(min(stop.at + self._grace, stop.again_at))
 
     def count(self, stop: Stop) -> None:
         """Count a stop."""
@@ -182,7 +190,7 @@ class Stops:
             # A hook that hangs between two attempts may keep it on its way for long.
             return due if now < due else now + max(_NEXT_LOOK, 0.1 * (now - stop.at))
         if not stop.carried_out or now >= stop.again_at:
-            stop.again_at = now + max(AGAIN, now - stop.at)
+            stop.again_at = now + max(self._again, now - stop.at)
             self._carry_out(task, stop, again=True)
         if now < due:
             return min(due, stop.again_at if stop.carried_out else now + _NEXT_LOOK)
