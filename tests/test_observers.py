@@ -209,6 +209,10 @@ def until_told() -> None:
     current_task().raise_if_cancelled()
 
 
+def told_of_stops(notebook: Notebook) -> list[str | None]:
+    return [event.outcome for event in notebook.events["task_stopped"]]
+
+
 def test_stop_is_told_with_its_reason(make_pool: MakePool, notebook: Notebook) -> None:
     pool = make_pool(1, observers=[notebook.observer])
     for reason in ("stopped", "timed out", "killed"):
@@ -221,10 +225,12 @@ def test_stop_is_told_with_its_reason(make_pool: MakePool, notebook: Notebook) -
             future.stop()
             future.stop()
         future.exception(DEADLINE)
+        # The watch tells of a time-out after it has stopped the task, and perhaps after the task has ended.
+        eventually(lambda reason=reason: told_of_stops(notebook)[-1:] == [reason], "the event")  # type: ignore[misc]  # mypy knows no default of a lambda
     pool.shutdown()
     stops, finishes = notebook.events["task_stopped"], notebook.events["task_finished"]
 
-    assert [event.outcome for event in stops] == ["stopped", "timed out", "killed"]
+    assert told_of_stops(notebook) == ["stopped", "timed out", "killed"]
     assert {(event.function, event.worker, event.attempt) for event in stops} == {("until_told", f"{name_of(pool)}_0", 1)}
     assert [event.task for event in stops] == [event.task for event in finishes]
     assert [type(event.error) for event in finishes] == [TaskStopped, TaskTimeout, TaskStopped]
