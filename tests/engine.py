@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import pytest
 
-from tasker_executor import ResourceExecutor
+from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor._arrivals import note_fork
 from tasker_executor._chunks import ChunkRunner as ChunkRunner
 from tasker_executor._engine import aborts as _aborts
@@ -67,7 +67,6 @@ from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.worker import Worker
 from tasker_executor._report import aside
 from tasker_executor._sync import clock, releases
-from tasker_executor.stats import ExecutorStats
 
 __all__ = [
     "DESTROY_PATIENCE",
@@ -208,8 +207,10 @@ __all__ = [
     "stacks_module",
     "start_thread",
     "stats_of",
+    "stats_while_a_task_is_put_back",
     "step_of",
     "stock_of",
+    "stops_of",
     "stranger",
     "submitters_held_back",
     "submitters_see_idle",
@@ -481,6 +482,35 @@ def ask_to_leave(pool: Engine) -> None:
     core_of(pool).crew.leave[:] = [None]
 
 
+def stats_while_a_task_is_put_back(
+    pool: ResourceExecutor[Any], monkeypatch: pytest.MonkeyPatch, asking: Any, returned: Any
+) -> ExecutorStats:
+    """Return the stats that are read while a worker, which holds in `asking`, puts the task in its hand back.
+
+    The worker does so right after the reader has counted what is in hand, and then holds in `returned`.
+    """
+    core = core_of(pool)
+    count = core.roster.running
+
+    def dismisses(worker: Worker) -> End:
+        asking.hold()
+        return End.RETIRED
+
+    def running() -> int:
+        tasks = count()
+        asking.release()
+        returned.wait_until_held()
+        return tasks
+
+    monkeypatch.setattr(core, "dismisses", dismisses)
+    monkeypatch.setattr(core, "task_came_back", lambda _worker: returned.hold())
+    ask_to_leave(pool)
+    pool.submit(int)
+    asking.wait_until_held()
+    monkeypatch.setattr(core.roster, "running", running)
+    return pool.stats()
+
+
 def dismisses(pool: Engine, worker: Worker) -> End | None:
     """Return why the worker, which is about to start a task, has to end; None if it has not."""
     return core_of(pool).crew.dismisses(worker)
@@ -714,6 +744,12 @@ def written_off_workers(pool: Engine) -> set[Worker]:
 def pending_stops(pool: Engine) -> int:
     """Return how many stops the watch looks after."""
     return len(core_of(pool).stops._pending)
+
+
+def stops_of(pool: Engine) -> int:
+    """Return how many tasks that ran have been stopped, or have timed out."""
+    stops = core_of(pool).stops
+    return stops.stopped + stops.timed_out
 
 
 def tend_stops(pool: Engine, later: float = 0.0) -> float | None:

@@ -52,6 +52,13 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     # -- the worker
     Mutation(
+        "a task that is put back while stats are read is counted once",
+        "_engine/gauges.py",
+        "and returned == normal.returned + priority.returned",
+        "and True",
+        "stats",
+    ),
+    Mutation(
         "a worker that ends destroys its resource",
         "_engine/worker.py",
         "source.destroy(holding, self.name)",

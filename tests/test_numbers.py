@@ -18,7 +18,16 @@ import pytest
 
 from engine import bounds_of, name_of
 from support import DEADLINE, Gate, eventually, is_waited_for
-from tasker_executor import BacklogPolicy, Hysteresis, LoadSample, QueueWaitPolicy, RatePolicy, ResourceExecutor, current_task
+from tasker_executor import (
+    BacklogPolicy,
+    Hysteresis,
+    LoadSample,
+    QueueWaitPolicy,
+    RatePolicy,
+    ResourceExecutor,
+    TaskStopped,
+    current_task,
+)
 from tasker_executor.policies import ask, interval_of
 from tasker_executor.simulation import simulate
 from tasker_executor.testing import InlineExecutor, assert_no_leaks
@@ -163,8 +172,19 @@ def killed(timeout: Any) -> None:
         pool.kill()
         return current_task().wait(timeout)
 
-    assert pool.submit(wait).result(DEADLINE)
-    pool.shutdown()
+    try:
+        assert pool.submit(wait).result(DEADLINE)
+    except TaskStopped as stopped:  # and what it has raised is the cause
+        raise stopped.__cause__ or stopped from None
+    finally:
+        pool.shutdown()
+
+
+def limited(pool: ResourceExecutor[None], *run_within: Any) -> None:
+    """Run a task, and a call, that keep their limits."""
+    with pool:
+        view = pool.with_options(run_within=run_within[0]) if run_within else pool
+        assert view.submit(int).result(DEADLINE) == view.run_now(int) == 0
 
 
 def watched_for_leaks(timeout: Any) -> None:
@@ -212,6 +232,11 @@ SECONDS: dict[str, Callable[[Any], object]] = {
     "assert_no_leaks": watched_for_leaks,
     "idle_timeout": lambda s: made(ResourceExecutor(1, idle_timeout=s)),
     "create_timeout": lambda s: made(ResourceExecutor(1, on_create=list[int], create_timeout=s)),
+    "run_within": lambda s: limited(ResourceExecutor(1, run_within=s)),
+    "abort_grace": lambda s: limited(ResourceExecutor(1, abort_grace=s, run_within=20)),
+    "warn_after": lambda s: limited(ResourceExecutor(1, warn_after=s)),
+    "with_options(run_within)": lambda s: limited(ResourceExecutor(1), s),
+    "InlineExecutor(run_within)": lambda s: InlineExecutor(run_within=s).submit(int).result(),
     "max_age": lambda s: made(ResourceExecutor(1, on_create=list[int], max_age=s)),
     "check_after_idle": lambda s: made(ResourceExecutor(1, on_create=list[int], check_after_idle=s)),
     "policy.interval": lambda s: made(ResourceExecutor(1, policy=Want(1, s))),

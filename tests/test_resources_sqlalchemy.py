@@ -878,7 +878,7 @@ def test_a_kill_query_that_may_come_late_costs_the_connection(
 
     def hang() -> None:
         gate.hold()
-        raise sqlalchemy.exc.OperationalError("connect", None, TimeoutError())
+        raise OperationalError("connect", None, TimeoutError())
 
     real = connection.connection.dbapi_connection
     connection.connection.dbapi_connection = HasNoSocket()

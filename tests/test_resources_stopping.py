@@ -180,6 +180,30 @@ def test_an_abort_between_two_calls_does_not_reach_the_next_task(driver: Driver,
     assert error is None or (isinstance(error, TaskStopped) and isinstance(error.__cause__, driver.errors))
 
 
+def test_a_call_that_begins_after_the_abort_is_ended_too(driver: Driver, make_pool: MakePool, gate: Gate) -> None:
+    def task(resource: Any) -> object:
+        driver.ask(resource, 1)
+        gate.hold()
+        return driver.hang(resource)
+
+    factory = driver.factory()
+    aborts = Aborts(factory)
+    aborts.go_on.set()
+    pool: ResourceExecutor[Any] = make_pool(1, resource=factory, abort_grace=DEADLINE)
+    future = pool.submit(task)
+    after = pool.submit(driver.ask, 2)
+    gate.wait_until_held()
+    future.stop()
+    assert aborts.done.wait(DEADLINE)
+    gate.release()
+    error = future.exception(DEADLINE)
+
+    assert isinstance(error, TaskStopped)
+    assert isinstance(error.__cause__, driver.errors)
+    assert after.result(DEADLINE) == 2
+    assert pool.stats().written_off == 0
+
+
 def test_an_abort_that_comes_after_the_call_is_over_before_the_next_task_begins(
     driver: Driver, make_pool: MakePool, gate: Gate
 ) -> None:

@@ -29,6 +29,7 @@ from engine import (
     patch_recorder_clock,
     recorder_of,
     running_priority,
+    stats_while_a_task_is_put_back,
     workers_of,
 )
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
@@ -86,6 +87,16 @@ def test_every_task_is_counted_where_it_is(make_pool: MakePool, gate: Gate) -> N
 
     assert (stats.submitted, stats.completed, stats.failed, stats.cancelled) == (7, 1, 1, 1)
     assert (stats.running_tasks, stats.queued_tasks, stats.priority_tasks) == (1, 1, 2)
+
+
+def test_a_task_that_is_put_back_is_counted_once(make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1. A worker has a task in hand, and a reader counts it there. 2. The worker puts it back. 3. The reader counts the lanes.
+    pool = make_pool(1)
+    with Gate() as returned:
+        stats = stats_while_a_task_is_put_back(pool, monkeypatch, gate, returned)
+
+        assert (stats.submitted, stats.queued_tasks, stats.running_tasks) == (1, 1, 0)
+        monkeypatch.undo()
 
 
 def test_result_is_counted_when_it_can_be_had(make_pool: MakePool) -> None:

@@ -120,7 +120,7 @@ def test_stop_between_running_and_the_look_at_the_sidecar(
 def test_worker_waits_for_the_hook_and_then_has_a_good_resource(
     make_pool: MakePool, ledger: Ledger, gate: Gate, checked: bool
 ) -> None:
-    # 1. The hook is inside. 2. The task ends, and its future has its error. 3. The resource serves no task until the hook returns.
+    # 1. The hook is inside. 2. The task ends, and its future has its error. 3. The hook returns. 4. The resource is used.
     freed = threading.Event()
     done: list[str] = []
 
@@ -170,7 +170,7 @@ def test_worker_waits_for_the_hook_and_then_has_a_good_resource(
 def test_abort_that_comes_late_does_not_hit_the_next_task(
     make_pool: MakePool, ledger: Ledger, hook: Hook, monkeypatch: pytest.MonkeyPatch, gate: Gate
 ) -> None:
-    # 1. The thread of the abort is about to claim the resource. 2. The task ends. 3. The next task is in hand: no hook is called.
+    # 1. The abort is about to claim the resource. 2. The task ends. 3. The next one is in hand: no hook is called.
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook)
     with Gate() as first, Gate() as second:
         answers = hold_claim_of(monkeypatch, gate)
@@ -191,7 +191,7 @@ def test_abort_that_comes_late_does_not_hit_the_next_task(
 def test_abort_that_is_about_to_look_does_not_keep_the_next_task_from_being_aborted(
     make_pool: MakePool, ledger: Ledger, hook: Hook, monkeypatch: pytest.MonkeyPatch, gate: Gate
 ) -> None:
-    # 1. The abort of the first task has announced itself, and looks late. 2. The next task is stopped, too. It is aborted at once.
+    # 1. The abort of the first task has announced itself, and looks late. 2. The next task is stopped, and aborted at once.
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook, abort_grace=HOUR)
     with Gate() as first:
         early: Any = pool.submit(first.hold)
@@ -391,7 +391,9 @@ def test_time_that_attempts_took_is_not_counted_twice(make_pool: MakePool) -> No
             """A worker whose task begins its second attempt once the watch has looked since when it runs."""
 
             task = future
-            moments = [0.0, 6.0]
+
+            def __init__(self) -> None:
+                self.moments = [0.0, 6.0]
 
             @property
             def since(self) -> float:

@@ -59,7 +59,7 @@ class Ticket:
 class Parked(Ticket):
     """A submission whose thread does not wait: its task is put into the lane by the thread that lets it in."""
 
-    __slots__ = ("_task", "admission", "append", "on_queued", "refuse")
+    __slots__ = ("_task", "admission", "append", "on_queued", "refuse", "withdrawn")
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class Parked(Ticket):
         super().__init__()
         # Emptied in one step, by the thread that queues the task or by the one that withdraws it.
         self._task = deque((task,))
+        self.withdrawn = False
         # The future of a task must not keep the executor alive. So what leads to that is dropped afterwards.
         self.admission: Admission | None = admission
         self.append = append
@@ -107,6 +108,7 @@ class Parked(Ticket):
         """Take the task back, and leave the line. Return False if the task is queued, or was withdrawn before."""
         try:
             self._task.pop()
+            self.withdrawn = True
         except IndexError:
             return False
         admission, self.admission = self.admission, None

@@ -44,6 +44,18 @@ _END_AFTER = {Verdict.OWN: None, Verdict.AGAIN: None, Verdict.BROKEN: End.BROKEN
 NOTHING: Any = object()
 
 
+class _NotCalled:
+    """In place of the function of a task that was stopped as it began."""
+
+    def __init__(self, function: Any, stop: Stop) -> None:
+        self.__wrapped__ = function  # for its name
+        self._why = stop.why()
+
+    def __call__(self, *args: object) -> None:
+        del args
+        raise TaskCancelled(f"this task {self._why}, and was not called")
+
+
 class Fate(NamedTuple):
     """What becomes of a task, and of its worker, after an attempt that was no plain success."""
 
@@ -71,7 +83,11 @@ class Attempts:
         self._worker = worker
 
     def begin(self, task: Task[Any], start: float) -> None:
-        """Tell observers that a task starts, and see that it ends in time."""
+        """Tell observers that a task starts, and see that it ends in time.
+
+        An observer may take long. If the task was stopped by then, an abort has come before the call that it is
+        to unblock. So there is no call.
+        """
         hub, limits = self._place.hub, self._place.limits
         if limits.for_all:
             limits.begins(task, start)
@@ -79,6 +95,8 @@ class Attempts:
             self._context = task._context
             if hub.hears("task_started"):
                 hub.tell("task_started", self._event(task, start, start))
+                if (sidecar := task._sidecar) is not None and sidecar.stop is not None:
+                    task._result = _NotCalled(task._result, sidecar.stop)
 
     def end(self, task: Task[Any], holding: Holding[Any] | None, error: BaseException | None, start: float, end: float) -> bool:
         """Record the use of the resource, and tell observers.

@@ -287,6 +287,8 @@ class Core:
 
     def gave_up(self, worker: Worker) -> bool:
         """Return whether a worker whose task was stopped has been written off."""
+        if (stop := worker.stopped) is not None and stop.unasked:
+            self.stops.count(stop)
         return self.crew.gave_up(worker)
 
     def may_retire(self, worker: Worker) -> bool:

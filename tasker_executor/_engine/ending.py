@@ -265,21 +265,26 @@ class Ending:
             if not done:
                 self._crew.bury()
                 self.check_terminated()
-        while done:
+        done = done and self._await_threads(deadline)
+        if done and self._reserve is not None:
+            done = self._reserve.wait_until_returned(deadline, daemons=daemons)
+        if done and daemons:  # the interpreter does not wait for calls that nobody can end
+            done = self._await_written_off(deadline) and self._await_threads(deadline)
+        if not done:
+            raise ShutdownTimeout(self._what_still_runs(timeout))
+
+    def _await_threads(self, deadline: float | None) -> bool:
+        """Wait for the threads that are about to end; return whether they have by `deadline`."""
+        while True:
             with self._life.lock:
                 threads = self._roster.ended.alive()
                 threads += self._timer.threads()
             if not threads:
-                break
+                return True
             remaining = None if deadline is None else max(0.0, deadline - clock())
             threads[0].join(None if remaining is None else lock_timeout(remaining))
-            done = not threads[0].is_alive()
-        if done and self._reserve is not None:
-            done = self._reserve.wait_until_returned(deadline, daemons=daemons)
-        if done and daemons:  # the interpreter does not wait for calls that nobody can end
-            done = self._await_written_off(deadline)
-        if not done:
-            raise ShutdownTimeout(self._what_still_runs(timeout))
+            if threads[0].is_alive():
+                return False
 
     def _await_written_off(self, deadline: float | None) -> bool:
         """Wait for the workers written off; return whether they have ended by `deadline`.

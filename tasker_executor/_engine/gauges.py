@@ -99,12 +99,13 @@ class Gauges:
 
         They are read against the direction in which a task moves: its end first, its beginning last. So a
         task that moves at the same time may be missed, but is never counted twice. `submitted` never
-        decreases, so a task that is missed counts as running. Only a retry moves backwards: after one, the
-        reading is repeated.
+        decreases, so a task that is missed counts as running. Only a retry moves backwards, and a task that a
+        worker puts back: after one, the reading is repeated.
         """
         with self._life.lock:
             normal, priority = self._lanes.normal, self._lanes.priority
             while True:
+                returned = normal.returned + priority.returned
                 counts = self._recorder.counts()
                 retried = counts[False, Outcome.RETRIED] + counts[True, Outcome.RETRIED]
                 settled = normal.settled_failed + priority.settled_failed
@@ -114,7 +115,10 @@ class Gauges:
                 busy, running = self._roster.busy(), self._roster.running()
                 queued, urgent = normal.waiting(), priority.waiting()
                 counts_again = self._recorder.counts()
-                if retried == counts_again[False, Outcome.RETRIED] + counts_again[True, Outcome.RETRIED]:
+                if (
+                    retried == counts_again[False, Outcome.RETRIED] + counts_again[True, Outcome.RETRIED]
+                    and returned == normal.returned + priority.returned
+                ):
                     break
             completed = counts[False, Outcome.COMPLETED] + counts[True, Outcome.COMPLETED]
             failed = counts[False, Outcome.FAILED] + counts[True, Outcome.FAILED] + settled

@@ -61,7 +61,8 @@ class Lane(deque[Any]):
 
     # fmt: off
     __slots__ = (
-        "_lock", "cancelled", "name", "on_settled", "owner", "parked", "priority", "settled_failed", "tombstones", "withdrawn",
+        "_lock", "cancelled", "name", "on_settled", "owner", "parked", "priority", "returned", "settled_failed",
+        "tombstones", "withdrawn",
     )
     # fmt: on
 
@@ -74,13 +75,15 @@ class Lane(deque[Any]):
         self.parked: deque[Any] = deque()
         #: Called with each task of this lane that was settled before it started. No lock is held.
         self.on_settled = on_settled
-        # Guards the four counters. A leaf: nothing else is acquired while it is held. Reentrant, for signal
+        # Guards the five counters. A leaf: nothing else is acquired while it is held. Reentrant, for signal
         # handlers that cancel.
         self._lock = RLock()
         self.tombstones = 0
         self.cancelled = 0
         self.settled_failed = 0
         self.withdrawn = 0
+        #: How many tasks workers have put back without running them.
+        self.returned = 0
 
     def count_tombstone(self, sidecar: Sidecar, *, cancelled: bool, withdrawn: bool) -> None:
         """Count a waiting task that was settled: cancelled, withdrawn or failed. It is still in the deque.
@@ -94,6 +97,11 @@ class Lane(deque[Any]):
                 self.withdrawn += withdrawn
                 self.settled_failed += not (cancelled or withdrawn)
                 sidecar.counted = True
+
+    def note_return(self) -> None:
+        """Note that a worker puts a task back. It is out of the worker's hand, and not yet in the lane."""
+        with self._lock:
+            self.returned += 1
 
     def detach(self) -> None:
         """Let go of the executor, which is closed. A future that is kept must not keep it alive."""

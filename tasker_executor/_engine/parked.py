@@ -58,11 +58,14 @@ class ParkedTask(Task[T]):
     def _settle(self, verdict: Any) -> bool:
         """End the task with `verdict` unless it has started. If it is parked, it leaves the line."""
         ticket = getattr(self, "_ticket", None)
-        if ticket is None or not ticket.withdraw():
+        if ticket is None:
             return super()._settle(verdict)
+        ticket.withdraw()
         try:
             return super()._settle(verdict)
-        finally:  # it has been counted as a tombstone of its lane, which it never was in
+        finally:
+            # The task was counted as a tombstone of its lane, in which it never was. Each thread that comes here
+            # looks: one may have withdrawn the task, and another have settled it. The second drop does nothing.
             sidecar = self._sidecar
-            if sidecar is not None and sidecar.counted:
+            if ticket.withdrawn and sidecar is not None and sidecar.counted:
                 self._lane.drop_tombstone(sidecar)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import enum
+from math import inf
 
 from .._sync import Latch, clock
 from ..exceptions import TaskStopped, TaskTimeout
 
-__all__ = ["Reason", "Stop", "Token"]
+__all__ = ["AGAIN", "Reason", "Stop", "Token"]
+
+#: Seconds until the resource of a stopped task that still runs is aborted again, for the first time.
+AGAIN = 0.05
 
 
 class Reason(enum.Enum):
@@ -41,17 +45,21 @@ class Token(Latch):
 class Stop:
     """That a task was asked to end. One for each task that is stopped."""
 
-    __slots__ = ("aborted", "at", "carried_out", "function", "limit", "reason", "seen")
+    __slots__ = ("aborted", "again_at", "at", "carried_out", "function", "limit", "reason", "seen", "unasked")
 
     def __init__(self, reason: Reason, limit: float | None = None) -> None:
         self.reason = reason
         #: Seconds that the task was allowed to run, if that is the reason.
         self.limit = limit
         self.at = clock()
+        #: When the resource is aborted again, if the task still runs then.
+        self.again_at = inf if reason is Reason.KILLED else self.at + AGAIN
         #: False: the system has refused the thread of the abort, and it is tried again.
         self.carried_out = True
         #: Whether the resource of the task is being aborted, or was.
         self.aborted = False
+        #: Whether no thread has asked for it: the worker found that no time is left to run the task (again).
+        self.unasked = False
         #: Whether its worker has seen it: then it decides what the task comes to.
         self.seen = False
         #: The name of the function, once the task was given up: from then on the task itself has lost it.

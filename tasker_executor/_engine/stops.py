@@ -11,6 +11,9 @@ does nothing. The stories:
 - *The abort comes while the task runs.* Its thread claims the resource (`Task._claim`) and calls the hook.
   The worker lets go of the task, publishes the result, finds the claim, and waits until the hook has returned
   (`Worker._recover`). Then it resets and checks the resource; without a check it replaces it.
+- *The abort comes between two calls of the task*, and unblocks neither: `interrupt` of a connection to SQLite
+  does nothing before the statement runs. So the watch aborts the resource again if the task still runs `AGAIN`
+  seconds after the stop, and after twice as long each time. (After ``kill()``, another kill does.)
 - *The task ends first.* The worker has let go, so the claim is refused, and the hook is not called: not while
   the worker is idle, and not while it has the next task in hand.
 - *Between two attempts* no worker has the task in hand. Either the stop finds it in its lane, takes it out
@@ -39,7 +42,7 @@ from .aborts import Target, start_abort
 from .attempt import describe
 from .crew import Crew
 from .notices import Notices
-from .stopping import Reason, Stop
+from .stopping import AGAIN, Reason, Stop
 from .task import Task
 from .unretrieved import Unretrieved
 from .worker import Worker
@@ -81,8 +84,14 @@ class Stops:
         tell = self._notices.task_stopped(task, self._worker_of(task), reason)
         stop = task._ask_to_stop(asked)
         if stop is asked:
-            self._begin(task, stop)
-            self._carry_out(task, stop)
+            try:
+                self._begin(task, stop)
+                self._carry_out(task, stop)
+            except BaseException:  # Ctrl-C: the watch does the rest
+                self._pending[ref(task)] = stop
+                stop.carried_out = False
+                self._place.limits.note(clock())
+                raise
             if not stop.carried_out:
                 self._place.limits.note(clock() + _NEXT_LOOK)
             tell()
@@ -112,19 +121,23 @@ class Stops:
 
     def _begin(self, task: Task[Any], stop: Stop) -> None:
         """Count a stop, and see that the watch looks whether it is obeyed."""
+        self._pending[ref(task)] = stop
+        self.count(stop)
+        self._place.limits.note(stop.at + min(self._grace, AGAIN))
+
+    def count(self, stop: Stop) -> None:
+        """Count a stop."""
         with self._lock:
             if stop.reason is Reason.TIMED_OUT:
                 self.timed_out += 1
             else:
                 self.stopped += 1
-        self._pending[ref(task)] = stop
-        self._place.limits.note(stop.at + self._grace)
 
     def _worker_of(self, task: Task[Any]) -> Worker | None:
         """Return the worker that has the task in hand."""
         return next((worker for worker in self._roster.workers.copy() if worker.task is task), None)
 
-    def _carry_out(self, task: Task[Any], stop: Stop) -> None:
+    def _carry_out(self, task: Task[Any], stop: Stop, *, again: bool = False) -> None:
         """Abort the resource of the task, or, if it waits for its next attempt, end it."""
         worker = self._worker_of(task)
         if worker is None:
@@ -132,8 +145,8 @@ class Stops:
             return
         source, holding = self._place.source, worker.holding
         hook = None if source is None else source.hooks.abort
-        if hook is not None and holding is not None:
-            stop.carried_out = start_abort(holding, hook, self._name, partial(task._claim, stop, worker.runs))
+        if hook is not None and holding is not None and not (again and holding.being_aborted):
+            stop.carried_out = start_abort(holding, hook, self._name, partial(task._claim, stop, worker.runs, again=again))
 
     def _withdraw(self, task: Task[Any], stop: Stop) -> None:
         """End the task if it waits for its next attempt."""
@@ -166,11 +179,13 @@ class Stops:
         due = stop.at + self._grace
         if worker is None:
             self._withdraw(task, stop)
-            return due if now < due else now + _NEXT_LOOK
-        if not stop.carried_out:
-            self._carry_out(task, stop)
+            # A hook that hangs between two attempts may keep it on its way for long.
+            return due if now < due else now + max(_NEXT_LOOK, 0.1 * (now - stop.at))
+        if not stop.carried_out or now >= stop.again_at:
+            stop.again_at = now + max(AGAIN, now - stop.at)
+            self._carry_out(task, stop, again=True)
         if now < due:
-            return due if stop.carried_out else min(due, now + _NEXT_LOOK)
+            return min(due, stop.again_at if stop.carried_out else now + _NEXT_LOOK)
         name = stop.function or describe(task)
         self._give_up(task, worker, stop)
         self._write_off(worker, lambda: worker.task is task, f"task {name}", now - stop.at)

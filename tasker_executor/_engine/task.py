@@ -247,6 +247,7 @@ class Task(TaskFuture[T]):
                 limit = sidecar.run_within
                 if stop is None and isinstance(limit, float) and sidecar.ran >= limit:  # no time is left to run it
                     stop = sidecar.stop = Stop(Reason.TIMED_OUT, limit)
+                    stop.unasked = True
                 sidecar.started = True
                 if stop is not None:
                     stop.seen = True

@@ -254,6 +254,7 @@ class Worker(Hand):
                     if self.let_go(task) is not None and task.done():  # a retry, and it was given up just now
                         task = None
                         return last
+                    lane.note_return()
                     put_back, task = task, None
                     lane.appendleft(put_back)
                     put_back = None
@@ -264,11 +265,13 @@ class Worker(Hand):
                 task._status = RUNNING
                 if task._sidecar is not None:
                     if task._sidecar.breaks:
+                        self.place.limits.begins(task, start)  # the check may hang
                         self.asks = True
                         last = care.suspect(self.holding, task._sidecar.breaks)
                         self.asks = False
                         self.since = start = clock()
                         if last is not None and self.let_go(task) is None:
+                            lane.note_return()
                             put_back, task = task, None
                             (lane.parked.append if last is _SUSPECT else lane.appendleft)(put_back)
                             put_back = None
