@@ -1045,7 +1045,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a thread that adds a waiter publishes no end",
-        "_engine/task.py",
+        "_engine/foreign.py",
         "sidecar = self._sidecar or self._observe() or self._seal()",
         "sidecar = self._observe() or self._seal()",
         "task",
@@ -1073,7 +1073,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a snapshot is a retrieval",
-        "_engine/task.py",
+        "_engine/foreign.py",
         "            self._note_retrieved()\n        return True, False",
         "            pass\n        return True, False",
         "task",
@@ -2177,7 +2177,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a stop that ends its task at once is one",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "return None if over else stop",
         "return None if self._status is FINISHED else stop",
         "stats",
@@ -3077,14 +3077,14 @@ MUTATIONS = [
     # -- stops
     Mutation(
         "an abort claims the resource only while the task is in hand",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "if in_hand(self) and (again or not stop.aborted):",
         "if again or not stop.aborted:",
         "stop_races given_up",
     ),
     Mutation(
         "a stop aborts once",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "if in_hand(self) and (again or not stop.aborted):",
         "if in_hand(self):",
         "stop_races given_up",
@@ -3161,7 +3161,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a task is given up only while it is in hand",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "sidecar.published or not in_hand(self):",
         "sidecar.published:",
         "stop_races given_up written_off",
