@@ -41,6 +41,7 @@ from typing import Any, TypeVar
 
 from typing_extensions import override
 
+from .._options import UNSET
 from .._report import aside, function_name
 from .._sync import clock
 from ..futures import TaskFuture
@@ -49,7 +50,6 @@ from .handoff import Handoff, HandoffLost
 from .lanes import Lane
 from .sidecar import CANCELLED, FINAL, WITHDRAWN, Callbacks, Sidecar, admit, adopt, expired, firsts, locks_task
 from .stoppable import Stoppable
-from .stopping import Reason, Stop
 from .unretrieved import Unretrieved
 from .waiting import join, note_lost
 
@@ -175,10 +175,8 @@ class Task(Stoppable[T]):
             settled, stop = sidecar.verdict is not None, sidecar.stop
             if not settled:
                 late = sidecar.deadline is not None and not sidecar.started and clock() > sidecar.deadline
-                limit = sidecar.run_within
-                if stop is None and isinstance(limit, float) and sidecar.ran >= limit:  # no time is left to run it
-                    stop = sidecar.stop = Stop(Reason.TIMED_OUT, limit)
-                    stop.unasked = True
+                if sidecar.run_within is not UNSET and stop is None:
+                    stop = sidecar.stop_without_time()
                 sidecar.started = True
                 if stop is not None:
                     stop.seen = True
