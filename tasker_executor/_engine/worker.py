@@ -218,6 +218,7 @@ class Worker(Hand):
         log, seat, attempts, care = self.log, self.seat, self.attempts, self.care
         # `Any`, not `Task | None` and `Context | None`: a type checker would ask for tests.
         task: Any = None
+        put_back: Any = None
         context: Any = None
         scoped: Any = None  # runs a call in the context
         value: Any = NOTHING  # what the task in hand has returned
