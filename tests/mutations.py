@@ -1300,15 +1300,29 @@ MUTATIONS = [
     Mutation(
         "an abort never hits the next call",
         "_engine/run.py",
-        "            return self._held.pop()",
-        "            return True",
+        "            return False\n        self._aborted",
+        "            return True\n        self._aborted",
+        "stop_run_now",
+    ),
+    Mutation(
+        "an abort that is made again never hits the next call",
+        "_engine/run.py",
+        "        return not self._over",
+        "        return True",
         "stop_run_now",
     ),
     Mutation(
         "a call knows that its resource was aborted",
         "_engine/run.py",
+        "        return self._aborted or not self._released",
         "        return not self._released",
-        "        return False",
+        "stop_run_now",
+    ),
+    Mutation(
+        "a call knows that its resource is about to be aborted",
+        "_engine/run.py",
+        "        return self._aborted or not self._released",
+        "        return self._aborted",
         "stop_run_now",
     ),
     Mutation(
@@ -1367,15 +1381,36 @@ MUTATIONS = [
     Mutation(
         "a stop that is refused a thread is tried again",
         "_engine/runs.py",
-        "                if not self._abort(run):\n                    self.watch(run)",
+        "                self._abort(run)\n                self.watch(run)",
         "                self._abort(run)",
         "stop_run_now",
     ),
     Mutation(
         "an abort that is refused a thread is tried again",
         "_engine/runs.py",
-        "        run.due = clock() + AFTER_A_REFUSAL\n",
-        "",
+        "if started else AFTER_A_REFUSAL)",
+        "if started else inf)",
+        "stop_run_now",
+    ),
+    Mutation(
+        "an abort that came between two calls inside of a run_now call is made again",
+        "_engine/runs.py",
+        "(max(AGAIN, now - stop.at) if started",
+        "(inf if started",
+        "stop_run_now",
+    ),
+    Mutation(
+        "a claim on the resource of a run_now call is given back after the abort",
+        "_engine/runs.py",
+        "                grip.give_back()",
+        "                pass",
+        "stop_run_now",
+    ),
+    Mutation(
+        "the pauses between two aborts of a run_now call grow",
+        "_engine/runs.py",
+        "max(AGAIN, now - stop.at)",
+        "AGAIN",
         "stop_run_now",
     ),
     Mutation(
@@ -2195,13 +2230,6 @@ MUTATIONS = [
         'return partial(self._hub.tell, "task_stopped", self._event(task, worker, reason.value), task)',
         'return lambda: self._hub.tell("task_stopped", self._event(task, None, reason.value), task)',
         "observers",
-    ),
-    Mutation(
-        "a task that returned in spite of a stop is counted, whatever is thrown",
-        "_engine/worker.py",
-        "self.task is not None or last is _STOPPED, None",
-        "self.task is not None, None",
-        "thrown",
     ),
     # -- the extras
     Mutation(
