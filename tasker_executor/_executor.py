@@ -95,7 +95,7 @@ class ResourceExecutor(Reporting, BaseExecutor[R]):
         on_full: What `submit` does at that limit. ``"block"``: it waits for a place. ``"raise"``: it raises
             `QueueFull`. ``"caller"``: it runs the task in the calling thread, as `run_now` does.
         propagate_context: Run a task in a copy of its submitter's context, as `asyncio.to_thread` does.
-        run_within: Seconds that a task may run, all its attempts together. Then it is stopped, as by
+        run_within: Seconds, above 0, that a task may run, all its attempts together. Then it is stopped, as by
             `TaskFuture.stop`, and has `TaskTimeout`. None: no limit.
         abort_grace: Seconds that a stopped task has to end. Then its future has its error all the same, and
             the worker is *written off*: it counts no more, a successor may start, and the resource is

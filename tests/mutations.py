@@ -52,6 +52,20 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     # -- the worker
     Mutation(
+        "an executor gives its tasks some time",
+        "_engine/settings.py",
+        'check_seconds("run_within", run_within, above_zero=True)',
+        'check_seconds("run_within", run_within)',
+        "arguments",
+    ),
+    Mutation(
+        "a call of run_now that has no time left is not made",
+        "_engine/run.py",
+        "if self.limit is not None and self._ran >= self.limit and not self.stops:",
+        "if False:",
+        "stop_run_now stop_inline",
+    ),
+    Mutation(
         "an abort that came between two calls is made again",
         "_engine/stops.py",
         "stop.again_at = stop.at + self._again",

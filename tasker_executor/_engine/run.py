@@ -102,8 +102,10 @@ class Run(Token):
     def begin(self, holding: Any, executor: str, fn: object) -> None:
         """Note that an attempt to call `fn` begins, with this resource or with none (None).
 
-        Raises the error of a call that has been stopped before.
+        Raises the error of a call that has been stopped before, or that has no time left.
         """
+        if self.limit is not None and self._ran >= self.limit and not self.stops:
+            self.ask(Reason.TIMED_OUT)
         if self.stops:
             raise self.stops[0].error(executor, function_name(fn), self.error)
         self._began = clock()
