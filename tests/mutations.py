@@ -52,6 +52,13 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     # -- the worker
     Mutation(
+        "a worker whose task was stopped names what broke its resource",
+        "_engine/hand.py",
+        "return cause.__cause__ if self.stopped is not None and isinstance(cause, TaskStopped | TaskTimeout) else cause",
+        "return cause",
+        "logging",
+    ),
+    Mutation(
         "an executor gives its tasks some time",
         "_engine/settings.py",
         'check_seconds("run_within", run_within, above_zero=True)',

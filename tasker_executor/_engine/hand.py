@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._sync import clock
+from ..exceptions import TaskStopped, TaskTimeout
 from .care import Care
 from .holding import Holding
 from .resources import End
@@ -122,3 +123,8 @@ class Hand:
         if self.place.life.state >= State.KILLED:
             return End.DRAINED
         return self.care.after_abort(holding) if aborted else None
+
+    def take_cause(self) -> BaseException | None:
+        """Return what broke the resource, and forget it. After a stop that is what the task has raised."""
+        cause, self.care.broken_by = self.care.broken_by, None
+        return cause.__cause__ if self.stopped is not None and isinstance(cause, TaskStopped | TaskTimeout) else cause
