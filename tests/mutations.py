@@ -1321,14 +1321,14 @@ MUTATIONS = [
     Mutation(
         "an abort never hits the next call",
         "_engine/run.py",
-        "            return self._held.pop()",
-        "            return True",
+        "        return not self._over",
+        "        return True",
         "stop_run_now",
     ),
     Mutation(
         "a call knows that its resource was aborted",
         "_engine/run.py",
-        "        return not self._released",
+        "        return self._aborted or not self._released",
         "        return False",
         "stop_run_now",
     ),
@@ -1388,15 +1388,15 @@ MUTATIONS = [
     Mutation(
         "a stop that is refused a thread is tried again",
         "_engine/runs.py",
-        "                if not self._abort(run):\n                    self.watch(run)",
+        "                self._abort(run)\n                self.watch(run)",
         "                self._abort(run)",
         "stop_run_now",
     ),
     Mutation(
         "an abort that is refused a thread is tried again",
         "_engine/runs.py",
-        "        run.due = clock() + AFTER_A_REFUSAL\n",
-        "",
+        " if started else AFTER_A_REFUSAL)",
+        " if started else inf)",
         "stop_run_now",
     ),
     Mutation(
@@ -2220,7 +2220,7 @@ MUTATIONS = [
     Mutation(
         "a task that returned in spite of a stop is counted, whatever is thrown",
         "_engine/worker.py",
-        "self.task is not None or last is _STOPPED, None",
+        "self.task is not None or self.judging, None",
         "self.task is not None, None",
         "thrown",
     ),
