@@ -1608,7 +1608,7 @@ MUTATIONS = [
     Mutation(
         "an error in the block cancels the tasks that wait, before a worker takes them",
         "aio.py",
-        "            for future in futures:  # those that wait first: a worker that becomes free must not start one\n"
+        "            for future in futures:  # first those that wait: a worker that becomes free must not start one\n"
         "                future.cancel()\n",
         "",
         "aio_shutdown",

@@ -60,7 +60,7 @@ class Hand:
 
     @property
     def slot(self) -> int:
-        """The number of its place. A successor has it once the resource is destroyed."""
+        """The number of its place: see `current_slot`."""
         return self.index
 
     @property
