@@ -52,6 +52,27 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     # -- the worker
     Mutation(
+        "a worker whose task was stopped names what broke its resource",
+        "_engine/hand.py",
+        "return cause.__cause__ if self.stopped is not None and isinstance(cause, TaskStopped | TaskTimeout) else cause",
+        "return cause",
+        "logging",
+    ),
+    Mutation(
+        "an executor gives its tasks some time",
+        "_engine/settings.py",
+        'check_seconds("run_within", run_within, above_zero=True)',
+        'check_seconds("run_within", run_within)',
+        "arguments",
+    ),
+    Mutation(
+        "a call of run_now that has no time left is not made",
+        "_engine/run.py",
+        "if self.limit is not None and self._ran >= self.limit and not self.stops:",
+        "if False:",
+        "stop_run_now stop_inline",
+    ),
+    Mutation(
         "an abort that came between two calls is made again",
         "_engine/stops.py",
         "stop.again_at = stop.at + self._again",
@@ -1622,7 +1643,7 @@ MUTATIONS = [
     Mutation(
         "an error in the block cancels the tasks that wait, before a worker takes them",
         "aio.py",
-        "            for future in futures:  # those that wait first: a worker that becomes free must not start one\n"
+        "            for future in futures:  # first those that wait: a worker that becomes free must not start one\n"
         "                future.cancel()\n",
         "",
         "aio_shutdown",

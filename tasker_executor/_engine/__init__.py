@@ -35,7 +35,7 @@ the room                         the question that it answers
 ``idle.py``                      how do a submitter and an idle worker find each other?
 ``roster.py``, ``crew.py``       which workers live; which ones are started, and which ones leave?
 ``worker.py``, ``life.py``       what does a worker do, and what if an error is thrown into its end?
-``hand.py``                      what has a worker in hand, and what follows when that was stopped?
+``hand.py``                      what does a worker have in hand, and what follows if that was stopped?
 ``invoke.py``, ``attempt.py``    how is a task called, and how does an attempt at it end?
 ``care.py``                      may a worker's resource serve the next task, or a retry?
 ``resources.py``, ``holding.py`` how is a resource made, judged, aborted and given up?
