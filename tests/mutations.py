@@ -52,6 +52,27 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     # -- the worker
     Mutation(
+        "a worker whose task was stopped names what broke its resource",
+        "_engine/hand.py",
+        "return cause.__cause__ if self.stopped is not None and isinstance(cause, TaskStopped | TaskTimeout) else cause",
+        "return cause",
+        "logging",
+    ),
+    Mutation(
+        "an executor gives its tasks some time",
+        "_engine/settings.py",
+        'check_seconds("run_within", run_within, above_zero=True)',
+        'check_seconds("run_within", run_within)',
+        "arguments",
+    ),
+    Mutation(
+        "a call of run_now that has no time left is not made",
+        "_engine/run.py",
+        "if self.limit is not None and self._ran >= self.limit and not self.stops:",
+        "if False:",
+        "stop_run_now stop_inline",
+    ),
+    Mutation(
         "an abort that came between two calls is made again",
         "_engine/stops.py",
         "stop.again_at = stop.at + self._again",
@@ -1045,7 +1066,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a thread that adds a waiter publishes no end",
-        "_engine/task.py",
+        "_engine/foreign.py",
         "sidecar = self._sidecar or self._observe() or self._seal()",
         "sidecar = self._observe() or self._seal()",
         "task",
@@ -1073,7 +1094,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a snapshot is a retrieval",
-        "_engine/task.py",
+        "_engine/foreign.py",
         "            self._note_retrieved()\n        return True, False",
         "            pass\n        return True, False",
         "task",
@@ -1300,15 +1321,29 @@ MUTATIONS = [
     Mutation(
         "an abort never hits the next call",
         "_engine/run.py",
-        "            return self._held.pop()",
-        "            return True",
+        "            return False\n        self._aborted",
+        "            return True\n        self._aborted",
+        "stop_run_now",
+    ),
+    Mutation(
+        "an abort that is made again never hits the next call",
+        "_engine/run.py",
+        "        return not self._over",
+        "        return True",
         "stop_run_now",
     ),
     Mutation(
         "a call knows that its resource was aborted",
         "_engine/run.py",
+        "        return self._aborted or not self._released",
         "        return not self._released",
-        "        return False",
+        "stop_run_now",
+    ),
+    Mutation(
+        "a call knows that its resource is about to be aborted",
+        "_engine/run.py",
+        "        return self._aborted or not self._released",
+        "        return self._aborted",
         "stop_run_now",
     ),
     Mutation(
@@ -1367,15 +1402,36 @@ MUTATIONS = [
     Mutation(
         "a stop that is refused a thread is tried again",
         "_engine/runs.py",
-        "                if not self._abort(run):\n                    self.watch(run)",
+        "                self._abort(run)\n                self.watch(run)",
         "                self._abort(run)",
         "stop_run_now",
     ),
     Mutation(
         "an abort that is refused a thread is tried again",
         "_engine/runs.py",
-        "        run.due = clock() + AFTER_A_REFUSAL\n",
-        "",
+        "if started else AFTER_A_REFUSAL)",
+        "if started else inf)",
+        "stop_run_now",
+    ),
+    Mutation(
+        "an abort that came between two calls inside of a run_now call is made again",
+        "_engine/runs.py",
+        "(max(AGAIN, now - stop.at) if started",
+        "(inf if started",
+        "stop_run_now",
+    ),
+    Mutation(
+        "a claim on the resource of a run_now call is given back after the abort",
+        "_engine/runs.py",
+        "                grip.give_back()",
+        "                pass",
+        "stop_run_now",
+    ),
+    Mutation(
+        "the pauses between two aborts of a run_now call grow",
+        "_engine/runs.py",
+        "max(AGAIN, now - stop.at)",
+        "AGAIN",
         "stop_run_now",
     ),
     Mutation(
@@ -1587,7 +1643,7 @@ MUTATIONS = [
     Mutation(
         "an error in the block cancels the tasks that wait, before a worker takes them",
         "aio.py",
-        "            for future in futures:  # those that wait first: a worker that becomes free must not start one\n"
+        "            for future in futures:  # first those that wait: a worker that becomes free must not start one\n"
         "                future.cancel()\n",
         "",
         "aio_shutdown",
@@ -2177,7 +2233,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a stop that ends its task at once is one",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "return None if over else stop",
         "return None if self._status is FINISHED else stop",
         "stats",
@@ -2195,13 +2251,6 @@ MUTATIONS = [
         'return partial(self._hub.tell, "task_stopped", self._event(task, worker, reason.value), task)',
         'return lambda: self._hub.tell("task_stopped", self._event(task, None, reason.value), task)',
         "observers",
-    ),
-    Mutation(
-        "a task that returned in spite of a stop is counted, whatever is thrown",
-        "_engine/worker.py",
-        "self.task is not None or last is _STOPPED, None",
-        "self.task is not None, None",
-        "thrown",
     ),
     # -- the extras
     Mutation(
@@ -3077,14 +3126,14 @@ MUTATIONS = [
     # -- stops
     Mutation(
         "an abort claims the resource only while the task is in hand",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "if in_hand(self) and (again or not stop.aborted):",
         "if again or not stop.aborted:",
         "stop_races given_up",
     ),
     Mutation(
         "a stop aborts once",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "if in_hand(self) and (again or not stop.aborted):",
         "if in_hand(self):",
         "stop_races given_up",
@@ -3161,7 +3210,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a task is given up only while it is in hand",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "sidecar.published or not in_hand(self):",
         "sidecar.published:",
         "stop_races given_up written_off",
