@@ -1437,8 +1437,15 @@ MUTATIONS = [
     Mutation(
         "kill claims the resource of a call with a limit",
         "_engine/holding.py",
-        "return call is not None if grip is None else grip.claim()",
-        "return call is not None",
+        "        if grip is None:\n            return call is not None",
+        "        if True:\n            return call is not None",
+        "stop_run_now",
+    ),
+    Mutation(
+        "a second kill aborts a call with a limit once more",
+        "_engine/holding.py",
+        "            grip.give_back()",
+        "            pass",
         "stop_run_now",
     ),
     Mutation(
