@@ -159,6 +159,7 @@ __all__ = [
     "may_retire",
     "must_go_on",
     "name_of",
+    "never_abort_again",
     "new_task",
     "normal_lane",
     "note_fork",
@@ -786,6 +787,11 @@ def note_tasks_that_come_back(pool: Engine) -> list[Worker]:
 
     core.task_came_back = note
     return workers
+
+
+def never_abort_again(pool: Engine) -> None:
+    """Let no abort be made again because its task still runs."""
+    core_of(pool).stops._again = float("inf")
 
 
 def abort_again(pool: Engine, future: Any) -> None:
