@@ -97,7 +97,8 @@ class BaseExecutor(TypedExecutor[R]):
             start_within: Seconds. A task that has not started by then fails with `TaskExpired` and never
                 runs. None: no limit.
             run_within: Seconds that a task may run, all its attempts together. Then it is stopped, as by
-                `TaskFuture.stop`, and has `TaskTimeout`. None: no limit, also if the executor has one.
+                `TaskFuture.stop`, and has `TaskTimeout`. 0: no time is left, so the task is never called. None:
+                no limit, also if the executor has one.
 
         Raises:
             ValueError, TypeError: An option is no good; the message names it and its value.

@@ -74,7 +74,7 @@ def _look_out() -> Callable[[], object]:
     try:
         return current_task().raise_if_cancelled
     except NoCurrentTask:  # `submit` was replaced: this is the thread of another library
-        return int
+        return int  # does nothing
 
 
 def chunked(calls: Iterator[tuple[Any, ...]], size: int, chunks: deque[Chunk]) -> Iterator[tuple[Chunk]]:

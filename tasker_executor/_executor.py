@@ -79,7 +79,7 @@ class ResourceExecutor(Reporting, BaseExecutor[R]):
             the task's error if it raised. What entering it returns, if not None, is what the task gets
             instead of the resource. ``psycopg.Connection.transaction`` is such a function.
         on_abort: Unblocks a call that hangs inside a resource. Called when a task is stopped, on a thread of its
-            own, and again, with growing pauses, while the task still runs. Examples:
+            own, and again, with growing pauses, until the task ends or is given up. Examples:
             `sqlite3.Connection.interrupt`, ``psycopg.Connection.cancel``.
         check_after_idle: Seconds that a resource may be idle without a check.
         max_age: Seconds after which a resource is replaced between two tasks, plus or minus 10 %, so that
@@ -95,10 +95,10 @@ class ResourceExecutor(Reporting, BaseExecutor[R]):
         on_full: What `submit` does at that limit. ``"block"``: it waits for a place. ``"raise"``: it raises
             `QueueFull`. ``"caller"``: it runs the task in the calling thread, as `run_now` does.
         propagate_context: Run a task in a copy of its submitter's context, as `asyncio.to_thread` does.
-        run_within: Seconds that a task may run, all its attempts together. Then it is stopped, as by
+        run_within: Seconds, above 0, that a task may run, all its attempts together. Then it is stopped, as by
             `TaskFuture.stop`, and has `TaskTimeout`. None: no limit.
         abort_grace: Seconds that a stopped task has to end. Then its future has its error all the same, and
-            the worker is *written off*: it counts no more, a successor may start, and the resource is
+            the worker is *written off*: it no longer counts, a successor may start, and the resource is
             destroyed when the call returns. At most `max_workers` are written off at a time.
         warn_after: Seconds after which a task that still runs is logged, with the stack of its thread; then
             after twice that time, and so on. None: never.
@@ -407,12 +407,12 @@ class ResourceExecutor(Reporting, BaseExecutor[R]):
             self._core.ending.join(timeout)
 
     def kill(self, *, destroy: bool = False) -> None:
-        """End as soon as possible: cancel what waits, ask what runs to stop, and return at once.
+        """End as soon as possible: cancel what waits, stop what runs, and return at once.
 
-        The cancel token of every running task is set (`current_task`), and `on_abort` is called for every
-        resource in use. A task that ignores both runs on, since threads cannot be killed in Python. But it
-        does not keep the interpreter from exiting, and leaving a ``with`` block after `kill` does not wait
-        for it. `shutdown` does.
+        Each task that runs is stopped as by `TaskFuture.stop`. But its resource is aborted once only; another
+        `kill` aborts it again. A task that ignores the stop runs on, since threads cannot be killed in Python;
+        its future has `TaskStopped` after ``abort_grace`` seconds. It does not keep the interpreter from
+        exiting, and leaving a ``with`` block after `kill` does not wait for it. `shutdown` does.
 
         May be called any number of times, from anywhere, also after `shutdown`, whose drain it ends.
 

@@ -343,8 +343,8 @@ class TypedExecutor(Executor, Generic[R]):
             ordered: False: each result is handed out as soon as it is there, in the order in which the tasks
                 end. The results of a chunk come together, in their order.
             stop_on_timeout: True: when the iterator raises TimeoutError, it also stops the tasks that run, as
-                by `TaskFuture.stop`. So none of them goes on for a result that nobody will fetch. Nothing
-                else stops a task that runs: an error of another task does not, nor does a closed iterator.
+                by `TaskFuture.stop`. So none of them goes on for a result that is not fetched any more.
+                Nothing else stops a task that runs: neither the error of another task, nor a closed iterator.
                 Without a `timeout` this has no effect.
 
         Raises:

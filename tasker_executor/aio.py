@@ -1,18 +1,18 @@
 """The front door for asyncio: `AsyncView`, which `as_async` of an executor returns.
 
-**The loop never blocks.** A submission puts a task into a lane, or into the line for a place if the queue is
-full; both take a moment. All waiting is done by futures of the loop, which the done-callbacks of tasks wake. No
-thread is started or needed here, not even by `AsyncView.shutdown`.
+**The loop never blocks.** A submission puts a task into a lane. If the queue is full, it puts the task into the
+line for a place. Coroutines wait for futures of the loop, which the done-callbacks of tasks wake. No thread is
+started or needed here, not even by `AsyncView.shutdown`.
 
 **Cancelling is stopping.** A coroutine of this module that is cancelled, or closed, calls `TaskFuture.stop` for
 its tasks, and ends at once: it does not wait for them. So `asyncio.timeout` keeps its time.
 
 **A task is not its coroutine.** If the *task* was cancelled, by ``kill()`` or by a shutdown, the coroutine raises
-`TaskCancelled`. It never raises `asyncio.CancelledError` for it: whoever awaits the coroutine would take that for
-a cancellation of its own.
+`TaskCancelled`. It never raises `asyncio.CancelledError` then: the caller that awaits it would take that for a
+cancellation of its own.
 
-**No result is lost in between.** A loop that was closed is not told. The future of the task has its result or its
-error all the same.
+**No result is lost.** A loop that was closed is not told. The future of the task has its result or its error all
+the same.
 """
 
 from __future__ import annotations
@@ -326,12 +326,12 @@ class AsyncView(Generic[R]):
     ) -> None:
         """Shut the view down: wait for its tasks. After an error in the block they are stopped first.
 
-        That is the habit of `asyncio.TaskGroup`: after an error, or a cancellation, the results would reach
-        nobody, and the wait is as short as it can be (``abort_grace``).
+        `asyncio.TaskGroup` does the same. After an error, or a cancellation, no caller awaits the results. And
+        tasks that are stopped keep the wait short: at most ``abort_grace`` seconds.
         """
         if kind is not None:
             futures = self._view._close()
-            for future in futures:  # those that wait first: a worker that becomes free must not start one
+            for future in futures:  # first those that wait: a worker that becomes free must not start one
                 future.cancel()
             for future in futures:
                 stop(future)

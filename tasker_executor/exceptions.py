@@ -45,25 +45,26 @@ class ShutdownTimeout(TaskerError, TimeoutError):
 class TaskCancelled(TaskerError, CancelledError):
     """The task was cancelled or stopped.
 
-    Raised in a task by ``current_task().raise_if_cancelled()``: it was stopped, or has run for too long. Raised by
-    coroutines of `tasker_executor.aio`: the task was cancelled before it started, and not by the coroutine that
-    awaits it. It is no `asyncio.CancelledError`, which would look like a cancellation of that coroutine.
+    In a task, ``current_task().raise_if_cancelled()`` raises it: the task was stopped, or has run for too long.
+    Coroutines of `tasker_executor.aio` raise it: the task was cancelled before it started, and not by the
+    coroutine that awaits it. It is no `asyncio.CancelledError`, which would look like a cancellation of that
+    coroutine.
     """
 
 
 class TaskStopped(TaskCancelled):
     """The task was stopped while it ran, by `TaskFuture.stop` or by ``kill()``. It is never run again.
 
-    ``__cause__`` is the error it ended with. None: it had not ended ``abort_grace`` seconds later, and was
-    given up.
+    ``__cause__`` is the error that the task ended with. None: it had not ended ``abort_grace`` seconds after the
+    stop, and was given up; or it was stopped as it began, and never called.
     """
 
 
 class TaskTimeout(TaskerError, TimeoutError):
     """The task has run for longer than its ``run_within`` seconds. It is never run again.
 
-    ``__cause__`` is the error it ended with. None: it had not ended ``abort_grace`` seconds later, and was
-    given up.
+    ``__cause__`` is the error that the task ended with. None: it had not ended ``abort_grace`` seconds after the
+    stop, and was given up; or ``run_within`` is 0, and it was never called.
     """
 
 

@@ -112,8 +112,8 @@ class ResourceFactory(Generic[R]):
     def abort(self, resource: R) -> None:
         """Unblock a call that hangs inside the resource. It is called from another thread than the owner's.
 
-        It is called when a task is stopped, and again, with growing pauses, while that task still runs: an abort
-        that comes between two calls of the task may unblock neither.
+        It is called when a task is stopped, and again, with growing pauses, until that task ends or is given up:
+        an abort that comes between two calls of the task may unblock neither.
         """
 
 

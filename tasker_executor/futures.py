@@ -11,19 +11,21 @@ T = TypeVar("T")
 
 
 class TaskFuture(Future[T]):
-    """What `submit` returns: a `concurrent.futures.Future` that can also stop its task. Made by executors only."""
+    """A `concurrent.futures.Future` that can also stop its task. `submit` returns it; only executors make it."""
 
     __slots__ = ()
 
     def stop(self) -> bool:
         """Cancel the task if it has not started; if it runs, ask it to stop.
 
-        A task that runs sees its cancel token set (`current_task`), and its resource is aborted, on a thread of
-        its own: ``on_abort``, or `ResourceFactory.abort`. An abort that comes between two calls of the task
-        unblocks neither, so it is repeated, with growing pauses, while the task still runs. When the task then
-        raises, its future has `TaskStopped`; ``__cause__`` is what it raised. If it returns in spite of the
-        stop, its result stands. A stopped task is never run again. One that still runs ``abort_grace`` seconds
-        later is given up: its future has `TaskStopped` at once, and its worker is written off.
+        A task that runs sees its cancel token set (`current_task`). Its resource is aborted (``on_abort``, or
+        `ResourceFactory.abort`), on a thread of its own. An abort that comes between two calls of the task may
+        unblock neither. So it is repeated, with growing pauses, until the task ends or is given up.
+
+        If the task then raises, its future has `TaskStopped`, and ``__cause__`` is what it raised. If it
+        returns in spite of the stop, its result stands. A stopped task is never run again. A task that still
+        runs ``abort_grace`` seconds after the stop is given up: its future has `TaskStopped` then, and its
+        worker is written off.
 
         This never blocks. It may be called from any thread, from the task itself, from a done-callback and
         from a signal handler, and any number of times.

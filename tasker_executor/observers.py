@@ -124,7 +124,7 @@ class Observer:
         """A worker has given up its resource and ends."""
 
     def worker_written_off(self, event: WorkerEvent) -> None:
-        """A worker's task did not end when it was stopped: the worker counts no more, and a successor may start."""
+        """A worker was written off: its task, or an abort of its resource, did not end. A successor may start."""
 
     def resource_created(self, event: ResourceEvent) -> None:
         """A resource was made."""

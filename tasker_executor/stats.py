@@ -27,7 +27,7 @@ class ExecutorStats:
         running_tasks: Tasks that a worker has in hand.
         queued_tasks: Tasks that wait in the normal lane.
         priority_tasks: Tasks that wait in the priority lane.
-        written_off: Workers that were written off, whose call has yet to return. They are no live workers.
+        written_off: Workers that were written off, whose call has yet to return. They do not count as live workers.
         available_resources: Free resources in the reserve of ``run_now``.
         state: ``"running"``, ``"draining"``, ``"killed"`` or ``"closed"``.
 

@@ -52,6 +52,27 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     # -- the worker
     Mutation(
+        "a worker whose task was stopped names what broke its resource",
+        "_engine/hand.py",
+        "return cause.__cause__ if self.stopped is not None and isinstance(cause, TaskStopped | TaskTimeout) else cause",
+        "return cause",
+        "logging",
+    ),
+    Mutation(
+        "an executor gives its tasks some time",
+        "_engine/settings.py",
+        'check_seconds("run_within", run_within, above_zero=True)',
+        'check_seconds("run_within", run_within)',
+        "arguments",
+    ),
+    Mutation(
+        "a call of run_now that has no time left is not made",
+        "_engine/run.py",
+        "if self.limit is not None and self._ran >= self.limit and not self.stops:",
+        "if False:",
+        "stop_run_now stop_inline",
+    ),
+    Mutation(
         "an abort that came between two calls is made again",
         "_engine/stops.py",
         "stop.again_at = stop.at + self._again",
@@ -1045,7 +1066,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a thread that adds a waiter publishes no end",
-        "_engine/task.py",
+        "_engine/foreign.py",
         "sidecar = self._sidecar or self._observe() or self._seal()",
         "sidecar = self._observe() or self._seal()",
         "task",
@@ -1073,7 +1094,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a snapshot is a retrieval",
-        "_engine/task.py",
+        "_engine/foreign.py",
         "            self._note_retrieved()\n        return True, False",
         "            pass\n        return True, False",
         "task",
@@ -1629,7 +1650,7 @@ MUTATIONS = [
     Mutation(
         "an error in the block cancels the tasks that wait, before a worker takes them",
         "aio.py",
-        "            for future in futures:  # those that wait first: a worker that becomes free must not start one\n"
+        "            for future in futures:  # first those that wait: a worker that becomes free must not start one\n"
         "                future.cancel()\n",
         "",
         "aio_shutdown",
@@ -2219,7 +2240,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a stop that ends its task at once is one",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "return None if over else stop",
         "return None if self._status is FINISHED else stop",
         "stats",
@@ -3112,14 +3133,14 @@ MUTATIONS = [
     # -- stops
     Mutation(
         "an abort claims the resource only while the task is in hand",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "if in_hand(self) and (again or not stop.aborted):",
         "if again or not stop.aborted:",
         "stop_races given_up",
     ),
     Mutation(
         "a stop aborts once",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "if in_hand(self) and (again or not stop.aborted):",
         "if in_hand(self):",
         "stop_races given_up",
@@ -3196,7 +3217,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a task is given up only while it is in hand",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "sidecar.published or not in_hand(self):",
         "sidecar.published:",
         "stop_races given_up written_off",

@@ -95,6 +95,12 @@ def test_duration_is_a_number_and_not_negative(ledger: Ledger, name: str, value:
     assert repr(value) in str(raised.value)
 
 
+@pytest.mark.parametrize("value", [0, 0.0, -1])
+def test_limit_of_no_time_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=f"run_within must be above 0, not {value!r}"):
+        ResourceExecutor(run_within=value)
+
+
 def test_age_of_nothing_is_refused(ledger: Ledger) -> None:
     with pytest.raises(ValueError, match=r"max_age must be above 0, not 0\.0"):
         ResourceExecutor(on_create=ledger.create, max_age=0.0)
@@ -255,6 +261,9 @@ def test_endless_duration_is_a_duration(make_pool: MakePool, ledger: Ledger, nam
         ({"start_within": -0.5}, ValueError),
         ({"start_within": NAN}, ValueError),
         ({"start_within": "soon"}, TypeError),
+        ({"run_within": -0.5}, ValueError),
+        ({"run_within": NAN}, ValueError),
+        ({"run_within": "soon"}, TypeError),
     ],
 )
 def test_bad_option_of_a_view_is_refused(make_pool: MakePool, options: dict[str, Any], error: type[Exception]) -> None:

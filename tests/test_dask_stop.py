@@ -524,7 +524,7 @@ def test_killed_executor_does_not_wait_for_a_task_that_ignores_it(make_dask: Mak
     assert pool.stats().state == "closed"
 
 
-@pytest.mark.parametrize("name, value", [("run_within", -1), ("abort_grace", "1 s"), ("warn_after", True)])
+@pytest.mark.parametrize("name, value", [("run_within", -1), ("run_within", 0), ("abort_grace", "1 s"), ("warn_after", True)])
 def test_bad_limits_are_refused_in_the_callers_thread(make_dask: MakePool, name: str, value: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=name):
         make_dask(**{name: value})

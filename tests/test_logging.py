@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from support import DEADLINE, FakeResource, Ledger, MakePool, eventually
-from tasker_executor import Observer, ScalingPolicy, TaskEvent, WorkerEvent
+from tasker_executor import Observer, ScalingPolicy, TaskEvent, TaskTimeout, WorkerEvent, current_task
 from tasker_executor.stats import LoadSample
 
 ROOT = Path(__file__).parent.parent
@@ -154,6 +154,22 @@ def test_the_error_of_a_replaced_worker_may_refuse_to_be_described(
     record = records(caplog, "worker db_0 ends")[0]
     assert result == 1
     assert record["message"].endswith("its resource was broken: <Unspeakable, whose repr() raised LookupError>")
+
+
+def test_a_worker_whose_task_was_stopped_names_what_broke_its_resource(
+    make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    def work(resource: FakeResource) -> None:
+        current_task().wait(DEADLINE)
+        resource.break_down()
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, check_health=ledger.is_healthy, name="db")
+    error = pool.with_options(run_within=0.01).submit(work).exception(DEADLINE)
+    pool.shutdown()
+
+    assert isinstance(error, TaskTimeout)
+    (record,) = records(caplog, "worker db_0 ends")
+    assert record["message"] == "executor 'db': worker db_0 ends: its resource was broken: ResourceBroken(<FakeResource 0>)"
 
 
 def test_at_debug_the_traceback_follows_once(make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:

@@ -363,7 +363,18 @@ def test_a_task_that_has_not_started_in_time_has_expired(make_inline: MakeInline
     assert pool.stats().timed_out == 0
 
 
-@pytest.mark.parametrize("limit", [-1, "1", True])
+@pytest.mark.parametrize("call", ["submit", "run_now"])
+def test_a_task_without_any_time_is_never_called(make_inline: MakeInline, call: str) -> None:
+    view = make_inline().with_options(run_within=0)
+    called: list[object] = []
+
+    with pytest.raises(TaskTimeout):
+        view.run_now(called.append) if call == "run_now" else view.submit(called.append).result()
+
+    assert called == []
+
+
+@pytest.mark.parametrize("limit", [0, -1, "1", True])
 def test_a_limit_that_is_none_is_refused(limit: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="run_within"):
         InlineExecutor(run_within=limit)

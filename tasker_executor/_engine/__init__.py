@@ -28,13 +28,14 @@ the room                         the question that it answers
 ``settings.py``, ``hooks.py``    what did the user ask for, and what did the user say about resources?
 ``state.py``                     which states does an executor go through, and which lock guards them?
 ``task.py``, ``sidecar.py``      what happens to a task, from submission to result?
+``stoppable.py``, ``foreign.py`` what do stops use of a task, and what does foreign code?
 ``waiting.py``, ``handoff.py``   how does a thread wait for a task?
 ``lanes.py``, ``admission.py``   where do tasks wait, and which may come in while the queue is full?
 ``parked.py``                    what is a task that waits for a place itself, as its thread may not?
 ``idle.py``                      how do a submitter and an idle worker find each other?
 ``roster.py``, ``crew.py``       which workers live; which ones are started, and which ones leave?
 ``worker.py``, ``life.py``       what does a worker do, and what if an error is thrown into its end?
-``hand.py``                      what has a worker in hand, and what follows when that was stopped?
+``hand.py``                      what does a worker have in hand, and what follows if that was stopped?
 ``invoke.py``, ``attempt.py``    how is a task called, and how does an attempt at it end?
 ``care.py``                      may a worker's resource serve the next task, or a retry?
 ``resources.py``, ``holding.py`` how is a resource made, judged, aborted and given up?

@@ -25,7 +25,7 @@ thread in here:
 
 **A thread that must not block** (that of an event loop) parks its task here: see `Parked`. The task stands in
 the same line as the threads. The thread that frees the place puts the task into its lane, and wakes a worker
-for it. So no place is ever promised to an event loop, which may be busy, or closed: the others would wait for it.
+for it. So no place is ever promised to an event loop. It may be busy, or closed, and the place would stay empty.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ NOTHING: Any = object()
 
 
 class _NotCalled:
-    """In place of the function of a task that was stopped as it began."""
+    """Takes the place of the function of a task that was stopped as it began."""
 
     def __init__(self, function: Any, stop: Stop) -> None:
         self.__wrapped__ = function  # for its name
@@ -85,18 +85,18 @@ class Attempts:
     def begin(self, task: Task[Any], start: float) -> None:
         """Tell observers that a task starts, and see that it ends in time.
 
-        An observer may take long. If the task was stopped by then, an abort has come before the call that it is
-        to unblock. So there is no call.
+        An observer may take long, and the task may be stopped by then. Its abort has come before the call that it
+        should unblock. So the call is not made.
         """
         hub, limits = self._place.hub, self._place.limits
         if limits.for_all:
             limits.begins(task, start)
         if hub.hears_tasks:
             self._context = task._context
-        if hub.hears("task_started"):
-            hub.tell("task_started", self._event(task, start, start))
-            if (sidecar := task._sidecar) is not None and sidecar.stop is not None:
-                task._result = _NotCalled(task._result, sidecar.stop)
+            if hub.hears("task_started"):
+                hub.tell("task_started", self._event(task, start, start))
+                if (sidecar := task._sidecar) is not None and sidecar.stop is not None:
+                    task._result = _NotCalled(task._result, sidecar.stop)
 
     def end(self, task: Task[Any], holding: Holding[Any] | None, error: BaseException | None, start: float, end: float) -> bool:
         """Record the use of the resource, and tell observers.
@@ -104,7 +104,7 @@ class Attempts:
         Return whether the worker must look at its resource before it takes a task, or rests.
         """
         hub, source = self._place.hub, self._place.source
-        if hub.hears("task_finished"):
+        if hub.hears_tasks and hub.hears("task_finished"):
             outcome = "completed" if error is None else "failed"
             hub.tell("task_finished", self._event(task, start, end, outcome, error))
         self._context = None
@@ -180,7 +180,7 @@ class Attempts:
         `verdict`: that on its error, if the judge was asked.
         """
         source, name = self._place.source, self._place.settings.name
-        # Aborted, the resource is looked at in any case: the error says nothing of it.
+        # A resource that was aborted is checked in any case. The error may come from the abort, so it is not judged.
         if verdict is None and error is not None and holding is not None and source is not None and not stop.aborted:
             verdict, _ = source.judge(error, holding)
         next_step = _END_AFTER[verdict or Verdict.OWN] or End.STOPPED
@@ -212,14 +212,15 @@ class Attempts:
     ) -> None:
         """End the task in hand once, and count it once, after `thrown` came into its worker.
 
-        `running`: the worker had not noted the end of the task by itself. `outcome`: what the task had returned and
-        raised. `began`: when the worker took it in hand; `start` may be that of the next task already.
+        `running`: the worker had not noted the end of the task by itself. `outcome`: what the task had returned
+        and raised. `began`: when the worker took it in hand; `start` may be that of the next task already.
 
         1. If the task is final, or was not to be run, its end is completed: perhaps its waiters are yet to
            be told.
         2. If it has returned a value, the value stands, and the task is counted unless it was. Its two
            durations are listed one after the other, so only the last one can be missing.
-        3. If it has raised, its error stands, or that of its stop. If it was counted as retried, it goes back to its lane.
+        3. If it has raised, its error stands, or that of its stop. If it was counted as retried, it goes back to
+           its lane.
         4. Otherwise it fails with the thrown error.
         """
         value, error = outcome

@@ -285,11 +285,11 @@ class Core:
         """Return why a worker must go; None if it may stay."""
         return self.crew.dismisses(worker)
 
-    def gave_up(self, worker: Worker) -> bool:
+    def wrote_off(self, worker: Worker) -> bool:
         """Return whether a worker whose task was stopped has been written off."""
         if (stop := worker.stopped) is not None and stop.unasked:
             self.stops.count(stop)
-        return self.crew.gave_up(worker)
+        return self.crew.wrote_off(worker)
 
     def may_retire(self, worker: Worker) -> bool:
         """Return whether an idle worker may go."""

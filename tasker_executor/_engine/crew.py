@@ -317,8 +317,8 @@ class Crew:
             roster.ending.pop(worker, None)
             return True
 
-    def gave_up(self, worker: Worker) -> bool:
-        """Return whether a worker that has recovered was written off. If not, it cannot be from here on."""
+    def wrote_off(self, worker: Worker) -> bool:
+        """Return whether a worker was written off, whose task and abort have ended. If not, that stop is over."""
         with self._life.lock:
             worker.stopped = None
             return worker in self.roster.written_off

@@ -150,12 +150,16 @@ class TaskContext:
 
 
 def current_slot() -> int:
-    """Return the number of the place of the worker that this thread is: 0 to ``max_workers - 1``.
+    """Return the number of the place of the worker that this thread is: 0 to ``max_workers - 1``, as a rule.
 
     It is there in tasks, and in the hooks and factory methods that are called on a worker's thread. A
     successor has the number once its predecessor's resource is destroyed. So a slot can stand for a GPU, a
-    port or a folder, of which there is one for each worker. (`resize` to fewer workers: until the surplus
-    workers have ended, there are higher numbers, too.)
+    port or a folder, of which there is one for each worker.
+
+    Numbers of ``max_workers`` and more occur in two cases. After `resize` to fewer workers, the surplus workers
+    keep theirs until they have ended. And a worker that was *written off* (see ``abort_grace``) keeps its number
+    and its resource until its call returns. At most ``max_workers`` are written off at a time, so the numbers
+    stay below ``2 * max_workers``.
 
     Raises:
         NoCurrentTask: Called from another thread, or from a call of ``run_now``, which has no worker.

@@ -268,7 +268,7 @@ class Ending:
         done = done and self._await_threads(deadline)
         if done and self._reserve is not None:
             done = self._reserve.wait_until_returned(deadline, daemons=daemons)
-        if done and daemons:  # the interpreter does not wait for calls that nobody can end
+        if done and daemons:  # the interpreter does not wait for calls that nothing can end
             done = self._await_written_off(deadline) and self._await_threads(deadline)
         if not done:
             raise ShutdownTimeout(self._what_still_runs(timeout))

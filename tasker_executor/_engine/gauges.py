@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from operator import attrgetter
+from typing import Any
 
 from .._sync import clock
 from ..stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
@@ -20,6 +21,7 @@ from .reserve import Reserve
 from .roster import Roster
 from .stacks import stacks_of
 from .state import State
+from .stops import Stops
 from .task import FINISHED, Task
 from .worker import Worker
 from .workplace import Workplace
@@ -54,26 +56,10 @@ class Reading:
     retries: Mapping[tuple[str, ...], int]
 
 
-class StopCounts(Protocol):
-    """How many tasks were asked to stop while they ran."""
-
-    @property
-    def stopped(self) -> int:
-        """By `stop` of their future, or with their executor, by ``kill``."""
-        ...
-
-    @property
-    def timed_out(self) -> int:
-        """Because they had run for ``run_within`` seconds."""
-        ...
-
-
 class Gauges:
     """Reads the rooms of one engine."""
 
-    def __init__(
-        self, place: Workplace, roster: Roster, outage: Outage, reserve: Reserve[Any] | None, stops: StopCounts
-    ) -> None:
+    def __init__(self, place: Workplace, roster: Roster, outage: Outage, reserve: Reserve[Any] | None, stops: Stops) -> None:
         self.name = place.settings.name
         self._life = place.life
         self._roster = roster
@@ -153,13 +139,10 @@ class Gauges:
             )
 
     def worker_infos(self, *, stacks: bool = False) -> tuple[WorkerInfo, ...]:
-        """Return what each worker is doing, in the order of their names; with its stack, if asked for.
-
-        A worker that is written off comes after its successor of the same name.
-        """
+        """Return what each worker is doing, in the order of their numbers; with its stack, if asked for."""
         roster = self._roster
         ending, gone = roster.ending, roster.written_off.copy()
-        workers = sorted(roster.workers.copy() | gone, key=lambda worker: (worker.index, worker in gone))
+        workers = sorted(roster.workers.copy() | gone, key=attrgetter("index"))
         before = [(worker.task, worker.ready, worker in ending) for worker in workers]
         infos = [worker_info(worker, ending.get(worker), written_off=worker in gone) for worker in workers]
         if stacks:

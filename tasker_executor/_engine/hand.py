@@ -1,7 +1,8 @@
 """A worker's hand: the task in it, what that task may ask, and the stop that may be at work on it.
 
-`Worker` takes a task in hand and lets go of it, in line. What it does so rarely that a call costs nothing is
-here: another attempt, and the way back to work after a stop. For the rule of the hand see ``stops.py``.
+`Worker` takes a task in hand and lets go of it, in line. What is rare, so that the cost of a call does not
+matter, is here: another attempt, and the way back to work after a stop. For the rule of the hand see
+``stops.py``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._sync import clock
+from ..exceptions import TaskStopped, TaskTimeout
 from .care import Care
 from .holding import Holding
 from .resources import End
@@ -36,7 +38,7 @@ class Hand:
         self.since = clock()  # when it was taken in hand
         self.asks = False  # whether a hook is asked about the resource, with a task in hand
         self.judging = False  # whether the fate of the task that was in hand is being decided
-        self.stopped: Stop | None = None  # of the task before, until its resource is good again
+        self.stopped: Stop | None = None  # that of the last task, until the resource is known to be good again
 
     # -- as the holder of the current task
 
@@ -58,7 +60,7 @@ class Hand:
 
     @property
     def slot(self) -> int:
-        """The number of its place. A successor has it once the resource is destroyed."""
+        """The number of its place: see `current_slot`."""
         return self.index
 
     @property
@@ -104,7 +106,7 @@ class Hand:
         return self.stopped
 
     def waits_for_abort(self, stop: Stop) -> bool:
-        """Return whether the hook that aborts the resource for `stop` has not returned, and so holds the worker up."""
+        """Return whether the worker waits for the hook that aborts its resource for `stop`."""
         holding = self.holding  # None: it is being given up, which waits for the hook
         return self.stopped is stop and stop.aborted and (holding is None or holding.being_aborted)
 
@@ -117,8 +119,13 @@ class Hand:
         aborted = stop is not None and stop.aborted and holding is not None
         if aborted:
             holding.wait_for_aborts()  # type: ignore[union-attr]  # `aborted` says so
-        if self.employer.gave_up(self):
+        if self.employer.wrote_off(self):
             return End.WRITTEN_OFF
         if self.place.life.state >= State.KILLED:
             return End.DRAINED
         return self.care.after_abort(holding) if aborted else None
+
+    def take_cause(self) -> BaseException | None:
+        """Return what broke the resource, and forget it. After a stop that is what the task has raised."""
+        cause, self.care.broken_by = self.care.broken_by, None
+        return cause.__cause__ if self.stopped is not None and isinstance(cause, TaskStopped | TaskTimeout) else cause

@@ -138,7 +138,7 @@ class Holding(Generic[R]):
         if isinstance(call, Run):
             return call
         run = Run()
-        if self.call is call:  # no signal handler that asks, too, comes between this and the store
+        if self.call is call:  # a signal handler may have made one; none comes between this look and the store
             self.call = run
         token: Run = self.call
         if self.killed is not None and self.killed.is_open:  # the killer may have looked before
@@ -148,8 +148,8 @@ class Holding(Generic[R]):
     def claim(self) -> bool:
         """Claim the resource for an abort by `kill`, if a call of `run_now` has it in hand.
 
-        A call without a `Grip` may end at this moment, and the next call may begin: that is aborted, then.
-        It is one of an executor that is killed, too.
+        A call without a `Grip` may end at this moment, and the next call may begin. Then that call is aborted,
+        which does no harm: its executor is killed, too.
         """
         call = self.call
         grip = call.grip if isinstance(call, Run) else None
@@ -172,20 +172,20 @@ class Holding(Generic[R]):
 
     @property
     def being_aborted(self) -> bool:
-        """Whether a killer is inside of the `on_abort` hook, or is about to look whether it may call it."""
+        """Whether a thread is inside of the `on_abort` hook, or is about to look whether it may call it."""
         return any(not latch.is_open for latch in self._aborting.copy())
 
     @property
     def in_abort_hook(self) -> bool:
-        """Whether a killer is inside of the `on_abort` hook, not only about to look."""
+        """Whether a thread is inside of the `on_abort` hook, not only about to look."""
         return bool(self._in_hook)
 
     def abort(self, hook: AbortHook[R], executor: str, in_use: Callable[[], bool]) -> None:
         """Call the `on_abort` hook if the resource is `in_use`, from a thread that does not own the resource.
 
-        1. The killer announces itself, and then looks whether the resource is given up. 2. The owner marks
-        the resource as given up, and then looks for a killer. 3. So either the killer stays away, or the
-        owner waits for the killer. No resource is aborted after it is destroyed.
+        1. The aborter announces itself, and then looks whether the resource is given up. 2. The owner marks
+        the resource as given up, and then looks for aborters. 3. So either the aborter stays away, or the
+        owner waits for it. No resource is aborted after it is destroyed.
         """
         latch = Latch()
         self._aborting.append(latch)

@@ -53,19 +53,19 @@ class Notices:
             logger.debug("executor %r: worker %s ended by an error", self._name, worker.name, exc_info=error, **ids)
 
     def task_stopped(self, task: Task[Any], worker: Worker | None, reason: Reason) -> Callable[[], object]:
-        """Return what tells observers that a task was asked to stop. Called before: the task may end at once."""
+        """Return what tells observers that a task was asked to stop. Called before the stop: the task may end at once."""
         if not self._hub.hears("task_stopped"):
             return _do_nothing
         return partial(self._hub.tell, "task_stopped", self._event(task, worker, reason.value), task)
 
     def task_given_up(self, task: Task[Any], worker: Worker, error: Exception) -> Callable[[], object]:
-        """Return what tells observers that a task was given up: called when it is. Called before, while it is described."""
+        """Return what tells observers that a task was given up. Called before that: then the task loses its name."""
         if not self._hub.hears("task_finished"):
             return _do_nothing
         return partial(self._hub.tell, "task_finished", self._event(task, worker, "failed", error), task)
 
     def worker_written_off(self, worker: Worker, what: str, seconds: float) -> None:
-        """Log, and tell observers, that a worker was written off: `what` has not ended, so long after the stop."""
+        """Log, and tell observers, that a worker was written off: `what` had not ended `seconds` after the stop."""
         name = self._name
         logger.warning(
             "executor %r: worker %s is written off: %s has not ended %.3g s after it was stopped; a successor may start",

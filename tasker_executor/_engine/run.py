@@ -1,4 +1,4 @@
-"""A run: one call of ``run_now``, as those see it that may stop it. All its attempts are one run.
+"""A run: one call of ``run_now``, as the threads see it that may stop it. All its attempts are one run.
 
 **An abort never hits another call.** The resource of a call serves the next call as soon as this one has
 ended. So each attempt holds its resource in a `Grip`:
@@ -8,8 +8,8 @@ ended. So each attempt holds its resource in a `Grip`:
 3. Both are one `deque.pop` of the same deque. So either the abort comes too late, and calls no hook; or the
    call knows that its resource has been aborted, or is about to be.
 
-There is no lock: a signal handler may stop the very call that it has interrupted, at any point. In the child
-of a fork, no thread of the parent has left one locked.
+There is no lock: a signal handler may stop the very call that it has interrupted, at any point. And a lock
+that a thread of the parent holds would stay locked in the child of a fork.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Grip:
         except IndexError:
             return False
         self._aborted = True
-        return not self._over  # `let_go` may have come too early to find the claim that was given back
+        return not self._over  # `let_go` may have come while another abort had the claim
 
     def give_back(self) -> None:
         """Give a claim back, after the abort. So the resource may be aborted again."""
@@ -64,7 +64,7 @@ class Grip:
 class Run(Token):
     """A call of ``run_now`` that can be stopped, and its cancel token.
 
-    A call without a limit needs none until it asks for its token. So most calls never have one.
+    A call without a limit needs no run until it asks for its token. So most calls never have one.
     """
 
     __slots__ = ("_began", "_ran", "_watch", "due", "error", "grip", "limit", "over", "stops", "task")
@@ -102,8 +102,10 @@ class Run(Token):
     def begin(self, holding: Any, executor: str, fn: object) -> None:
         """Note that an attempt to call `fn` begins, with this resource or with none (None).
 
-        Raises the error of a call that has been stopped before.
+        Raises the error of a call that has been stopped before, or that has no time left.
         """
+        if self.limit is not None and self._ran >= self.limit and not self.stops:
+            self.ask(Reason.TIMED_OUT)
         if self.stops:
             raise self.stops[0].error(executor, function_name(fn), self.error)
         self._began = clock()

@@ -1,4 +1,4 @@
-"""The calls of ``run_now`` that can be stopped: by their limit, by `kill`, and by the future of a call that has one.
+"""The calls of ``run_now`` that can be stopped: by their limit, by `kill`, and by their future, if they have one.
 
 **The alarm.** `Runs.expire` is a duty of the timer. A call that begins kicks the timer only if that would
 wake up too late. So calls that are short, one after the other, wake it up once in a `run_within`:
@@ -11,7 +11,7 @@ wake up too late. So calls that are short, one after the other, wake it up once 
    look again. Calls never set the alarm: an error thrown into one of them leaves no alarm that never rings.
 
 **After the timer.** An executor closes when its workers have ended, and its timer ends with it. Calls of
-``run_now`` may still run. Their limits are kept by a thread of their own, which ends with the last call.
+``run_now`` may still run. Another thread then keeps their limits. It ends with the last call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["Runs"]
 
 logger = Logger("tasker_executor")
 
-#: Seconds until an abort is tried again, for which the system has refused a thread.
+#: Seconds until an abort is tried again, if the system has refused its thread.
 AFTER_A_REFUSAL = 1.0
 
 
@@ -51,7 +51,7 @@ class Runs:
         hook: AbortHook[Any] | None,
         others: Callable[[], list[Run]],
     ) -> None:
-        """Use `hook` to abort resources. `others` returns the calls that have asked for their token, without a limit."""
+        """Use `hook` to abort resources. `others` returns the calls without a limit that have asked for their token."""
         self._name = settings.name
         self._thread_name = f"{settings.thread_name_prefix}_limits"
         self._life = life
@@ -84,7 +84,7 @@ class Runs:
             self.outlive_timer()
 
     def leave(self, run: Run) -> None:
-        """Let a call that is over not be stopped. May be called again, after an error was thrown in."""
+        """Note that a call is over: it cannot be stopped from here on. A second call does no harm."""
         run.end()
         self._runs.discard(run)  # afterwards: see `watch`
         if not self._late:
@@ -121,10 +121,10 @@ class Runs:
         return None if first == inf else first
 
     def _abort(self, run: Run) -> None:
-        """Start the abort of the resource in hand, and set the time at which it is made again.
+        """Start the abort of the resource in hand, and set the time at which it is repeated.
 
-        It is made again, after growing pauses, while the call still runs: see `AGAIN`. If the system refuses the
-        thread, it is tried again, too.
+        It is repeated, after growing pauses, while the call still runs: see `AGAIN`. It is also repeated if the
+        system refuses its thread.
         """
         grip, hook, stop = run.grip, self._hook, run.stop
         if grip is None or hook is None or stop is None:

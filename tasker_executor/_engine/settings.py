@@ -137,7 +137,7 @@ class Settings:
             "max_queued": None if max_queued is None else check_count("max_queued", max_queued, 0),
             "on_full": on_full,
             "propagate_context": bool(propagate_context),
-            "run_within": None if run_within is None else check_seconds("run_within", run_within),
+            "run_within": None if run_within is None else check_seconds("run_within", run_within, above_zero=True),
             "abort_grace": check_seconds("abort_grace", abort_grace),
             "warn_after": None if warn_after is None else check_seconds("warn_after", warn_after, above_zero=True),
             "policy": _check_policy(policy),

@@ -1,7 +1,7 @@
 """Slow tasks: a task that has run for `warn_after` seconds is logged with its stack; then at each doubling.
 
-The timer looks at the workers, and must run no code of the user's. So it only finds out which task is slow. What
-asks that task for its name, reads source files and logs is left to the herald.
+The timer looks at the workers, and must run no code of the user's. So it only finds out which task is slow. The
+herald asks that task for its name, reads source files, and logs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A stop: that a task which runs was asked to end, by whom and when; and the token in which it sees that."""
+"""A stop: the request to a running task to end, its reason and its time; and the token that shows it to the task."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ..exceptions import TaskStopped, TaskTimeout
 
 __all__ = ["AGAIN", "Reason", "Stop", "Token"]
 
-#: Seconds until the resource of what was stopped and still runs is aborted again, for the first time. An abort
-#: that comes between two calls unblocks neither.
+#: Seconds from a stop until the resource is aborted a second time, if the task still runs. The first abort may
+#: come between two calls of the task, and unblock neither.
 AGAIN = 0.3
 
 
@@ -44,7 +44,7 @@ class Token(Latch):
 
 
 class Stop:
-    """That a task was asked to end. One for each task that is stopped."""
+    """The request to one task, or one call of ``run_now``, to end."""
 
     __slots__ = ("aborted", "again_at", "at", "carried_out", "function", "limit", "reason", "seen", "unasked")
 
@@ -55,13 +55,13 @@ class Stop:
         self.at = clock()
         #: When the resource is aborted again, if the task still runs then.
         self.again_at = inf
-        #: False: the system has refused the thread of the abort, and it is tried again.
+        #: False: the system has refused the thread of the abort, and the watch tries again.
         self.carried_out = True
         #: Whether the resource of the task is being aborted, or was.
         self.aborted = False
         #: Whether no thread has asked for it: the worker found that no time is left to run the task (again).
         self.unasked = False
-        #: Whether its worker has seen it: then it decides what the task comes to.
+        #: Whether the worker has seen it. From then on the worker decides what the task comes to.
         self.seen = False
         #: The name of the function, once the task was given up: from then on the task itself has lost it.
         self.function: str | None = None

@@ -1,19 +1,21 @@
 """Stops: how a task that runs is stopped, and what becomes of its worker.
 
 **The rule of the hand.** A stop has power over a task only while the task is in its worker's hand
-(`Worker.task`), and it asks for that under the lock of the task, its sidecar. The worker first lets go of the
-task, and then looks, under that lock, whether a stop has been at work. So who comes first wins, and the loser
-does nothing. The stories:
+(`Worker.task`). It asks for that under the lock of the task, its sidecar. The worker first lets go of the task.
+Then it looks, under the same lock, whether a stop has been at work. So the first of the two decides, and the
+other one does nothing. The stories:
 
-- *Stopped before the worker looks at the task.* The stop is noted in the sidecar; then the stopper looks at
-  the status. PENDING: it had cancelled the task. RUNNING: the worker has the task in hand since before it
-  stored that, so the stopper finds it there, or the worker has let go of it already, and finds the stop.
+- *The task is stopped as it begins.* 1. The stopper could not cancel the task, so its status is RUNNING. The
+  worker took it in hand before it stored that. 2. The stopper notes the stop in the sidecar, and then looks for
+  the task in the hands of the workers. 3. It finds the task there, or the worker has let go of it, and finds
+  the stop.
 - *The abort comes while the task runs.* Its thread claims the resource (`Task._claim`) and calls the hook.
   The worker lets go of the task, publishes the result, finds the claim, and waits until the hook has returned
   (`Worker._recover`). Then it resets and checks the resource; without a check it replaces it.
 - *The abort comes between two calls of the task*, and unblocks neither: `interrupt` of a connection to SQLite
-  does nothing before the statement runs. So the watch aborts the resource again if the task still runs a
-  moment after the stop (`AGAIN`), and after twice as long each time. (After ``kill()``, another kill does.)
+  does nothing before the statement runs. So the watch aborts the resource again if the task still runs
+  `AGAIN` seconds after the stop, and after twice as long each time. After ``kill()`` the watch does not: a
+  second ``kill()`` aborts the resources again.
 - *The task ends first.* The worker has let go, so the claim is refused, and the hook is not called: not while
   the worker is idle, and not while it has the next task in hand.
 - *Between two attempts* no worker has the task in hand. Either the stop finds it in its lane, takes it out
@@ -25,7 +27,7 @@ does nothing. The stories:
 - *The resource is destroyed, replaced, refreshed* only by its worker, after it has let go of the task, and
   `Holding.give_up` waits for hooks that are inside. In the child of a fork no stop is left.
 
-An abort runs on a thread of its own, and a hook that hangs holds up that thread, and in the end its worker.
+An abort runs on a thread of its own. A hook that hangs holds up that thread, and the worker of that resource.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ logger = Logger("tasker_executor")
 #: The share of the grace after which a resource is aborted again, if that is less than `AGAIN`.
 _AGAIN_OF_GRACE = 1 / 16
 
-#: Seconds until a stop is tried again: the task was on its way between two places, or a thread was refused.
+#: Seconds until a stop is tried again: the task was between its lane and a worker, or the system refused a thread.
 _NEXT_LOOK = 0.01
 
 
@@ -75,8 +77,8 @@ class Stops:
         # Guards the two counters. A leaf. Reentrant, for signal handlers that stop.
         self._lock = threading.RLock()
         self.stopped = self.timed_out = 0
-        #: The stops of tasks that are not final yet. Weak, since the watch looks late at a task that obeys. Each
-        #: change is one step.
+        #: The stops of tasks that may not be final yet. The references are weak: a task that obeys is done long
+        #: before the watch looks, and must not live until then. Each change is one step.
         self._pending: dict[ref[Task[Any]], Stop] = {}
 
     def stop(self, task: Task[Any], reason: Reason, limit: float | None = None) -> bool:
@@ -185,7 +187,7 @@ class Stops:
         due = stop.at + self._grace
         if worker is None:
             self._withdraw(task, stop)
-            # A hook that hangs between two attempts may keep it on its way for long.
+            # No worker has it in hand: it is between two attempts, for as long as a hook there takes.
             return due if now < due else now + max(_NEXT_LOOK, 0.1 * (now - stop.at))
         if not stop.carried_out or now >= stop.again_at:
             stop.again_at = now + max(self._again, now - stop.at)

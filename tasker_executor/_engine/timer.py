@@ -56,7 +56,7 @@ class Timer:
         self._owner = owner
         self.herald = herald
         self.duties: Sequence[Duty] = ()  # set once, before the first kick
-        self.farewell: Callable[[], object] = int  # called when the thread has run its last duty
+        self.farewell: Callable[[], object] = int  # called when the thread has run its last duty; `int` does nothing
         self.thread: threading.Thread | None = None  # once it has begun to live
         # Guards `birth`. A leaf.
         self._lock = threading.RLock()

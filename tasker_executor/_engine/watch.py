@@ -8,10 +8,11 @@ other is in ``limits.py``.
 from __future__ import annotations
 
 from math import inf
-from typing import Any, Protocol
+from typing import Any
 
 from .limits import Limits
 from .roster import Roster
+from .slow import Slow
 from .stopping import Reason
 from .stops import Stops
 from .task import Task
@@ -20,18 +21,10 @@ from .worker import Worker
 __all__ = ["Watch"]
 
 
-class Slow(Protocol):
-    """Tells of tasks that run for long."""
-
-    def look(self, worker: Worker, task: Task[Any], since: float, now: float) -> float | None:
-        """Tell of a task that runs since that moment, if it is time; return when to look next."""
-        ...
-
-
 class Watch:
     """Watches what the workers of one executor have in hand."""
 
-    def __init__(self, limits: Limits, roster: Roster, stops: Stops, slow: Slow | None) -> None:
+    def __init__(self, limits: Limits, roster: Roster, stops: Stops, slow: Slow) -> None:
         self._limits = limits
         self._roster = roster
         self._stops = stops
@@ -67,6 +60,6 @@ class Watch:
             if now >= due:
                 self._stops.stop(task, Reason.TIMED_OUT, limit)
                 due = inf
-        if self._slow is not None and (next_look := self._slow.look(worker, task, since, now)) is not None:
+        if (next_look := self._slow.look(worker, task, since, now)) is not None:
             due = min(due, next_look)
         return due

@@ -134,7 +134,7 @@ class Worker(Hand):
             if not ready and care.unfit(self.holding, True, doubt=True) is None:
                 ready = employer.worker_ready(self, checked=True)
             end = self._serve() if ready else End.CREATION_FAILED
-            cause, care.broken_by = care.broken_by, None
+            cause = self.take_cause()
             if isinstance(cause, UnfitResource):
                 employer.resource_unfit(self, cause)
             else:

@@ -66,7 +66,7 @@ class Employer(Protocol):
         """Return why a worker must go instead of taking a task; None if it may stay."""
         ...
 
-    def gave_up(self, worker: Any) -> bool:
+    def wrote_off(self, worker: Any) -> bool:
         """Return whether a worker whose task was stopped has been written off. If not, it goes on."""
         ...
 

@@ -1,4 +1,4 @@
-"""The tasks of an executor on a cluster, as its client keeps book of them: which are not done, and how the others ended."""
+"""The books of an executor on a cluster, kept by its client: which tasks are not done, and how the others ended."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Books:
         self._stops.ask(future)
 
     def numbers(self, running: int, running_priority: int) -> dict[str, Any]:
-        """Return what `ExecutorStats` says about tasks, when the workers run so many. The caller holds the lock."""
+        """Return what `ExecutorStats` says about tasks. The workers report those that run. The caller holds the lock."""
         urgent = sum(future._urgent for future in self._futures)
         normal = len(self._futures) - urgent
         running_priority = min(urgent, running_priority)

@@ -1,4 +1,4 @@
-"""What an executor has on its cluster: a plugin in the scheduler and one on each worker. The client calls them here."""
+"""What an executor has on its cluster: a plugin in the scheduler and one on each worker; and the calls to them."""
 
 from __future__ import annotations
 

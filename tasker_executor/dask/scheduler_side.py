@@ -96,8 +96,8 @@ class SchedulerSide(IdleOnly):
             self._claims.discard(key)
             self._pinned.discard(key)
         elif finish == "no-worker" and key in self._pinned:
-            # Not at once: this is called in the middle of Dask's own steps. A worker that joins before that
-            # step and has the address of the one that is gone would be given the task.
+            # Later: this is called in the middle of Dask's own steps. If a worker with the address of the one
+            # that is gone joins before `_drop` is called, Dask gives it the task.
             self._scheduler.loop.add_callback(self._drop, key)
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:

@@ -36,6 +36,6 @@ on it fails, and the worker makes a new one.
 
 Where the server can commit, ``transaction=True`` makes each task one transaction: it is committed when the
 task returns, and rolled back when the task raises. So a task that was stopped has committed nothing, also if it
-was stopped in the COMMIT itself, unless the cause of its error is `CommitUnknown`, or there is none: then the task
-did not end in time.
+was stopped in the COMMIT itself. There are two exceptions. The cause of its error is `CommitUnknown`. Or its
+error has no cause: then the task may have been given up while it ran, and may commit later.
 """

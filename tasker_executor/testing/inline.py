@@ -72,8 +72,8 @@ class InlineExecutor(BaseExecutor[R]):
         around: Returns the scope of one task.
         on_abort: Unblocks a task that uses this resource. The thread that stops the task calls it.
         max_retries: How often a task is run again after its resource broke.
-        run_within: Seconds that a task may run. No thread watches the clock: a task learns that it is late
-            when it looks at its token (`current_task`).
+        run_within: Seconds, above 0, that a task may run. No thread watches the clock: a task learns that it
+            is late when it looks at its token (`current_task`), and when it raises.
         deferred: Queue tasks instead of running them.
         name: What the executor is called in messages.
 
@@ -124,7 +124,7 @@ class InlineExecutor(BaseExecutor[R]):
         self.name: str = str(name or f"{type(self).__name__}-{next(_numbers)}")
         self.deferred: bool = bool(deferred)
         self._max_retries = check_count("max_retries", max_retries, 0)
-        run_within = None if run_within is None else check_seconds("run_within", run_within)
+        run_within = None if run_within is None else check_seconds("run_within", run_within, above_zero=True)
         # Guards what follows, and is never held while a task or a hook runs.
         self._lock = threading.RLock()
         self._state = State.RUNNING
