@@ -2246,13 +2246,6 @@ MUTATIONS = [
         "stats",
     ),
     Mutation(
-        "the stop of a task is told with its reason",
-        "_engine/notices.py",
-        "self._event(task, worker, reason.value), task)",
-        'self._event(task, worker, "stopped"), task)',
-        "observers",
-    ),
-    Mutation(
         "the stop of a task is described before it is carried out",
         "_engine/notices.py",
         'return partial(self._hub.tell, "task_stopped", self._event(task, worker, reason.value), task)',
@@ -3199,13 +3192,6 @@ MUTATIONS = [
         "_engine/worker.py",
         "if self.let_go(task) is not None and task.done():",
         "if self.let_go(task) is not None and False:",
-        "stop_races given_up",
-    ),
-    Mutation(
-        "a task that is ended in hand is not counted twice",
-        "_engine/sidecar.py",
-        "return self.counted or self.verdict is not None",
-        "return self.verdict is not None",
         "stop_races given_up",
     ),
     Mutation(
