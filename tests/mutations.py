@@ -1321,9 +1321,23 @@ MUTATIONS = [
     Mutation(
         "an abort never hits the next call",
         "_engine/run.py",
+        "            return False\n        self._aborted = True\n        return not self._over",
+        "            pass\n        self._aborted = True\n        return True",
+        "stop_run_now",
+    ),
+    Mutation(
+        "a claim that comes back late is not taken again",
+        "_engine/run.py",
         "        return not self._over",
         "        return True",
         "stop_run_now",
+    ),
+    Mutation(
+        "the watch is told of another attempt",
+        "_engine/hand.py",
+        "        self.place.limits.begins(task, self.since)\n",
+        "",
+        "stop_again",
     ),
     Mutation(
         "a call knows that its resource was aborted",

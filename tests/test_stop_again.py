@@ -1,13 +1,18 @@
-"""A stop that comes between two calls of its task: the abort unblocks neither, so it is made again."""
+"""What comes between two calls, or two attempts, of one task: an abort, which is made again; and the look of the watch."""
 
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
 from support import DEADLINE, MakePool
 from tasker_executor import TaskStopped, TaskTimeout
+from tasker_executor._sync import clock
+from tasker_executor.factory import Verdict
+
+HOUR = 3600.0
 
 
 class Interrupted(Exception):
@@ -40,3 +45,25 @@ def test_an_abort_between_two_calls_is_made_again(make_pool: MakePool, run_withi
     error = future.exception(DEADLINE)
     assert isinstance(error, TaskStopped if run_within is None else TaskTimeout)
     assert isinstance(error.__cause__, Interrupted)
+
+
+def test_a_second_attempt_that_the_watch_has_not_seen_ends_in_time(make_pool: MakePool) -> None:
+    """1. The first attempt takes half of its time. 2. The watch looks, and finds no task. 3. The second attempt begins."""
+    submitted, dues = threading.Event(), []
+
+    def between_attempts(_: object) -> None:
+        future._sidecar.ran = HOUR / 2
+        pool._core.watch.tend(clock())
+
+    def work(_: object) -> None:
+        assert submitted.wait(DEADLINE)
+        dues.append(pool._core.limits.due)
+        raise ValueError
+
+    pool = make_pool(1, on_create=object, check_health=lambda _: Verdict.AGAIN, on_reset=between_attempts, max_retries=1)
+    future: Any = pool.with_options(run_within=HOUR).submit(work)
+    submitted.set()
+    future.exception(DEADLINE)
+
+    first, second = dues
+    assert second < first - HOUR / 3
