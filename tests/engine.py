@@ -504,8 +504,11 @@ def stats_while_a_task_is_put_back(
         returned.wait_until_held()
         return tasks
 
+    def came_back(_: Worker) -> None:
+        returned.hold()
+
     monkeypatch.setattr(core, "dismisses", dismisses)
-    monkeypatch.setattr(core, "task_came_back", lambda _worker: returned.hold())
+    monkeypatch.setattr(core, "task_came_back", came_back)
     ask_to_leave(pool)
     pool.submit(int)
     asking.wait_until_held()

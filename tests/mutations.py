@@ -1066,7 +1066,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a thread that adds a waiter publishes no end",
-        "_engine/task.py",
+        "_engine/foreign.py",
         "sidecar = self._sidecar or self._observe() or self._seal()",
         "sidecar = self._observe() or self._seal()",
         "task",
@@ -1094,7 +1094,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a snapshot is a retrieval",
-        "_engine/task.py",
+        "_engine/foreign.py",
         "            self._note_retrieved()\n        return True, False",
         "            pass\n        return True, False",
         "task",
@@ -1321,12 +1321,12 @@ MUTATIONS = [
     Mutation(
         "an abort never hits the next call",
         "_engine/run.py",
-        "            return False\n        self._aborted = True\n        return not self._over",
-        "            pass\n        self._aborted = True\n        return True",
+        "            return False\n        self._aborted",
+        "            return True\n        self._aborted",
         "stop_run_now",
     ),
     Mutation(
-        "a claim that comes back late is not taken again",
+        "an abort that is made again never hits the next call",
         "_engine/run.py",
         "        return not self._over",
         "        return True",
@@ -1343,7 +1343,14 @@ MUTATIONS = [
         "a call knows that its resource was aborted",
         "_engine/run.py",
         "        return self._aborted or not self._released",
-        "        return False",
+        "        return not self._released",
+        "stop_run_now",
+    ),
+    Mutation(
+        "a call knows that its resource is about to be aborted",
+        "_engine/run.py",
+        "        return self._aborted or not self._released",
+        "        return self._aborted",
         "stop_run_now",
     ),
     Mutation(
@@ -1409,8 +1416,29 @@ MUTATIONS = [
     Mutation(
         "an abort that is refused a thread is tried again",
         "_engine/runs.py",
-        " if started else AFTER_A_REFUSAL)",
-        " if started else inf)",
+        "if started else AFTER_A_REFUSAL)",
+        "if started else inf)",
+        "stop_run_now",
+    ),
+    Mutation(
+        "an abort that came between two calls inside of a run_now call is made again",
+        "_engine/runs.py",
+        "(max(AGAIN, now - stop.at) if started",
+        "(inf if started",
+        "stop_run_now",
+    ),
+    Mutation(
+        "a claim on the resource of a run_now call is given back after the abort",
+        "_engine/runs.py",
+        "                grip.give_back()",
+        "                pass",
+        "stop_run_now",
+    ),
+    Mutation(
+        "the pauses between two aborts of a run_now call grow",
+        "_engine/runs.py",
+        "max(AGAIN, now - stop.at)",
+        "AGAIN",
         "stop_run_now",
     ),
     Mutation(
@@ -2212,7 +2240,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a stop that ends its task at once is one",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "return None if over else stop",
         "return None if self._status is FINISHED else stop",
         "stats",
@@ -2230,13 +2258,6 @@ MUTATIONS = [
         'return partial(self._hub.tell, "task_stopped", self._event(task, worker, reason.value), task)',
         'return lambda: self._hub.tell("task_stopped", self._event(task, None, reason.value), task)',
         "observers",
-    ),
-    Mutation(
-        "a task that returned in spite of a stop is counted, whatever is thrown",
-        "_engine/worker.py",
-        "self.task is not None or self.judging, None",
-        "self.task is not None, None",
-        "thrown",
     ),
     # -- the extras
     Mutation(
@@ -3112,14 +3133,14 @@ MUTATIONS = [
     # -- stops
     Mutation(
         "an abort claims the resource only while the task is in hand",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "if in_hand(self) and (again or not stop.aborted):",
         "if again or not stop.aborted:",
         "stop_races given_up",
     ),
     Mutation(
         "a stop aborts once",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "if in_hand(self) and (again or not stop.aborted):",
         "if in_hand(self):",
         "stop_races given_up",
@@ -3196,7 +3217,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a task is given up only while it is in hand",
-        "_engine/task.py",
+        "_engine/stoppable.py",
         "sidecar.published or not in_hand(self):",
         "sidecar.published:",
         "stop_races given_up written_off",

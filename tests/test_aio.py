@@ -316,8 +316,11 @@ def test_stop_that_fails_does_not_hide_that_the_coroutine_was_cancelled(run: Run
         def stop(self) -> bool:
             raise RuntimeError("the event loop of the client is closed")
 
+    def stuck(*_: object) -> Stuck:
+        return Stuck()
+
     pool = make_pool(1)
-    vars(pool)["_enqueue_soon"] = lambda *_: Stuck()
+    vars(pool)["_enqueue_soon"] = stuck
 
     async def main() -> None:
         with pytest.raises(TimeoutError):

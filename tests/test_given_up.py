@@ -46,11 +46,15 @@ def hook() -> Hook:
 def test_given_up_task_leaves_a_clean_resource(make_pool: MakePool, ledger: Ledger) -> None:
     # There is no room for one more worker that is written off. So the worker goes on, and its resource was used.
     done: list[str] = []
+
+    def reset(resource: FakeResource) -> None:
+        done.append(f"reset {resource.number}")
+
     pool = make_pool(
         1,
         on_create=ledger.create,
         on_destroy=ledger.destroy,
-        on_reset=lambda resource: done.append(f"reset {resource.number}"),
+        on_reset=reset,
         abort_grace=0.0,
     )
     with Gate() as first, Gate() as second:
@@ -105,7 +109,7 @@ def test_task_that_ends_as_it_is_given_up_keeps_its_result_and_loses_no_error(
 
     ear = Ear()
     pool = make_pool(1, abort_grace=0.0, observers=[ear])
-    original: Any = Task._give_up
+    original: Any = Task[Any]._give_up
     answers: list[bool] = []
     with Gate() as gate:
 

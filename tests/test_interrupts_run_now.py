@@ -67,6 +67,10 @@ def use_aborted(pool: Pool) -> object:
     return pool.run_now(task)
 
 
+def is_good(_: FakeResource) -> bool:
+    return True
+
+
 def number_of(resource: FakeResource) -> int:
     return resource.number
 
@@ -86,7 +90,7 @@ CALLS: dict[str, Call] = {
     "broken resource, with a limit": Call(break_it, options={"resource_pool_size": 1, **LIMIT}),
     "resource that is aborted": Call(use_aborted, options={"resource_pool_size": 1, **LIMIT}),
     "resource that is aborted and checked": Call(
-        use_aborted, options={"resource_pool_size": 1, "check_resource": lambda _: True, **LIMIT}
+        use_aborted, options={"resource_pool_size": 1, "check_resource": is_good, **LIMIT}
     ),
     "shutdown inside": Call(shut_down_inside, options={"resource_pool_size": 2}),
     "shutdown inside, temporary resource": Call(shut_down_inside),

@@ -515,11 +515,11 @@ def test_abort_right_before_the_socket_connects_ends_it(connect: Connect, monkey
 
 
 def test_abort_ends_a_tls_handshake() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as accepted:  # it closes no connection before the end
         factory = Connections(*silent.getsockname(), tls=True, timeout=HANGS)
         connection = factory._new()
-        with in_thread(connection.connect) as errors, silent.accept()[0] as accepted:
-            assert accepted.recv(1)  # the handshake has begun
+        with in_thread(connection.connect) as errors:
+            assert accepted.enter_context(silent.accept()[0]).recv(1)  # the handshake has begun
             factory.abort(connection)
 
     assert isinstance(errors[0], OSError)

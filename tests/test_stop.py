@@ -7,7 +7,6 @@ import logging
 import signal
 import threading
 import weakref
-from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -209,9 +208,10 @@ def test_task_that_returns_at_the_moment_of_the_abort(make_pool: MakePool, ledge
         checked.append(resource.number)
         return True
 
-    pool = make_pool(
-        1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=lambda _: freed.set(), check_resource=check
-    )
+    def abort(_: FakeResource) -> None:
+        freed.set()
+
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=abort, check_resource=check)
     future = pool.submit(lambda _: freed.wait(DEADLINE))
     running(future)
 
@@ -315,7 +315,11 @@ def test_stop_from_a_destructor(drivers: ResourceExecutor[Driver]) -> None:
 def test_stop_from_a_signal_handler(drivers: ResourceExecutor[Driver]) -> None:
     future = drivers.submit(Driver.query)
     running(future)
-    before = signal.signal(signal.SIGALRM, lambda *_: future.stop())
+
+    def on_alarm(*_: object) -> None:
+        future.stop()
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.01)
         assert isinstance(cause_of_stop(future), ConnectionError)
@@ -345,9 +349,12 @@ def test_stopped_task_is_not_kept(make_pool: MakePool) -> None:
     class Argument:
         pass
 
+    def query(driver: Driver, _: Argument) -> None:
+        driver.query()
+
     pool = make_pool(1, on_create=Driver, on_abort=Driver.abort, abort_grace=HOUR)
     argument = Argument()
-    future = pool.submit(lambda driver, _: driver.query(), argument)
+    future = pool.submit(query, argument)
     running(future)
     future.stop()
     wait([future], DEADLINE)
@@ -364,8 +371,8 @@ def test_stopped_task_is_not_kept(make_pool: MakePool) -> None:
 @pytest.mark.parametrize("view", [False, True])
 @pytest.mark.parametrize("seconds", [1e-9, 0.01])
 def test_task_that_runs_for_too_long_times_out(make_pool: MakePool, view: bool, seconds: float) -> None:
-    make: Callable[..., Any] = lambda **options: make_pool(1).with_options(**options) if view else make_pool(1, **options)  # noqa: E731
-    future = make(run_within=seconds).submit(obey)
+    pool = make_pool(1).with_options(run_within=seconds) if view else make_pool(1, run_within=seconds)
+    future = pool.submit(obey)
 
     error = future.exception(DEADLINE)
 
@@ -427,7 +434,11 @@ def test_time_out_while_the_executor_is_about_something_else(make_pool: MakePool
 
 def test_time_out_during_an_outage(make_pool: MakePool, ledger: Ledger) -> None:
     freed = threading.Event()
-    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=lambda _: freed.set(), create_timeout=0.5)
+
+    def abort(_: FakeResource) -> None:
+        freed.set()
+
+    pool = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=abort, create_timeout=0.5)
     future = pool.with_options(run_within=0.1).submit(lambda _: freed.wait(DEADLINE) and 1 / 0)
     running(future)
     ledger.outage = OSError

@@ -56,7 +56,7 @@ def hold_claim_of(
     monkeypatch: pytest.MonkeyPatch, gate: Gate, wanted: Callable[[Task[Any]], bool] = lambda _: True
 ) -> list[bool]:
     """Hold the abort of a task right before it claims the resource; return the answers to the claims."""
-    original: Any = Task._claim
+    original: Any = Task[Any]._claim
     answers: list[bool] = []
 
     def claim(task: Task[Any], *args: Any, **kwargs: Any) -> bool:
@@ -97,7 +97,7 @@ def test_stop_between_running_and_the_look_at_the_sidecar(
 ) -> None:
     # 1. The worker has stored RUNNING. 2. The stop is noted: too late to cancel. 3. The worker finds it, and runs nothing.
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook)
-    original: Any = Task._may_start
+    original: Any = Task[Any]._may_start
     ran: list[object] = []
 
     def may_start(task: Task[Any]) -> bool:
@@ -122,7 +122,7 @@ def test_task_that_is_ended_in_hand_is_never_counted_twice(
 ) -> None:
     # 1. The worker has a task in hand that is not to be run. 2. It counts it as failed. 3. A caller asks for stats.
     pool = make_pool(1)
-    finish: Any = Task._finish
+    finish: Any = Task[Any]._finish
 
     def look(task: Task[Any], *args: Any) -> None:
         pool._check()
@@ -343,11 +343,14 @@ def test_stop_while_the_resource_is_reset_for_another_attempt(make_pool: MakePoo
         if ran and not stopped:
             stopped.append(future.stop())
 
+    def judge(_: FakeResource) -> Verdict:
+        return Verdict.AGAIN
+
     pool = make_pool(
         1,
         on_create=ledger.create,
         on_destroy=ledger.destroy,
-        check_health=lambda _: Verdict.AGAIN,
+        check_health=judge,
         on_reset=reset,
         max_retries=3,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from math import inf
@@ -875,6 +876,140 @@ def test_an_abort_that_the_system_refuses_a_thread_is_tried_again(
 
     assert type(call.end()) is TaskTimeout
     assert len(line.aborted) == 1
+
+
+# -- an abort that comes between two calls inside of the call --
+
+
+class Calls:
+    """A task of two calls. The first abort comes before the second call, which only another abort unblocks."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.aborts = threading.Semaphore(0)
+        self.aborted: list[object] = []
+
+    def task(self, *_: object) -> None:
+        self.begun.set()
+        assert self.aborts.acquire(timeout=DEADLINE)
+        assert self.aborts.acquire(timeout=DEADLINE)
+        raise Cut
+
+    def abort(self, resource: object) -> None:
+        self.aborted.append(resource)
+        self.aborts.release()
+
+
+def test_an_abort_between_two_calls_is_made_again(make: Make, clock: Clock) -> None:
+    calls = Calls()
+    pool = make(on_abort=calls.abort)
+    call = Calling(pool.run_now, calls.task)
+    assert calls.begun.wait(DEADLINE)
+
+    late(pool, clock)
+
+    error = call.end()
+    assert type(error) is TaskTimeout
+    assert type(error.__cause__) is Cut
+    assert len(calls.aborted) == 2
+
+
+def test_the_pause_until_the_next_abort_is_as_long_as_the_time_since_the_stop(
+    make: Make, clock: Clock, line: Line, gate: Gate
+) -> None:
+    pool = make()
+    call = Calling(pool.run_now, gate.hold)
+    gate.wait_until_held()
+    late(pool, clock)
+    eventually(lambda: clock() < runs_of(pool)._alarm < clock() + DEADLINE, "the next abort to be planned")
+
+    clock.pass_time(HOUR, pool)
+
+    eventually(lambda: clock() + HOUR / 2 < runs_of(pool)._alarm < inf, "a longer pause")
+    gate.release()
+    call.end()
+    assert len(line.aborted) >= 2
+
+
+def test_the_abort_of_a_stop_between_two_calls_is_made_again(make: Make, gate: Gate) -> None:
+    calls = Calls()
+    pool = full_pool(make, gate, on_abort=calls.abort, run_within=None)
+    call = Calling(pool.submit, calls.task)
+    assert calls.begun.wait(DEADLINE)
+    [run] = runs_of(pool)._runs
+    future: Any = run.task
+
+    assert future.stop() is True
+
+    assert call.end() is None
+    error = future.exception()
+    assert type(error) is TaskStopped
+    assert type(error.__cause__) is Cut
+    assert len(calls.aborted) == 2
+
+
+def test_another_abort_that_comes_as_the_call_ends_hits_nothing(
+    make: Make, ledger: Ledger, clock: Clock, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A is in the hook. 2. B is about to claim the resource. 3. The call ends. 4. A gives its claim back. 5. B is too late.
+    claims: list[bool] = []
+    given_back = threading.Event()
+    claim, give_back = Grip.claim, Grip.give_back
+
+    def abort(resource: FakeResource) -> None:
+        line.aborted.append(resource)
+        first.hold()
+
+    def claim_later(grip: Grip) -> bool:
+        if line.aborted:
+            second.hold()
+        claims.append(claim(grip))
+        return claims[-1]
+
+    def note(grip: Grip) -> None:
+        give_back(grip)
+        given_back.set()
+
+    monkeypatch.setattr(Grip, "claim", claim_later)
+    monkeypatch.setattr(Grip, "give_back", note)
+    pool = make(on_abort=abort)
+    with Gate() as first, Gate() as second:
+        call = Calling(pool.run_now, line.hang)
+        line.wait_until_hangs()
+        late(pool, clock)
+        first.wait_until_held()
+        second.wait_until_held()
+        line.cut.set()
+        assert type(call.end()) is TaskTimeout
+        first.release()
+        assert given_back.wait(DEADLINE)
+        second.release()
+        join_aborts()
+
+    assert claims[0]
+    assert not any(claims[1:])
+    assert line.aborted == ledger.destroyed == ledger.created[:1]
+
+
+def test_a_call_that_ends_while_an_abort_claims_its_resource_knows(gate: Gate) -> None:
+    # 1. The abort has claimed the resource, and has not noted it. 2. The call ends: it leaves the resource to the abort.
+    class Held(deque[bool]):
+        def pop(self) -> bool:  # type: ignore[override]  # a deque that holds what pops from it
+            value = super().pop()
+            gate.hold()
+            return value
+
+    grip = Grip(None)
+    grip._held = Held([True])
+    claiming = Calling(grip.claim)
+    gate.wait_until_held()
+
+    assert grip.let_go() is True
+    assert grip.let_go() is True
+
+    gate.release()
+    assert claiming.end() is None
+    assert claiming.value is False
 
 
 # -- kill --

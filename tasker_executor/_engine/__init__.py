@@ -28,6 +28,7 @@ the room                         the question that it answers
 ``settings.py``, ``hooks.py``    what did the user ask for, and what did the user say about resources?
 ``state.py``                     which states does an executor go through, and which lock guards them?
 ``task.py``, ``sidecar.py``      what happens to a task, from submission to result?
+``stoppable.py``, ``foreign.py`` what do stops use of a task, and what does foreign code?
 ``waiting.py``, ``handoff.py``   how does a thread wait for a task?
 ``lanes.py``, ``admission.py``   where do tasks wait, and which may come in while the queue is full?
 ``parked.py``                    what is a task that waits for a place itself, as its thread may not?

@@ -93,10 +93,10 @@ class Attempts:
             limits.begins(task, start)
         if hub.hears_tasks:
             self._context = task._context
-        if hub.hears("task_started"):
-            hub.tell("task_started", self._event(task, start, start))
-            if (sidecar := task._sidecar) is not None and sidecar.stop is not None:
-                task._result = _NotCalled(task._result, sidecar.stop)
+            if hub.hears("task_started"):
+                hub.tell("task_started", self._event(task, start, start))
+                if (sidecar := task._sidecar) is not None and sidecar.stop is not None:
+                    task._result = _NotCalled(task._result, sidecar.stop)
 
     def end(self, task: Task[Any], holding: Holding[Any] | None, error: BaseException | None, start: float, end: float) -> bool:
         """Record the use of the resource, and tell observers.
@@ -104,7 +104,7 @@ class Attempts:
         Return whether the worker must look at its resource before it takes a task, or rests.
         """
         hub, source = self._place.hub, self._place.source
-        if hub.hears("task_finished"):
+        if hub.hears_tasks and hub.hears("task_finished"):
             outcome = "completed" if error is None else "failed"
             hub.tell("task_finished", self._event(task, start, end, outcome, error))
         self._context = None

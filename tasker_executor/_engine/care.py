@@ -74,9 +74,9 @@ class Care:
             return End.STOPPED
         if (error := source.reset(holding)) is not None:
             self.broken_by = error
-            return End.BROKEN
+            return End.STOPPED
         if not source.passes_check(holding):
-            return End.BROKEN
+            return End.STOPPED
         holding.aborted = False
         return None
 

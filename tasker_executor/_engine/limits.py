@@ -26,13 +26,15 @@ __all__ = ["Limits"]
 class Limits:
     """The limits of the tasks of one executor."""
 
-    __slots__ = ("_timer", "due", "for_all", "noted", "run_within", "shortest", "warn_after")
+    __slots__ = ("_timer", "due", "for_all", "noted", "run_within", "shortest", "usual", "warn_after")
 
     def __init__(self, settings: Settings, timer: Timer) -> None:
         self._timer = timer
         self.run_within, self.warn_after = settings.run_within, settings.warn_after
         #: Whether each task has a limit.
         self.for_all = self.run_within is not None or self.warn_after is not None
+        #: Seconds until the first limit of a task that has none of its own.
+        self.usual = min(inf if limit is None else limit for limit in (self.run_within, self.warn_after))
         #: When the watch looks next. Only the watch makes it later.
         self.due = inf
         #: The shortest limit of a task that has begun since the watch looked last.
@@ -47,14 +49,18 @@ class Limits:
 
     def begins(self, task: Task[Any], start: float) -> None:
         """Note that a task begins to run at `start`. It is in its worker's hand already."""
-        left = inf if (limit := self.run_limit(task)) is None else limit
-        if task._sidecar is not None:
-            left -= task._sidecar.ran
-        if self.warn_after is not None and self.warn_after < left:
-            left = self.warn_after
+        if task._sidecar is None:  # not by calls: this is done for each task
+            left = self.usual
+        else:
+            left = inf if (limit := self.run_limit(task)) is None else limit - task._sidecar.ran
+            if self.warn_after is not None and self.warn_after < left:
+                left = self.warn_after
         if left < self.shortest:
             self.shortest = left
-        self.note(start + left)
+        self.noted = due = start + left
+        if due < self.due:
+            self.due = due
+            self._timer.kick()
 
     def note(self, due: float) -> None:
         """See that the watch looks at the time `due`."""

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from .._options import UNSET, Unset
 from ..exceptions import TaskExpired
 from .handoff import Handoff
-from .stopping import Stop, Token
+from .stopping import Reason, Stop, Token
 
 if TYPE_CHECKING:
 
@@ -181,6 +181,14 @@ class Sidecar(ReentrantLock):
         The answer may change, unless the caller holds the sidecar, or the task is published.
         """
         return self.verdict is CANCELLED or self.verdict is WITHDRAWN
+
+    def stop_without_time(self) -> Stop | None:
+        """Stop the task if no time is left to run it; return its stop, if it has one. The sidecar is held."""
+        limit = self.run_within
+        if isinstance(limit, float) and self.ran >= limit:
+            self.stop = Stop(Reason.TIMED_OUT, limit)
+            self.stop.unasked = True
+        return self.stop
 
     def is_counted(self) -> bool:
         """Return whether the task is counted as final, or is about to be, though a worker may have it in hand."""

@@ -91,14 +91,14 @@ class Stops:
         stop = task._ask_to_stop(asked)
         if stop is asked:
             try:
-                self._begin(task, stop)
-                self._carry_out(task, stop)
+                self._begin(task, asked)
+                self._carry_out(task, asked)
             except BaseException:  # Ctrl-C: the watch does the rest
-                self._pending[ref(task)] = stop
-                stop.carried_out = False
+                self._pending[ref(task)] = asked
+                asked.carried_out = False
                 self._place.limits.note(clock())
                 raise
-            if not stop.carried_out:
+            if not asked.carried_out:
                 self._place.limits.note(clock() + _NEXT_LOOK)
             tell()
         return stop is not None

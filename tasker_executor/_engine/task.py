@@ -1,6 +1,7 @@
 """`Task`: a task from submission to result, future and work item in one.
 
-All that this library knows of the insides of `concurrent.futures._base.Future` is here and in `sidecar`.
+All that this library knows of the insides of `concurrent.futures._base.Future` is in ``foreign.py`` and in
+``sidecar.py``. What stops use is in ``stoppable.py``.
 
 **Why not the standard future.** `ThreadPoolExecutor` makes a `Condition` that no thread waits on, a work item
 beside the future, and locks around both. These take most of its time for a task. Here a task is one object
@@ -32,22 +33,23 @@ runs no code of the user's. Callbacks and observers wait for a caller that holds
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from concurrent.futures import Future
+from concurrent.futures._base import FINISHED, PENDING, RUNNING
 from contextvars import Context
 from functools import partial
 from typing import Any, TypeVar
 
 from typing_extensions import override
 
+from .._options import UNSET
 from .._report import aside, function_name
 from .._sync import clock
 from ..futures import TaskFuture
 from .callbacks import call_each, call_one
 from .handoff import Handoff, HandoffLost
 from .lanes import Lane
-from .sidecar import CANCELLED, FINAL, NO_WAITERS, WITHDRAWN, Callbacks, Sidecar, admit, adopt, expired, firsts, locks_task
-from .stopping import Reason, Stop
+from .sidecar import CANCELLED, FINAL, WITHDRAWN, Callbacks, Sidecar, admit, adopt, expired, firsts, locks_task
+from .stoppable import Stoppable
 from .unretrieved import Unretrieved
 from .waiting import join, note_lost
 
@@ -57,7 +59,7 @@ T = TypeVar("T")
 _firsts = firsts  # CPython 3.11 is slower to call a method of an imported name
 
 
-class Task(TaskFuture[T]):
+class Task(Stoppable[T]):
     """The future of one task. It carries the call until that has run. Made by an executor only."""
 
     __slots__ = ("_context", "_exception", "_lane", "_result", "_sidecar", "_status", "_submitted")
@@ -159,77 +161,6 @@ class Task(TaskFuture[T]):
         sidecar = self._sidecar
         return sidecar is not None and sidecar.deadline is not None
 
-    # -- stopping: see `stops`
-
-    @locks_task
-    def _ask_to_stop(self, asked: Stop) -> Stop | None:
-        """Note that the task, which runs, shall stop; return the stop in force, or None if the task is over."""
-        sidecar = self._observe()
-        if sidecar is None:
-            return None
-        with sidecar:
-            if sidecar.published or sidecar.verdict is not None:
-                return None
-            stop = sidecar.stop = sidecar.stop or asked
-            self._sidecar = sidecar  # once more: see "Which thread goes first"
-            token = sidecar.token
-            over = self._status is FINISHED and not stop.seen  # now: a task whose token is set may end at once
-        if token is not None:
-            token.cancel(stop.why())
-        return None if over else stop
-
-    @locks_task
-    def _stop_at_work(self) -> Stop | None:
-        """Return the stop of the task, once no thread is about to use it. Called when the task is out of hand."""
-        self._submitted = self._submitted  # a store, and then the look: see "Which thread goes first"
-        sidecar = self._sidecar
-        if sidecar is None:
-            return None
-        with sidecar:
-            if (stop := sidecar.stop) is not None:
-                stop.seen = True
-        return stop
-
-    @locks_task
-    def _claim(self, stop: Stop, in_hand: Callable[[Any], bool], *, again: bool = False) -> bool:
-        """Return whether the resource of the task may be aborted: the task is still in its worker's hand.
-
-        True once for each stop, unless `again`.
-        """
-        sidecar = self._sidecar
-        assert sidecar is not None
-        with sidecar:
-            if in_hand(self) and (again or not stop.aborted):
-                stop.aborted = True
-                return True
-            return False
-
-    @locks_task
-    def _give_up(self, error: BaseException, in_hand: Callable[[Any], bool], lost: Unretrieved | None = None) -> bool:
-        """End the task with `error` although it is in its worker's hand; return whether this call did it.
-
-        Then the caller tells observers. `lost` logs the error unless it is retrieved.
-        """
-        sidecar = self._observe()
-        if sidecar is None:
-            return False
-        mine = False
-        try:
-            with sidecar:
-                if sidecar.verdict is not None or sidecar.published or not in_hand(self):
-                    return False
-                sidecar.started = sidecar.dropped = True  # it is in no lane, and so is no tombstone
-                sidecar.heard = True
-                if lost is not None:
-                    self._unretrieved = lost
-                sidecar.verdict = error
-                sidecar.concluding = mine = True
-            self._conclude(mine=True)
-        finally:
-            if mine:
-                sidecar.concluding = False
-        return True
-
     # -- what workers use
 
     @locks_task
@@ -244,10 +175,8 @@ class Task(TaskFuture[T]):
             settled, stop = sidecar.verdict is not None, sidecar.stop
             if not settled:
                 late = sidecar.deadline is not None and not sidecar.started and clock() > sidecar.deadline
-                limit = sidecar.run_within
-                if stop is None and isinstance(limit, float) and sidecar.ran >= limit:  # no time is left to run it
-                    stop = sidecar.stop = Stop(Reason.TIMED_OUT, limit)
-                    stop.unasked = True
+                if sidecar.run_within is not UNSET and stop is None:
+                    stop = sidecar.stop_without_time()
                 sidecar.started = True
                 if stop is not None:
                     stop.seen = True
@@ -473,68 +402,3 @@ class Task(TaskFuture[T]):
         if not sidecar.told:
             self._publish()
         return sidecar
-
-    # -- what concurrent.futures.wait, as_completed and foreign executors use
-
-    @property
-    @locks_task
-    def _state(self) -> str:  # type: ignore[override]  # a property: the slots together hold the state
-        sidecar = self._sidecar
-        if sidecar is None:
-            return self._status
-        if not sidecar.published:  # perhaps final, but waiters count on being told after this
-            return PENDING if self._status is PENDING else RUNNING
-        return CANCELLED_AND_NOTIFIED if sidecar.called_off() else FINISHED
-
-    def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
-        """Return whether the task is final, whether it was cancelled, its result and its exception.
-
-        From Python 3.15 on asyncio asks for this, not for `result`. So what it returns is retrieved.
-        """
-        if not self.done():
-            return False, False, None, None
-        if self.cancelled():
-            return True, True, None, None
-        if self._exception is not None:
-            self._note_retrieved()
-        return True, False, self._result, self._exception
-
-    @property
-    @locks_task
-    def _condition(self) -> Any:  # type: ignore[override]  # a property: made when it is needed
-        return self._observe() or self._seal()
-
-    @property
-    @locks_task
-    def _waiters(self) -> list[Any]:  # type: ignore[override]  # a property: made when it is needed
-        # The caller holds the sidecar, and has looked at the state. `_observe` might publish an end that the
-        # caller has not seen; then the waiter that it adds next would not be told. So only without a sidecar.
-        sidecar = self._sidecar or self._observe() or self._seal()
-        if sidecar is FINAL:
-            return NO_WAITERS
-        if sidecar.waiters is None:
-            sidecar.waiters = []
-        return sidecar.waiters
-
-    @property
-    def _done_callbacks(self) -> Callbacks:
-        sidecar = self._observe()
-        return NO_WAITERS if sidecar is None else sidecar.callbacks or []
-
-    def set_running_or_notify_cancel(self) -> bool:
-        if self.cancelled():
-            return False
-        if self._status is not PENDING:
-            raise InvalidStateError(f"{self._state}: {self!r}")
-        self._status = RUNNING
-        return self._sidecar is None or self._may_start()
-
-    def set_result(self, result: T) -> None:
-        if self.done():
-            raise InvalidStateError(f"{self._state}: {self!r}")
-        self._finish(result, None)
-
-    def set_exception(self, exception: BaseException | None) -> None:
-        if self.done():
-            raise InvalidStateError(f"{self._state}: {self!r}")
-        self._finish(None, exception)

@@ -17,6 +17,9 @@ is put back.
 tells whether there is one. The end of a task starts the next.
 """
 
+# In the loop of `_work` pyright takes what is declared as `Any` for unknown:
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 from _thread import allocate_lock
@@ -354,7 +357,7 @@ class Worker(Hand):
                 task._status = FINISHED
                 value, error = NOTHING, None
                 if task._sidecar is not None:
-                    callbacks = task._publish()  # pyright: ignore[reportUnknownVariableType]  # of an `Any`
+                    callbacks = task._publish()
                     if callbacks is not None:
                         # A thread that pops the seat relies on the worker, and the callbacks may take long.
                         if idle:
