@@ -3190,7 +3190,7 @@ MUTATIONS = [
     Mutation(
         "a refused thread of an abort is tried again soon",
         "_engine/stops.py",
-        "                self._place.limits.note(clock() + _NEXT_LOOK)\n",
+        "                stop.again_at = clock() + _NEXT_LOOK\n",
         "                pass\n",
         "stop_races given_up",
     ),
