@@ -217,6 +217,7 @@ __all__ = [
     "submitters_held_back",
     "submitters_see_idle",
     "tend_stops",
+    "tend_watch",
     "thread_prefix_of",
     "threads_are_daemons",
     "timer_of",
@@ -234,6 +235,7 @@ __all__ = [
     "wake",
     "wake_top",
     "want",
+    "watch_due_in",
     "woken_workers",
     "worker_limit",
     "workers_of",
@@ -760,6 +762,16 @@ def stops_of(pool: Engine) -> int:
 def tend_stops(pool: Engine, later: float = 0.0) -> float | None:
     """Do what the watch does for stops, that many seconds later than now, on this thread."""
     return core_of(pool).stops.tend(clock() + later)
+
+
+def tend_watch(pool: Engine) -> float | None:
+    """Have the watch look now, on this thread; return when it looks next."""
+    return core_of(pool).watch.tend(clock())
+
+
+def watch_due_in(pool: Engine) -> float:
+    """Return in how many seconds the watch looks next."""
+    return core_of(pool).limits.due - clock()
 
 
 def look_at(pool: Engine, worker: Any, task: Any, now: float) -> float:
