@@ -3188,13 +3188,6 @@ MUTATIONS = [
         "stop_races given_up",
     ),
     Mutation(
-        "a refused thread of an abort is tried again soon",
-        "_engine/stops.py",
-        "                stop.again_at = clock() + _NEXT_LOOK\n",
-        "                pass\n",
-        "stop_races given_up",
-    ),
-    Mutation(
         "a retry that was given up does not come back to its lane",
         "_engine/worker.py",
         "if self.let_go(task) is not None and task.done():",

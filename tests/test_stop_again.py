@@ -63,7 +63,10 @@ def test_a_second_attempt_that_the_watch_has_not_seen_ends_in_time(make_pool: Ma
             eventually(lambda: watch_due_in(pool) < 2 / 3 * HOUR, "the watch to know of this attempt")
         raise ValueError
 
-    pool = make_pool(1, on_create=object, check_health=lambda _: Verdict.AGAIN, on_reset=between_attempts, max_retries=1)
+    def judge(_: BaseException) -> Verdict:
+        return Verdict.AGAIN
+
+    pool = make_pool(1, on_create=object, check_health=judge, on_reset=between_attempts, max_retries=1)
     future: Any = pool.with_options(run_within=HOUR).submit(work)
     submitted.set()
 

@@ -57,7 +57,7 @@ logger = Logger("tasker_executor")
 #: The share of the grace after which a resource is aborted again, if that is less than `AGAIN`.
 _AGAIN_OF_GRACE = 1 / 16
 
-#: Seconds until a stop is tried again: the task was between its lane and a worker, or the system refused a thread.
+#: Seconds until the watch looks again at a task that was between its lane and a worker.
 _NEXT_LOOK = 0.01
 
 
@@ -98,7 +98,6 @@ class Stops:
                 asked.again_at = clock()
                 self._place.limits.note(asked.again_at)
                 raise
-            self._place.limits.note(asked.again_at)
             tell()
         return stop is not None
 
@@ -153,9 +152,8 @@ class Stops:
         source, holding = self._place.source, worker.holding
         hook = None if source is None else source.hooks.abort
         if hook is not None and holding is not None and not (again and holding.being_aborted):
-            claim = partial(task._claim, stop, worker.runs, again=again)
-            if not start_abort(holding, hook, self._name, claim):  # the system has refused the thread
-                stop.again_at = clock() + _NEXT_LOOK
+            # If the system refuses the thread, the next abort comes at `again_at`, as it does anyway.
+            start_abort(holding, hook, self._name, partial(task._claim, stop, worker.runs, again=again))
 
     def _withdraw(self, task: Task[Any], stop: Stop) -> None:
         """End the task if it waits for its next attempt."""
