@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from copy import copy
 from enum import Enum
+from math import inf
 from threading import Thread
 from typing import Any, TypeAlias, TypeVar
 
@@ -236,6 +237,7 @@ __all__ = [
     "wake_top",
     "want",
     "watch_due_in",
+    "watch_has_looked",
     "woken_workers",
     "worker_limit",
     "workers_of",
@@ -772,6 +774,11 @@ def tend_watch(pool: Engine) -> float | None:
 def watch_due_in(pool: Engine) -> float:
     """Return in how many seconds the watch looks next."""
     return core_of(pool).limits.due - clock()
+
+
+def watch_has_looked(pool: Engine) -> bool:
+    """Return whether the watch has looked since the last task with a limit began."""
+    return core_of(pool).limits.shortest == inf
 
 
 def look_at(pool: Engine, worker: Any, task: Any, now: float) -> float:
