@@ -1333,6 +1333,13 @@ MUTATIONS = [
         "stop_run_now",
     ),
     Mutation(
+        "the watch is told of another attempt",
+        "_engine/hand.py",
+        "        self.place.limits.begins(task, self.since)\n",
+        "",
+        "stop_again",
+    ),
+    Mutation(
         "a call knows that its resource was aborted",
         "_engine/run.py",
         "        return self._aborted or not self._released",
@@ -3178,13 +3185,6 @@ MUTATIONS = [
         "_engine/sidecar.py",
         "            if self.stop is not None:\n                return False\n            self.started = True",
         "            self.started = True",
-        "stop_races given_up",
-    ),
-    Mutation(
-        "a refused thread of an abort is tried again soon",
-        "_engine/stops.py",
-        "                self._place.limits.note(clock() + _NEXT_LOOK)\n",
-        "                pass\n",
         "stop_races given_up",
     ),
     Mutation(

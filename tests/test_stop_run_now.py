@@ -289,6 +289,16 @@ def test_a_view_may_lift_the_limit(make: Make, clock: Clock, line: Line) -> None
     assert line.aborted == []
 
 
+def test_a_claim_that_comes_back_after_the_end_is_not_taken_again() -> None:
+    grip = Grip(object())
+    assert grip.claim()
+    assert grip.let_go()
+
+    grip.give_back()
+
+    assert not grip.claim()
+
+
 def test_a_call_without_any_time_is_never_made(make: Make) -> None:
     pool = make(on_abort=None)
     called: list[object] = []
