@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from copy import copy
 from enum import Enum
+from math import inf
 from threading import Thread
 from typing import Any, TypeAlias, TypeVar
 
@@ -159,6 +160,7 @@ __all__ = [
     "may_retire",
     "must_go_on",
     "name_of",
+    "never_abort_again",
     "new_task",
     "normal_lane",
     "note_fork",
@@ -217,6 +219,7 @@ __all__ = [
     "submitters_held_back",
     "submitters_see_idle",
     "tend_stops",
+    "tend_watch",
     "thread_prefix_of",
     "threads_are_daemons",
     "timer_of",
@@ -234,6 +237,8 @@ __all__ = [
     "wake",
     "wake_top",
     "want",
+    "watch_due_in",
+    "watch_has_looked",
     "woken_workers",
     "worker_limit",
     "workers_of",
@@ -762,6 +767,21 @@ def tend_stops(pool: Engine, later: float = 0.0) -> float | None:
     return core_of(pool).stops.tend(clock() + later)
 
 
+def tend_watch(pool: Engine) -> float | None:
+    """Have the watch look now, on this thread; return when it looks next."""
+    return core_of(pool).watch.tend(clock())
+
+
+def watch_due_in(pool: Engine) -> float:
+    """Return in how many seconds the watch looks next."""
+    return core_of(pool).limits.due - clock()
+
+
+def watch_has_looked(pool: Engine) -> bool:
+    """Return whether the watch has looked since the last task with a limit began."""
+    return core_of(pool).limits.shortest == inf
+
+
 def look_at(pool: Engine, worker: Any, task: Any, now: float) -> float:
     """Have the watch look at what that worker has in hand; return when it looks next."""
     return core_of(pool).watch._look(worker, task, now)
@@ -786,6 +806,11 @@ def note_tasks_that_come_back(pool: Engine) -> list[Worker]:
 
     core.task_came_back = note
     return workers
+
+
+def never_abort_again(pool: Engine) -> None:
+    """Let no abort be made again because its task still runs."""
+    core_of(pool).stops._again = float("inf")
 
 
 def abort_again(pool: Engine, future: Any) -> None:

@@ -1333,6 +1333,13 @@ MUTATIONS = [
         "stop_run_now",
     ),
     Mutation(
+        "the watch is told of another attempt",
+        "_engine/hand.py",
+        "        self.place.limits.begins(task, self.since)\n",
+        "",
+        "stop_again",
+    ),
+    Mutation(
         "a call knows that its resource was aborted",
         "_engine/run.py",
         "        return self._aborted or not self._released",
@@ -1458,8 +1465,15 @@ MUTATIONS = [
     Mutation(
         "kill claims the resource of a call with a limit",
         "_engine/holding.py",
-        "return call is not None if grip is None else grip.claim()",
-        "return call is not None",
+        "        if grip is None:\n            return call is not None",
+        "        if True:\n            return call is not None",
+        "stop_run_now",
+    ),
+    Mutation(
+        "a second kill aborts a call with a limit once more",
+        "_engine/holding.py",
+        "            grip.give_back()",
+        "            pass",
         "stop_run_now",
     ),
     Mutation(
@@ -2237,13 +2251,6 @@ MUTATIONS = [
         "return None if over else stop",
         "return None if self._status is FINISHED else stop",
         "stats",
-    ),
-    Mutation(
-        "the stop of a task is told with its reason",
-        "_engine/notices.py",
-        "self._event(task, worker, reason.value), task)",
-        'self._event(task, worker, "stopped"), task)',
-        "observers",
     ),
     Mutation(
         "the stop of a task is described before it is carried out",
@@ -3181,24 +3188,10 @@ MUTATIONS = [
         "stop_races given_up",
     ),
     Mutation(
-        "a refused thread of an abort is tried again soon",
-        "_engine/stops.py",
-        "                self._place.limits.note(clock() + _NEXT_LOOK)\n",
-        "                pass\n",
-        "stop_races given_up",
-    ),
-    Mutation(
         "a retry that was given up does not come back to its lane",
         "_engine/worker.py",
         "if self.let_go(task) is not None and task.done():",
         "if self.let_go(task) is not None and False:",
-        "stop_races given_up",
-    ),
-    Mutation(
-        "a task that is ended in hand is not counted twice",
-        "_engine/sidecar.py",
-        "return self.counted or self.verdict is not None",
-        "return self.verdict is not None",
         "stop_races given_up",
     ),
     Mutation(

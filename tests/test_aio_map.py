@@ -351,7 +351,9 @@ def test_map_that_is_closed_ends_the_coroutine_that_waits_though_its_task_goes_o
         waiting = asyncio.ensure_future(anext(results, "the end"))
         await until(lambda: pool.stats().running_tasks == 1, "the first task to run")
         await results.aclose()
-        return await waiting
+        last = await waiting
+        assert pool.stats().running_tasks == 1  # it was not the end of the task that woke the coroutine
+        return last
 
     assert run(main) == "the end"
     gate.release()

@@ -16,6 +16,7 @@ from engine import (
     abort_again,
     aborts_under_way,
     look_at,
+    never_abort_again,
     note_tasks_that_come_back,
     on_dismissal,
     refuse_abort_threads,
@@ -272,6 +273,7 @@ def test_refused_thread_of_an_abort_is_tried_again_long_before_the_grace(
     make_pool: MakePool, ledger: Ledger, hook: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook, abort_grace=HOUR)
+    never_abort_again(pool)
     turns: list[float | None] = []
     turn: Any = step_of(pool, Step.TURN)
 

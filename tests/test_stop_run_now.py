@@ -289,6 +289,16 @@ def test_a_view_may_lift_the_limit(make: Make, clock: Clock, line: Line) -> None
     assert line.aborted == []
 
 
+def test_a_claim_that_comes_back_after_the_end_is_not_taken_again() -> None:
+    grip = Grip(object())
+    assert grip.claim()
+    assert grip.let_go()
+
+    grip.give_back()
+
+    assert not grip.claim()
+
+
 def test_a_call_without_any_time_is_never_made(make: Make) -> None:
     pool = make(on_abort=None)
     called: list[object] = []
@@ -1139,6 +1149,42 @@ def test_a_call_that_has_timed_out_is_aborted_once_more_by_kill(make: Make, cloc
 
     assert type(call.end()) is TaskTimeout
     assert len(line.aborted) == 2
+
+
+def test_an_abort_of_kill_that_comes_after_the_attempt_hits_nothing(
+    make: Make, clock: Clock, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A is on its way. 2. The attempt fails. 3. While its error is judged, A claims the resource.
+    def judge(_: FakeResource) -> bool:
+        aborting.release()
+        join_aborts()
+        return True
+
+    pool = make(check_health=judge)
+    with held_abort(monkeypatch, claimed=False) as aborting:
+        call = Calling(pool.run_now, line.hang)
+        line.wait_until_hangs()
+        pool.kill()
+        aborting.wait_until_held()
+        line.cut.set()
+
+        assert type(call.end()) is TaskStopped
+    assert line.aborted == []
+
+
+@pytest.mark.parametrize("run_within", [None, HOUR])
+def test_a_second_kill_aborts_once_more(make: Make, line: Line, gate: Gate, run_within: float | None) -> None:
+    pool = make(run_within=run_within)
+    call = Calling(pool.run_now, gate.hold)
+    gate.wait_until_held()
+
+    for _ in range(2):
+        pool.kill()
+        join_aborts()
+
+    assert len(line.aborted) == 2
+    gate.release()
+    call.end()
 
 
 # -- after the timer --

@@ -289,14 +289,14 @@ class Ending:
     def _await_written_off(self, deadline: float | None) -> bool:
         """Wait for the workers written off; return whether they have ended by `deadline`.
 
-        Without a deadline, they have ``abort_grace`` seconds more. What is left then is logged, and no error:
-        the caller has set no limit, and nothing else is left to wait for.
+        Without a deadline, they have ``abort_grace`` seconds more. Workers that are left then are logged. That
+        is no error: the caller has set no limit.
         """
         limit = clock() + self._place.settings.abort_grace if deadline is None else deadline
-        while written_off := self._roster.written_off.copy():
-            changed = self._life.changed.listen()  # rung when a worker has ended
-            if not self._roster.written_off:
-                break
+        while True:
+            changed = self._life.changed.listen()  # before the look; rung when a worker has ended
+            if not (written_off := self._roster.written_off.copy()):
+                return True
             remaining = limit - clock()
             if remaining <= 0:
                 if deadline is None:
@@ -309,7 +309,6 @@ class Ending:
                     )
                 return deadline is None
             changed.wait(min(remaining, _GLANCE))
-        return True
 
     def _what_still_runs(self, timeout: float | None) -> str:
         """Return what keeps the executor from its end: the names of tasks, workers and calls."""

@@ -97,6 +97,7 @@ class Hand:
         if not task._may_start():
             self.let_go(task)
             return End.STOPPED
+        self.place.limits.begins(task, self.since)
         return None
 
     def let_go(self, task: Task[Any]) -> Stop | None:

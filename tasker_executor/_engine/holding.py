@@ -153,7 +153,12 @@ class Holding(Generic[R]):
         """
         call = self.call
         grip = call.grip if isinstance(call, Run) else None
-        return call is not None if grip is None else grip.claim()
+        if grip is None:
+            return call is not None
+        claimed = grip.claim()
+        if claimed:
+            grip.give_back()  # at once: another kill may abort the resource again, but while its hook hangs
+        return claimed
 
     @property
     def inherited(self) -> bool:

@@ -46,17 +46,15 @@ class Token(Latch):
 class Stop:
     """The request to one task, or one call of ``run_now``, to end."""
 
-    __slots__ = ("aborted", "again_at", "at", "carried_out", "function", "limit", "reason", "seen", "unasked")
+    __slots__ = ("aborted", "again_at", "at", "function", "limit", "reason", "seen", "unasked")
 
     def __init__(self, reason: Reason, limit: float | None = None) -> None:
         self.reason = reason
         #: Seconds that the task was allowed to run, if that is the reason.
         self.limit = limit
         self.at = clock()
-        #: When the resource is aborted again, if the task still runs then.
+        #: When the watch aborts the resource again, if the task still runs then.
         self.again_at = inf
-        #: False: the system has refused the thread of the abort, and the watch tries again.
-        self.carried_out = True
         #: Whether the resource of the task is being aborted, or was.
         self.aborted = False
         #: Whether no thread has asked for it: the worker found that no time is left to run the task (again).

@@ -57,7 +57,7 @@ logger = Logger("tasker_executor")
 #: The share of the grace after which a resource is aborted again, if that is less than `AGAIN`.
 _AGAIN_OF_GRACE = 1 / 16
 
-#: Seconds until a stop is tried again: the task was between its lane and a worker, or the system refused a thread.
+#: Seconds until the watch looks again at a task that was between its lane and a worker.
 _NEXT_LOOK = 0.01
 
 
@@ -95,11 +95,9 @@ class Stops:
                 self._carry_out(task, asked)
             except BaseException:  # Ctrl-C: the watch does the rest
                 self._pending[ref(task)] = asked
-                asked.carried_out = False
-                self._place.limits.note(clock())
+                asked.again_at = clock()
+                self._place.limits.note(asked.again_at)
                 raise
-            if not asked.carried_out:
-                self._place.limits.note(clock() + _NEXT_LOOK)
             tell()
         return stop is not None
 
@@ -154,7 +152,8 @@ class Stops:
         source, holding = self._place.source, worker.holding
         hook = None if source is None else source.hooks.abort
         if hook is not None and holding is not None and not (again and holding.being_aborted):
-            stop.carried_out = start_abort(holding, hook, self._name, partial(task._claim, stop, worker.runs, again=again))
+            # If the system refuses the thread, the next abort comes at `again_at`, as it does anyway.
+            start_abort(holding, hook, self._name, partial(task._claim, stop, worker.runs, again=again))
 
     def _withdraw(self, task: Task[Any], stop: Stop) -> None:
         """End the task if it waits for its next attempt."""
@@ -189,11 +188,11 @@ class Stops:
             self._withdraw(task, stop)
             # No worker has it in hand: it is between two attempts, for as long as a hook there takes.
             return due if now < due else now + max(_NEXT_LOOK, 0.1 * (now - stop.at))
-        if not stop.carried_out or now >= stop.again_at:
+        if now >= stop.again_at:
             stop.again_at = now + max(self._again, now - stop.at)
             self._carry_out(task, stop, again=True)
         if now < due:
-            return min(due, stop.again_at if stop.carried_out else now + _NEXT_LOOK)
+            return min(due, stop.again_at)
         name = stop.function or describe(task)
         self._give_up(task, worker, stop)
         self._write_off(worker, lambda: worker.task is task, f"task {name}", now - stop.at)

@@ -220,10 +220,10 @@ def unblock(connection: driver.Connection[Any]) -> None:
     ignores the request. If that is not possible, or the call does not return since the network is stalled, the
     socket is shut down, and the connection is broken.
 
-    No cancel request reaches the server later, and hits a statement of the next task. 1. The server closes the
-    connection of a cancel request after it has signalled the backend. libpq waits for that. 2. A backend that
-    is idle ignores the signal, and has seen it before it reads the next statement. 3. A request whose answer
-    did not come may still be on its way. So the connection that it is for is ended.
+    No cancel request hits a statement of the next task. 1. The server closes the connection of a cancel request
+    after it has signalled the backend. libpq waits for that. 2. A backend that is idle ignores the signal, and
+    has seen it before it reads the next statement. 3. A request whose answer did not come may still be on its
+    way. So the connection that it should cancel is shut down.
     """
     deadline = clock() + RETURN_TIMEOUT
     patience = CANCEL_AGAIN
@@ -264,7 +264,7 @@ def _shut_down(connection: driver.Connection[Any]) -> None:
 def is_lost(connection: driver.Connection[Any]) -> bool:
     """Return whether the connection has broken.
 
-    psycopg may find the socket closed, and raise, without a word to libpq. Then the connection looks as if the
+    psycopg may find the socket closed, and raise, and libpq does not know. Then the connection looks as if the
     statement still ran, until libpq looks at the socket.
     """
     if connection.pgconn.transaction_status == ACTIVE:

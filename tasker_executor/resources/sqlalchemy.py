@@ -371,7 +371,7 @@ def _is_conflict(error: Any) -> bool:
 
 
 def _is_lost(connection: Connection) -> bool:
-    """Return whether the connection has broken without a word to SQLAlchemy, as far as psycopg tells."""
+    """Return whether psycopg knows that the connection has broken, and SQLAlchemy does not."""
     if connection.closed or connection.invalidated or not hasattr(connection.connection.dbapi_connection, "pgconn"):
         return False
     from .psycopg import is_lost
