@@ -160,7 +160,6 @@ __all__ = [
     "may_retire",
     "must_go_on",
     "name_of",
-    "never_abort_again",
     "new_task",
     "normal_lane",
     "note_fork",
@@ -806,11 +805,6 @@ def note_tasks_that_come_back(pool: Engine) -> list[Worker]:
 
     core.task_came_back = note
     return workers
-
-
-def never_abort_again(pool: Engine) -> None:
-    """Let no abort be made again because its task still runs."""
-    core_of(pool).stops._again = float("inf")
 
 
 def abort_again(pool: Engine, future: Any) -> None:

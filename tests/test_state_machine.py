@@ -42,7 +42,7 @@ from engine import (
     stats_of,
 )
 from support import DEADLINE, FakeResource, Ledger, ResourceBroken, join_all
-from tasker_executor import QueueFull, ResourceCreationError, ResourceExecutor, TaskExpired
+from tasker_executor import QueueFull, ResourceCreationError, ResourceExecutor, TaskExpired, TaskFuture, TaskStopped
 
 PATIENCE = 15.0  # seconds for the executor to come to rest
 STEPS = 50
@@ -64,7 +64,7 @@ class Job:
     def __init__(self, number: int, max_retries: int) -> None:
         self.number = number
         self.max_retries = max_retries
-        self.future: Future[int] | None = None
+        self.future: TaskFuture[int] | None = None
         self.told = 0  # how often its done-callback was called
         self.runs = 0
         self.at_gate = False
@@ -73,6 +73,7 @@ class Job:
         # What the model expects.
         self.expected_runs = 0
         self.end: str | None = None
+        self.stopped = False
 
     def __repr__(self) -> str:
         return f"<Job {self.number}: {self.runs} of {self.expected_runs} runs, {self.end or 'not ended'}>"
@@ -114,7 +115,11 @@ class Job:
             assert self.future.result(0) == self.number
         else:
             assert self.end is not None
-            assert type(self.future.exception(0)) is ends[self.end], self
+            error = self.future.exception(0)
+            if self.stopped:
+                assert type(error) is TaskStopped, self
+                error = error.__cause__
+            assert type(error) is ends[self.end], self
 
 
 def second(_: FakeResource, value: int) -> int:
@@ -173,7 +178,7 @@ class Model:
         self.running.remove(job)
         if verdict != "break":  # "fail" on a broken resource, too: only a verdict on the error is a reason for a retry
             self._end(job, {"return": "returned", "fail": "failed", "exit": "exited"}[verdict])
-        elif job.expected_runs <= job.max_retries and self.state != "killed":
+        elif job.expected_runs <= job.max_retries and not job.stopped:
             self.retried += 1
             self.lane_of[job].appendleft(job)
         else:
@@ -185,6 +190,18 @@ class Model:
             self.lane_of[job].remove(job)
             self._end(job, "cancelled")
         return job.end == "cancelled"
+
+    def stop(self, job: Job, last_error: dict[Job, str]) -> bool:
+        """A task that runs is asked to end; one that waits for its retry has ended."""
+        if job in self.running:
+            job.stopped = True
+        elif job in self.lane_of[job]:
+            self.lane_of[job].remove(job)
+            job.stopped = job.expected_runs > 0
+            self._end(job, last_error[job] if job.stopped else "cancelled")
+        else:
+            return job.end == "cancelled"
+        return True
 
     def cancel_queue(self, last_error: dict[Job, str]) -> None:
         for job in self.queued:
@@ -271,7 +288,7 @@ class Machine(RuleBasedStateMachine):
         elif option:
             view = view.with_options(start_within=1000.0 if option == "in time" else 0.0)
         if not priority:
-            submit: Callable[..., Future[int]] = view.submit
+            submit: Callable[..., TaskFuture[int]] = view.submit
         else:
             submit = view.submit_priority if option in ("", "once") else view.with_options(priority=True).submit
         model = self.model
@@ -325,6 +342,16 @@ class Machine(RuleBasedStateMachine):
         job = candidates[which % len(candidates)]
         assert job.future is not None
         assert job.future.cancel() is self.model.cancel(job)
+        self.settle()
+
+    @rule(which=ANY)
+    def stop(self, which: int) -> None:
+        candidates = [*self.model.running, *self.model.queued, *self.jobs[-5:]]
+        if not candidates:
+            return
+        job = candidates[which % len(candidates)]
+        assert job.future is not None
+        assert job.future.stop() is self.model.stop(job, self.last_error)
         self.settle()
 
     @rule(verdict=st.sampled_from(["return", "fail", "break"]))
@@ -426,6 +453,8 @@ class Machine(RuleBasedStateMachine):
         elif how == "kill":
             self.pool.kill()
             self.model.state = "killed"
+            for job in self.model.running:
+                job.stopped = True
         else:
             self.pool.shutdown(wait=False, cancel_futures=how == "drain and cancel")
         if self.model.state == "running":

@@ -16,7 +16,6 @@ from engine import (
     abort_again,
     aborts_under_way,
     look_at,
-    never_abort_again,
     note_tasks_that_come_back,
     on_dismissal,
     refuse_abort_threads,
@@ -273,7 +272,6 @@ def test_refused_thread_of_an_abort_is_tried_again_long_before_the_grace(
     make_pool: MakePool, ledger: Ledger, hook: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook, abort_grace=HOUR)
-    never_abort_again(pool)
     turns: list[float | None] = []
     turn: Any = step_of(pool, Step.TURN)
 
@@ -284,7 +282,7 @@ def test_refused_thread_of_an_abort_is_tried_again_long_before_the_grace(
     replace_step(pool, Step.TURN, note_turn)
     # The watch has looked before the thread is refused, so it does not look again by itself.
     before: list[int] = []
-    refused = refuse_abort_threads(monkeypatch, 3, lambda: eventually(lambda: len(turns) > before[0], "the watch to look"))
+    refused = refuse_abort_threads(monkeypatch, 2, lambda: eventually(lambda: len(turns) > before[0], "the watch to look"))
     future = pool.submit(hook.hang)
     eventually(future.running, "the task to run")
     eventually(lambda: bool(turns), "the first turn")
@@ -293,7 +291,7 @@ def test_refused_thread_of_an_abort_is_tried_again_long_before_the_grace(
     assert future.stop()
 
     assert isinstance(cause_of_stop(future), LookupError)
-    assert len(refused) == 3
+    assert len(refused) == 2
 
 
 # -- between two attempts
