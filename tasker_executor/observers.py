@@ -124,7 +124,10 @@ class Observer:
         """A worker has given up its resource and ends."""
 
     def worker_written_off(self, event: WorkerEvent) -> None:
-        """A worker was written off: its task, or an abort of its resource, did not end. A successor may start."""
+        """A worker was written off: its task, or an abort of its resource, did not end. A successor may start.
+
+        It may have ended by now; then `worker_ended` may come first.
+        """
 
     def resource_created(self, event: ResourceEvent) -> None:
         """A resource was made."""

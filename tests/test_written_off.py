@@ -79,6 +79,8 @@ def test_worker_destroys_its_resource_and_ends_when_the_call_returns(make_pool: 
     )
     write_off(pool, gate)
     assert ledger.destroyed == []
+    # The watch tells of it after it has written it off; a worker that ends at once may be told of before.
+    eventually(lambda: told == ["off pool_0"], "the watch to tell")
     gate.release()
 
     ledger.wait_until_destroyed(1)
