@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from support import DEADLINE, FakeResource, Ledger, MakePool, join_all
-from tasker_executor import ResourceExecutor, TaskExpired
+from tasker_executor import ResourceExecutor, TaskExpired, TaskFuture, TaskStopped
 
 pytestmark = pytest.mark.usefixtures("fast_switching")
 
@@ -47,7 +47,7 @@ class Job:
         self.runs = 0  # by one worker at a time
         self.told = 0  # how often its done-callback was called
         self.refused = False
-        self.future: Future[int] | None = None
+        self.future: TaskFuture[int] | None = None
 
     def run(self, resource: FakeResource) -> int:
         self.runs += 1
@@ -77,6 +77,9 @@ class Job:
         error = self.future.exception()
         if isinstance(error, TaskExpired):
             assert self.runs == 0, "expired, and yet it ran"
+        elif isinstance(error, TaskStopped):
+            assert self.runs <= 1 + MAX_RETRIES
+            assert (error.__cause__ is None) is (self.runs == 0), "stopped, without what it has raised"
         elif self.kind == "succeeds":
             assert (error, self.runs) == (None, 1)
         elif self.kind == "fails":
@@ -104,7 +107,9 @@ class Producer:
         self.thread = threading.Thread(target=self._run, name=f"producer {seed}")
 
     def _run(self) -> None:
-        actions = [self.submit] * 12 + [self.cancel] * 3 + [self.wait, self.resize, self.look, self.run_now, self.map]
+        actions = (
+            [self.submit] * 12 + [self.cancel] * 3 + [self.stop, self.wait, self.resize, self.look, self.run_now, self.map]
+        )
         try:
             while not self.closed and time.monotonic() < self.until:
                 self.random.choice(actions)()
@@ -141,13 +146,18 @@ class Producer:
                 raise
             self.closed = True
 
-    def recent(self) -> list[Future[int]]:
+    def recent(self) -> list[TaskFuture[int]]:
         return [job.future for job in self.jobs[-30:] if job.future is not None]
 
     def cancel(self) -> None:
         for future in self.random.sample(self.recent(), min(3, len(self.recent()))):
             if future.cancel():
                 assert future.cancelled()
+
+    def stop(self) -> None:
+        for future in self.random.sample(self.recent(), min(3, len(self.recent()))):
+            if not future.stop():
+                assert future.done() or future.running()  # its worker has let go of it
 
     def wait(self) -> None:
         how = self.random.randrange(4)

@@ -11,7 +11,7 @@ other one does nothing. The stories:
   the stop.
 - *The abort comes while the task runs.* Its thread claims the resource (`Task._claim`) and calls the hook.
   The worker lets go of the task, publishes the result, finds the claim, and waits until the hook has returned
-  (`Worker._recover`). Then it resets and checks the resource; without a check it replaces it.
+  (`Hand.recover`). Then it resets and checks the resource; without a check it replaces it.
 - *The abort comes between two calls of the task*, and unblocks neither: `interrupt` of a connection to SQLite
   does nothing before the statement runs. So the watch aborts the resource again if the task still runs
   `AGAIN` seconds after the stop, and after twice as long each time. After ``kill()`` the watch does not: a
@@ -38,7 +38,6 @@ from functools import partial
 from typing import Any
 from weakref import ref
 
-from .._report import Logger
 from .._sync import clock
 from .aborts import Target, start_abort
 from .attempt import describe
@@ -51,8 +50,6 @@ from .worker import Worker
 from .workplace import Workplace
 
 __all__ = ["Stops"]
-
-logger = Logger("tasker_executor")
 
 #: The share of the grace after which a resource is aborted again, if that is less than `AGAIN`.
 _AGAIN_OF_GRACE = 1 / 16
