@@ -52,6 +52,13 @@ class Mutation(NamedTuple):
 MUTATIONS = [
     # -- the worker
     Mutation(
+        "a worker lets go of a cancelled task without a lock",
+        "_engine/stoppable.py",
+        "if sidecar is None or sidecar.stop is None:",
+        "if sidecar is None:",
+        "stop_races",
+    ),
+    Mutation(
         "a worker whose task was stopped names what broke its resource",
         "_engine/hand.py",
         "return cause.__cause__ if self.stopped is not None and isinstance(cause, TaskStopped | TaskTimeout) else cause",

@@ -450,3 +450,18 @@ def test_time_that_attempts_took_is_not_counted_twice(make_pool: MakePool) -> No
         assert look_at(pool, Busy(), future, now=6.0) == 10.0
         assert future._sidecar.stop is None
         future._sidecar.ran = 0.0
+
+
+def test_a_cancelled_task_whose_condition_foreign_code_keeps_holds_no_worker_up(make_pool: MakePool, gate: Gate) -> None:
+    # `concurrent.futures.wait` that Ctrl-C interrupts may leave the condition of a future acquired for ever.
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    cancelled: Any = pool.submit(int)
+    assert cancelled.cancel()
+    condition = cancelled._condition
+
+    with condition:
+        following = pool.submit(int)
+        gate.release()
+        assert following.result(DEADLINE) == 0
