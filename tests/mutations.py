@@ -54,8 +54,8 @@ MUTATIONS = [
     Mutation(
         "a worker lets go of a cancelled task without a lock",
         "_engine/stoppable.py",
-        "if sidecar is None or sidecar.stop is None:",
-        "if sidecar is None:",
+        "if sidecar is None or stop is None:  # no lock then",
+        "if sidecar is None:  # no lock then",
         "stop_races",
     ),
     Mutation(

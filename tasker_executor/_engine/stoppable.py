@@ -50,11 +50,11 @@ class Stoppable(Foreign[T]):
         """Return the stop of the task, once no thread is about to use it. Called when the task is out of hand."""
         self._submitted = self._submitted  # a store, and then the look: see "Which thread goes first"
         sidecar = self._sidecar
-        if sidecar is None or sidecar.stop is None:  # no lock then: foreign code may hold it, and never let go
+        stop = None if sidecar is None else sidecar.stop
+        if sidecar is None or stop is None:  # no lock then: foreign code may hold it, and never let go
             return None
         with sidecar:
-            if (stop := sidecar.stop) is not None:
-                stop.seen = True
+            stop.seen = True
         return stop
 
     @locks_task
