@@ -417,6 +417,27 @@ def test_connections_are_killed_all_the_time_and_all_is_done_once(server: Server
 
 
 @pytest.mark.services
+def test_a_connection_that_is_lost_as_it_is_handed_out_is_broken(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ping(client: Any) -> bool:
+        return bool(client.ping())
+
+    # redis-py has just connected anew, and finds that connection lost, too. Then it does not close it.
+    with pool_of(server, 1, retry_broken=True) as pool:
+        pool.submit(ping).result(DEADLINE)
+        ready, losses = redis.Connection.can_read, [1, 2]
+
+        def lost(connection: redis.Connection, timeout: float = 0) -> bool:
+            if losses:
+                losses.pop()
+                raise redis.ConnectionError("Connection closed by server.")
+            return bool(ready(connection, timeout))
+
+        monkeypatch.setattr(redis.Connection, "can_read", lost)
+        assert pool.submit(ping).result(DEADLINE) is True
+        assert pool.stats().retried == 1
+
+
+@pytest.mark.services
 def test_what_may_be_done_already_is_not_done_again(server: Server) -> None:
     def add(client: redis.Redis) -> None:
         client.incr(server.name)

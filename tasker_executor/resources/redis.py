@@ -137,6 +137,7 @@ class _Pool(redis.ConnectionPool):
         self._refuses = threading.Event()
         self.lent: set[Any] = set()
         self._made: list[Any] = []
+        self._lost_at_once = False  # lost as it was handed out: redis-py does not close it then
         super().__init__(*args, **options)
 
     @override
@@ -149,7 +150,11 @@ class _Pool(redis.ConnectionPool):
 
     @override
     def get_connection(self, *args: Any, **options: Any) -> Any:
-        connection = super().get_connection(*args, **options)
+        try:
+            connection: Any = super().get_connection(*args, **options)
+        except _LOST:
+            self._lost_at_once = len(self.lent) < len(self._made)  # if not, there are too many, and none was lost
+            raise
         self.lent.add(connection)
         if self.is_cut:  # looked at last: cut() sets it first, and then looks for connections
             self.release(connection)
@@ -167,7 +172,7 @@ class _Pool(redis.ConnectionPool):
 
     def has_lost_one(self) -> bool:
         """Return whether a connection is lost. redis-py closes it after an error, and connects it on use."""
-        return any(_socket_of(connection) is None for connection in self._made)
+        return self._lost_at_once or any(_socket_of(connection) is None for connection in self._made)
 
     def cut(self) -> None:
         """End what is sent and received, for good."""
