@@ -2992,22 +2992,22 @@ MUTATIONS = [
     Mutation(
         "a cancel request that may come late costs the connection",
         "resources/psycopg.py",
-        "        except driver.Error:\n            break",
-        "        except driver.Error:\n            return",
+        "        except driver.Error:\n            return False\n        return True",
+        "        except driver.Error:\n            pass\n        return True",
         "resources_psycopg",
     ),
     Mutation(
         "a cancel request that came too early is sent again",
-        "resources/psycopg.py",
+        "resources/_sockets.py",
         "        if clock() >= deadline:\n            break\n        patience",
         "        break\n        patience",
         "resources_psycopg",
     ),
     Mutation(
         "a KILL QUERY that came too early is sent again",
-        "resources/pymysql.py",
-        "            if clock() >= deadline:\n                break",
-        "            break",
+        "resources/_sockets.py",
+        "        if clock() >= deadline:\n            break\n        patience",
+        "        break\n        patience",
         "resources_pymysql",
     ),
     Mutation(

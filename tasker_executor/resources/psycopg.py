@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import selectors
 import socket
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, overload
@@ -21,6 +20,7 @@ from .._checks import check_bool
 from .._sync import clock
 from ..factory import ResourceFactory, Verdict
 from ._commit import NOTHING_WRITTEN, TRANSACTION_NUMBER, CommitUnknown, settle_commit
+from ._sockets import cancel_until_it_returns
 
 try:
     import psycopg as driver
@@ -51,8 +51,6 @@ CHECK_TIMEOUT = 5.0  # seconds
 # Both together stay below the grace that an executor gives to a task that it stops.
 CANCEL_TIMEOUT = 2.0  # seconds
 RETURN_TIMEOUT = 1.0  # seconds
-CANCEL_AGAIN = 0.05  # seconds; doubled each time
-FIRST_LOOK, LAST_LOOK = 0.0002, 0.01  # seconds; doubled each time
 
 
 class Connections(ResourceFactory[driver.Connection[Row]]):
@@ -225,32 +223,18 @@ def unblock(connection: driver.Connection[Any]) -> None:
     has seen it before it reads the next statement. 3. A request whose answer did not come may still be on its
     way. So the connection that it should cancel is shut down.
     """
-    deadline = clock() + RETURN_TIMEOUT
-    patience = CANCEL_AGAIN
-    while True:
+
+    def cancel() -> bool:
         try:
             connection.cancel_safe(timeout=CANCEL_TIMEOUT)
         except driver.ProgrammingError:
             pass  # psycopg has sent nothing: the transaction is a prepared one
         except driver.Error:
-            break
-        if _returns(connection, min(clock() + patience, deadline)):
-            return
-        if clock() >= deadline:
-            break
-        patience *= 2
-    _shut_down(connection)
-
-
-def _returns(connection: driver.Connection[Any], deadline: float) -> bool:
-    """Wait until no call is inside of the connection; return whether that comes in time."""
-    pause = FIRST_LOOK
-    while connection.pgconn.transaction_status == ACTIVE:
-        if clock() >= deadline:
             return False
-        time.sleep(pause)
-        pause = min(2 * pause, LAST_LOOK)
-    return True
+        return True
+
+    if not cancel_until_it_returns(cancel, lambda: connection.pgconn.transaction_status == ACTIVE, RETURN_TIMEOUT):
+        _shut_down(connection)
 
 
 def _shut_down(connection: driver.Connection[Any]) -> None:

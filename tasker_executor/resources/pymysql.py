@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic
@@ -10,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic
 from typing_extensions import TypeVar, override
 
 from .._checks import check_bool
-from .._sync import clock
 from ..factory import ResourceFactory, Verdict
 from ._commit import CommitUnknown, commit_unknown
-from ._sockets import shut_down
+from ._sockets import cancel_until_it_returns, shut_down
 
 try:
     import pymysql
@@ -45,8 +43,6 @@ _PATIENCE = 10.0
 #: Seconds for each step of an abort.
 _HURRY = 2.0
 _RETURN_TIMEOUT = 1.0
-_KILL_AGAIN = 0.05  # doubled each time
-_FIRST_LOOK, _LAST_LOOK = 0.0002, 0.01  # doubled each time
 
 
 class Connections(ResourceFactory["Connection[C]"], Generic[C]):
@@ -164,20 +160,17 @@ class Connections(ResourceFactory["Connection[C]"], Generic[C]):
             "init_command": None,
         }
         number: int = resource.thread_id()  # type: ignore[no-untyped-call]  # its stub has no types
-        deadline = clock() + _RETURN_TIMEOUT
-        patience = _KILL_AGAIN
-        while True:
+
+        def kill() -> bool:
             try:
                 with _Connection(**self._connect | hurry) as second:
                     second.query(f"KILL QUERY {number}")
             except Exception:  # no connection is left, no network: the server cannot be told, or hears of it later
-                break
-            if _returns(resource, min(clock() + patience, deadline)):
-                return
-            if clock() >= deadline:
-                break
-            patience *= 2
-        shut_down(getattr(resource, "_sock", None))
+                return False
+            return True
+
+        if not cancel_until_it_returns(kill, lambda: getattr(resource, "is_waiting", False), _RETURN_TIMEOUT):
+            shut_down(getattr(resource, "_sock", None))
 
     @contextmanager
     def _one_transaction(self, connection: Connection[C]) -> Generator[None]:
@@ -249,17 +242,6 @@ class _Connection(_AnyConnection):
         if _Connection._shared is None:
             _Connection._shared = create(options)
         return _Connection._shared
-
-
-def _returns(connection: Connection[Any], deadline: float) -> bool:
-    """Wait until no call waits for an answer of the server; return whether that comes in time."""
-    pause = _FIRST_LOOK
-    while getattr(connection, "is_waiting", False):
-        if clock() >= deadline:
-            return False
-        time.sleep(pause)
-        pause = min(2 * pause, _LAST_LOOK)
-    return True
 
 
 def _roll_back(connection: Connection[Any]) -> None:
