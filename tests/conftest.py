@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from support import DEADLINE, Clock, Gate, Ledger, MakePool, Sequencer, join_all, switch_interval
+from support import DEADLINE, Clock, Gate, Hook, Ledger, MakePool, Sequencer, join_all, switch_interval
 from tasker_executor import ResourceExecutor
 
 THREADS_END_WITHIN = 10.0  # seconds
@@ -81,6 +81,12 @@ def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
 
     if not failed(request):  # A failure is the news; books it left open are not.
         books.check()
+
+
+@pytest.fixture
+def hook() -> Hook:
+    """An `on_abort` hook. See `support.Hook`."""
+    return Hook()
 
 
 @pytest.fixture

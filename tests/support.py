@@ -22,9 +22,11 @@ from tasker_executor.testing.fakes import DEADLINE, FakeResource, Gate, Ledger, 
 
 __all__ = [
     "DEADLINE",
+    "HOUR",
     "Clock",
     "FakeResource",
     "Gate",
+    "Hook",
     "Ledger",
     "MakePool",
     "ResourceBroken",
@@ -39,6 +41,9 @@ __all__ = [
 ]
 
 R = TypeVar("R")
+
+#: Seconds that no test lasts.
+HOUR = 3600.0
 
 #: Without the GIL an object goes when the thread that made it comes by; a worker that sleeps does not.
 needs_gil = pytest.mark.skipif(
@@ -144,6 +149,23 @@ def eventually(predicate: Callable[[], bool], claim: str) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {DEADLINE:g} s in vain for {claim}")
         pause.wait(0.001)
+
+
+class Hook:
+    """An `on_abort` hook that notes the resources, and ends the calls that hang in them."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.freed = threading.Event()
+
+    def __call__(self, resource: FakeResource) -> None:
+        self.calls.append(resource.number)
+        self.freed.set()
+
+    def hang(self, resource: FakeResource) -> None:
+        """Run until the resource is aborted, and raise."""
+        assert self.freed.wait(DEADLINE)
+        raise LookupError(resource)
 
 
 def cause_of_stop(future: Future[Any]) -> BaseException | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from typing import Any
 
 import pytest
@@ -15,32 +14,8 @@ from engine import (
     workers_of,
     written_off_workers,
 )
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, cause_of_stop, eventually
+from support import DEADLINE, HOUR, FakeResource, Gate, Hook, Ledger, MakePool, cause_of_stop, eventually
 from tasker_executor import Observer, TaskEvent, TaskStopped, TaskTimeout
-
-HOUR = 3600.0
-
-
-class Hook:
-    """An `on_abort` hook that notes the resources, and ends the calls that hang in them."""
-
-    def __init__(self) -> None:
-        self.calls: list[int] = []
-        self.freed = threading.Event()
-
-    def __call__(self, resource: FakeResource) -> None:
-        self.calls.append(resource.number)
-        self.freed.set()
-
-    def hang(self, resource: FakeResource) -> None:
-        """Run until the resource is aborted, and raise."""
-        assert self.freed.wait(DEADLINE)
-        raise LookupError(resource)
-
-
-@pytest.fixture
-def hook() -> Hook:
-    return Hook()
 
 
 def test_given_up_task_leaves_a_clean_resource(make_pool: MakePool, ledger: Ledger) -> None:

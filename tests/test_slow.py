@@ -11,10 +11,8 @@ from typing import Any, cast
 import pytest
 
 from engine import Slow, Task, Worker, new_task, post_aside, settings_of
-from support import Clock, Gate, MakePool, eventually
+from support import HOUR, Clock, Gate, MakePool, eventually
 from tasker_executor import ResourceExecutor
-
-HOUR = 3600.0
 
 
 def crawl(gate: Gate) -> None:

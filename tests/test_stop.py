@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from engine import written_off_workers
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, cause_of_stop, eventually, needs_gil
+from support import DEADLINE, HOUR, FakeResource, Gate, Ledger, MakePool, ResourceBroken, cause_of_stop, eventually, needs_gil
 from tasker_executor import (
     Observer,
     ResourceExecutor,
@@ -23,8 +23,6 @@ from tasker_executor import (
     TaskTimeout,
     current_task,
 )
-
-HOUR = 3600.0
 
 
 def obey() -> None:

@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 
 from engine import tend_watch, watch_due_in, watch_has_looked
-from support import DEADLINE, MakePool, eventually
+from support import DEADLINE, HOUR, MakePool, eventually
 from tasker_executor import TaskStopped, TaskTimeout
 from tasker_executor.factory import Verdict
-
-HOUR = 3600.0
 
 
 class Interrupted(Exception):

@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
-from support import DEADLINE, Clock, FakeResource, Gate, Ledger, ResourceBroken
+from support import DEADLINE, HOUR, Clock, FakeResource, Gate, Ledger, ResourceBroken
 from tasker_executor import TaskCancelled, TaskExpired, TaskStopped, TaskTimeout, Verdict, current_task
 from tasker_executor.testing import InlineExecutor
 
 MakeInline = Callable[..., InlineExecutor[Any]]
-
-HOUR = 3600.0
 
 
 @pytest.fixture

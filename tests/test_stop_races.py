@@ -24,32 +24,20 @@ from engine import (
     workers_of,
     written_off_workers,
 )
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, cause_of_stop, eventually, join_all
-from tasker_executor import TaskTimeout, Verdict
-
-HOUR = 3600.0
-
-
-class Hook:
-    """An `on_abort` hook that notes the resources, and ends the calls that hang in them."""
-
-    def __init__(self) -> None:
-        self.calls: list[int] = []
-        self.freed = threading.Event()
-
-    def __call__(self, resource: FakeResource) -> None:
-        self.calls.append(resource.number)
-        self.freed.set()
-
-    def hang(self, resource: FakeResource) -> None:
-        """Run until the resource is aborted, and raise."""
-        assert self.freed.wait(DEADLINE)
-        raise LookupError(resource)
-
-
-@pytest.fixture
-def hook() -> Hook:
-    return Hook()
+from support import (
+    DEADLINE,
+    HOUR,
+    FakeResource,
+    Gate,
+    Hook,
+    Ledger,
+    MakePool,
+    ResourceBroken,
+    cause_of_stop,
+    eventually,
+    join_all,
+)
+from tasker_executor import ResourceExecutor, TaskFuture, TaskTimeout, Verdict
 
 
 def hold_claim_of(
@@ -212,10 +200,10 @@ def test_abort_that_comes_late_does_not_hit_the_next_task(
     assert hook.calls == []
 
 
-def test_abort_that_is_about_to_look_does_not_keep_the_next_task_from_being_aborted(
+def task_after_an_abort_that_looks_late(
     make_pool: MakePool, ledger: Ledger, hook: Hook, monkeypatch: pytest.MonkeyPatch, gate: Gate
-) -> None:
-    # 1. The abort of the first task has announced itself, and looks late. 2. The next task is stopped, and aborted at once.
+) -> tuple[ResourceExecutor[Any], TaskFuture[Any]]:
+    """Return a pool and its task in hand; the abort of the task before it is about to claim the resource, in `gate`."""
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook, abort_grace=HOUR)
     with Gate() as first:
         early: Any = pool.submit(first.hold)
@@ -226,6 +214,14 @@ def test_abort_that_is_about_to_look_does_not_keep_the_next_task_from_being_abor
     assert early.result(DEADLINE) is None
     late = pool.submit(hook.hang)
     eventually(late.running, "the next task to run")
+    return pool, late
+
+
+def test_abort_that_is_about_to_look_does_not_keep_the_next_task_from_being_aborted(
+    make_pool: MakePool, ledger: Ledger, hook: Hook, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    # 1. The abort of the first task has announced itself, and looks late. 2. The next task is stopped, and aborted at once.
+    _, late = task_after_an_abort_that_looks_late(make_pool, ledger, hook, monkeypatch, gate)
 
     assert late.stop()
 
@@ -236,16 +232,7 @@ def test_abort_that_is_about_to_look_does_not_keep_the_next_task_from_being_abor
 def test_kill_aborts_the_next_task_although_an_abort_is_about_to_look(
     make_pool: MakePool, ledger: Ledger, hook: Hook, monkeypatch: pytest.MonkeyPatch, gate: Gate
 ) -> None:
-    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook, abort_grace=HOUR)
-    with Gate() as first:
-        early: Any = pool.submit(first.hold)
-        hold_claim_of(monkeypatch, gate, lambda task: task is early)
-        first.wait_until_held()
-        early.stop()
-        gate.wait_until_held()
-    assert early.result(DEADLINE) is None
-    late = pool.submit(hook.hang)
-    eventually(late.running, "the next task to run")
+    pool, late = task_after_an_abort_that_looks_late(make_pool, ledger, hook, monkeypatch, gate)
 
     pool.kill()
 

@@ -29,7 +29,7 @@ from engine import (
     stock_of,
     timer_of,
 )
-from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, switch_interval
+from support import DEADLINE, HOUR, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, switch_interval
 from tasker_executor import (
     ResourceExecutor,
     ShutdownTimeout,
@@ -42,8 +42,6 @@ from tasker_executor import (
 )
 
 Pool = ResourceExecutor[FakeResource]
-
-HOUR = 3600.0
 
 
 class Cut(Exception):

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 
 from engine import is_terminated, tend_stops, workers_of, written_off_workers
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, cause_of_stop, eventually, run_python
+from support import DEADLINE, HOUR, FakeResource, Gate, Ledger, MakePool, cause_of_stop, eventually, run_python
 from tasker_executor import Observer, ResourceExecutor, ShutdownTimeout, TaskStopped, WorkerEvent
-
-HOUR = 3600.0
 
 
 def write_off(pool: ResourceExecutor[Any], gate: Gate, n: int = 1) -> Any:
