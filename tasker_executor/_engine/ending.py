@@ -36,6 +36,7 @@ from .lanes import Lane
 from .nesting import Nesting
 from .reserve import Reserve
 from .state import State
+from .stopping import KILLED
 from .stops import Stops
 from .threads import make_thread
 from .workplace import Workplace
@@ -104,7 +105,7 @@ class Ending:
         self._crew.populate_or_retry()  # tasks may wait while no worker lives to run them
         life.changed.ring()
         if kill:
-            life.killed.cancel("was stopped with its executor, by kill()")
+            life.killed.cancel(KILLED)
             self._place.runs.kill()
             self._stop_running()
         escaped: BaseException | None = None

@@ -8,7 +8,10 @@ from math import inf
 from .._sync import Latch, clock
 from ..exceptions import TaskStopped, TaskTimeout
 
-__all__ = ["AGAIN", "Reason", "Stop", "Token"]
+__all__ = ["AGAIN", "KILLED", "Reason", "Stop", "Token"]
+
+#: Why tasks are stopped that end with their executor, in words that follow "this task".
+KILLED = "was stopped with its executor, by kill()"
 
 #: Seconds from a stop until the resource is aborted a second time, if the task still runs. The first abort may
 #: come between two calls of the task, and unblock neither.
@@ -68,7 +71,7 @@ class Stop:
         """Return the reason, in words that follow "this task"."""
         if self.reason is Reason.TIMED_OUT:
             return f"has run for longer than run_within ({self.limit:g} s)"
-        return "was stopped with its executor, by kill()" if self.reason is Reason.KILLED else "was stopped"
+        return KILLED if self.reason is Reason.KILLED else "was stopped"
 
     def error(self, executor: str, function: str, cause: BaseException | None, note: str = "") -> TaskStopped | TaskTimeout:
         """Return the error of the stopped task, which has ended with `cause`, or has not ended (None)."""

@@ -13,7 +13,7 @@ from .._engine.current import Caller, current
 from .._engine.invoke import refuse_async
 from .._engine.reserve import Reserve
 from .._engine.run import Run
-from .._engine.stopping import Reason, Token
+from .._engine.stopping import KILLED, Reason, Token
 from .._options import TaskOptions, Unset
 from .._report import function_name
 from .._sync import clock
@@ -119,6 +119,6 @@ class InlineRuns:
 
     def kill(self) -> None:
         """Stop all that runs, and all that has yet to begin."""
-        self.killed.cancel("was stopped with its executor, by kill()")
+        self.killed.cancel(KILLED)
         for run in self._runs.copy():
             self.stop(run, Reason.KILLED)
