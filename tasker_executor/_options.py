@@ -34,6 +34,10 @@ class TaskOptions:
     #: Seconds that it may run. None: no limit. UNSET: the executor's limit.
     run_within: float | Unset | None = UNSET
 
+    def run_limit(self, usual: float | None) -> float | None:
+        """Return for how many seconds a task may run; `usual` is the executor's limit. None: without a limit."""
+        return usual if isinstance(self.run_within, Unset) else self.run_within
+
     def derive(self, **changes: Any) -> TaskOptions:
         """Return these options with `changes`. A change that is UNSET keeps the value."""
         return replace(self, **{name: value for name, value in changes.items() if value is not UNSET})

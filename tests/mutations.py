@@ -1556,7 +1556,7 @@ MUTATIONS = [
     Mutation(
         "a view has a limit of its own, in run_now too",
         "_engine/submission.py",
-        "limit = core.settings.run_within if isinstance(options.run_within, Unset) else options.run_within",
+        "limit = options.run_limit(core.settings.run_within)",
         "limit = core.settings.run_within",
         "stop_run_now",
     ),

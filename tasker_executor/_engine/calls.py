@@ -11,12 +11,15 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
-from .._report import drop_frame, traceback_of
+from .._report import drop_frame, function_name, traceback_of
 from .._sync import clock
+from .current import Caller, current
 from .lanes import Lane
+from .run import Run, stop_of
+from .stopping import Token
 from .task import PENDING, Task
 
-__all__ = ["WithoutResource", "bind", "drop_frames", "new_task"]
+__all__ = ["WithoutResource", "bind", "call_bare", "drop_frames", "new_task"]
 
 T = TypeVar("T")
 
@@ -49,6 +52,39 @@ def bind(fn: Callable[..., T], kwargs: dict[str, Any]) -> Callable[..., T]:
         return partial(fn, **kwargs)
     except TypeError:
         return lambda *args: fn(*args, **kwargs)
+
+
+def call_bare(
+    owner: object,
+    executor: str,
+    killed: Token,
+    run: Run | None,
+    fn: Callable[..., T],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    slot: int | None = None,
+) -> T:
+    """Call a function, without a resource, as the current task of this thread; raise the error of its stop.
+
+    `run`: what stops the call, if it has a limit or a future. `slot`: what `current_slot` returns.
+    """
+    here = current.here
+    before, here.holder = here.holder, Caller(owner, killed if run is None else run, fn, slot)
+    try:
+        if run is not None:
+            run.begin(None, executor, fn)
+        try:
+            return fn(*args, **kwargs)
+        except Exception as error:
+            if run is not None:
+                run.let_go()
+            if (stop := stop_of(run, killed)) is None:
+                raise
+            raise stop.error(executor, function_name(fn), error) from error
+    finally:
+        here.holder = before
+        if run is not None:
+            run.let_go()
 
 
 class WithoutResource:

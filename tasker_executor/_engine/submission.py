@@ -13,17 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .._options import UNSET, TaskOptions, Unset
+from .._options import UNSET, TaskOptions
 from .._report import function_name, must_escape
 from ..exceptions import QueueFull, TaskCancelled, TaskStopped, TaskTimeout
 from ..observers import TaskEvent
 from .admission import Ticket
-from .calls import WithoutResource, bind, drop_frames, new_task
+from .calls import WithoutResource, bind, call_bare, drop_frames, new_task
 from .core import Core
-from .current import Caller, current
+from .current import current
 from .parked import ParkedTask, Parking
 from .reserve import Reserve
-from .run import Run, stop_of
+from .run import Run
 from .settings import OnFull
 from .state import State
 from .task import RUNNING, Task
@@ -153,13 +153,13 @@ def run_now(
     """
     if core.life.state is not State.RUNNING:
         raise core.refuse()
-    limit = core.settings.run_within if isinstance(options.run_within, Unset) else options.run_within
+    limit = options.run_limit(core.settings.run_within)
     run = None if limit is None and task is None else Run(limit, core.runs.watch, task)
     try:
         if run is not None:
             core.runs.enter(run)
         if core.reserve is None:
-            return _call_bare(core, fn, args, kwargs, run)
+            return call_bare(core, core.name, core.life.killed, run, fn, args, kwargs)
         if not options.pass_resource:
             fn = WithoutResource(fn)
         return core.reserve.run(fn, args, kwargs, options.max_retries, run)
@@ -174,22 +174,3 @@ def run_now(
             finally:  # Ctrl-C may interrupt the first
                 core.runs.leave(run)
         del task
-
-
-def _call_bare(core: Core, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], run: Run | None) -> T:
-    """Call a function, without a resource, as the current task of this thread."""
-    here = current.here
-    before, here.holder = here.holder, Caller(core, core.life.killed if run is None else run, fn)
-    try:
-        if run is not None:
-            run.begin(None, core.name, fn)
-        try:
-            return fn(*args, **kwargs)
-        except Exception as error:
-            if (stop := stop_of(run, core.life.killed)) is None:
-                raise
-            raise stop.error(core.name, function_name(fn), error) from error
-    finally:
-        here.holder = before
-        if run is not None:
-            run.let_go()

@@ -9,13 +9,12 @@ from typing import Any
 
 from typing_extensions import override
 
-from .._engine.current import Caller, current
+from .._engine.calls import call_bare
 from .._engine.invoke import refuse_async
 from .._engine.reserve import Reserve
 from .._engine.run import Run
 from .._engine.stopping import KILLED, Reason, Token
-from .._options import TaskOptions, Unset
-from .._report import function_name
+from .._options import TaskOptions
 from .._sync import clock
 from .._types import AbortHook
 
@@ -67,7 +66,7 @@ class InlineRuns:
 
     def new(self, options: TaskOptions) -> InlineRun:
         """Return what stops a task with these options, which has not begun."""
-        return InlineRun(self._run_within if isinstance(options.run_within, Unset) else options.run_within)
+        return InlineRun(options.run_limit(self._run_within))
 
     def call(
         self,
@@ -84,29 +83,12 @@ class InlineRuns:
             if self.killed.is_open:  # the killer may have looked before
                 run.ask(Reason.KILLED)
             if reserve is None:
-                return self._call_bare(run, call, args, kwargs)
+                return call_bare(self._owner, self._name, self.killed, run, call, args, kwargs, slot=0)
             value = reserve.run(call, args, kwargs, max_retries, run)
             return refuse_async(call, value) if isinstance(value, CoroutineType) else value
         finally:
             self._runs.discard(run)
             run.end()
-
-    def _call_bare(self, run: InlineRun, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make a call, without a resource, as the current task of this thread."""
-        here = current.here
-        before, here.holder = here.holder, Caller(self._owner, run, call, slot=0)
-        try:
-            run.begin(None, self._name, call)
-            try:
-                return call(*args, **kwargs)
-            except Exception as error:
-                run.let_go()
-                if run.stop is None:
-                    raise
-                raise run.stop.error(self._name, function_name(call), error) from error
-        finally:
-            here.holder = before
-            run.let_go()
 
     def stop(self, run: InlineRun, reason: Reason = Reason.STOPPED) -> bool:
         """Ask what runs to stop, and abort its resource; return False if it is over."""
