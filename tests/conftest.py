@@ -50,6 +50,19 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if is_gil_back():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if is_gil_back():
+        terminalreporter.section("the GIL")
+        terminalreporter.write_line(
+            "ERROR: an extension module has turned the GIL on, so this run shows nothing; set PYTHON_GIL=0"
+        )
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
     """Dump a traceback if the interpreter does not end, in CI: a leaked thread may keep it from ending."""
@@ -171,6 +184,12 @@ def end(pool: ResourceExecutor[Any], has_failed: Callable[[], bool]) -> None:
     except BaseException:
         pool.kill()
         raise
+
+
+def is_gil_back() -> bool:
+    """Return whether a Python that began without the GIL has it now. An import of an extension module may do that."""
+    began_without = getattr(sys.flags, "gil", 1) != 1
+    return began_without and getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def failed(request: pytest.FixtureRequest) -> bool:

@@ -4,20 +4,24 @@
 
 The Python of .venv measures coverage. Each other gets a virtual environment `.venv-X.Y` with only what the
 suite needs; its tests of integrations and servers skip. The oldest Python, the newest and that of .venv run the
-whole suite. Those between leave out the tests marked `long`. CPython's tests run where their runner lies beside
-the project (CONFORMANCE). Several Pythons are tested at a time; what each printed is shown when it is through.
+whole suite. Those between leave out the tests marked `long`. The newest then runs some tests once more, with
+threads that inherit contexts (INHERITING). A Python without the GIL is told not to take it back for any extension
+module, and its suite fails if it has. CPython's tests run where their runner lies beside the project
+(CONFORMANCE). Several Pythons are tested at a time; what each printed is shown when it is through.
 
 A summary ends the run, for a reader who sees only the last hundred lines. First it says what is known of each
 failure. Then come a line for each Python, for each thing that was skipped, with the reason, and for each failure.
 The last line adds up: N passed, N failed.
 
 Pythons are looked for in TASKER_PYTHONS, on PATH, and among those of pyenv. The first of each version is taken.
+Others may still be built while these are tested. They are tested last, and are never the oldest or the newest.
 
 Environment:
-    TASKER_PYTHONS       paths of Pythons, with a colon between them
-    TASKER_TEST_PYTHONS  which Pythons beside that of .venv: all (default), ends (the oldest and the newest), none
-    TASKER_TEST_LONG     who runs the tests marked `long`: ends (default), all
-    TASKER_TEST_JOBS     how many at a time; default: one per CPU
+    TASKER_PYTHONS         paths of Pythons, with a colon between them
+    TASKER_PYTHONS_COMING  a pipe, from which the path of each Python that is being built can be read once it is there
+    TASKER_TEST_PYTHONS    which Pythons beside that of .venv: all (default), ends (the oldest and the newest), none
+    TASKER_TEST_LONG       who runs the tests marked `long`: ends (default), all
+    TASKER_TEST_JOBS       how many at a time; default: one per CPU
 """
 
 from __future__ import annotations
@@ -27,9 +31,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFORMANCE = PROJECT.parent / "shared" / "conformance" / "cpython_suite.py"
@@ -37,11 +42,24 @@ CONFORMANCE_HAS_NO_TESTS = 3  # Exit status: this interpreter came without the `
 STEP_TIMEOUT = 1800.0  # seconds; a suite that hangs ends itself long before
 CORE = ["-m", "not stress and not long"]
 
+# The newest Python with the GIL can do what those without it do: a thread begins in the context of its starter, and that
+# context holds the filters of warnings. The programs that tests start do so as well. These tests are the ones in which
+# each kind of thread starts, a context is handed on, and user code runs that might see another.
+INHERITING = {"PYTHON_THREAD_INHERIT_CONTEXT": "1", "PYTHON_CONTEXT_AWARE_WARNINGS": "1"}
+INHERITING_SINCE = (3, 14)
+INHERITING_NAMES = """
+aio aio_full aio_map aio_shutdown context contract drop ending exit herald hooks kill map_stop observers
+run_now scope shutdown stop stop_run_now task thread_contexts threads timer unretrieved views worker
+"""
+INHERITING_TESTS = [f"tests/test_{name}.py" for name in INHERITING_NAMES.split()]
+
 # What the summary shows of the failures of one Python. All of it stands in the output further up.
 MOST_NAMES = 40
 MOST_DETAILS = 5
 MOST_LINES = 60
 MOST_COLUMNS = 300
+
+SHOWING = Lock()  # One report is printed at a time.
 
 # How pytest heads a part of what it prints, and a failure in it. Between the frames of a traceback stands "_ _ _ _".
 PART = re.compile(r"={3,} (.+) ={3,}")
@@ -76,6 +94,11 @@ class Interpreter:
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}{self.suffix.strip('-')}"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Extension modules may ask for the GIL. A Python that can do without it does not listen."""
+        return {"PYTHON_GIL": "0"} if self.suffix == "t" else {}
+
 
 @dataclass
 class Report:
@@ -83,6 +106,7 @@ class Report:
 
     title: str
     path: str | Path = sys.executable
+    environment: dict[str, str] = field(default_factory=dict[str, str])
     output: list[str] = field(default_factory=list[str])
     passed: int = 0
     failed: int = 0
@@ -91,19 +115,29 @@ class Report:
     failures: list[str] = field(default_factory=list[str])
     details: list[str] = field(default_factory=list[str])
 
-    def run(self, *command: str | Path, counts: bool = False, tolerated: int = 0) -> int:
+    def run(
+        self, *command: str | Path, counts: bool = False, tolerated: int = 0, environment: dict[str, str] | None = None
+    ) -> int:
         """Run a command to its end and return its exit status. One that fails and counts no failures is a failure itself."""
         words = list(map(str, command))
+        variables = self.environment | (environment or {})
         with tempfile.TemporaryFile("w+", errors="replace") as log:  # A pipe would lose what a command printed that hangs.
             try:
                 status = subprocess.run(
-                    words, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, timeout=STEP_TIMEOUT, check=False
+                    words,
+                    cwd=PROJECT,
+                    env=os.environ | variables,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    timeout=STEP_TIMEOUT,
+                    check=False,
                 ).returncode
             except subprocess.TimeoutExpired:
                 status = -1
             log.seek(0)
             output = log.read().strip()
-        self.output += [f"$ {' '.join(words)}", output, *[f"not done after {STEP_TIMEOUT:g} s"] * (status == -1)]
+        line = " ".join([f"{name}={value}" for name, value in variables.items()] + words)
+        self.output += [f"$ {line}", output, *[f"not done after {STEP_TIMEOUT:g} s"] * (status == -1)]
 
         failed = 0
         if counts:  # pytest ends with "3 failed, 5 passed, 1 error in 2 s", the conformance suite with "5 passed, 3 failed".
@@ -113,13 +147,13 @@ class Report:
         if status not in (0, tolerated):
             failures, details = failures_in(output)
             self.failed += failed or 1
-            self.failures += failures or [f"{' '.join(words)}: exit status {status}"]
+            self.failures += failures or [f"{line}: exit status {status}"]
             self.details += details or [shortened(output.splitlines()[-MOST_LINES:])]
         return status
 
-    def suite(self, python: str | Path, *options: str) -> None:
-        status = self.run(python, "-m", "pytest", "-q", "-rsfE", *options, counts=True)
-        self.results.append(self.last_line("suite", status))
+    def suite(self, python: str | Path, *options: str, name: str = "suite", environment: dict[str, str] | None = None) -> None:
+        status = self.run(python, "-m", "pytest", "-q", "-rsfE", *options, counts=True, environment=environment)
+        self.results.append(self.last_line(name, status))
 
     def last_line(self, what: str, status: int) -> str:
         """A few words about what the last command has printed."""
@@ -180,11 +214,11 @@ def candidates() -> list[Path]:
     return named + [python for folder in folders for python in sorted(folder.glob("python3*")) if name.fullmatch(python.name)]
 
 
-def other_interpreters(here: Interpreter) -> tuple[list[Interpreter], list[str]]:
-    """Return one interpreter per version, not that of `here`; and the reasons why others that were found are none for us."""
-    found = {here}
+def interpreters(paths: list[Path], known: set[Interpreter]) -> tuple[list[Interpreter], list[str]]:
+    """Return one interpreter per version, none that is known; and the reasons why others that were found are none for us."""
+    found = set(known)
     refused: dict[Path, str] = {}
-    for python in candidates():
+    for python in paths:
         interpreter = probe(python)
         if isinstance(interpreter, Interpreter):
             found.add(interpreter)  # Equal to one that we have: that one stays.
@@ -192,12 +226,24 @@ def other_interpreters(here: Interpreter) -> tuple[list[Interpreter], list[str]]
             refused.setdefault(python.resolve(), f"{python}: {interpreter}")
     # If a version is found, a shim of it that was refused is not reported.
     names = {f"python{interpreter}" for interpreter in found}
-    return sorted(found - {here}), [reason for python, reason in refused.items() if python.name not in names]
+    return sorted(found - known), [reason for python, reason in refused.items() if python.name not in names]
 
 
-def supported() -> list[str]:
-    """The versions that the package says it supports."""
-    return re.findall(r'"Programming Language :: Python :: (3\.\d+)"', (PROJECT / "pyproject.toml").read_text())
+def coming() -> list[Path]:
+    """Wait until each Python that is being built is there, or its build has failed. Return where they are."""
+    pipe = os.environ.get("TASKER_PYTHONS_COMING")
+    # The end of the file comes when no program is left that may write: the build can fail in any way.
+    return [Path(line) for line in Path(pipe).read_text().splitlines()] if pipe else []
+
+
+def missing(found: set[Interpreter]) -> list[str]:
+    """Return what the package says that it supports and what is not on this machine."""
+    claims = (PROJECT / "pyproject.toml").read_text()
+    versions = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', claims)
+    lacking = [f"Python {version}" for version in versions if version not in set(map(str, found))]
+    if "Free Threading" in claims and not any(python.suffix == "t" for python in found):
+        lacking.append("a Python without the GIL")
+    return lacking
 
 
 def measure_coverage(report: Report) -> None:
@@ -232,15 +278,20 @@ def run_conformance(python: Path, report: Report) -> None:
     report.results.append(report.last_line("conformance", status))
 
 
-def check(interpreter: Interpreter, is_here: bool, is_whole: bool) -> Report:
-    report = Report(f"Python {interpreter}", interpreter.path)
+def check(interpreter: Interpreter, *, is_here: bool = False, is_whole: bool = False, inherits: bool = False) -> Report:
+    report = Report(f"Python {interpreter}", interpreter.path, interpreter.environment)
     if is_here:
         measure_coverage(report)
         python: Path | None = Path(sys.executable)
     else:
         python = run_suite(interpreter, report, *[] if is_whole else CORE)
+    if python and inherits:
+        options = ["-p", "no:cacheprovider", *CORE, *INHERITING_TESTS]
+        report.suite(python, *options, name="with threads that inherit contexts", environment=INHERITING)
     if python and CONFORMANCE.exists():
         run_conformance(python, report)
+    with SHOWING:
+        print(f"\n---- {report.title} ----", *report.output, sep="\n", flush=True)
     return report
 
 
@@ -263,36 +314,47 @@ def summary(reports: list[Report], skipped: list[str]) -> list[str]:
 def main() -> int:
     here = probe(sys.executable)
     assert isinstance(here, Interpreter), f"run this with the Python of .venv; {sys.executable}: {here}"
-    others, refused = other_interpreters(here)
+    others, refused = interpreters(candidates(), {here})
     ends = others if len(others) < 3 else [others[0], others[-1]]
     selection = os.environ.get("TASKER_TEST_PYTHONS", "all")
     selected = [here, *{"all": others, "ends": ends, "none": []}[selection]]
-    whole = {"all": selected, "ends": [here, min(selected), max(selected)]}[os.environ.get("TASKER_TEST_LONG", "ends")]
+    long = os.environ.get("TASKER_TEST_LONG", "ends")
+    whole = {"all": selected, "ends": [here, min(selected), max(selected)]}[long]
     core = [python for python in selected if python not in whole]
+    newest = max((python for python in selected if python.suffix == "-"), default=None)
     jobs = int(os.environ.get("TASKER_TEST_JOBS") or os.cpu_count() or 1)
 
     names = ", ".join(f"{python}{' without the long tests' * (python in core)}" for python in selected)
     print(f"{names}; {jobs} at a time", flush=True)
-    reports: dict[Interpreter, Report] = {}
     with ThreadPoolExecutor(jobs) as pool:
         # Those that take the longest begin first: `here` measures coverage.
         order = sorted(selected, key=lambda python: (python is not here, python in core, python))
-        tests = {pool.submit(check, python, python is here, python in whole): python for python in order}
-        for done in as_completed(tests):
-            report = reports[tests[done]] = done.result()
-            print(f"\n---- {report.title} ----", *report.output, sep="\n", flush=True)
+        tests = {
+            python: pool.submit(
+                check,
+                python,
+                is_here=python is here,
+                is_whole=python in whole,
+                inherits=python is newest and (python.major, python.minor) >= INHERITING_SINCE,
+            )
+            for python in order
+        }
+        paths = coming() if selection == "all" else []  # While others are tested.
+        late, failed = interpreters(paths, {here, *others})
+        for python in late:
+            tests[python] = pool.submit(check, python, is_whole=long == "all")
+    reports = [tests[python].result() for python in sorted(tests)]
 
+    core += late if long == "ends" else []
     skipped = [f"Python {python}: TASKER_TEST_PYTHONS={selection}" for python in others if python not in selected]
-    versions = set(map(str, [here, *others]))
-    skipped += [f"Python {version}: not on this machine" for version in supported() if version not in versions]
-    skipped += refused
+    skipped += [f"{what}: not on this machine" for what in missing({here, *others, *late})]
+    skipped += refused + failed
     skipped += [f"the long tests on Python {python}: TASKER_TEST_LONG=all runs them" for python in core]
     if not CONFORMANCE.exists():
         skipped.append(f"CPython's own tests: there is no {os.path.relpath(CONFORMANCE, PROJECT)}")
-    in_order = [reports[python] for python in sorted(reports)]
-    skipped += [what for report in in_order for what in report.skipped]
-    print("\n---- summary ----", *summary(in_order, skipped), sep="\n", flush=True)
-    return any(report.failed for report in in_order)
+    skipped += [what for report in reports for what in report.skipped]
+    print("\n---- summary ----", *summary(reports, skipped), sep="\n", flush=True)
+    return any(report.failed for report in reports)
 
 
 if __name__ == "__main__":
