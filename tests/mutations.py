@@ -2076,6 +2076,20 @@ MUTATIONS = [
         "                self._in_hand -= 1\n            return work()",
         "inline_interrupts",
     ),
+    Mutation(
+        "those that wait are told of a cancel once",
+        "testing/_tasks.py",
+        "                if self._state == CANCELLED:\n                    self.set_running_or_notify_cancel()",
+        "                if True:\n                    self.set_running_or_notify_cancel()",
+        "testing",
+    ),
+    Mutation(
+        "a submission has one mode",
+        "testing/inline.py",
+        "if not deferred:\n                self._run(task)",
+        "if not self.deferred:\n                self._run(task)",
+        "testing",
+    ),
     # -- stacks, slow tasks, and what is told of stops
     Mutation(
         "a stack is cut where the worker's own loop ends",
@@ -2268,6 +2282,13 @@ MUTATIONS = [
     ),
     # -- the extras
     Mutation(
+        "a collection that comes late does not go back",
+        "opentelemetry.py",
+        "                    if values:\n",
+        "                    if True:\n",
+        "opentelemetry",
+    ),
+    Mutation(
         "a span that was left is not another task's", "opentelemetry.py", "if event.attempt > 1:", "if True:", "opentelemetry"
     ),
     Mutation(
@@ -2342,6 +2363,13 @@ MUTATIONS = [
         "_chunks.py",
         "            elif task._sidecar is not None:",
         "            elif False:",
+        "map_stop",
+    ),
+    Mutation(
+        "a chunk that was given up adds nothing to what is handed out",
+        "_chunks.py",
+        "else noted[::-1]",
+        "else (noted.reverse(), noted)[1]",
         "map_stop",
     ),
     # -- Dask
