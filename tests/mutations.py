@@ -2474,6 +2474,34 @@ MUTATIONS = [
         "self._futures[future] = None",
         "dask_futures",
     ),
+    Mutation(
+        "Dask's future is stored under the lock under which it is taken away",
+        "dask/client_side.py",
+        "            with self._lock:  # see `Books.forget`, which takes it away\n",
+        "            if True:\n",
+        "dask_races",
+    ),
+    Mutation(
+        "a kill looks once at what another thread may take away",
+        "dask/client_side.py",
+        "if remote is None or remote.key not in keys:",
+        "if future._remote is None or future._remote.key not in keys:",
+        "dask_races",
+    ),
+    Mutation(
+        "tasks are counted in a copy of the books",
+        "dask/books.py",
+        "futures = list(self._futures)",
+        "futures = self._futures",
+        "dask_races",
+    ),
+    Mutation(
+        "the answer of a chunk is a copy",
+        "dask/worker_side.py",
+        "return results.copy()",
+        "return results",
+        "dask_races",
+    ),
     # -- what a resource is: factories, scopes, resets, refresh
     Mutation(
         "a method that a factory does not override is not called",
