@@ -2282,6 +2282,13 @@ MUTATIONS = [
     ),
     # -- the extras
     Mutation(
+        "one thread at a time changes the settings of matplotlib",
+        "plot.py",
+        "with _drawing, matplotlib",
+        "with matplotlib",
+        "plot",
+    ),
+    Mutation(
         "a collection that comes late does not go back",
         "opentelemetry.py",
         "                    if values:\n",
@@ -2484,7 +2491,8 @@ MUTATIONS = [
     Mutation(
         "a kill looks once at what another thread may take away",
         "dask/client_side.py",
-        "if remote is None or remote.key not in keys:",
+        "remote = future._remote  # read once: another thread may cancel the future now\n"
+        "                if remote is None or remote.key not in keys:",
         "if future._remote is None or future._remote.key not in keys:",
         "dask_races",
     ),
