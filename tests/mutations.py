@@ -2076,6 +2076,20 @@ MUTATIONS = [
         "                self._in_hand -= 1\n            return work()",
         "inline_interrupts",
     ),
+    Mutation(
+        "those that wait are told of a cancel once",
+        "testing/_tasks.py",
+        "                if self._state == CANCELLED:\n                    self.set_running_or_notify_cancel()",
+        "                if True:\n                    self.set_running_or_notify_cancel()",
+        "testing",
+    ),
+    Mutation(
+        "a submission has one mode",
+        "testing/inline.py",
+        "if not deferred:\n                self._run(task)",
+        "if not self.deferred:\n                self._run(task)",
+        "testing",
+    ),
     # -- stacks, slow tasks, and what is told of stops
     Mutation(
         "a stack is cut where the worker's own loop ends",
@@ -2268,6 +2282,20 @@ MUTATIONS = [
     ),
     # -- the extras
     Mutation(
+        "one thread at a time changes the settings of matplotlib",
+        "plot.py",
+        "with _drawing, matplotlib",
+        "with matplotlib",
+        "plot",
+    ),
+    Mutation(
+        "a collection that comes late does not go back",
+        "opentelemetry.py",
+        "                    if values:\n",
+        "                    if True:\n",
+        "opentelemetry",
+    ),
+    Mutation(
         "a span that was left is not another task's", "opentelemetry.py", "if event.attempt > 1:", "if True:", "opentelemetry"
     ),
     Mutation(
@@ -2342,6 +2370,13 @@ MUTATIONS = [
         "_chunks.py",
         "            elif task._sidecar is not None:",
         "            elif False:",
+        "map_stop",
+    ),
+    Mutation(
+        "a chunk that was given up adds nothing to what is handed out",
+        "_chunks.py",
+        "else noted[::-1]",
+        "else (noted.reverse(), noted)[1]",
         "map_stop",
     ),
     # -- Dask
@@ -2445,6 +2480,35 @@ MUTATIONS = [
         "self._futures[future] = executor",
         "self._futures[future] = None",
         "dask_futures",
+    ),
+    Mutation(
+        "Dask's future is stored under the lock under which it is taken away",
+        "dask/client_side.py",
+        "            with self._lock:  # see `Books.forget`, which takes it away\n",
+        "            if True:\n",
+        "dask_races",
+    ),
+    Mutation(
+        "a kill looks once at what another thread may take away",
+        "dask/client_side.py",
+        "remote = future._remote  # read once: another thread may cancel the future now\n"
+        "                if remote is None or remote.key not in keys:",
+        "if future._remote is None or future._remote.key not in keys:",
+        "dask_races",
+    ),
+    Mutation(
+        "tasks are counted in a copy of the books",
+        "dask/books.py",
+        "futures = list(self._futures)",
+        "futures = self._futures",
+        "dask_races",
+    ),
+    Mutation(
+        "the answer of a chunk is a copy",
+        "dask/worker_side.py",
+        "return results.copy()",
+        "return results",
+        "dask_races",
     ),
     # -- what a resource is: factories, scopes, resets, refresh
     Mutation(
