@@ -19,12 +19,15 @@ from engine import (
     Seat,
     core_of,
     engine_lock,
+    idle_stack,
     idle_workers,
     is_terminated,
     normal_lane,
     patch_sleep,
+    show_idle_stack,
     workers_of,
 )
+from races import Once
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import ResourceExecutor
 from timer_support import Script
@@ -90,22 +93,42 @@ def test_room_that_was_withdrawn_while_a_submitter_had_it_in_hand_is_withdrawn_b
     assert idle.stack == []
 
 
+class LateRemoval:
+    """The idle stack. Another thread acts just before a seat is removed."""
+
+    def __init__(self, stack: list[Any], act: Callable[[], object]) -> None:
+        self._stack, self._act = stack, act
+
+    def remove(self, seat: Seat) -> None:
+        self._act()
+        self._stack.remove(seat)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return self._stack[index]
+
+    def __contains__(self, entry: object) -> bool:
+        return entry in self._stack
+
+    def __len__(self) -> int:
+        return len(self._stack)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stack, name)
+
+
 def test_a_worker_that_is_woken_for_a_task_as_it_is_chosen_to_retire_runs_the_task(
     make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 1. resize() has chosen an idle worker. 2. A submitter takes its seat off the stack. 3. The worker asks whether it was
     # told to leave. 4. resize() finds that it came too late.
     pool = two_idle_workers(make_pool)
-    idle = core_of(pool).idle
-    wake, futures = idle.wake, list[Future[None]]()
+    futures: list[Future[None]] = []
 
-    def be_late(seat: Seat, **how: Any) -> bool:
-        if not futures:
-            futures.extend(pool.submit(gate.hold) for _ in range(2))
-            gate.wait_until_held(2)
-        return wake(seat, **how)
+    def take_both() -> None:
+        futures.extend(pool.submit(gate.hold) for _ in range(2))
+        gate.wait_until_held(2)
 
-    monkeypatch.setattr(idle, "wake", be_late)
+    show_idle_stack(monkeypatch, pool, LateRemoval(idle_stack(pool), Once(take_both)))
     pool.resize(max_workers=1)
     gate.release()
 
