@@ -187,9 +187,9 @@ class Ending:
     def _copy(self, lane: Lane) -> tuple[Any, ...]:
         """Return the tasks of a lane, in spite of workers that take tasks from it.
 
-        Without the GIL, a copy fails if a worker takes a task while it is made. The copy of a long lane would fail
-        until the workers have run most of the tasks. So they are asked to look into the crew with their next
-        task in hand, and wait there for the lock.
+        Without the GIL, a copy fails if a worker takes a task while it is made. The copy of a long lane would
+        fail until the workers have run most of the tasks. So each worker is asked to call `Crew.dismisses` with
+        its next task in hand, and waits there for the lock.
         """
         with self._life.lock:
             self._crew.leave[:] = [None]

@@ -32,10 +32,9 @@ together are. The two stories in which a thread comes between two steps of anoth
   finds the stack empty, and wakes none. 3. A puts Room back, and then counts the tasks that wait, B's too.
 - *A seat is off the stack, and its permit is yet to come.* Its worker waits for the permit.
 
-And the order of a store and a later look, in "Taking turns" and "Few at a time", holds because each side passes
-through the lock of an object between the two: the submitter through that of the lane, or `Idle._lock`; the
-worker through that of the stack, and of the lanes (`Lanes.look`), or its `park`. The locks of built-in objects
-are seen by all threads in one order.
+In "Taking turns" and "Few at a time" each side makes a store, and then a look. No look overtakes the store
+before it. For each side passes through a lock between the two: the submitter through that of the lane, or
+through `Idle._lock`; the worker through that of the stack, and of the lanes (`Lanes.look`), or its `park`.
 
 **The end.** A closed executor shows `CLOSED`, which is always true. So the submitter enters its slow path,
 takes the task back and refuses it, unless a worker has it already.

@@ -109,7 +109,7 @@ class Scaler:
         self._next = None
         self.paused = True
         stack = self._idle.stack
-        if self._alarm not in stack:
+        if self._alarm not in stack:  # only the timer's thread puts it there
             stack.append(self._alarm)
         if self._lanes.look():  # a task came before the alarm was on the stack
             self.resume()
