@@ -193,7 +193,7 @@ class Ending:
         """
         with self._life.lock:
             self._crew.leave[:] = [None]
-            lane.unpark()  # under the lock: a retry that is between both places is missed by `check_terminated`
+            lane.unpark()  # under the lock: `check_terminated` would miss a retry between both places
             return lane.snapshot()
 
     def fail_queue(self, make_error: Callable[[float], BaseException], before: float | None = None) -> None:
@@ -209,8 +209,8 @@ class Ending:
                 _fail_lane(lane, make_error, before)
         finally:
             self._failing.discard(token)
-        # A worker that saw the lane without a task that was put back may have ended. While the executor drains,
-        # there is no Room for the next call to find.
+        # A worker that missed a task which was put back may have ended. While the executor drains, there is no
+        # Room for the next call to find.
         self._crew.populate_or_retry()
         self._place.idle.pass_on()
         self.check_terminated()

@@ -239,7 +239,7 @@ class Idle:
         Its seat leaves the stack if and only if the worker is woken. It is told afterwards: a worker that was
         woken for a task at this moment must not take that for a dismissal.
         """
-        told = (partial(setattr, seat, "told_to_leave", True),) if to_leave else ()  # a slot: no code in Python runs
+        told = (partial(setattr, seat, "told_to_leave", True),) if to_leave else ()  # a slot: all in C
         spend_stack()
         try:
             in_one_step(partial(self.stack.remove, seat), *told, seat.release)

@@ -53,7 +53,7 @@ class _Closed:
         return False
 
     def wait_inside(self, task: object, permit: LockType, timeout: float | None) -> bool:
-        """Wait, on the thread of a worker that was written off and has outlived the executor. All tasks are final."""
+        """Wait on the thread of a worker that was written off, and has outlived the executor: see `Owner`."""
         return permit.acquire(True, lock_timeout(timeout))
 
 
@@ -76,8 +76,9 @@ class Lane(deque[Any]):
         self.name = name
         self.owner: Any = owner  # once the executor is closed, a `_Closed`: stored once, read by any thread
         self.priority = name == "priority"
-        #: Retries that need a new resource: see "Parked retries". Without the GIL, a retry is in neither place
-        #: while it is moved. So it is moved under the executor's lock, or while a token keeps the executor open.
+        #: Retries that need a new resource: see "Parked retries". Without the GIL, a retry is in neither
+        #: place while it is moved. So it is moved under the executor's lock, or while a token keeps the executor
+        #: open.
         self.parked: deque[Any] = deque()
         #: Called with each task of this lane that was settled before it started. No lock is held.
         self.on_settled = on_settled

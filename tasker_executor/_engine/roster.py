@@ -21,8 +21,8 @@ class Roster:
     """The workers of one executor, and their limits.
 
     `Lifecycle.lock` guards each write, except those of `awaited`: each of these is a single call. A copy of a
-    set, a look for one entry, and a length are single calls, too, so they need no lock. Two of them in a row are
-    of two moments: a decision is made under the lock, and what is counted without it is looked at again.
+    set, a look for one entry and a length are single calls, too, and need no lock. Two of them in a row are of
+    two moments. So decisions are made under the lock, and what is counted without it is looked at again.
     """
 
     def __init__(self, settings: Settings, waiting_inside: Collection[int]) -> None:

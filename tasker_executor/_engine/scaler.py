@@ -48,8 +48,8 @@ class Scaler:
         self._gauges = gauges
         self._timer = place.timer
         self._want = want
-        #: When the policy is asked next; None while the scaler pauses. Only the timer's thread stores None. Two
-        #: threads that end the pause at once store nearly the same.
+        #: When the policy is asked next; None while the scaler pauses. Only the timer's thread stores None.
+        #: Two threads that end the pause at once store nearly the same.
         self._next: float | None = None
         self.paused = False  # for a submitter that wakes a worker above the alarm: it resumes the scaler, too
         self._policy_failed = False
@@ -99,8 +99,8 @@ class Scaler:
             self._want(wanted, reason)
         if load.busy == 0 and load.queued == 0 and gauges.at_rest():
             self._pause()
-            # One look more. 1. All was at rest. 2. A worker took a task, and its submitter found neither the alarm
-            # nor `paused`. 3. The pause began.
+            # One look more. 1. All was at rest. 2. A worker took a task, and its submitter found neither the
+            # alarm nor `paused`. 3. The pause began.
             return now + self._interval
         return self._next
 
