@@ -41,7 +41,7 @@ from tasker_executor._engine.handoff import LIMIT, Handoff, HandoffLost, give_ba
 from tasker_executor._engine.herald import Herald
 from tasker_executor._engine.histogram import Histogram
 from tasker_executor._engine.holding import Holding
-from tasker_executor._engine.idle import ENOUGH, WAKES_AT_ONCE, Room, Seat
+from tasker_executor._engine.idle import ENOUGH, WAKES_AT_ONCE, Idle, Room, Seat
 from tasker_executor._engine.lanes import Lane, Lanes
 from tasker_executor._engine.life import Life as WorkerLife
 from tasker_executor._engine.outage import Outage
@@ -90,6 +90,7 @@ __all__ = [
     "Herald",
     "Histogram",
     "Holding",
+    "Idle",
     "Lane",
     "Lanes",
     "Outage",

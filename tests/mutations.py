@@ -3363,6 +3363,71 @@ MUTATIONS = [
         "running, self.task = self.task is not None, None",
         "thrown",
     ),
+    # -- between two steps of a thread
+    Mutation(
+        "a submitter that had Room starts a worker, whatever is on the stack now",
+        "_engine/idle.py",
+        "if isinstance(released, list):",
+        "if released:",
+        "shared_fields",
+    ),
+    Mutation(
+        "Room is on the stack once",
+        "_engine/idle.py",
+        " and stack.count(room) == 1",
+        "",
+        "shared_fields",
+    ),
+    Mutation(
+        "a worker is told to leave after its seat was taken off the stack",
+        "_engine/idle.py",
+        "        spend_stack()\n        try:\n            in_one_step(partial(self.stack.remove, seat), *told, seat.release)",
+        "        for tell in told:\n            tell()\n        spend_stack()\n        try:\n"
+        "            in_one_step(partial(self.stack.remove, seat), seat.release)",
+        "shared_fields",
+    ),
+    Mutation(
+        "resize looks for idle workers again after it has noted that some have to leave",
+        "_engine/crew.py",
+        "                self._retire_idle()\n            if wake_idle",
+        "            if wake_idle",
+        "shared_fields",
+    ),
+    Mutation(
+        "workers wait while the tasks to be cancelled are copied",
+        "_engine/ending.py",
+        "            self._crew.leave[:] = [None]\n            lane.unpark()",
+        "            lane.unpark()",
+        "shared_fields",
+    ),
+    Mutation(
+        "a task that was put back while the last worker ended is run",
+        "_engine/ending.py",
+        "        self._crew.populate_or_retry()\n        self._place.idle.pass_on()",
+        "        self._place.idle.pass_on()",
+        "shared_fields",
+    ),
+    Mutation(
+        "the herald is asked in the direction in which the news moves",
+        "_engine/herald.py",
+        "return self._held or bool(self._news) or self._serving",
+        "return self._held or self._serving or bool(self._news)",
+        "shared_fields",
+    ),
+    Mutation(
+        "the outage is asked under the lock",
+        "_engine/recovery.py",
+        "        with self._life.lock:  # a worker may get its resource at this moment",
+        "        if True:",
+        "shared_fields",
+    ),
+    Mutation(
+        "the scaler looks once more after it has paused",
+        "_engine/scaler.py",
+        "            return now + self._interval\n        return self._next",
+        "            return None\n        return self._next",
+        "shared_fields",
+    ),
 ]
 
 
