@@ -52,8 +52,8 @@ from tasker_executor._engine.run import Grip, Run
 from tasker_executor._engine.runs import Runs
 from tasker_executor._engine.scaler import Alarm
 from tasker_executor._engine.settings import Settings
+from tasker_executor._engine.sidecar import adopt, holds_task_lock, must_go_on
 from tasker_executor._engine.sidecar import firsts as first_of
-from tasker_executor._engine.sidecar import holds_task_lock, must_go_on
 from tasker_executor._engine.slow import Slow
 from tasker_executor._engine.stacks import _parsed as parsed_dump
 from tasker_executor._engine.stacks import stack_of
@@ -116,6 +116,7 @@ __all__ = [
     "abort_again",
     "aborts_under_way",
     "admission_of",
+    "adopt",
     "alarm_of",
     "ask_to_leave",
     "await_handoff",

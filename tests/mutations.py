@@ -1065,6 +1065,20 @@ MUTATIONS = [
         "handoff",
     ),
     Mutation(
+        "an observer that Ctrl-C ends looks once more before it stores",
+        "_engine/task.py",
+        " and (left := _firsts.get(self)) is not None and self._sidecar is None:",
+        " and (left := _firsts.get(self)) is not None:",
+        "task",
+    ),
+    Mutation(
+        "an adopter that Ctrl-C ends looks once more before it stores",
+        "_engine/sidecar.py",
+        "            if missed is None:\n                task._sidecar = left",
+        "            if True:\n                task._sidecar = left",
+        "task",
+    ),
+    Mutation(
         "a final future has one condition for life",
         "_engine/task.py",
         "sidecar = adopt(self, FINAL)",
@@ -1273,6 +1287,20 @@ MUTATIONS = [
         "            if not (holding.gone and holding.gone[0] is error) or must_escape(error):",
         "            if must_escape(error):",
         "interrupts_run_now",
+    ),
+    Mutation(
+        "a thread that may end is looked at once, for its name",
+        "_engine/places.py",
+        "else thread.name for place",
+        "else place.thread.name for place",
+        "run_now",
+    ),
+    Mutation(
+        "a thread that may end is looked at once, for whether it is a daemon",
+        "_engine/places.py",
+        "is None or thread.daemon):",
+        "is None or place.thread.daemon):",
+        "run_now",
     ),
     Mutation(
         "two calls that shut down do not wait for each other",
@@ -2162,6 +2190,13 @@ MUTATIONS = [
         "stacks",
     ),
     Mutation(
+        "what is being folded is counted once",
+        "_engine/gauges.py",
+        "    with worker.place.recorder.lock:  # or",
+        "    if worker.place.recorder.lock:  # or",
+        "stats",
+    ),
+    Mutation(
         "a worker that was written off is listed",
         "_engine/gauges.py",
         "sorted(roster.workers.copy() | gone,",
@@ -2712,9 +2747,16 @@ MUTATIONS = [
     Mutation(
         "each mistake of a hook is logged once",
         "_engine/resources.py",
-        "            self._mistakes.add(hook)",
-        "            self._mistakes.discard(hook)",
+        "if self._mistakes.setdefault(hook, token) is token:",
+        "if True:",
         "hooks",
+    ),
+    Mutation(
+        "a mistake that two hooks make at once is logged once",
+        "_engine/resources.py",
+        "if self._mistakes.setdefault(hook, token) is token:",
+        "if hook not in self._mistakes and self._mistakes.setdefault(hook, token):",
+        "resources",
     ),
     Mutation(
         "a check that returns None says yes",
@@ -3348,6 +3390,13 @@ MUTATIONS = [
         "            self._made_room()",
         "            pass",
         "written_off",
+    ),
+    Mutation(
+        "a killer looks once at the resource of a worker",
+        "_engine/stops.py",
+        "targets.append((holding, partial(task._claim",
+        "targets.append((worker.holding, partial(task._claim",
+        "kill",
     ),
     Mutation(
         "nothing is given up before the grace",
