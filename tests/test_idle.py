@@ -266,7 +266,7 @@ class Park:
 
     def __init__(self, worker: Worker) -> None:
         self._free = False
-        worker.seat.park = self  # type: ignore[assignment]  # the part of a lock that is used
+        worker.seat.park = self
         worker.seat.release = self.release
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:

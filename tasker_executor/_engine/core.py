@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import sys
 import weakref
-from _thread import LockType
 from collections.abc import Callable
 from typing import Any
 
 from .._report import Logger
-from .._sync import Latch, clock
+from .._sync import Latch, Permit, clock
 from ..observers import ObserverHub, TaskEvent
 from . import process
 from .admission import Admission
@@ -222,7 +221,7 @@ class Core:
         """Ask a task that runs to stop; return whether it was not over yet."""
         return self.runs.stop(task) or self.stops.stop(task, Reason.STOPPED)
 
-    def wait_inside(self, task: Task[Any], permit: LockType, timeout: float | None) -> bool:
+    def wait_inside(self, task: Task[Any], permit: Permit, timeout: float | None) -> bool:
         """Wait for a task of this executor on one of its own threads: see `WaitsInside.wait`."""
         return self.deadlock.wait(task, permit, timeout)
 

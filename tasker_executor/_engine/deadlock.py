@@ -7,10 +7,10 @@ none does while one of them has a timeout: that wait ends by itself.
 
 from __future__ import annotations
 
-from _thread import LockType, get_ident
+from _thread import get_ident
 from typing import Any
 
-from .._sync import lock_timeout
+from .._sync import Permit, lock_timeout
 from ..exceptions import PoolDeadlockError
 from .crew import Crew
 from .sidecar import admit
@@ -29,7 +29,7 @@ class WaitInside:
 
     __slots__ = ("hopeless", "permit", "task", "timed")
 
-    def __init__(self, task: Task[Any], permit: LockType, *, timed: bool) -> None:
+    def __init__(self, task: Task[Any], permit: Permit, *, timed: bool) -> None:
         self.task = task
         self.permit = permit
         self.timed = timed  # the wait ends by itself, and is never hopeless
@@ -52,7 +52,7 @@ class WaitsInside:
         self._roster = crew.roster
         self._waits = waits
 
-    def wait(self, task: Task[Any], permit: LockType, timeout: float | None) -> bool:
+    def wait(self, task: Task[Any], permit: Permit, timeout: float | None) -> bool:
         """Acquire `permit`, which is released when `task` is done; return False at the timeout.
 
         Called on a thread of the executor. Raises PoolDeadlockError: see the module's docstring.

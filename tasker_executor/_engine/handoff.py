@@ -48,7 +48,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from .._sync import pop_into
+from .._sync import HAS_GIL, pop_into
 from .process import after_fork_in_child
 
 if sys.platform == "linux":
@@ -97,7 +97,7 @@ class Handoff:
         sys.platform == "linux"
         and hasattr(os, "eventfd")
         and hasattr(select, "poll")
-        and getattr(sys, "_is_gil_enabled", lambda: True)()
+        and HAS_GIL
         and allocate_lock.__module__ == "_thread"
     )
 

@@ -10,7 +10,7 @@ stack has an entry, the submitter pops the top one and releases it: exactly one 
 out of work registers on the stack first and looks at the lanes afterwards. One of the two sees the other, so
 no task is left behind.
 
-**The permit.** So a seat's `park` lock has one rule: *a seat on the stack has no permit; a seat that was
+**The permit.** So a seat's `park` has one rule: *a seat on the stack has no permit; a seat that was
 popped gets exactly one.* A worker that finds a task although it is registered takes its seat off the stack.
 If another thread has popped the seat already, the worker takes the permit. Then it either runs a task at
 once, or wakes another worker.
@@ -42,19 +42,18 @@ takes the task back and refuses it, unless a worker has it already.
 
 from __future__ import annotations
 
-from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from threading import RLock
 from typing import Any
 
-from .._sync import in_one_step, rehearsals, releases, spend_stack
+from .._sync import HAS_GIL, in_one_step, make_permit, rehearsals, releases, spend_stack
 
 __all__ = ["CLOSED", "ENOUGH", "WAKES_AT_ONCE", "Idle", "Room", "Seat"]
 
 #: At most this many workers are waking at a time: see "Few at a time".
-WAKES_AT_ONCE = 8
+WAKES_AT_ONCE = 8 if HAS_GIL else 1
 
 #: What submitters see instead of the idle stack once the executor accepts no more tasks: always true.
 CLOSED: list[Any] = ["closed"]
@@ -85,8 +84,7 @@ class Seat:
 
     def __init__(self, idle: Idle) -> None:
         self._idle = idle
-        self.park = allocate_lock()
-        self.park.acquire()
+        self.park = make_permit()
         #: Gives the permit. The thread that pops the seat off the stack calls this.
         self.release = self.park.release
         #: Set, before the permit, by the thread that has taken the seat off the stack to retire the worker.

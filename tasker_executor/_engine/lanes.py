@@ -14,7 +14,6 @@ A lane is below the tasks in it: a `Task` knows its lane.
 
 from __future__ import annotations
 
-from _thread import LockType
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from operator import attrgetter
 from threading import RLock
 from typing import Any, Protocol
 
-from .._sync import in_one_step, lock_timeout, pop_into
+from .._sync import Permit, in_one_step, lock_timeout, pop_into
 from .sidecar import Sidecar
 
 __all__ = ["Lane", "Lanes", "Owner"]
@@ -38,7 +37,7 @@ class Owner(Protocol):
     @property
     def name(self) -> str: ...
     def stop(self, task: Any, /) -> bool: ...
-    def wait_inside(self, task: Any, permit: LockType, timeout: float | None, /) -> bool: ...
+    def wait_inside(self, task: Any, permit: Permit, timeout: float | None, /) -> bool: ...
 
 
 class _Closed:
@@ -52,7 +51,7 @@ class _Closed:
     def stop(self, task: object) -> bool:
         return False
 
-    def wait_inside(self, task: object, permit: LockType, timeout: float | None) -> bool:
+    def wait_inside(self, task: object, permit: Permit, timeout: float | None) -> bool:
         """Wait on the thread of a worker that was written off, and has outlived the executor: see `Owner`."""
         return permit.acquire(True, lock_timeout(timeout))
 

@@ -19,10 +19,12 @@ from .._sync import clock, in_one_step
 from ..stats import ExecutorMetrics
 from .histogram import Histogram
 
-__all__ = ["LULL", "RATE_WINDOW", "Outcome", "Period", "Recorder", "TaskLog"]
+__all__ = ["LONG_LOG", "LULL", "RATE_WINDOW", "Outcome", "Period", "Recorder", "TaskLog"]
 
 #: A worker that wakes up after this many seconds without a task folds its log first. So no log spans a lull.
 LULL = 0.5
+#: A worker that has listed this many attempts waits for the thread that folds.
+LONG_LOG = 4096
 #: Rates look back about this many seconds.
 RATE_WINDOW = 5
 
@@ -177,6 +179,8 @@ class Recorder:
         # before the first: the period is then the whole life.
         self._period: tuple[Histogram, Histogram, Histogram] | None = None
         self._period_counts = dict.fromkeys(Outcome, 0)
+        #: Whether a thread is folding. Read without the lock, as a hint: see `fold_soon`.
+        self._folds = False
 
     # -- writing
 
@@ -194,21 +198,34 @@ class Recorder:
     def fold(self, log: TaskLog) -> None:
         """Move what `log` lists into the histograms. An entry appended while this runs stays in the list."""
         with self.lock:
-            now = clock()
-            until = log.until
-            for key, (waits, runs) in log.entries.items():
-                count = len(runs)
-                if count:
-                    taken = waits[:count], runs[:count]
-                    tally = self._tallies[key]
-                    # No call among these: an error thrown in here may cost the histograms these values, and
-                    # no count.
-                    tally.count += count
-                    log.folded += count
-                    del waits[:count]
-                    del runs[:count]
-                    self._add(key, *taken, log.since, max(log.since, now if until is None else until))
-            log.since = now
+            try:
+                self._folds = True
+                now = clock()
+                until = log.until
+                for key, (waits, runs) in log.entries.items():
+                    count = len(runs)
+                    if count:
+                        taken = waits[:count], runs[:count]
+                        tally = self._tallies[key]
+                        # No call among these: an error thrown in here may cost the histograms these values, and
+                        # no count.
+                        tally.count += count
+                        log.folded += count
+                        del waits[:count]
+                        del runs[:count]
+                        self._add(key, *taken, log.since, max(log.since, now if until is None else until))
+                log.since = now
+            finally:
+                self._folds = False
+
+    def fold_soon(self, log: TaskLog) -> None:
+        """Fold `log`, on the thread of its worker; or leave it for later while another thread folds.
+
+        Workers that start together fill their logs at the same time. If each waited for the one before, their
+        tasks would wait, too.
+        """
+        if not self._folds or sum(len(runs) for _, runs in log.entries.values()) >= LONG_LOG:
+            self.fold(log)
 
     def _add(self, key: tuple[bool, Outcome], waits: list[float], runs: list[float], since: float, until: float) -> None:
         tally = self._tallies[key]

@@ -23,13 +23,13 @@ at run time:
 from __future__ import annotations
 
 import threading
-from _thread import LockType
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .._options import UNSET, Unset
+from .._sync import Permit
 from ..exceptions import TaskExpired
 from .handoff import Handoff
 from .stopping import Reason, Stop, Token
@@ -150,7 +150,7 @@ class Sidecar(ReentrantLock):
     reported = False  # settled, and the lane was told
     concluded = False  # settled, and nothing is left to be done
     waiters: list[Any] | None = None  # of concurrent.futures.wait and as_completed
-    permits: list[LockType] | None = None  # one for each thread that blocks; released when final
+    permits: list[Permit] | None = None  # one for each thread that blocks; released when final
     handoff: Handoff | None = None  # of the one thread that waits by a handoff: see `waiting`
     callbacks: Callbacks | None = None  # done-callbacks that are left to be called
     deadline: float | None = None  # a task that has not started by then never does
@@ -210,7 +210,7 @@ class Sidecar(ReentrantLock):
         return self.handoff is handoff
 
     @locks_task
-    def add_permit(self, permit: LockType) -> bool:
+    def add_permit(self, permit: Permit) -> bool:
         """Register `permit`, to be released when the task is final. Return False if it is final already."""
         with self:
             if self.published:
@@ -222,7 +222,7 @@ class Sidecar(ReentrantLock):
         return True
 
     @locks_task
-    def drop_permit(self, permit: LockType) -> None:
+    def drop_permit(self, permit: Permit) -> None:
         """Forget `permit`, whose thread waits no more, unless the task is final."""
         with self:
             if not self.published and self.permits and permit in self.permits:
@@ -314,7 +314,7 @@ class _NoWaiters(list[Any]):
 NO_WAITERS = _NoWaiters()
 
 
-def admit(permit: LockType) -> None:
+def admit(permit: Permit) -> None:
     """Let the thread go on that waits for `permit`. Only this releases permits, so it may be called twice."""
     try:
         permit.release()

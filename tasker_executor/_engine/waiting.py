@@ -10,14 +10,13 @@ task, or finds that no worker is left to run it.
 
 from __future__ import annotations
 
-from _thread import allocate_lock
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any, Protocol
 
 from .._checks import wait_seconds
 from .._report import Logger
-from .._sync import clock, lock_timeout
+from .._sync import clock, lock_timeout, make_permit
 from .current import current
 from .handoff import Handoff, HandoffLost, borrow, discard, give_back
 from .lanes import Lane
@@ -96,8 +95,7 @@ def await_handoff(sidecar: Sidecar, handoff: Handoff, timeout: float | None, now
 
 def _await_permit(task: Any, sidecar: Sidecar, timeout: float | None, *, inside: bool) -> None:
     """Block on a permit until the task is published. Raises TimeoutError."""
-    permit = allocate_lock()
-    permit.acquire()
+    permit = make_permit()
     try:
         if not sidecar.add_permit(permit):
             return

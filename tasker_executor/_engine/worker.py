@@ -371,7 +371,7 @@ class Worker(Hand):
                     log.until, task = start, None
                     return last
             else:
-                self.place.recorder.fold(log)
+                self.place.recorder.fold_soon(log)
                 if careful and (unfit := care.unfit(self.holding, ())) is not None:
                     task = None
                     return unfit
