@@ -21,14 +21,17 @@ class Chunk:
 
     def __init__(self, calls: tuple[tuple[Any, ...], ...]) -> None:
         self.calls = calls
+        # The thread that runs the task appends. Other threads copy the list, in one step, and change no list that
+        # this thread has.
         self.results: list[Any] = []
 
     def final_results(self, error: BaseException | None, *, scoped: bool) -> list[Any]:
-        """Return the results that count, the last one first, when the task has ended with `error` or none."""
-        if error is not None and scoped:
-            self.results.clear()  # the scope undid what those calls did
-        self.results.reverse()
-        return self.results
+        """Return the results that count, the last one first, when the task has ended with `error` or none.
+
+        The caller gets a list of its own. A task that was given up may go on: its worker may note one more.
+        """
+        noted, self.results = self.results, []
+        return [] if error is not None and scoped else noted[::-1]  # the scope undid what those calls did
 
 
 class ChunkRunner:

@@ -42,6 +42,9 @@ class Results(chain[T]):
     A generator that has not begun does nothing when it is closed, so `close` cancels the futures itself. Such
     a generator does nothing when it is dropped either. That is wanted: a caller who ignores the results of
     `map` wants its tasks run.
+
+    It has no lock. A second thread that asks while the first one is inside gets the ValueError of the generator,
+    and changes nothing. (Early Pythons without the GIL may crash if two threads enter a generator at one instant.)
     """
 
     _generator: Generator[T]

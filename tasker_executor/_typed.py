@@ -325,7 +325,8 @@ class TypedExecutor(Executor, Generic[R]):
         Without `buffersize`, this call reads the iterables to their end and submits all tasks. If an iterable
         raises, so does this call, and it cancels the tasks that it has submitted. The error of a task is
         raised in the place of its result. The tasks that have not started are cancelled when an error is
-        raised, at a timeout, and when the iterator is closed.
+        raised, at a timeout, and when the iterator is closed. The iterator is for one thread at a time, as that
+        of the standard library is: another thread that asks it while the first one waits gets a ValueError.
 
         Args:
             fn: The function of the tasks. It gets the resource first, as by `submit`.

@@ -251,7 +251,8 @@ class AsyncView(Generic[R]):
 
         Nothing is read or submitted before the first result is asked for. Then the iterables are read to their
         end, or as far as `buffersize`, or the bound of the queue, lets them. A full queue is awaited: each map has
-        at most one task in the line for a place. The error of a task is raised in the place of its result.
+        at most one task in the line for a place. The error of a task is raised in the place of its result. The
+        iterator is for one coroutine at a time, and belongs to the event loop of the first one.
 
         When the loop is left early, by ``break``, by an error, or because the coroutine was cancelled, the tasks
         that are left are stopped, as by `TaskFuture.stop`. An iterator that a variable still refers to has to be

@@ -139,7 +139,10 @@ class _Exporter:
                 with self._lock:
                     recorded = self._recorded.setdefault(gauges, {})
                     values = histogram.new_since(recorded.get((distribution, labels), {}))
-                    recorded[distribution, labels] = histogram.buckets
+                    # Another thread may have read the histogram later, and come here first. Then nothing is new,
+                    # and what that thread noted stands; or the next collection would record it once more.
+                    if values:
+                        recorded[distribution, labels] = histogram.buckets
                 attributes = _attributes(name, distribution.labels, labels)
                 for value, count in _sampled(values, _MOST_VALUES):
                     for _ in range(count):

@@ -6,8 +6,8 @@
     draw([Run.recorded("real", timeline, base=2), Run.simulated("simulated", result, base=2)], "burst.svg")
 
 The picture has a column for each run. A column shows, from top to bottom, the backlog, the workers (the base,
-and the burst above it) and the waits of the tasks. The module uses neither pyplot nor a backend, and no other
-global state. So it works in any thread and on a server.
+and the burst above it) and the waits of the tasks. The module uses neither pyplot nor a backend. So it works in
+any thread and on a server. While it draws, two settings of matplotlib, for SVG, are changed for all threads.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     from .simulation import Simulation
 
 __all__ = ["Point", "Run", "Timeline", "Waits", "draw", "record"]
+
+# Guards the settings of matplotlib, from their change until they are as before. 1. A thread changes them. 2. Another
+# one does, too. 3. The first one restores what was, and draws no more; the second draws with that. 4. The second one
+# restores what it found: those of the first, for good. Reentrant, for a signal handler that draws.
+_drawing = threading.RLock()
 
 _BASE, _BURST, _BACKLOG, _WAIT = "#4477aa", "#66ccee", "#ccbb44", "#aa3377"
 
@@ -154,7 +159,7 @@ def draw(runs: Sequence[Run], file: str | os.PathLike[str], *, title: str = "") 
         raise ValueError("there must be at least one run to draw")
     # The salt makes the names inside an SVG the same each time. A date would differ each time, so there is
     # none.
-    with matplotlib.rc_context({"svg.hashsalt": "tasker_executor", "svg.fonttype": "none"}):
+    with _drawing, matplotlib.rc_context({"svg.hashsalt": "tasker_executor", "svg.fonttype": "none"}):
         figure = Figure(figsize=(1.0 + 4.5 * len(runs), 6.5), layout="constrained")
         axes = figure.subplots(3, len(runs), sharex=True, sharey="row", squeeze=False)
         rows: list[tuple[str, Callable[[Axes, Run], None]]] = [

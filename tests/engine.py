@@ -41,7 +41,7 @@ from tasker_executor._engine.handoff import LIMIT, Handoff, HandoffLost, give_ba
 from tasker_executor._engine.herald import Herald
 from tasker_executor._engine.histogram import Histogram
 from tasker_executor._engine.holding import Holding
-from tasker_executor._engine.idle import ENOUGH, WAKES_AT_ONCE, Room, Seat
+from tasker_executor._engine.idle import ENOUGH, WAKES_AT_ONCE, Idle, Room, Seat
 from tasker_executor._engine.lanes import Lane, Lanes
 from tasker_executor._engine.life import Life as WorkerLife
 from tasker_executor._engine.outage import Outage
@@ -52,8 +52,8 @@ from tasker_executor._engine.run import Grip, Run
 from tasker_executor._engine.runs import Runs
 from tasker_executor._engine.scaler import Alarm
 from tasker_executor._engine.settings import Settings
+from tasker_executor._engine.sidecar import adopt, holds_task_lock, must_go_on
 from tasker_executor._engine.sidecar import firsts as first_of
-from tasker_executor._engine.sidecar import holds_task_lock, must_go_on
 from tasker_executor._engine.slow import Slow
 from tasker_executor._engine.stacks import _parsed as parsed_dump
 from tasker_executor._engine.stacks import stack_of
@@ -90,6 +90,7 @@ __all__ = [
     "Herald",
     "Histogram",
     "Holding",
+    "Idle",
     "Lane",
     "Lanes",
     "Outage",
@@ -115,6 +116,7 @@ __all__ = [
     "abort_again",
     "aborts_under_way",
     "admission_of",
+    "adopt",
     "alarm_of",
     "ask_to_leave",
     "await_handoff",

@@ -1065,6 +1065,20 @@ MUTATIONS = [
         "handoff",
     ),
     Mutation(
+        "an observer that Ctrl-C ends looks once more before it stores",
+        "_engine/task.py",
+        " and (left := _firsts.get(self)) is not None and self._sidecar is None:",
+        " and (left := _firsts.get(self)) is not None:",
+        "task",
+    ),
+    Mutation(
+        "an adopter that Ctrl-C ends looks once more before it stores",
+        "_engine/sidecar.py",
+        "            if missed is None:\n                task._sidecar = left",
+        "            if True:\n                task._sidecar = left",
+        "task",
+    ),
+    Mutation(
         "a final future has one condition for life",
         "_engine/task.py",
         "sidecar = adopt(self, FINAL)",
@@ -1273,6 +1287,20 @@ MUTATIONS = [
         "            if not (holding.gone and holding.gone[0] is error) or must_escape(error):",
         "            if must_escape(error):",
         "interrupts_run_now",
+    ),
+    Mutation(
+        "a thread that may end is looked at once, for its name",
+        "_engine/places.py",
+        "else thread.name for place",
+        "else place.thread.name for place",
+        "run_now",
+    ),
+    Mutation(
+        "a thread that may end is looked at once, for whether it is a daemon",
+        "_engine/places.py",
+        "is None or thread.daemon):",
+        "is None or place.thread.daemon):",
+        "run_now",
     ),
     Mutation(
         "two calls that shut down do not wait for each other",
@@ -2094,6 +2122,20 @@ MUTATIONS = [
         "                self._in_hand -= 1\n            return work()",
         "inline_interrupts",
     ),
+    Mutation(
+        "those that wait are told of a cancel once",
+        "testing/_tasks.py",
+        "                if self._state == CANCELLED:\n                    self.set_running_or_notify_cancel()",
+        "                if True:\n                    self.set_running_or_notify_cancel()",
+        "testing",
+    ),
+    Mutation(
+        "a submission has one mode",
+        "testing/inline.py",
+        "if not deferred:\n                self._run(task)",
+        "if not self.deferred:\n                self._run(task)",
+        "testing",
+    ),
     # -- stacks, slow tasks, and what is told of stops
     Mutation(
         "a stack is cut where the worker's own loop ends",
@@ -2164,6 +2206,13 @@ MUTATIONS = [
         "if before[number] == (worker.task, worker.ready, worker in ending):",
         "if True:",
         "stacks",
+    ),
+    Mutation(
+        "what is being folded is counted once",
+        "_engine/gauges.py",
+        "    with worker.place.recorder.lock:  # or",
+        "    if worker.place.recorder.lock:  # or",
+        "stats",
     ),
     Mutation(
         "a worker that was written off is listed",
@@ -2286,6 +2335,20 @@ MUTATIONS = [
     ),
     # -- the extras
     Mutation(
+        "one thread at a time changes the settings of matplotlib",
+        "plot.py",
+        "with _drawing, matplotlib",
+        "with matplotlib",
+        "plot",
+    ),
+    Mutation(
+        "a collection that comes late does not go back",
+        "opentelemetry.py",
+        "                    if values:\n",
+        "                    if True:\n",
+        "opentelemetry",
+    ),
+    Mutation(
         "a span that was left is not another task's", "opentelemetry.py", "if event.attempt > 1:", "if True:", "opentelemetry"
     ),
     Mutation(
@@ -2360,6 +2423,13 @@ MUTATIONS = [
         "_chunks.py",
         "            elif task._sidecar is not None:",
         "            elif False:",
+        "map_stop",
+    ),
+    Mutation(
+        "a chunk that was given up adds nothing to what is handed out",
+        "_chunks.py",
+        "else noted[::-1]",
+        "else (noted.reverse(), noted)[1]",
         "map_stop",
     ),
     # -- Dask
@@ -2463,6 +2533,35 @@ MUTATIONS = [
         "self._futures[future] = executor",
         "self._futures[future] = None",
         "dask_futures",
+    ),
+    Mutation(
+        "Dask's future is stored under the lock under which it is taken away",
+        "dask/client_side.py",
+        "            with self._lock:  # see `Books.forget`, which takes it away\n",
+        "            if True:\n",
+        "dask_races",
+    ),
+    Mutation(
+        "a kill looks once at what another thread may take away",
+        "dask/client_side.py",
+        "remote = future._remote  # read once: another thread may cancel the future now\n"
+        "                if remote is None or remote.key not in keys:",
+        "if future._remote is None or future._remote.key not in keys:",
+        "dask_races",
+    ),
+    Mutation(
+        "tasks are counted in a copy of the books",
+        "dask/books.py",
+        "futures = list(self._futures)",
+        "futures = self._futures",
+        "dask_races",
+    ),
+    Mutation(
+        "the answer of a chunk is a copy",
+        "dask/worker_side.py",
+        "return results.copy()",
+        "return results",
+        "dask_races",
     ),
     # -- what a resource is: factories, scopes, resets, refresh
     Mutation(
@@ -2666,9 +2765,16 @@ MUTATIONS = [
     Mutation(
         "each mistake of a hook is logged once",
         "_engine/resources.py",
-        "            self._mistakes.add(hook)",
-        "            self._mistakes.discard(hook)",
+        "if self._mistakes.setdefault(hook, token) is token:",
+        "if True:",
         "hooks",
+    ),
+    Mutation(
+        "a mistake that two hooks make at once is logged once",
+        "_engine/resources.py",
+        "if self._mistakes.setdefault(hook, token) is token:",
+        "if hook not in self._mistakes and self._mistakes.setdefault(hook, token):",
+        "resources",
     ),
     Mutation(
         "a check that returns None says yes",
@@ -3304,6 +3410,13 @@ MUTATIONS = [
         "written_off",
     ),
     Mutation(
+        "a killer looks once at the resource of a worker",
+        "_engine/stops.py",
+        "targets.append((holding, partial(task._claim",
+        "targets.append((worker.holding, partial(task._claim",
+        "kill",
+    ),
+    Mutation(
         "nothing is given up before the grace",
         "_engine/stops.py",
         "        if now < due:\n            return min(due, stop.again_at",
@@ -3316,6 +3429,71 @@ MUTATIONS = [
         "running, self.task = self.task is not None or self.judging, None",
         "running, self.task = self.task is not None, None",
         "thrown",
+    ),
+    # -- between two steps of a thread
+    Mutation(
+        "a submitter that had Room starts a worker, whatever is on the stack now",
+        "_engine/idle.py",
+        "if isinstance(released, list):",
+        "if released:",
+        "shared_fields",
+    ),
+    Mutation(
+        "Room is on the stack once",
+        "_engine/idle.py",
+        " and stack.count(room) == 1",
+        "",
+        "shared_fields",
+    ),
+    Mutation(
+        "a worker is told to leave after its seat was taken off the stack",
+        "_engine/idle.py",
+        "        spend_stack()\n        try:\n            in_one_step(partial(self.stack.remove, seat), *told, seat.release)",
+        "        for tell in told:\n            tell()\n        spend_stack()\n        try:\n"
+        "            in_one_step(partial(self.stack.remove, seat), seat.release)",
+        "shared_fields",
+    ),
+    Mutation(
+        "resize looks for idle workers again after it has noted that some have to leave",
+        "_engine/crew.py",
+        "                self._retire_idle()\n            if wake_idle",
+        "            if wake_idle",
+        "shared_fields",
+    ),
+    Mutation(
+        "workers wait while the tasks to be cancelled are copied",
+        "_engine/ending.py",
+        "            self._crew.leave[:] = [None]\n            lane.unpark()",
+        "            lane.unpark()",
+        "shared_fields",
+    ),
+    Mutation(
+        "a task that was put back while the last worker ended is run",
+        "_engine/ending.py",
+        "        self._crew.populate_or_retry()\n        self._place.idle.pass_on()",
+        "        self._place.idle.pass_on()",
+        "shared_fields",
+    ),
+    Mutation(
+        "the herald is asked in the direction in which the news moves",
+        "_engine/herald.py",
+        "return self._held or bool(self._news) or self._serving",
+        "return self._held or self._serving or bool(self._news)",
+        "shared_fields",
+    ),
+    Mutation(
+        "the outage is asked under the lock",
+        "_engine/recovery.py",
+        "        with self._life.lock:  # a worker may get its resource at this moment",
+        "        if True:",
+        "shared_fields",
+    ),
+    Mutation(
+        "the scaler looks once more after it has paused",
+        "_engine/scaler.py",
+        "            return now + self._interval\n        return self._next",
+        "            return None\n        return self._next",
+        "shared_fields",
     ),
 ]
 

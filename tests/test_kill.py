@@ -238,6 +238,31 @@ def test_on_abort_is_called_for_the_resources_in_use_and_no_other(
     assert idle.result() not in aborts.resources
 
 
+def test_kill_while_a_worker_gives_its_resource_up(
+    make_pool: MakePool, ledger: Ledger, aborts: Aborts, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. The killer finds a task in hand, and the resource of its worker. 2. The worker gives the resource up. 3. Another look
+    # would find none.
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=aborts)
+    pool.submit(gate.hold)
+    queued = pool.submit(FakeResource.use)
+    gate.wait_until_held()
+    [worker] = workers_of(pool)
+    kind: Any = type(worker)
+    slot, looks = kind.holding, iter([worker.holding])
+
+    def look(worker: Any) -> object:
+        return next(looks, None) if threading.current_thread() is threading.main_thread() else slot.__get__(worker)
+
+    monkeypatch.setattr(kind, "holding", property(look, slot.__set__))
+    pool.kill()
+    monkeypatch.undo()
+
+    assert queued.cancelled()
+    aborts.wait_until_called(1)
+    assert aborts.resources == ledger.created
+
+
 def test_on_abort_hooks_that_hang_hold_up_neither_kill_nor_the_hooks_of_others(
     make_pool: MakePool, ledger: Ledger, gate: Gate
 ) -> None:

@@ -395,6 +395,36 @@ def test_closing_the_iterator_cancels_what_has_not_started(make_pool: MakePool, 
     assert ran == list(range(2 * chunk))
 
 
+# -- one thread at a time --
+
+
+@pytest.mark.parametrize("options", both({}, {"chunksize": 2}, {"buffersize": 2}), ids=str)
+def test_second_thread_that_asks_is_refused_and_takes_nothing_away(
+    make_pool: MakePool, gate: Gate, options: dict[str, Any]
+) -> None:
+    def task(number: int) -> int:
+        if number == 0:
+            gate.hold()
+        return number
+
+    results = make_pool(1).map(task, range(4), **options)
+    gate.wait_until_held()
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(next, results)
+        eventually(lambda: is_asked(results), "the other thread to be inside")
+        with pytest.raises(ValueError, match="already executing"):
+            next(results)
+        gate.release()
+
+        assert first.result(DEADLINE) == 0
+    assert list(results) == [1, 2, 3]
+
+
+def is_asked(results: Any) -> bool:
+    """Return whether a thread is inside of the generator of these results."""
+    return bool(results._generator.gi_running)
+
+
 # -- letting go --
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool
+from engine import written_off_workers
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import ResourceExecutor, TaskFuture, TaskStopped, current_task
 from tasker_executor.testing import InlineExecutor
 
@@ -217,6 +218,34 @@ def test_results_of_a_chunk_before_its_stop_are_handed_out(
     gate.release()
 
     assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(TaskStopped):
+        next(results)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_chunk_that_was_given_up_adds_nothing_to_what_is_handed_out(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, gate: Gate, ordered: bool
+) -> None:
+    # 1. The task is given up in its third call. 2. The caller takes the first result. 3. The third call returns, and
+    # the worker notes its result. 4. The caller takes the next: it was the one of the third call.
+    def task(number: int) -> int:
+        if number == 2:
+            gate.hold()
+        return number
+
+    pool = make_pool(1, abort_grace=0.0)
+    futures = spy_on_submit(pool, monkeypatch)
+    results = pool.map(task, range(5), chunksize=5, ordered=ordered)
+    gate.wait_until_held()
+    future: Any = futures[0]
+    assert future.stop()
+    assert isinstance(future.exception(DEADLINE), TaskStopped)
+    eventually(lambda: len(written_off_workers(pool)) == 1, "the worker to be written off")
+    first = next(results)
+    gate.release()
+    eventually(lambda: not written_off_workers(pool), "the call to return")
+
+    assert (first, next(results)) == (0, 1)
     with pytest.raises(TaskStopped):
         next(results)
 

@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanContext, StatusCode
 
 from tasker_executor import opentelemetry
-from tasker_executor._telemetry import MEASURES
+from tasker_executor._telemetry import MEASURES, histograms
 from tasker_executor.opentelemetry import TaskSpans, instrument
 
 if TYPE_CHECKING:
@@ -159,6 +159,35 @@ def test_two_readers_see_the_same_histogram(make_pool: MakePool) -> None:
     provider.shutdown()
 
     assert counts == [100, 100]
+
+
+def test_a_collection_that_read_earlier_and_notes_later_records_nothing_twice(
+    make_pool: MakePool, make_reader: MakeReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A thread reads the histograms. 2. Tasks end; another thread reads them, records what is new, and notes how far it
+    # has come. 3. The first thread has nothing to record, and must not note that it has come less far.
+    reader, provider = make_reader()
+    pool = make_pool(1)
+    instrument(pool, meter_provider=provider)
+    list(pool.map(str, range(100)))
+    exporter = opentelemetry._exporter_for(provider)
+    read = histograms
+    overtake = [exporter._record]
+
+    def read_and_be_overtaken(executors: Any) -> Any:
+        found = read(executors)
+        if overtake:
+            later = overtake.pop()
+            list(pool.map(str, range(100)))
+            thread = threading.Thread(target=later)
+            thread.start()
+            thread.join(DEADLINE)
+        return found
+
+    monkeypatch.setattr(opentelemetry, "histograms", read_and_be_overtaken)
+    exporter._record()
+
+    assert Collected(reader).histogram("task.run_time", outcome="completed").count == 200
 
 
 def test_delta_temporality_gets_only_what_is_new(make_pool: MakePool, make_reader: MakeReader) -> None:

@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,10 @@ from tasker_executor.simulation import simulate
 
 pytest.importorskip("matplotlib")
 
+import matplotlib
+from matplotlib.figure import Figure
+
+from tasker_executor import plot
 from tasker_executor.plot import Point, Run, Waits, draw, record
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -64,6 +70,7 @@ def test_the_suffix_says_what_it_is(tmp_path: Path) -> None:
 def test_nothing_global_is_touched(tmp_path: Path) -> None:
     program = f"""
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tasker_executor.plot import Point, Run, draw
 draw([Run("run", 1, (Point(0.0, 1, 0), Point(1.0, 1, 0)))], {str(tmp_path / "run.svg")!r})
@@ -80,6 +87,47 @@ def test_a_picture_can_be_drawn_in_any_thread(tmp_path: Path) -> None:
     thread.join(DEADLINE)
 
     assert texts_of(tmp_path / "run.svg")
+
+
+def test_two_threads_that_draw_leave_the_settings_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1. A thread has changed the settings. 2. Another one draws. 3. The first thread restores them. 4. So does the other.
+    before = matplotlib.rcParams["svg.hashsalt"]
+    restore: Callable[..., None] = vars(Figure)["savefig"]
+    later = threading.Thread(target=draw, args=([RUN], tmp_path / "later.svg"))
+    waits = threading.Event()  # or has come to its own picture, which is the error
+    salts: list[object] = []
+
+    class TellingLock:
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            if not self._lock.acquire(blocking=False):
+                waits.set()
+                self._lock.acquire()
+
+        def __exit__(self, *exc_info: object) -> None:
+            self._lock.release()
+
+    def save(self: Figure, *args: Any, **kwargs: Any) -> None:
+        if threading.current_thread() is later:
+            waits.set()
+            assert first_is_done.wait(DEADLINE)
+        else:
+            later.start()
+            assert waits.wait(DEADLINE)
+        salts.append(matplotlib.rcParams["svg.hashsalt"])
+        restore(self, *args, **kwargs)
+
+    first_is_done = threading.Event()
+    monkeypatch.setattr(plot, "_drawing", TellingLock())
+    monkeypatch.setattr(Figure, "savefig", save)
+    draw([RUN], tmp_path / "first.svg")
+    first_is_done.set()
+    later.join(DEADLINE)
+
+    assert salts == ["tasker_executor"] * 2
+    assert matplotlib.rcParams["svg.hashsalt"] == before
 
 
 def test_no_run_is_no_picture(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from engine import patch_random
-from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
+from engine import patch_random, source_of
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, join_all
 from tasker_executor import ResourceCreationError, ResourceExecutor, current_task
 
 
@@ -21,6 +21,21 @@ class Checks:
     def __call__(self, resource: FakeResource) -> bool:
         self.asked.append(resource.number)
         return not resource.broken
+
+
+class Rehashed(str):
+    """A name that two threads look up at once: whenever one of them hashes it, it waits until the other does."""
+
+    __slots__ = ("meet",)
+
+    meet: threading.Barrier
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        self.meet.wait(DEADLINE)
+        return super().__hash__()
 
 
 # -- made, used and destroyed --
@@ -572,3 +587,18 @@ def test_a_resource_whose_check_raises_is_replaced(make_pool: MakePool, ledger: 
 
     assert isinstance(pool.submit(work).exception(DEADLINE), ValueError)
     assert pool.submit(work).result(DEADLINE) == 1
+
+
+def test_a_mistake_that_two_hooks_make_at_once_is_logged_once(
+    make_pool: MakePool, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    # 1. Two workers find that the mistake was not logged. 2. Each notes that it logs it: one of them has to see the other.
+    source = source_of(make_pool(1, on_create=ledger.create))
+    hook = Rehashed("check_health")
+    hook.meet = threading.Barrier(2)
+    threads = [threading.Thread(target=source._note_mistake, args=(hook, None, "a Verdict")) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+
+    assert join_all(threads) == []
+    assert len([message for message in caplog.messages if "a hook returned what it must not" in message]) == 1

@@ -749,6 +749,27 @@ def test_thread_that_has_ended_is_not_waited_for(make_pool: MakePool, ledger: Le
     assert ledger.destroyed == ledger.created
 
 
+def test_a_thread_that_ends_while_it_is_looked_at(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A look at a place finds its thread. 2. The thread ends. 3. Another look would find none."""
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, resource_pool_size=1)
+    places = reserve_of(pool)._places
+    call = Background(lambda: pool.run_now(gate.hold))
+    gate.wait_until_held()
+    mine = places.arrive()
+    looks: list[threading.Thread] = []
+    monkeypatch.setattr(type(mine), "thread", property(lambda _: looks.pop() if looks else None))
+
+    looks.append(call.thread)
+    names = places.names(mine)
+    looks.append(call.thread)
+    waited_for = places.others(mine, daemons=False)
+
+    assert names == [call.thread.name]
+    assert [place.ident for place in waited_for] == [call.thread.ident]
+
+
 def test_two_shutdowns_that_destroy_what_is_left_wait_for_each_others_hooks(
     make_pool: MakePool, ledger: Ledger, gate: Gate
 ) -> None:

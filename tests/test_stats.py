@@ -489,6 +489,46 @@ def test_worker_says_what_it_is_doing(make_pool: MakePool, gate: Gate) -> None:
     assert repr(worker) == "<Worker crawler_0 idle>"
 
 
+def test_what_is_being_folded_is_not_counted_twice(make_pool: MakePool, gate: Gate) -> None:
+    # 1. A thread folds the log of a worker: the count is added, and the entries are not removed yet. 2. Another thread asks
+    # what the worker does: it has to wait for the lock.
+    class Held(list[float]):
+        def __delitem__(self, index: Any) -> None:
+            gate.hold()
+            super().__delitem__(index)
+
+    class Telling:
+        """The recorder's lock; tells that a thread comes for it while the gate is closed."""
+
+        def __enter__(self) -> None:
+            if gate._held:
+                gate.release()
+            lock.acquire()
+
+        def __exit__(self, *exc_info: object) -> None:
+            lock.release()
+
+    pool = make_pool(1)
+    for _ in range(3):
+        pool.submit(int).result()
+    eventually(lambda: pool.stats().idle_workers == 1, "the worker to be idle")
+    recorder: Any = recorder_of(pool)
+    [worker] = workers_of(pool)
+    waits, runs = worker.log.entries[False, Outcome.COMPLETED]
+    worker.log.entries[False, Outcome.COMPLETED] = Held(waits), runs
+    lock, recorder.lock = recorder.lock, Telling()
+    folder = threading.Thread(target=recorder.fold, args=(worker.log,))
+    folder.start()
+    gate.wait_until_held()
+
+    [info] = pool.workers()
+    gate.release()
+    folder.join(DEADLINE)
+    recorder.lock = lock
+
+    assert info.resource_uses == 3
+
+
 def test_executors_without_a_name_are_told_apart(make_pool: MakePool) -> None:
     assert repr(make_pool(1)) != repr(make_pool(1))
 

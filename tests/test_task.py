@@ -21,7 +21,7 @@ from typing import Any, cast
 import pytest
 
 import tasker_executor
-from engine import WITHDRAWN, Lane, Sidecar, Task, holds_task_lock, must_go_on, patch_permit_of_wait
+from engine import WITHDRAWN, Lane, Sidecar, Task, adopt, holds_task_lock, must_go_on, patch_permit_of_wait
 from engine import first_of as firsts
 from support import DEADLINE, Gate, MakePool, eventually
 from tasker_executor import ResourceExecutor
@@ -977,6 +977,30 @@ def test_an_observer_that_looked_twice_shares_the_sidecar_with_one_who_came_afte
     assert first is not None
     assert second == [first]
     assert story.future._sidecar is first
+
+
+@pytest.mark.parametrize("looks", [1, 0], ids=["observe", "adopt"])
+def test_an_observer_that_ctrl_c_ends_leaves_the_sidecar_that_another_one_has_stored(story: Story, looks: int) -> None:
+    # 1. Observer A is entered first, and Ctrl-C ends it before its store. It finds the slot empty. 2. Observer B stores the
+    # sidecar, and leaves. 3. Observer C, who looked before that, is entered. 4. A must not store the sidecar of C.
+    future, traps = story.future, story.future.after_load
+    stored: list[Sidecar] = []
+
+    def interrupt() -> None:
+        traps["_sidecar", False] = let_others_in
+        raise KeyboardInterrupt
+
+    def let_others_in() -> None:
+        stored.append(firsts.pop(future))
+        future._sidecar = stored[0]
+        firsts[future] = Sidecar()
+
+    traps["_sidecar", False] = (lambda: traps.update({("_sidecar", False): interrupt})) if looks else interrupt
+    with pytest.raises(KeyboardInterrupt):
+        future._observe() if looks else adopt(future, Sidecar())
+
+    assert future._sidecar is stored[0]
+    assert future not in firsts
 
 
 def test_an_observer_that_a_garbage_collection_lets_in_shares_the_sidecar(make_pool: MakePool, gate: Gate) -> None:

@@ -370,6 +370,60 @@ def test_a_cancelled_task_never_runs_and_wait_is_told(make_inline: MakeInline) -
     assert pool.stats().cancelled == 1
 
 
+def test_two_threads_may_cancel_a_task_at_once(make_inline: MakeInline, monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
+    # 1. A thread has taken the task out of its lane, and is about to cancel the future. 2. Another one cancels it, and
+    # tells those that wait. 3. The first goes on, and must not tell them again.
+    pool = make_inline(deferred=True)
+    future = pool.submit(fail)
+    cancel: Callable[[Any], bool] = vars(Future)["cancel"]
+
+    def hold(self: Any) -> bool:
+        if threading.current_thread() is not threading.main_thread():
+            gate.hold()
+        return cancel(self)
+
+    monkeypatch.setattr(Future, "cancel", hold)
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(future.cancel)
+        gate.wait_until_held()
+        assert future.cancel()
+        gate.release()
+
+        assert other.result(DEADLINE)
+    assert wait([future], 0).done == {future}
+    assert pool.stats().cancelled == 1
+
+
+def test_who_waits_is_told_of_a_cancel_that_was_interrupted(make_inline: MakeInline) -> None:
+    pool = make_inline(deferred=True)
+    future = pool.submit(fail)
+    future.add_done_callback(lambda _: exit_with(3))
+
+    with pytest.raises(SystemExit):
+        future.cancel()
+
+    assert wait([future], 0).done == {future}
+
+
+def test_a_mode_that_another_thread_changes_in_mid_submit_is_that_of_the_next_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([True, False])
+
+    def look(_: object) -> bool:
+        return next(looks)
+
+    def change(_: object, value: object) -> None:
+        pass
+
+    monkeypatch.setattr(InlineExecutor, "deferred", property(look, change), raising=False)
+    ran: list[int] = []
+    with InlineExecutor() as pool:
+        pool.submit(ran.append, 1)
+        assert ran == []
+
+    stats = pool.stats()
+    assert (ran, stats.completed, stats.failed) == ([1], 1, 0)
+
+
 def test_a_cancelled_task_leaves_those_before_and_after_it(make_inline: MakeInline) -> None:
     pool = make_inline(deferred=True)
     futures = [pool.submit(FakeResource.use) for _ in range(3)]

@@ -12,6 +12,9 @@ changes the count then looks at `blocked`, and calls `refill`. So one of the two
 changes when a worker has taken a task, is about to sleep, is ready, or has ended, with a successor or
 without; when a task was settled; when another number of workers is wanted.
 
+**Exact but for a moment.** A worker pops a task, and then has it in hand. Without the GIL, another thread may
+count between the two, and miss the task. So for that moment the bound may be exceeded by one task a worker.
+
 **A thread never waits for itself.** A signal handler, or a destructor, may submit while it interrupts its own
 thread in here:
 
@@ -75,7 +78,8 @@ class Parked(Ticket):
         are called without the lock, by any thread.
         """
         super().__init__()
-        # Emptied in one step, by the thread that queues the task or by the one that withdraws it.
+        # Emptied in one call, by the thread that queues the task or by the one that withdraws it. Both then
+        # drop the fields below, and drop them only.
         self._task = deque((task,))
         self.withdrawn = False
         # The future of a task must not keep the executor alive. So what leads to that is dropped afterwards.
@@ -139,12 +143,14 @@ class Admission:
         self._wake = wake
         # Guards the fields below, and every iteration over them. `waiting` takes leaf locks only.
         self._lock = RLock()
-        #: The tickets of the submitters that wait, oldest first. Workers look whether it is empty.
+        #: The tickets of the submitters that wait, oldest first. Workers look without a lock whether it is
+        #: empty.
         self.blocked: deque[Ticket] = deque()
         #: The tickets with a promise, whose tasks are not queued yet.
         self._reserved: set[Ticket] = set()
         self._closed = False
-        # What was decided under the lock, and is to be done without it: see `_act`.
+        # What was decided under the lock, and is to be done without it: see `_act`. Added to under the lock,
+        # and taken without it, by single calls.
         self._queued: deque[Parked] = deque()
         self._refused: deque[Parked] = deque()
 

@@ -63,8 +63,9 @@ class Crew:
         # The lock guards all that follows.
         self._hiring = False
         #: The workers of the roster whose thread is yet to be started, each with the thread that is to start it.
+        #: Added under the lock, before the worker is in the roster; removed without it, by one call.
         self._unborn: dict[Worker, int] = {}
-        self.broken = False  # an initializer failed
+        self.broken = False  # an initializer failed; a worker that ends reads its own store without the lock
 
     # -- is another worker needed?
 
@@ -86,6 +87,7 @@ class Crew:
 
         Workers that are starting look at the lanes, so only the tasks beyond their number count.
         """
+        self._lanes.look()  # for the order: a submitter whose task is not seen here sees what was stored before
         starting = self.roster.starting()
         while (waiting := self._lanes.waiting()) and starting != (now := self.roster.starting()):
             starting = now  # a worker became ready, and may have taken a task: count again
@@ -380,6 +382,8 @@ class Crew:
             change = self._set_wanted(roster.wanted if wanted is None else wanted)
             if self.roster.surplus() > 0:
                 self.leave[:] = [None]
+                # Once more: a worker that became idle after the first look, and before `leave` was set, sleeps.
+                self._retire_idle()
             if wake_idle:
                 self._idle.wake_all()
             if roster.written_off:  # another one may be written off now
@@ -397,18 +401,15 @@ class Crew:
         """Retire the longest idle workers above the number wanted, so that warm ones stay. Lock held."""
         roster = self.roster
         surplus = roster.surplus()
-        owners: dict[Seat, Worker] = {worker.seat: worker for worker in roster.workers} if surplus > 0 else {}
+        # Over a copy: a destructor that submits may interrupt this, and add a worker.
+        owners: dict[Seat, Worker] = {worker.seat: worker for worker in roster.workers.copy()} if surplus > 0 else {}
         for seat in self._idle.seats() if surplus > 0 else ():
             worker = owners.get(seat)
             if surplus <= 0:
                 break
-            if worker is not None and worker not in roster.leaving:
-                seat.told_to_leave = True
-                if self._idle.wake(seat):
-                    roster.leaving.add(worker)
-                    surplus -= 1
-                else:
-                    seat.told_to_leave = False
+            if worker is not None and worker not in roster.leaving and self._idle.wake(seat, to_leave=True):
+                roster.leaving.add(worker)
+                surplus -= 1
 
     # -- the end
 

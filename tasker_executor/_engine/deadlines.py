@@ -22,7 +22,7 @@ class Deadlines:
     def __init__(self, timer: Timer, lanes: Lanes) -> None:
         self._timer = timer
         self._lanes = lanes
-        # Guards `_heap`. A leaf.
+        # Guards all that follows: each change of the heap is many steps. A leaf.
         self._lock = threading.RLock()
         self._heap: list[tuple[float, int, weakref.ref[Task[Any]]]] = []
         self._numbers = itertools.count()

@@ -74,7 +74,8 @@ class Ending:
         self._owner = owner
         #: Makes the error for a submission that is refused.
         self.refusal: Callable[[], Exception] = partial(refusal, f"executor {self._name!r} has been shut down")
-        #: A token for each thread that pops tasks to fail them. It keeps the executor from closing.
+        #: A token for each thread that pops tasks to fail them. It keeps the executor from closing. Added, by
+        #: one call, before the thread pops.
         self._failing: set[object] = set()
         #: The user's executor, while it lives.
         self.handle: weakref.ref[Any] | None = None
@@ -165,8 +166,7 @@ class Ending:
         """
         escaped: BaseException | None = None
         for lane in self._place.lanes:
-            lane.unpark()
-            for task in lane.snapshot():
+            for task in self._copy(lane):
                 sidecar = task._sidecar
                 last = None if sidecar is None else sidecar.error
                 taken: list[object] = []
@@ -184,6 +184,18 @@ class Ending:
         if escaped is not None:
             raise escaped
 
+    def _copy(self, lane: Lane) -> tuple[Any, ...]:
+        """Return the tasks of a lane, in spite of workers that take tasks from it.
+
+        Without the GIL, a copy fails if a worker takes a task while it is made. The copy of a long lane would
+        fail until the workers have run most of the tasks. So each worker is asked to call `Crew.dismisses` with
+        its next task in hand, and waits there for the lock.
+        """
+        with self._life.lock:
+            self._crew.leave[:] = [None]
+            lane.unpark()  # under the lock: `check_terminated` would miss a retry between both places
+            return lane.snapshot()
+
     def fail_queue(self, make_error: Callable[[float], BaseException], before: float | None = None) -> None:
         """Pop the queued tasks, and fail each with ``make_error(seconds waited)``.
 
@@ -197,6 +209,9 @@ class Ending:
                 _fail_lane(lane, make_error, before)
         finally:
             self._failing.discard(token)
+        # A worker that missed a task which was put back may have ended. While the executor drains, there is no
+        # Room for the next call to find.
+        self._crew.populate_or_retry()
         self._place.idle.pass_on()
         self.check_terminated()
 

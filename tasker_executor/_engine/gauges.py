@@ -270,7 +270,8 @@ def worker_info(worker: Worker, ending_since: float | None, *, written_off: bool
     """Return what a worker is doing now; `ending_since`: when it began to destroy its resource."""
     task, holding, now = worker.task, worker.holding, clock()
     function = None if task is None else _name_of(task)
-    uses = worker.log.attempts()
+    with worker.place.recorder.lock:  # or what another thread folds at this moment would be counted twice
+        uses = worker.log.attempts()
     age = 0.0 if holding is None else now - holding.born
     lane, attempt, running_for = None, 0, 0.0
     if task is not None and worker.task is task:

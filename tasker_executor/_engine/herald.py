@@ -50,16 +50,21 @@ class Herald:
         self._is_ending = is_ending  # whether no worker lives while the executor drains
         self._check_terminated = check_terminated  # closes the executor, if this is its end
         self.thread: threading.Thread | None = None  # the last one that began to live
+        #: Added to by the timer's thread, by one call; taken under the lock.
         self._news: deque[Callable[[], object]] = deque()
         # Guards `_serving`: a thread that ends and a timer that adds news must not miss each other. A leaf.
         self._lock = threading.RLock()
-        self._serving = False  # whether a thread will take all of `_news`
-        self._held = False  # whether the timer is about to add news
+        self._serving = False  # whether a thread will take all of `_news`; read without the lock: see `busy`
+        self._held = False  # whether the timer is about to add news; stored by the timer's thread alone
 
     @property
     def busy(self) -> bool:
-        """Return whether there is news, or may soon be. The executor closes only when this is false."""
-        return self._held or self._serving or bool(self._news)
+        """Return whether there is news, or may soon be. The executor closes only when this is false.
+
+        Three looks, in the direction in which the news moves. It is in `_news` before `_held` is false, and
+        until `_serving` is true. In another order it could pass by, between two looks.
+        """
+        return self._held or bool(self._news) or self._serving
 
     def settling(self, duty: Duty) -> Duty:
         """Return `duty`, which settles tasks, for the timer: the executor closes after the news of them."""

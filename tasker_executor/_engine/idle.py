@@ -25,6 +25,17 @@ More waking workers would wait for the interpreter, and most would find no task 
 
 So all workers that are needed come, one after the other.
 
+**Without the GIL** each call of a method of the stack, of a lane and of a lock is atomic, and no two of them
+together are. The two stories in which a thread comes between two steps of another one:
+
+- *Room is off the stack for a moment.* 1. Submitter A pops Room, and has yet to put it back. 2. Submitter B
+  finds the stack empty, and wakes none. 3. A puts Room back, and then counts the tasks that wait, B's too.
+- *A seat is off the stack, and its permit is yet to come.* Its worker waits for the permit.
+
+In "Taking turns" and "Few at a time" each side makes a store, and then a look. No look overtakes the store
+before it. For each side passes through a lock between the two: the submitter through that of the lane, or
+through `Idle._lock`; the worker through that of the stack, and of the lanes (`Lanes.look`), or its `park`.
+
 **The end.** A closed executor shows `CLOSED`, which is always true. So the submitter enters its slow path,
 takes the task back and refuses it, unless a worker has it already.
 """
@@ -59,8 +70,7 @@ class Room:
     """
 
     def __init__(self, stack: list[Any]) -> None:
-        #: Puts this back onto the stack, which is then empty. Returns a true value; `Seat.release`
-        #: returns None.
+        #: Puts this back onto the stack, which is then empty, and returns the stack; `Seat.release` does not.
         self.release = partial(stack.__iadd__, (self,))
 
 
@@ -79,9 +89,10 @@ class Seat:
         self.park.acquire()
         #: Gives the permit. The thread that pops the seat off the stack calls this.
         self.release = self.park.release
-        #: Set, before the permit, by the thread that takes the seat off the stack to retire the worker.
+        #: Set, before the permit, by the thread that has taken the seat off the stack to retire the worker.
         self.told_to_leave = False
-        #: The worker is in the crew, and will take its permit.
+        #: The worker is in the crew, and will take its permit. Written under the executor's lock. A submitter
+        #: that reads an old value looks again after it has changed `line`: see `hold_back`.
         self.occupied = False
 
     def rise(self) -> bool:
@@ -127,36 +138,45 @@ class Idle:
     def __init__(self, pass_on: Callable[[], object]) -> None:
         """Call `pass_on` to wake another worker, after one was woken for a task that it does not take."""
         self.pass_on = pass_on
-        #: The seats of idle workers; the worker that became idle last is on top. See "The idle stack".
+        #: The seats of idle workers; the worker that became idle last is on top. See "The idle stack". Each
+        #: change is one call, without a lock; each iteration is over a slice, which is a copy made in one call.
         self.stack: list[Any] = []
-        #: What submitters look at: the stack, `ENOUGH`, or, in the end, `CLOSED`.
+        #: What submitters look at, without a lock: the stack, `ENOUGH`, or, in the end, `CLOSED`.
         self.line = self.stack
-        # Guards changes of `line`. No lock is taken under it: a waking worker must not wait for
-        # another holder.
+        # Guards changes of `line`, each of which depends on its value. No lock is taken under it: a waking
+        # worker must not wait for another holder.
         self._lock = RLock()
         self._room = Room(self.stack)
         # Pops and releases in one step of the interpreter. If Ctrl-C came between the two, the worker would
-        # be off the stack and never be woken.
+        # be off the stack and never be woken. Shared by all submitters: a step changes nothing in the iterator.
         self._wakes = releases(self.stack.pop)
         # The same steps without any effect. If they exhaust the stack of calls, the error comes before
         # the pop.
         self._rehearsals = rehearsals(_REHEARSAL)
-        #: The seats that were woken last.
+        #: The seats that were woken last. Each change is one call; a copy may fail: see `enough_on_their_way`.
+        #: A seat that is missing, or here twice, costs one wake-up more.
         self._woken: deque[Seat] = deque(maxlen=WAKES_AT_ONCE)
 
     # -- what submitters do
 
     def wake_top(self) -> bool:
-        """Wake the top of the stack; return whether that is Room, so that a worker may be started."""
+        """Wake the top of the stack; return whether that is Room, so that a worker may be started.
+
+        Another thread may change the stack between the look at its top and the pop. Then a seat is remembered
+        that another thread has woken, or none has: see `_woken`.
+        """
         try:
             top = self.stack[-1]
             next(self._rehearsals)
-            room = next(self._wakes)
+            released = next(self._wakes)
         except IndexError:  # other submitters woke all workers, and each of these looks at the lanes before it sleeps
             return False
-        if not room and isinstance(top, Seat):
+        # Not whether it is true: another submitter may have popped Room by now, and the stack be empty.
+        if isinstance(released, list):
+            return True
+        if isinstance(top, Seat):
             self._woken.append(top)
-        return bool(room)
+        return False
 
     def enough_on_their_way(self) -> bool:
         """Return whether `WAKES_AT_ONCE` workers were woken and have yet to take their permit."""
@@ -193,9 +213,13 @@ class Idle:
     # -- what the crew does
 
     def offer_room(self, offered: bool) -> None:
-        """Put Room at the bottom of the stack, or take it away. The executor's lock is held."""
+        """Put Room at the bottom of the stack, or take it away. The executor's lock is held.
+
+        Without the GIL, a submitter may have popped Room, and put it back after this: a second one, or one that
+        is not offered, or above a worker that has become idle. The submitter then calls this once more.
+        """
         room, stack = self._room, self.stack
-        if stack[:1] == [room] and offered:
+        if offered and stack[:1] == [room] and stack.count(room) == 1:
             return
         while room in stack:
             try:
@@ -209,14 +233,16 @@ class Idle:
         """Return the seats of the idle workers, the longest idle first."""
         return [entry for entry in self.stack[:] if isinstance(entry, Seat)]
 
-    def wake(self, seat: Seat) -> bool:
-        """Wake this worker; return False if it is not idle, or was just woken.
+    def wake(self, seat: Seat, *, to_leave: bool = False) -> bool:
+        """Wake this worker, or tell it to leave; return False if it is not idle, or was just woken.
 
-        Its seat leaves the stack if and only if the worker is woken.
+        Its seat leaves the stack if and only if the worker is woken. It is told afterwards: a worker that was
+        woken for a task at this moment must not take that for a dismissal.
         """
+        told = (partial(setattr, seat, "told_to_leave", True),) if to_leave else ()  # a slot: all in C
         spend_stack()
         try:
-            in_one_step(partial(self.stack.remove, seat), seat.release)
+            in_one_step(partial(self.stack.remove, seat), *told, seat.release)
         except ValueError:
             return False
         return True

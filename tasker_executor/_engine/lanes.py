@@ -19,11 +19,12 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from operator import attrgetter
 from threading import RLock
 from typing import Any, Protocol
 
-from .._sync import in_one_step, pop_into
+from .._sync import in_one_step, lock_timeout, pop_into
 from .sidecar import Sidecar
 
 __all__ = ["Lane", "Lanes", "Owner"]
@@ -51,6 +52,10 @@ class _Closed:
     def stop(self, task: object) -> bool:
         return False
 
+    def wait_inside(self, task: object, permit: LockType, timeout: float | None) -> bool:
+        """Wait on the thread of a worker that was written off, and has outlived the executor: see `Owner`."""
+        return permit.acquire(True, lock_timeout(timeout))
+
 
 def _ignore(_: object) -> None:
     """Do nothing: no executor is left that a settled task matters to."""
@@ -69,14 +74,17 @@ class Lane(deque[Any]):
     def __init__(self, name: str, owner: Owner, on_settled: Callable[[Any], None]) -> None:
         super().__init__()
         self.name = name
-        self.owner: Any = owner  # once the executor is closed, its name alone
+        self.owner: Any = owner  # once the executor is closed, a `_Closed`: stored once, read by any thread
         self.priority = name == "priority"
-        #: Retries that need a new resource: see "Parked retries".
+        #: Retries that need a new resource: see "Parked retries". Without the GIL, a retry is in neither
+        #: place while it is moved. So it is moved under the executor's lock, or while a token keeps the executor
+        #: open.
         self.parked: deque[Any] = deque()
         #: Called with each task of this lane that was settled before it started. No lock is held.
         self.on_settled = on_settled
         # Guards the five counters. A leaf: nothing else is acquired while it is held. Reentrant, for signal
-        # handlers that cancel.
+        # handlers that cancel. They are read without it: one at a time, in the order that `waiting` and
+        # `Gauges.stats` need.
         self._lock = RLock()
         self.tombstones = 0
         self.cancelled = 0
@@ -156,7 +164,7 @@ class Lane(deque[Any]):
     def oldest(self) -> float | None:
         """Return when the task that has waited longest was submitted; None if none waits."""
         try:
-            for task in (*self.parked, *self):
+            for task in chain(self.parked, self):  # not over a copy: the first one is rarely done
                 if not task.done():
                     return task._submitted  # type: ignore[no-any-return]  # a float
         except RuntimeError:  # a worker popped while we looked: take the task at the head now

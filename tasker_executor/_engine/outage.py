@@ -1,6 +1,8 @@
 """A failing factory: whether and when it may be tried again, and which tasks have waited too long.
 
 Pure: no clock, no thread, no lock. Each method is told the time. The executor's lock guards its `Outage`.
+Without it, other threads read a single field, for the log and the gauges; and the bound of the queue asks
+`may_try`, and is asked again.
 
 **Back-off.** The pause between two attempts doubles, with full jitter. So the clients of a server that comes
 back do not all connect at once. The pause is at most a quarter of `create_timeout`: a task that waits its

@@ -78,11 +78,11 @@ class Places:
             place = ref()
             if place is None or place is mine or not place.calls or (inside and place.waiting):
                 continue
-            if not daemons and (place.thread is None or place.thread.daemon):
+            if not daemons and ((thread := place.thread) is None or thread.daemon):  # one look: the thread may just end
                 continue
             others.append(place)
         return others
 
     def names(self, mine: Place) -> list[str]:
         """Return the names of other threads that are inside of a call."""
-        return [str(place.ident) if place.thread is None else place.thread.name for place in self.others(mine)]
+        return [str(place.ident) if (thread := place.thread) is None else thread.name for place in self.others(mine)]

@@ -47,12 +47,14 @@ class Member(Protocol):
 
 
 #: All executors that may still have threads or resources, by their id. The references are strong until the
-#: executor is closed: the exit hook drains an executor that the user has dropped, too.
+#: executor is closed: the exit hook drains an executor that the user has dropped, too. Changed without
+#: a lock, by single calls. An executor enters and then looks at `_exiting`; the hook sets that and then copies.
+#: So one of the two sees the other.
 _executors: dict[int, Member] = {}
 #: Threads that have done all for their executor, and may still take a moment to end.
 ending = Endings()
 _exiting = False
-#: What `at_exit` and `after_fork_in_child` have registered.
+#: What `at_exit` and `after_fork_in_child` have registered, as modules were imported.
 _first: list[Callable[[], object]] = []
 _last: list[Callable[[], object]] = []
 _forked: list[Callable[[], object]] = []

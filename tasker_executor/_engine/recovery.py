@@ -111,7 +111,8 @@ class Recovery:
         if until is not None and oldest is not None and oldest <= until:
             self.fail_queue(error, before=until)
             oldest = self._lanes.oldest()
-        due = None if oldest is None else outage.gives_up_at(oldest, now, hope)
+        with self._life.lock:  # a worker may get its resource at this moment
+            due = None if oldest is None else outage.gives_up_at(oldest, now, hope)
         if due is not None:
             return due
         # A task queued from now on is due later than this. It wakes the timer only if it starts a worker. It

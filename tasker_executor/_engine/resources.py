@@ -89,8 +89,9 @@ class ResourceSource(Generic[R]):
         self._proven = 0
         #: How many times all resources were to be replaced. A resource of an earlier epoch must go.
         self.epoch = 0
-        #: The mistakes of hooks that have been logged: each is logged once.
-        self._mistakes: set[str] = set()
+        #: The hooks whose mistake was logged, each with a token of the thread that has logged it. `setdefault` lets in
+        #: one thread for each hook, however many come at once.
+        self._mistakes: dict[str, object] = {}
         self._recorder = recorder
         self._hub = hub
         #: Guards the counters, and which resources a reserve keeps.
@@ -311,8 +312,8 @@ class ResourceSource(Generic[R]):
 
     def _note_mistake(self, hook: str, answer: object, wanted: str) -> None:
         """Log, once for each hook, that it returned what it should not."""
-        if hook not in self._mistakes:
-            self._mistakes.add(hook)
+        token = object()
+        if self._mistakes.setdefault(hook, token) is token:
             logger.warning(
                 "executor %r: a hook returned what it must not; %s returned %s, and must return %s",
                 self.name,

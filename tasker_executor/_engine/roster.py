@@ -20,7 +20,9 @@ __all__ = ["Roster"]
 class Roster:
     """The workers of one executor, and their limits.
 
-    `Lifecycle.lock` guards each write, except those of `awaited`: each of these is a single step.
+    `Lifecycle.lock` guards each write, except those of `awaited`: each of these is a single call. A copy of a
+    set, a look for one entry and a length are single calls, too, and need no lock. Two of them in a row are of
+    two moments. So decisions are made under the lock, and what is counted without it is looked at again.
     """
 
     def __init__(self, settings: Settings, waiting_inside: Collection[int]) -> None:

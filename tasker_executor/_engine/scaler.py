@@ -48,7 +48,9 @@ class Scaler:
         self._gauges = gauges
         self._timer = place.timer
         self._want = want
-        self._next: float | None = None  # when the policy is asked next; None while the scaler pauses
+        #: When the policy is asked next; None while the scaler pauses. Only the timer's thread stores None.
+        #: Two threads that end the pause at once store nearly the same.
+        self._next: float | None = None
         self.paused = False  # for a submitter that wakes a worker above the alarm: it resumes the scaler, too
         self._policy_failed = False
         self._alarm = Alarm(self, place.idle)
@@ -97,7 +99,9 @@ class Scaler:
             self._want(wanted, reason)
         if load.busy == 0 and load.queued == 0 and gauges.at_rest():
             self._pause()
-            return None
+            # One look more. 1. All was at rest. 2. A worker took a task, and its submitter found neither the
+            # alarm nor `paused`. 3. The pause began.
+            return now + self._interval
         return self._next
 
     def _pause(self) -> None:
@@ -105,7 +109,7 @@ class Scaler:
         self._next = None
         self.paused = True
         stack = self._idle.stack
-        if self._alarm not in stack:
+        if self._alarm not in stack:  # only the timer's thread puts it there
             stack.append(self._alarm)
         if self._lanes.look():  # a task came before the alarm was on the stack
             self.resume()

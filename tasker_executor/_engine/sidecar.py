@@ -346,6 +346,8 @@ def adopt(task: _Task, made: Sidecar) -> Sidecar:
     finally:
         missed: Sidecar | None = task._sidecar
         if missed is None and (left := firsts.get(task)) is not None:  # interrupted before the store
-            task._sidecar = left
+            missed = task._sidecar  # again: `left` may be that of a thread that came after another one's store
+            if missed is None:
+                task._sidecar = left
         firsts.pop(task, None)  # a thread that comes from now on finds the slot filled
     return sidecar

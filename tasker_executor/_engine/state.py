@@ -38,7 +38,7 @@ class Lifecycle:
         # ask for stats while its own thread holds this lock. So each step under it leaves the state and the
         # crew consistent. Never held while user code runs.
         self.lock = threading.RLock()
-        self.state = State.RUNNING
+        self.state = State.RUNNING  # written under the lock; read without it: it never goes backwards
         self.changed = Bell()  # rung when a worker is ready or has ended, and when the state changes
         self.killed = Token()
         self.terminated = Latch()

@@ -9,6 +9,10 @@ other one does nothing. The stories:
   worker took it in hand before it stored that. 2. The stopper notes the stop in the sidecar, and then looks for
   the task in the hands of the workers. 3. It finds the task there, or the worker has let go of it, and finds
   the stop.
+- *The executor is killed as a task begins.* 1. The worker takes the task in hand, and then looks at `leave`, or
+  at the state. 2. The killer stores both, then a name into the worker, which it had, and then looks at the
+  worker's hand. So both have stored into the worker (see "Which thread goes first" in ``task.py``): the worker
+  lets go of the task, or the killer finds it.
 - *The abort comes while the task runs.* Its thread claims the resource (`Task._claim`) and calls the hook.
   The worker lets go of the task, publishes the result, finds the claim, and waits until the hook has returned
   (`Hand.recover`). Then it resets and checks the resource; without a check it replaces it.
@@ -107,7 +111,8 @@ class Stops:
         targets: list[Target] = []
         news: list[Callable[[], object]] = []
         for worker in self._roster.workers.copy():
-            task = worker.task
+            worker.name = worker.name  # a store into the worker, and then the look: see "The rule of the hand"
+            task, holding = worker.task, worker.holding
             if task is None or task.cancel():
                 continue
             asked = Stop(Reason.KILLED)
@@ -116,8 +121,8 @@ class Stops:
                 if stop is asked:
                     self._begin(task, stop)
                     news.append(tell)
-                if worker.holding is not None:
-                    targets.append((worker.holding, partial(task._claim, stop, worker.runs, again=True)))
+                if holding is not None:
+                    targets.append((holding, partial(task._claim, stop, worker.runs, again=True)))
         return targets, news
 
     def _begin(self, task: Task[Any], stop: Stop) -> None:

@@ -389,7 +389,7 @@ class Task(Stoppable[T]):
                 if sidecar is None:
                     sidecar = self._sidecar = winner
             finally:
-                if self._sidecar is None and (left := _firsts.get(self)) is not None:
+                if self._sidecar is None and (left := _firsts.get(self)) is not None and self._sidecar is None:
                     self._sidecar = left
                 _firsts.pop(self, None)
         if (self._status is FINISHED or sidecar.verdict is not None) and not sidecar.told:

@@ -82,6 +82,7 @@ class Endings:
     """
 
     def __init__(self) -> None:
+        #: Changed without a lock, by single calls; iterated over in copies.
         self._threads: set[weakref.ref[threading.Thread]] = set()
 
     def add(self, thread: threading.Thread) -> None:

@@ -57,13 +57,16 @@ class Timer:
         self.herald = herald
         self.duties: Sequence[Duty] = ()  # set once, before the first kick
         self.farewell: Callable[[], object] = int  # called when the thread has run its last duty; `int` does nothing
-        self.thread: threading.Thread | None = None  # once it has begun to live
-        # Guards `birth`. A leaf.
+        #: Once it has begun to live; stored by itself. It looks at the state afterwards; the thread that closes
+        #: the executor stores the state first, and looks here afterwards.
+        self.thread: threading.Thread | None = None
+        # Guards the decision which thread starts it: `birth` is None, and is set. A leaf.
         self._lock = threading.RLock()
         #: Acquired by the thread when it begins to live, or by its starter, to disown it. None: there is no
-        #: thread, and none is about to start.
+        #: thread, and none is about to start. Read without the lock: `start` looks again under it.
         self.birth: LockType | None = None
-        self.wanted = False  # whether the timer was kicked while it had no thread
+        #: Whether the timer was kicked while it had no thread. An old value costs one look more in `start`.
+        self.wanted = False
         self._park = allocate_lock()
         self._park.acquire()
 

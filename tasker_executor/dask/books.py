@@ -103,8 +103,9 @@ class Books:
 
     def numbers(self, running: int, running_priority: int) -> dict[str, Any]:
         """Return what `ExecutorStats` says about tasks. The workers report those that run. The caller holds the lock."""
-        urgent = sum(future._urgent for future in self._futures)
-        normal = len(self._futures) - urgent
+        futures = list(self._futures)  # a destructor may run on this thread, and cancel one: the lock is reentrant
+        urgent = sum(future._urgent for future in futures)
+        normal = len(futures) - urgent
         running_priority = min(urgent, running_priority)
         running_normal = min(normal, running - running_priority)
         return {

@@ -212,9 +212,9 @@ class DaskResourceExecutor(BaseExecutor[R]):
             with self._lock:
                 self._refuse_if_shut_down()
                 self._books.enter(future, self)
-            future._remote = remote = self._client.submit(
-                hand_over, blob, key=job.key, pure=False, priority=int(options.priority)
-            )
+            remote = self._client.submit(hand_over, blob, key=job.key, pure=False, priority=int(options.priority))
+            with self._lock:  # see `Books.forget`, which takes it away
+                future._remote = remote
             if future.cancelled():  # by a shutdown in another thread, while `submit` ran
                 self._books.forget(future, None)
             else:
@@ -338,7 +338,8 @@ class DaskResourceExecutor(BaseExecutor[R]):
             running: dict[str, list[str]] = await self._deployment.tell(cancel_here, kill) or {}
             keys = set(itertools.chain.from_iterable(running.values()))
             for future in self._books.open_futures():
-                if future._remote is None or future._remote.key not in keys:
+                remote = future._remote  # read once: another thread may cancel the future now
+                if remote is None or remote.key not in keys:
                     future.cancel()
             if destroy:
                 await self._deployment.tell(destroy_here)

@@ -85,11 +85,11 @@ class Call:
 
     @property
     def results(self) -> list[Any] | None:
-        """The results so far, if this is a chunk of `map`."""
+        """The results so far, if this is a chunk of `map`. A copy: a task that was given up may note one more."""
         if self._call is None or not isinstance(self._call[0], ChunkRunner):
             return None
         results: list[Any] = self._call[1][0].results
-        return results
+        return results.copy()
 
 
 def _run_and_dump(executor: ResourceExecutor[Any], call: Call, options: TaskOptions) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures._base import CANCELLED
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
@@ -129,7 +130,9 @@ class InlineFuture(TaskFuture[T]):
 
     def _end_if_withdrawn(self) -> None:
         self._executor._withdraw(self)
-        if self.withdrawn and not self.done():
+        if self.withdrawn:
             super().cancel()
-            self.set_running_or_notify_cancel()  # tells wait() and as_completed()
+            with self._condition:  # or two threads that cancel could both find it not told
+                if self._state == CANCELLED:
+                    self.set_running_or_notify_cancel()  # tells wait() and as_completed()
             self._executor._close_if_drained()

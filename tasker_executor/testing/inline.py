@@ -190,18 +190,19 @@ class InlineExecutor(BaseExecutor[R]):
         deadline = None if options.start_within is None else clock() + options.start_within
         call = Call(self._fit(fn, options), kwargs)
         task = Task(future, call, args, self._limit(options), deadline, run)
+        deferred = self.deferred  # read once: another thread may change it
         try:
             with self._lock:
                 self._refuse_if_closed()
                 self._books.submitted += 1
-                if not self.deferred:
+                if not deferred:
                     task.deadline = None  # the task starts in time
                     self._books.running += 1
                     self._in_hand += 1
                     task.counted = task.in_hand = True
                 else:
                     lane.append(task)
-            if not self.deferred:
+            if not deferred:
                 self._run(task)
         except BaseException as thrown:
             future.cancel()  # the caller does not get the future, so a task that has not started must not run
