@@ -1,7 +1,7 @@
 """The one set of argument checks: each returns a plain value, or raises and names the argument and its value.
 
-Numbers come from NumPy and `decimal`, too. A count is what `operator.index` takes, a duration is any real
-number. A bool is neither.
+Numbers come from NumPy and `decimal`, too. A count is what `operator.index` takes. A duration is any real
+number: what has an ``__index__`` or a ``__float__``, as in Python 3.15. A bool is neither.
 
 Most flags (``wait``, ``priority``, ``reset``) need no check: as in the standard library, any true value
 is True.
@@ -20,6 +20,7 @@ from ._report import safe_repr
 __all__ = [
     "check_bool",
     "check_bounds",
+    "check_buffersize",
     "check_callable",
     "check_count",
     "check_finite",
@@ -65,13 +66,30 @@ def check_bounds(min_workers: int, max_workers: int) -> int:
     return least
 
 
+def check_buffersize(value: Any) -> int | None:
+    """Return how many results may wait, None for no limit, or raise in the standard library's words."""
+    if value is None:
+        return None
+    number = whole(value)
+    if number is None:
+        raise TypeError("buffersize must be an integer or None")
+    if number < 1:
+        raise ValueError("buffersize must be None or > 0")
+    return number
+
+
 def check_number(name: str, value: Any, what: str = "a number") -> float:
     """Return `value` if it is a real number, infinity included, or raise, naming the argument."""
-    # The type decides, since float() also takes a string, an array and NumPy's bool.
-    real: Any = value if isinstance(value, Number) and not isinstance(value, bool) else whole(value)
+    # The type decides: float() also takes a string, and NumPy's bool has a __float__.
+    if isinstance(value, Number):
+        is_real = not isinstance(value, bool)
+    else:
+        kind: Any = value.__class__
+        is_real = hasattr(kind, "__float__") and not kind.__name__.startswith("bool")
+    real: Any = value if is_real else whole(value)
     try:
         number = float(real)
-    except TypeError:  # None, or a complex number
+    except TypeError:  # None, a complex number, or an array of several
         raise TypeError(f"{name} must be {what}, not {safe_repr(value)}") from None
     except OverflowError:  # 10**400
         number = math.inf if real > 0 else -math.inf

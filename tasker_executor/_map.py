@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from ._arrivals import Submitter, results_as_they_come
-from ._checks import check_number, whole
+from ._checks import check_buffersize, check_number, whole
 from ._chunks import Chunk, ChunkRunner, chunked
 from ._report import safe_repr
 from ._results import Results, cancel_all, stop_all
@@ -75,14 +75,8 @@ def _check_sizes(chunksize: Any, buffersize: Any) -> tuple[int, int | None]:
         raise TypeError(f"chunksize must be an integer, not {safe_repr(chunksize)}")
     if size < 1:
         raise ValueError("chunksize must be >= 1.")
-    if buffersize is None:
-        return min(size, sys.maxsize), None
-    limit = whole(buffersize)
-    if limit is None:
-        raise TypeError("buffersize must be an integer or None")
-    if limit < 1:
-        raise ValueError("buffersize must be None or > 0")
-    return min(size, sys.maxsize), min(limit, sys.maxsize)
+    limit = check_buffersize(buffersize)
+    return min(size, sys.maxsize), None if limit is None else min(limit, sys.maxsize)
 
 
 def _wait_for_first(futures: deque[Future[T]], deadline: float | None, *, stop: bool) -> None:

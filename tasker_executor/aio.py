@@ -27,8 +27,7 @@ from typing import Any, Concatenate, Generic, Self, overload
 from typing_extensions import ParamSpec, TypeVar
 
 from ._async_map import AsyncResults, Calls, Submitter, result_of, stop, tell
-from ._checks import check_seconds, whole
-from ._report import safe_repr
+from ._checks import check_buffersize, check_seconds
 from .exceptions import ShutdownTimeout
 from .futures import TaskFuture
 
@@ -271,13 +270,7 @@ class AsyncView(Generic[R]):
             RuntimeError: By the iterator: the executor, or this view, has been shut down. The results of the
                 tasks that were accepted come first.
         """
-        limit = None
-        if buffersize is not None:
-            limit = whole(buffersize)
-            if limit is None:
-                raise TypeError(f"buffersize must be an integer or None, not {safe_repr(buffersize)}")
-            if limit < 1:
-                raise ValueError("buffersize must be None or > 0")
+        limit = check_buffersize(buffersize)
         calls: Iterator[tuple[Any, ...]] = zip(*iterables)  # noqa: B905  # the shortest decides, as in the standard library
         return AsyncResults(Calls(self._view, fn, calls, limit, ordered=ordered))
 

@@ -2038,7 +2038,25 @@ MUTATIONS = [
         "raise",
         "numbers",
     ),
-    Mutation("a string is no number of seconds", "_checks.py", "value if isinstance(value, Number) and", "value if", "numbers"),
+    Mutation("a string is no number of seconds", "_checks.py", "value if is_real else whole(value)", "value", "numbers"),
+    Mutation(
+        "a duration may be a number of another library",
+        "_checks.py",
+        'hasattr(kind, "__float__") and',
+        "False and",
+        "standard_library",
+    ),
+    Mutation(
+        "a bool is no number of seconds", "_checks.py", "is_real = not isinstance(value, bool)", "is_real = True", "numbers"
+    ),
+    Mutation("NumPy's bool is no number of seconds", "_checks.py", ' and not kind.__name__.startswith("bool")', "", "numbers"),
+    Mutation(
+        "a buffersize is refused in the words of the standard library",
+        "_checks.py",
+        '"buffersize must be an integer or None"',
+        'f"buffersize must be an integer or None, not {value}"',
+        "arguments",
+    ),
     Mutation(
         "a policy's interval is a plain number",
         "_engine/scaler.py",

@@ -1104,19 +1104,6 @@ def test_a_snapshot_tells_every_state(busy: ResourceExecutor[None], gate: Gate) 
     assert waiting._get_snapshot() == (True, False, 7, None)
 
 
-def test_we_know_all_methods_of_the_standard_future() -> None:
-    # One that is new may read the fields of the standard library, which are not ours.
-    inner = {"_Future__get_result", "_invoke_callbacks"}  # called by what we override
-    general = {"__init__", "__repr__", "__class_getitem__", "__module__", "__doc__", "__dict__", "__weakref__"}
-    general |= {"__firstlineno__", "__static_attributes__", "__annotations__", "__annotate_func__", "__annotations_cache__"}
-
-    ours = {name for part in Task.__mro__[: Task.__mro__.index(Future)] for name in vars(part)}
-
-    unknown = set(vars(Future)) - ours - inner - general
-
-    assert unknown == set()
-
-
 def test_a_future_that_is_kept_keeps_nothing_of_a_closed_executor() -> None:
     class App:
         def set_up(self) -> None:
