@@ -27,7 +27,7 @@ ABORT_PATIENCE = 1.0
 #: A resource to abort, and whether it is still in use for the task that the killer means.
 Target: TypeAlias = tuple[Holding[Any], Callable[[], bool]]
 
-#: Threads that call, or are about to call, an `on_abort` hook.
+#: Threads that call, or are about to call, an `on_abort` hook. Each change is one step; looked at in a copy.
 _aborting: set[threading.Thread] = set()
 
 
@@ -96,7 +96,7 @@ def join_aborts(threads: list[threading.Thread] | None = None) -> None:
     At most `ABORT_PATIENCE` seconds: a hook may hang.
     """
     deadline = clock() + ABORT_PATIENCE
-    for thread in list(_aborting.copy()) if threads is None else threads:
+    for thread in list(_aborting.copy()) if threads is None else threads.copy():  # another kill may extend it
         if thread.ident is not None and thread is not threading.current_thread():
             thread.join(lock_timeout(max(0.0, deadline - clock())))
 

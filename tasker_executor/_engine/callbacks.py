@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 futures_logger = Logger("concurrent.futures")
 
-_ZEROS = repeat(0)
+_ZEROS = repeat(0)  # has no end, and so no state: all threads may share it
 
 
 @calls_back

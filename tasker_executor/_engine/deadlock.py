@@ -33,7 +33,9 @@ class WaitInside:
         self.task = task
         self.permit = permit
         self.timed = timed  # the wait ends by itself, and is never hopeless
-        self.hopeless = False  # whether the wait was ended because no worker is left to run the task
+        # Whether the wait was ended because no worker is left to run the task. Stored before the permit is
+        # released.
+        self.hopeless = False
 
     def give_up(self) -> None:
         """End the wait with PoolDeadlockError."""
@@ -80,7 +82,7 @@ class WaitsInside:
 
     def end_a_hopeless_wait(self) -> None:
         """End the wait that began last if all workers wait inside, and no other worker may be started."""
-        if not self._waits:
+        if not self._waits:  # a thread that enters its wait afterwards looks itself
             return
         roster = self._roster
         with self._life.lock:

@@ -57,7 +57,7 @@ class Reading:
 
 
 class Gauges:
-    """Reads the rooms of one engine."""
+    """Reads the rooms of one engine. What other threads change is read in a copy, or by one step."""
 
     def __init__(self, place: Workplace, roster: Roster, outage: Outage, reserve: Reserve[Any] | None, stops: Stops) -> None:
         self.name = place.settings.name

@@ -34,6 +34,8 @@ class Hand:
         #: None before the resource is made, after it is destroyed, and without `on_create`.
         self.holding: Holding[Any] | None = None
         self.care = Care(place)
+        # Stored by the worker alone, `stopped` also by `Crew.wrote_off` on its thread. Other threads look,
+        # each once into a variable of its own: the next look may see the next task, or none.
         self.task: Task[Any] | None = None  # the task in hand
         self.since = clock()  # when it was taken in hand
         self.asks = False  # whether a hook is asked about the resource, with a task in hand

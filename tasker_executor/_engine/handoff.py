@@ -188,7 +188,8 @@ class Handoff:
         def renew(self) -> None: ...
 
 
-#: All handoffs that were made and are not lost; and those of them that are not lent out.
+#: All handoffs that were made and are not lost; and those of them that are not lent out. Each change is one
+#: step.
 _made: list[Handoff] = []
 _free: list[Handoff] = []
 

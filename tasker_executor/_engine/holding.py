@@ -99,6 +99,8 @@ class Holding(Generic[R]):
         self.good_at = good_at
         #: The error of its first check, if that check failed.
         self.fault: Exception | None = None
+        # The next four are shared with aborters. Each change is one step, and each look is at a copy or at
+        # one step. Stored before the look at `_aborting`; an aborter appends there before it looks at this.
         self._given_up = False
         #: Calls that destroy the resource once it is not being aborted any more: see `leave_to_abort`.
         self._heirs: deque[Callable[[], object]] = deque()

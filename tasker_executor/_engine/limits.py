@@ -35,9 +35,11 @@ class Limits:
         self.for_all = self.run_within is not None or self.warn_after is not None
         #: Seconds until the first limit of a task that has none of its own.
         self.usual = min(inf if limit is None else limit for limit in (self.run_within, self.warn_after))
-        #: When the watch looks next. Only the watch makes it later.
+        #: When the watch looks next. Only the watch makes it later, but for two workers that store at once:
+        #: then each has kicked the timer, which looks at all.
         self.due = inf
-        #: The shortest limit of a task that has begun since the watch looked last.
+        #: The shortest limit of a task that has begun since the watch looked last. A store may be lost
+        #: between two workers; then the next task kicks the timer once more.
         self.shortest = inf
         self.noted = 0.0  # stored before the look at `due`
 

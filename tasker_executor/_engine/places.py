@@ -31,6 +31,7 @@ class Place:
     def __init__(self) -> None:
         self.here = current.here
         self.ident = get_ident()
+        #: Stored by this thread alone, so ``+= 1`` loses nothing. Another thread sees it before or after.
         #: The number of calls of the reserve's methods that run on this thread, one inside of the other. Each
         #: adds 1 and takes 1 away, and none puts an earlier value back: several greenlets may share the
         #: place, if gevent has patched after our import.
@@ -57,7 +58,7 @@ class Places:
 
     def __init__(self) -> None:
         self.local = _Local()
-        self._places: set[weakref.ref[Place]] = set()
+        self._places: set[weakref.ref[Place]] = set()  # each change is one step; looked at in a copy
 
     def arrive(self) -> Place:
         """Make the place of this thread, in its first call."""

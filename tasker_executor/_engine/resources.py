@@ -94,10 +94,12 @@ class ResourceSource(Generic[R]):
         self._mistakes: dict[str, object] = {}
         self._recorder = recorder
         self._hub = hub
-        #: Guards the counters, and which resources a reserve keeps.
+        #: Guards the counters, also those above, and which resources a reserve keeps. A counter may be read
+        #: without it.
         self.lock = threading.RLock()
         self._created = 0
-        #: The resources made and not destroyed. One may stay here if Ctrl-C comes while it is destroyed.
+        #: The resources made and not destroyed. One may stay here if Ctrl-C comes while it is destroyed. Each
+        #: change is one step; looked at in a copy.
         self._living: set[Holding[R]] = set()
 
     def counts(self) -> tuple[int, int]:

@@ -33,6 +33,8 @@ class Grip:
 
     def __init__(self, holding: Any) -> None:
         self.holding = holding
+        # The pop decides: one step. `_aborted` is stored by the thread that has popped, the others by the
+        # call.
         self._held = deque([True])
         self._aborted = False
         self._over = False
@@ -77,12 +79,13 @@ class Run(Token):
         self._watch = watch
         self._began: float | None = None  # when the attempt in hand began
         self._ran = 0.0  # seconds that earlier attempts took
-        #: When it has run for too long. Infinite between two attempts.
+        #: When it has run for too long. Infinite between two attempts. Stored by the call and by the timer:
+        #: if one store covers the other, the call has been stopped, and an abort comes a pause later.
         self.due = inf
         self.grip: Grip | None = None
         #: The error of the last attempt, while the next one is prepared.
         self.error: BaseException | None = None
-        #: The first one counts. Appended to by any thread.
+        #: The first one counts. Appended to by any thread, in one step, and never shortened.
         self.stops: list[Stop] = []
         self.over = False
 

@@ -58,8 +58,9 @@ class Runs:
         self._timer = timer
         self._hook = hook
         self._others = others
+        # Each change is one step; looked at in a copy. Entering and the copy lock the set: see "The alarm".
         self._runs: set[Run] = set()
-        self._alarm = inf  # when the timer looks next
+        self._alarm = inf  # when the timer looks next; stored by the timer alone
         self._changed = Bell()  # rung for the thread that goes on after the timer
         # Taken by that thread while it lives, and by its starter before.
         self._late = deque([True])

@@ -72,6 +72,8 @@ Callbacks = list[Callable[[Future[Any]], object]]
 
 # -- the marks: see the module's docstring
 
+# Filled by the import, and only read afterwards. The frames that are walked are those of the calling thread:
+# no other thread pops them.
 _locking: set[CodeType] = set()
 _calling: set[CodeType] = set()
 
@@ -138,6 +140,13 @@ class Sidecar(ReentrantLock):
 
     # Defaults in the class and no __init__: a sidecar that is waited on for a moment costs little more than
     # its lock.
+    #
+    # Stored under the lock, but for these: `told`, `concluding` (its end), `reported` and `concluded` only
+    # tell the next thread that it need not do a step once more; `handoff` goes back to None by the thread
+    # that waits; `breaks` is also stored by the worker between two attempts. The lane's lock guards `counted`
+    # and `dropped`. The lists do not change once `published` is set, but callbacks are popped, each in one
+    # step. Without the lock a look may be too early: it is followed by one under the lock, or by a wait for
+    # `published`.
     verdict: Any = None  # CANCELLED, WITHDRAWN or an exception: the task shall not start
     started = False  # a worker has run it, or is about to: too late for a verdict
     counted = False  # the lane counts the tombstone, or that the task failed without being run (again)
@@ -333,6 +342,7 @@ class _Task(Protocol):
 
 #: The sidecar of each task that is being given one. Not in the task's own `__dict__`: before Python 3.12 a
 #: garbage collection can come while that dict is made, and with it another thread, which makes a second dict.
+#: Each access is one step.
 firsts: dict[Any, Sidecar] = {}
 
 

@@ -29,8 +29,9 @@ class Slow:
     def __init__(self, settings: Settings) -> None:
         self._name = settings.name
         self._after = settings.warn_after
-        #: For each worker that was seen busy: its task, by number, and when that began; and after how many seconds
-        #: to warn of it. A later task may have the same number, and then it began later.
+        #: For each worker that was seen busy: its task, by number, and when that began; and after how many
+        #: seconds to warn of it. A later task may have the same number, and then it began later. Never
+        #: iterated over: other threads take dead workers out, each in one step.
         self._limits: weakref.WeakKeyDictionary[Worker, tuple[tuple[int, float], float]] = weakref.WeakKeyDictionary()
 
     def look(self, worker: Worker, task: Task[Any], since: float, now: float) -> float | None:

@@ -59,11 +59,13 @@ class Stock(Generic[R]):
         self._outside = outside
         self._replaced = replaced
         self._abandoned = abandoned
-        #: All resources there are: free, in use, temporary. Not those that are left to their aborts.
+        #: All resources there are: free, in use, temporary. Not those that are left to their aborts. Each
+        #: change is one step, and so it is with `_left`. Both are looked at in a copy.
         self.all: set[Holding[R]] = set()
         #: Resources whose `on_abort` had not returned when they were given up. The aborts destroy them.
         self._left: set[Holding[R]] = set()
-        #: Whether resources may be missing: later calls, each of which makes one, see to that.
+        #: Whether resources may be missing: later calls, each of which makes one, see to that. Stored under
+        #: the source's lock; a look without it may come late, and then the next call refills.
         self.short = False
         self._set_free(deque())
 

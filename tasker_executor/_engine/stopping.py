@@ -33,7 +33,8 @@ class Token(Latch):
 
     def __init__(self) -> None:
         super().__init__()
-        #: Why it is set, in words that follow "this task".
+        #: Why it is set, in words that follow "this task". Stored before the latch opens. Of two threads that
+        #: set it at once either may have the word.
         self.why: str = ""
 
     def cancel(self, why: str) -> None:
@@ -52,6 +53,8 @@ class Stop:
     __slots__ = ("aborted", "again_at", "at", "function", "limit", "reason", "seen", "unasked")
 
     def __init__(self, reason: Reason, limit: float | None = None) -> None:
+        # `aborted` and `seen` are stored under the lock of the task's sidecar, the others by one thread at a
+        # time.
         self.reason = reason
         #: Seconds that the task was allowed to run, if that is the reason.
         self.limit = limit

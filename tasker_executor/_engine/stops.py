@@ -75,7 +75,7 @@ class Stops:
         self._roster = crew.roster
         self._notices = notices
         self._made_room = made_room
-        # Guards the two counters. A leaf. Reentrant, for signal handlers that stop.
+        # Guards the changes of the two counters. A leaf. Reentrant, for signal handlers that stop.
         self._lock = threading.RLock()
         self.stopped = self.timed_out = 0
         #: The stops of tasks that may not be final yet. The references are weak: a task that obeys is done long

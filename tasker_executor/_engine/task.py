@@ -19,9 +19,13 @@ one of the two sees the other:
 - End: the worker stores ``_status = FINISHED``, then loads ``_sidecar``. A listener stores ``_sidecar``, then
   loads ``_status``. The side that sees the other publishes; `_publish` does each of its steps once.
 
-That holds without the GIL, too. In free-threaded builds a store into a slot locks the object. So of two
-stores into *one* object, the thread that stores later has seen what the other stored before. Hence slots, not
-attributes of the sidecar; and hence the canceller stores ``_sidecar`` again even if it is there already.
+That holds without the GIL, too. In free-threaded builds a store into a slot locks the object: in Python 3.13,
+and in the specialized instruction of Python 3.14 and later, too. So of two stores into *one* object, the
+thread that stores later has seen what the other stored before. Hence slots, not attributes of the sidecar,
+which may be in its dict; and hence the canceller stores ``_sidecar`` again even if it is there already. Where
+the two sides store into two objects, the rarer side also stores into the object of the other one, as in
+`Stops.stop_all`; or both call a method of one container, which locks that. A plain ``if container:`` locks
+nothing.
 
 **Interrupted.** Ctrl-C, or any error that a signal handler throws, may end a call between any two steps. So a
 task is settled by one store, under the sidecar's lock. All that follows is a list of steps that any thread

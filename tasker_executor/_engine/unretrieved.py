@@ -28,7 +28,7 @@ class Unretrieved:
     def __init__(self, name: str, function: str, error: BaseException) -> None:
         self.name = name
         self.function = function
-        self.error: BaseException | None = error
+        self.error: BaseException | None = error  # None once a caller has asked; any thread may store that
 
     def __del__(self, logger: Logger = lost_logger, exiting: Callable[[], bool] = sys.is_finalizing) -> None:
         if self.error is None:
