@@ -44,6 +44,7 @@ class Submitter(Protocol):
 
 
 #: All arrivals. Each reference removes itself in one step of the interpreter, so Ctrl-C leaves none behind.
+#: Threads add in one step, and the child of a fork, which has one thread, copies.
 _living: set[weakref.ref[Arrivals]] = set()
 
 
@@ -71,11 +72,12 @@ class Arrivals:
     __slots__ = ("__weakref__", "_chunks", "_done", "_next_number", "_numbers", "forked", "futures")
 
     def __init__(self) -> None:
+        # The thread that has the iterator uses these three alone: a generator lets no second thread in.
         #: By number, in the order of their submission: those not handed out.
         self.futures: OrderedDict[int, Future[Any]] = OrderedDict()
         self._chunks: dict[int, Chunk] = {}
         self._next_number = 0
-        # Numbers of tasks that are done. 0 is the number of no task; see `release`.
+        # Numbers of tasks that are done. 0 is the number of no task; see `release`. Any thread puts one.
         self._numbers: SimpleQueue[int] = SimpleQueue()
         # Numbers that this thread has taken from the queue.
         self._done: deque[int] = deque()

@@ -104,8 +104,9 @@ class Calls:
         self._calls: Iterator[tuple[Any, ...]] | None = calls
         self._limit = limit
         self._ordered = ordered
-        # The calls that were submitted, and whose results were not handed out, in their order. A dict, if they
-        # do not leave it in their order. Only the thread of the loop uses it.
+        # The calls that were submitted, and whose results were not handed out, in their order. A dict, if
+        # they do not leave it in their order. Only the thread of the loop uses it; and the thread that drops
+        # the iterator, when no coroutine can have it any more.
         queue: deque[TaskFuture[Any]] = deque()
         left: dict[TaskFuture[Any], None] = {}
         self._futures: deque[TaskFuture[Any]] | dict[TaskFuture[Any], None] = queue if ordered else left
@@ -113,9 +114,10 @@ class Calls:
         self._last: TaskFuture[Any] | None = None  # while it may stand in line for a place
         self._error: Exception | None = None  # raised by an iterable or a submission, when it is its turn
         self._error_waits = False  # until the results that are still to come have been handed out
-        #: Done, and not handed out, if the order is that of arrival. Any thread appends.
+        #: Done, and not handed out, if the order is that of arrival. Any thread appends, one takes.
         self._arrived: deque[TaskFuture[Any]] = deque()
-        # Set by the coroutine before it looks for the last time; then any thread may ring.
+        # Set by the coroutine before it looks for the last time; a thread looks here after its task is done.
+        # So one of the two sees the other. Each is read once.
         self._head: TaskFuture[Any] | None = None  # the only one that it waits for, if the order is that of the calls
         self._bell: Callable[[], None] | None = None
 
@@ -217,6 +219,7 @@ class AsyncResults(AsyncIterator[T]):
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
+        # Coroutines of one loop look and set: they do not come between the two.
         self._asked = False  # a coroutine waits for the next result
         self._in_a_row = 0  # results that were handed out without a pause for the loop
 

@@ -189,9 +189,10 @@ class ExecutorView(BaseExecutor[R]):
         # Guards the two fields below.
         self._lock = threading.RLock()
         # Futures of the tasks submitted here. Each reference removes itself when its future is collected, in
-        # one step of the interpreter. A WeakSet would not do: no thread can iterate over it while another
-        # thread drops futures.
+        # one step of the interpreter and without the lock. To copy the set is one step, too. A WeakSet would
+        # not do: no thread can iterate over it while another thread drops futures.
         self._futures: set[weakref.ref[TaskFuture[Any]]] = set()
+        # Read without the lock, too, as a first look. `_note` looks again, after the future is in the set.
         self._shut_down = False
 
     def __repr__(self) -> str:

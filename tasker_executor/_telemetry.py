@@ -311,7 +311,7 @@ class Watched:
     """Executors whose numbers are exported, held weakly."""
 
     def __init__(self) -> None:
-        # Guards the exchange of the tuple below. A reader takes the tuple as it is.
+        # Guards the exchange of the tuple below. A reader takes the tuple as it is, in one load.
         self._lock = threading.RLock()
         self._watched: tuple[weakref.ref[Gauges], ...] = ()
 

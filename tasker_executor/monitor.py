@@ -291,6 +291,8 @@ class Monitor:
         self._gauges = weakref.ref(gauges)
         self._name = gauges.name
         self._console = Console() if console is None else console
+        # One thread at a time shows: that of `_run`, and after its end the one that leaves the block. So
+        # neither the history nor the flag needs a lock.
         self._working = True  # False once the console has failed
         self._live: Live | None = None
         if interval is None:

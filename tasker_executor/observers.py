@@ -152,6 +152,7 @@ class ObserverHub:
     """The methods that listen to each event, found out once."""
 
     def __init__(self, observers: tuple[Observer, ...]) -> None:
+        # Never changed. `silence`, in the child of a fork, puts another one in its place.
         self._listeners = {
             event: tuple(
                 getattr(member, event) for member in observers if getattr(type(member), event) is not getattr(Observer, event)

@@ -139,8 +139,8 @@ class _Exporter:
                 with self._lock:
                     recorded = self._recorded.setdefault(gauges, {})
                     values = histogram.new_since(recorded.get((distribution, labels), {}))
-                    # Another thread may have read the histogram later, and come here first. Then nothing is new,
-                    # and what that thread noted stands; or the next collection would record it once more.
+                    # Another thread may have read the histogram later, and come here first. Then nothing is
+                    # new, and what that thread noted stands. Else the next collection would record it again.
                     if values:
                         recorded[distribution, labels] = histogram.buckets
                 attributes = _attributes(name, distribution.labels, labels)
@@ -198,7 +198,9 @@ class TaskSpans(Observer):
 
     def __init__(self, tracer_provider: trace.TracerProvider | None = None) -> None:
         self._tracer = trace.get_tracer(_SCOPE, tracer_provider=tracer_provider)
-        # The span of each task that has started and is not done. One thread at a time adds or removes a key.
+        # The span of each task that has started and is not done. One thread at a time adds or removes a key,
+        # in one step. No thread iterates. A thread that stops a task may add an event to a span that has just
+        # ended: the SDK drops it, and logs that.
         self._spans: dict[int, trace.Span] = {}
 
     @override

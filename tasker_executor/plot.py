@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Point", "Run", "Timeline", "Waits", "draw", "record"]
 
-# Guards the settings of matplotlib, from their change until they are as before. 1. A thread changes them. 2. Another
-# one does, too. 3. The first one restores what was, and draws no more; the second draws with that. 4. The second one
-# restores what it found: those of the first, for good. Reentrant, for a signal handler that draws.
+# Guards the settings of matplotlib, from their change until they are as before. 1. A thread changes them.
+# 2. So does another one. 3. The first thread restores what was, and the other draws with that. 4. The other
+# restores what it found: the settings of the first, for good. Reentrant, for a signal handler that draws.
 _drawing = threading.RLock()
 
 _BASE, _BURST, _BACKLOG, _WAIT = "#4477aa", "#66ccee", "#ccbb44", "#aa3377"
@@ -94,7 +94,8 @@ class Waits(Observer):
     """Notes when tasks arrive and how long they wait. It keeps every note, so use it for runs that end."""
 
     def __init__(self) -> None:
-        #: When each task arrived, and how long it waited, in order of their starts.
+        #: When each task arrived, and how long it waited, in order of their starts. Workers append. The
+        #: list only grows, so it may be read at any time.
         self.heard: list[tuple[float, float]] = []
 
     def task_started(self, event: TaskEvent) -> None:
@@ -113,6 +114,7 @@ class Timeline:
         self._thread = make_thread(self._run, "tasker_timeline")
         #: When the timeline began, on the library's clock. The times of `points` count from there.
         self.begun: float = 0.0
+        #: What it saw. Our thread appends; before its start and after its end, the thread of the block does.
         self.points: list[Point] = []
 
     def __enter__(self) -> Self:

@@ -271,6 +271,7 @@ class Hysteresis(Combinable):
 
     def __init__(self, policy: ScalingPolicy, shrink_after: int = 3) -> None:
         self._policy = check_policy("policy", policy)
+        # No lock: one thread at a time asks, the timer of the one executor that has this policy.
         self._answers: deque[int] = deque(maxlen=min(check_count("shrink_after", shrink_after, 1), sys.maxsize))
 
     @property

@@ -70,7 +70,8 @@ class LoadRecorder(Observer):
         # A worker appends its row and goes on; the thread that gets the lock writes. No worker waits for the
         # lock. So neither a slow disk nor a signal handler that cancels a task makes tasks wait for each
         # other here. Only `close` waits. The lock is reentrant, since Ctrl-C may leave it with the thread
-        # that closes.
+        # that closes. To append is one step, and only the thread with the lock takes rows out. A thread appends
+        # before it looks for a writer, and a writer looks for rows after it let go. So no row is left behind.
         self._rows: deque[tuple[str, str, str, str, str]] = deque()
         self._writing = threading.RLock()
         self._busy = False  # True while the holder of the lock writes: a signal handler on its thread must not.

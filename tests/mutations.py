@@ -2333,6 +2333,13 @@ MUTATIONS = [
         'return lambda: self._hub.tell("task_stopped", self._event(task, None, reason.value), task)',
         "observers",
     ),
+    Mutation(
+        "the end of a view looks at a copy of its futures, which other threads drop",
+        "_base.py",
+        "references = self._futures.copy()",
+        "references = self._futures",
+        "views",
+    ),
     # -- the extras
     Mutation(
         "one thread at a time changes the settings of matplotlib",

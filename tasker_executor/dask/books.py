@@ -24,7 +24,8 @@ class Books:
         self._loop: Any = client.loop
         self._name = name
         self._stops = stops
-        # Guards what follows, and the state of the executor: once that is no longer RUNNING, no task comes.
+        # Guards what follows, the state of the executor, and `_remote` of each future, which others read once
+        # and without it. Once the state is no longer RUNNING, no task comes.
         self.lock: Any = threading.RLock()
         # Those not done, each with its executor: so the executor lives until its tasks are done, though the
         # caller drops it.

@@ -171,7 +171,7 @@ class DaskResourceExecutor(BaseExecutor[R]):
         self._deployment = Deployment(client, self.name)
         self._plugin = self._deployment.plugin
         self._key_prefix = self._deployment.unique[:20]
-        self._keys = itertools.count()
+        self._keys = itertools.count()  # `next` of a count is one step, also without the GIL: no key comes twice
         self._books = Books(client, self.name, Stops(client, self._plugin))
         # Guards what follows.
         self._lock = self._books.lock

@@ -43,7 +43,7 @@ class Deployment:
         self.unique: str = uuid.uuid4().hex
         #: The name of the plugins.
         self.plugin: str = f"tasker-{name}-{self.unique}"
-        self._turns = itertools.count()  # of the workers, for `run_now`
+        self._turns = itertools.count()  # of the workers, for `run_now`; `next` of a count is one step
 
     def register(self, settings: dict[str, Any], restore: list[Callable[[Any], object]], grace: float) -> None:
         """Put the plugins on the cluster. After an error nothing stays there."""

@@ -47,7 +47,7 @@ class RemoteFuture(TaskFuture[T]):
         self._urgent = urgent
         self._chunk = chunk  # of `map`: where the results go
         self._remote: Any = None  # Dask's future, as long as its result is wanted
-        self._asked_to_stop = False
+        self._asked_to_stop = False  # two threads may both ask: the second question changes nothing
 
     @override
     def result(self, timeout: float | None = None) -> T:
@@ -106,6 +106,8 @@ class Following:
     def __init__(self, client: Any) -> None:
         self._client = client
         self._loop: Any = client.loop
+        # Any thread appends, in one step; the loop takes. See `_follow_all` for the flag. If two threads find
+        # it unset, the loop is woken twice, and finds nothing the second time.
         self._to_follow: deque[tuple[Any, RemoteFuture[Any]]] = deque()
         self._loop_woken = False
         self._followers: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks by weak references

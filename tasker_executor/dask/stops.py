@@ -31,7 +31,7 @@ class Stops:
     def __init__(self, client: Any, plugin: str) -> None:
         self._client = client
         self._plugin = plugin
-        self._asked: deque[RemoteFuture[Any]] = deque()
+        self._asked: deque[RemoteFuture[Any]] = deque()  # any thread appends, in one step; the loop takes
         self._running: set[asyncio.Task[None]] = set()  # asyncio itself holds its tasks by weak references
 
     def ask(self, future: RemoteFuture[Any]) -> None:

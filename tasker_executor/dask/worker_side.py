@@ -163,6 +163,7 @@ class WorkerSide(WorkerPlugin):
         self._drain: asyncio.Task[None] | None = None
         self._end: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
+        # Only the loop's thread uses all of this. A done-callback, on another thread, calls the loop.
         self._handed: dict[str, TaskFuture[Any]] = {}  # by key of the Dask task: those in the executor that are not done
         # Keys of tasks that were stopped, and do not run any more. A task that is stopped before it comes here
         # is found in it when it comes. One that never comes leaves its key; so the oldest keys are dropped.

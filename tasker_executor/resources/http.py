@@ -135,7 +135,10 @@ _CUT = "the task was stopped"
 
 @functools.cache
 def _authorities() -> ssl.SSLContext:
-    """Return what `http.client` makes for each connection: to load all certificates takes 50 ms."""
+    """Return what `http.client` makes for each connection: to load all certificates takes 50 ms.
+
+    Each factory calls it in its constructor. Two that are made at once may load it twice, which does no harm.
+    """
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     context.post_handshake_auth = True
@@ -159,6 +162,7 @@ class _Connection(http.client.HTTPConnection):
     response_class = _Answer
     #: Has something been sent since `forget` that must not be sent twice?
     has_acted = False
+    #: The thread that aborts sets it, and then looks for the socket. The owner stores the socket first.
     is_cut = False
     _answer: _Answer | None = None
     _asked = False

@@ -73,7 +73,7 @@ class Channels(ResourceFactory[BlockingChannel]):
             parameters.heartbeat = _HEARTBEAT
         if parameters.blocked_connection_timeout is None:
             parameters.blocked_connection_timeout = _BLOCKED_FOR
-        self._parameters = parameters
+        self._parameters = parameters  # not changed: pika copies them for each connection
         self._confirm_delivery = confirm_delivery
         self._retry_broken = retry_broken
 

@@ -215,8 +215,10 @@ class _Connection(_AnyConnection):
     certificates of all authorities, which takes 50 ms. Our connections share what is loaded.
     """
 
+    #: Never None again. If two threads load it at once, the last one stays, and both are good.
     _shared: Any = None
-    #: Whether a command is being sent, or its first answer has not come.
+    #: Whether a command is being sent, or its first answer has not come. The owner's thread sets it; the
+    #: thread that aborts reads it, again and again.
     is_waiting = False
 
     def _execute_command(self, command: Any, sql: Any) -> None:

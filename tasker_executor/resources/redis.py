@@ -135,6 +135,8 @@ class _Pool(redis.ConnectionPool):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._refuses = threading.Event()
+        # The threads of a task add and discard, in one step each. No thread iterates over the set. The list
+        # only grows; the thread that aborts copies it, in one step.
         self.lent: set[Any] = set()
         self._made: list[Any] = []
         self._lost_at_once = False  # lost as it was handed out: redis-py does not close it then

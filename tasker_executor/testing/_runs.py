@@ -61,6 +61,8 @@ class InlineRuns:
         self._name = name
         self._run_within = run_within
         self._hook = hook
+        # Each thread adds and discards its own, in one step. A killer opens the token first, and then copies,
+        # in one step; a thread adds, and then looks at the token. So one of the two sees the other.
         self._runs: set[InlineRun] = set()
         self.killed = Token()
 

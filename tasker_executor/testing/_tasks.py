@@ -96,8 +96,10 @@ class InlineFuture(TaskFuture[T]):
         self._executor = executor
         self.lane = lane
         self._run = run
-        self.runner = 0  # the thread that runs the task, or has run it
-        self.withdrawn = False  # the task was taken out of its lane, and must not run
+        # The thread that runs the task, or has run it. It stores that itself; others compare it with themselves.
+        self.runner = 0
+        # The task was taken out of its lane, and must not run. Set once, under the executor's lock.
+        self.withdrawn = False
 
     @override
     def result(self, timeout: float | None = None) -> T:

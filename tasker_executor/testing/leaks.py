@@ -46,7 +46,7 @@ def assert_no_leaks(timeout: float = 5.0, *, ignore_threads: Iterable[str] = ())
     timeout = check_seconds("timeout", timeout)
     ignored = tuple(ignore_threads)
     threads_before = set(threading.enumerate())
-    cores_before = weakref.WeakSet(process.executors())
+    cores_before = weakref.WeakSet(process.executors())  # only asked whether it has one, which is one step
     inline_before = _inline.open_executors.copy()
     yield
     deadline = clock() + timeout
