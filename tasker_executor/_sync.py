@@ -50,7 +50,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib.util import module_from_spec
 from itertools import islice, repeat, starmap
-from operator import methodcaller
+from operator import attrgetter, call
 from queue import Empty, SimpleQueue
 from threading import TIMEOUT_MAX
 from typing import Any, Protocol, TypeVar, cast
@@ -114,8 +114,9 @@ class _Releasable(Protocol):
     def release(self) -> Callable[[], object]: ...
 
 
-_call = methodcaller("__call__")
-_release: Callable[[Any], Any] = methodcaller("release")
+# Not `methodcaller`: in CPython 3.13.0 it keeps the arguments of a call in itself. So without the GIL a thread
+# may release the lock of another thread's worker, or make another thread's call.
+_release_of: Callable[[Any], Callable[[], Any]] = attrgetter("release")
 
 
 def takes(pop: Callable[..., T], *args: object, times: int | None = None) -> Iterator[T]:
@@ -133,7 +134,7 @@ def releases(pop: Callable[[], _Releasable]) -> Iterator[Any]:
 
     ``next`` makes one step, `exhaust` makes them all, until `pop` raises IndexError.
     """
-    return map(_release, iter(pop, None))  # iter(f, None) calls f for ever; no object that we pop is None
+    return map(call, map(_release_of, iter(pop, None)))  # iter(f, None) calls f for ever; no object that we pop is None
 
 
 def rehearsals(like: _Releasable) -> Iterator[Any]:
@@ -142,7 +143,7 @@ def rehearsals(like: _Releasable) -> Iterator[Any]:
     For a `like` whose `release` has no effect: ``next`` of this before ``next`` of that keeps the end of the
     stack out of the step.
     """
-    return map(_release, repeat(like))
+    return map(call, map(_release_of, repeat(like)))
 
 
 #: Make all steps of an iterator in one step of the interpreter. This is no function in Python, so no error
@@ -180,7 +181,7 @@ def in_one_step(*calls: Callable[[], object]) -> None:
 
     A call that raises is the last, and its error is raised here.
     """
-    deque(map(_call, calls), 0)
+    deque(map(call, calls), 0)
 
 
 def spend_stack(frames: int = 40) -> None:
@@ -201,7 +202,7 @@ class Permit(Protocol):
 
     @property
     def release(self) -> Callable[[], object]:
-        """Give the permit. A call into C."""
+        """What gives the permit: a call into C."""
         ...
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
@@ -222,11 +223,14 @@ class _QueuedPermit:
     a task and its result take two thirds of the time, and half of it if another program keeps one CPU busy.
     """
 
-    __slots__ = ("_queue", "release")
+    __slots__ = ("_queue",)
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[None] = SimpleQueue()
-        self.release: Callable[[], object] = partial(self._queue.put, None)
+
+    @property
+    def release(self) -> Callable[[], object]:
+        return partial(self._queue.put, None)
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         try:

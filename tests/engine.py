@@ -987,7 +987,7 @@ def patch_new_task(monkeypatch: pytest.MonkeyPatch, kind: type[Task[Any]]) -> No
 
 def patch_permit_of_wait(monkeypatch: pytest.MonkeyPatch, permit: Callable[[], object]) -> None:
     """Let a thread that waits for a task wait for such a permit."""
-    monkeypatch.setattr("tasker_executor._engine.waiting.allocate_lock", permit)
+    monkeypatch.setattr("tasker_executor._engine.waiting.make_permit", permit)
 
 
 def patch_door_lock(monkeypatch: pytest.MonkeyPatch, permit: Callable[[], object]) -> None:

@@ -86,10 +86,11 @@ class WaitsInside:
             return
         roster = self._roster
         with self._life.lock:
-            waits = [wait for worker in roster.workers if (wait := self._waits.get(worker.thread.ident or 0))]
-            if len(waits) < len(roster.workers) or len(roster.workers) < roster.limit() or not waits:
+            workers = roster.workers.copy()  # a destructor may submit in the middle, and start one
+            waits = [wait for worker in workers if (wait := self._waits.get(worker.thread.ident or 0))]
+            if len(waits) < len(workers) or len(workers) < roster.limit() or not waits:
                 return
-            hands = {id(worker.task) for worker in roster.workers}
+            hands = {id(worker.task) for worker in workers}
             for wait in waits:
                 task = wait.task
                 if wait.timed or task.done() or task.may_expire() or wait.hopeless:

@@ -78,7 +78,7 @@ class TaskLog:
 
     def attempts(self) -> int:
         """Return how many attempts its owner has made."""
-        return self.folded + sum(len(runs) for _, runs in self.entries.values())
+        return sum(len(runs) for _, runs in self.entries.values()) + self.folded  # in this order: a fold may come between
 
 
 class _Tally:
