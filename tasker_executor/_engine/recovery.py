@@ -111,9 +111,13 @@ class Recovery:
         if until is not None and oldest is not None and oldest <= until:
             self.fail_queue(error, before=until)
             oldest = self._lanes.oldest()
-        due = None if oldest is None else outage.gives_up_at(oldest, now, hope)
-        if due is not None:
-            return due
+        if oldest is not None:
+            # 1. The timer finds no worker with a resource. 2. A worker gets one. 3. Without the lock, the
+            # outage would compute with a moment that is None by now.
+            with self._life.lock:
+                due = outage.gives_up_at(oldest, now, hope)
+            if due is not None:
+                return due
         # A task queued from now on is due later than this. It wakes the timer only if it starts a worker. It
         # starts none while a worker is starting, late or ending, or during a pause: then the timer must look
         # by itself.
