@@ -863,6 +863,13 @@ MUTATIONS = [
         "creation",
     ),
     Mutation(
+        "the timer asks the outage under the lock that guards it",
+        "_engine/recovery.py",
+        "            with self._life.lock:\n                due = outage",
+        "            if True:\n                due = outage",
+        "recovery",
+    ),
+    Mutation(
         "the factory is tried again when the pause is over",
         "_engine/recovery.py",
         "if tended and paused_until is None:",
@@ -884,6 +891,13 @@ MUTATIONS = [
         "thrown",
     ),
     # -- the end
+    Mutation(
+        "a parked task that gets its place just after the end is cancelled",
+        "_engine/ending.py",
+        "        if self._life.state >= State.KILLED:\n            self.cancel_queue()\n        else:",
+        "        if True:",
+        "aio_full",
+    ),
     Mutation(
         "shutdown refuses new tasks",
         "_engine/ending.py",

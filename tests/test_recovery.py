@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from engine import (
+    Outage,
     UnfitResource,
     count_starting,
     engine_lock,
     fail_queue,
+    is_lock_held,
     outage_of,
     patch_pauses,
     patch_random,
@@ -610,3 +612,28 @@ def test_in_an_old_outage_a_task_waits_for_an_on_destroy_that_makes_room(
 
     assert isinstance(in_the_pause, ResourceCreationError)
     assert not done_early
+
+
+def test_the_timer_asks_the_outage_under_the_lock_that_guards_it(
+    make_pool: MakePool, ledger: Ledger, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. The timer finds that no worker has a resource, and asks how long the oldest task may wait for one. 2. A worker gets its
+    # resource. Without the lock, the answer is computed with a moment that is None by now, and the timer stumbles.
+    def ask(outage: Outage, queued: float, now: float, hope: float | None) -> float | None:
+        held.append(is_lock_held(pool))
+        return original(outage, queued, now, hope)
+
+    def create() -> FakeResource:
+        making.hold()
+        return ledger.create()
+
+    original, held = Outage.gives_up_at, list[bool]()
+    monkeypatch.setattr(Outage, "gives_up_at", ask)
+    with Gate() as making:
+        pool = make_pool(1, on_create=create, on_destroy=ledger.destroy)
+        pool.submit(FakeResource.use)
+        making.wait_until_held()
+        let_the_timer_look(pool, turns)
+
+    assert held
+    assert all(held)
