@@ -294,6 +294,7 @@ class Player:
     def coroutines(self, life: Life) -> None:
         assert life.pool is not None
         if self.random.random() < 0.5:
+            life.parks = "max_queued" in life.settings
             asyncio.run(self._coroutines(life, life.pool.as_async(priority=self.random.random() < 0.5)))
 
     async def _coroutines(self, life: Life, view: Any) -> None:
