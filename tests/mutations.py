@@ -885,6 +885,13 @@ MUTATIONS = [
     ),
     # -- the end
     Mutation(
+        "a parked task that gets its place just after the end is cancelled",
+        "_engine/ending.py",
+        "        if self._life.state >= State.KILLED:\n            self.cancel_queue()\n        else:",
+        "        if True:",
+        "aio_full",
+    ),
+    Mutation(
         "shutdown refuses new tasks",
         "_engine/ending.py",
         "                idle.line = CLOSED",

@@ -15,7 +15,19 @@ from typing import Any
 import pytest
 
 from aio_support import Run, Stoppable, forget, run, until
-from engine import Admission, CannotStart, Ticket, admission_of, kick, patch_thread_start
+from engine import (
+    Admission,
+    CannotStart,
+    Lane,
+    Ticket,
+    admission_of,
+    busy_workers,
+    is_terminated,
+    kick,
+    patch_thread_start,
+    use_lane,
+    workers_of,
+)
 from support import DEADLINE, Clock, Gate, MakePool, eventually, join_all
 from tasker_executor import Observer, QueueFull, ResourceExecutor, TaskEvent, TaskExpired
 from tasker_executor._engine.admission import Parked
@@ -514,3 +526,48 @@ def test_stop_of_a_running_task_makes_room_for_the_line(run: Run, make_pool: Mak
         return await parked
 
     assert run(main) == 7
+
+
+# -- the end, while a task is let in
+
+
+@pytest.mark.parametrize("how", ["kill", "drain"])
+def test_task_that_gets_its_place_just_after_the_end_is_cancelled(make_pool: MakePool, gate: Gate, how: str) -> None:
+    # 1. A thread lets a parked task in. 2. kill() cancels what is in the lanes, and the worker ends, after it has looked
+    # there, too; or the drain ends. 3. The first thread queues the task. No worker comes for it.
+    looked: list[str] = []
+
+    class Raced(Lane):
+        def append(self, task: Any) -> None:
+            if task is parked:
+                end()
+            super().append(task)
+
+        def snapshot(self) -> tuple[Any, ...]:
+            looked.append(threading.current_thread().name)
+            return super().snapshot()
+
+    def end() -> None:
+        if how == "kill":
+            pool.kill()
+            gate.release()
+            eventually(lambda: worker.name in looked, "the last look of the worker")
+        else:
+            pool.shutdown(wait=False)
+            gate.release()
+            eventually(lambda: not workers_of(pool), "the end of the worker")
+            pool.shutdown(wait=False)
+            assert is_terminated(pool)
+
+    pool = make_pool(1, max_queued=1)
+    use_lane(pool, Raced)
+    parked: Future[int] | None = None
+    fill(pool, gate, 0)
+    (worker,) = busy_workers(pool)
+    other = pool.submit(int)
+    parked = pool._enqueue_soon(int, (), {}, pool._options)
+    assert in_line(pool) == 1
+
+    other.cancel()  # its place is free: this thread lets the parked task in
+
+    assert parked.cancelled()

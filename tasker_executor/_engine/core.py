@@ -79,7 +79,7 @@ class Core:
         waits: dict[int, WaitInside] = {}
         self.limits = Limits(settings, self.timer)
         self.admission = Admission(
-            settings.max_queued, lambda: self.crew.overflow(), self._may_wait_at_the_door, self.wake_if_waiting
+            settings.max_queued, lambda: self.crew.overflow(), self._may_wait_at_the_door, lambda: self.ending.tend_parked()
         )
         place = Workplace(
             settings=settings,

@@ -196,6 +196,17 @@ class Ending:
             lane.unpark()  # under the lock: `check_terminated` would miss a retry between both places
             return lane.snapshot()
 
+    def tend_parked(self) -> None:
+        """Wake a worker for a task that was parked, and is in its lane now; or cancel it, if no worker comes.
+
+        1. A thread decides to let the task in. 2. `kill` sets the state, and cancels what is in the lanes; or
+        the drain ends. 3. The first thread queues the task, and then looks at the state.
+        """
+        if self._life.state >= State.KILLED:
+            self.cancel_queue()
+        else:
+            self._place.idle.pass_on()
+
     def fail_queue(self, make_error: Callable[[float], BaseException], before: float | None = None) -> None:
         """Pop the queued tasks, and fail each with ``make_error(seconds waited)``.
 

@@ -257,7 +257,8 @@ class Gauges:
             assert len({worker.index for worker in roster.workers}) == len(roster.workers), "two workers have one name"
             assert roster.min_workers <= roster.max_workers
             for worker in roster.workers:
-                assert worker.thread.is_alive() or not worker.birth.locked() or worker.over, f"{worker} has no thread"
+                # In this order: the thread may begin to live, which locks `birth`, between the two looks.
+                assert not worker.birth.locked() or worker.thread.is_alive() or worker.over, f"{worker} has no thread"
             if self._source is not None:
                 created, destroyed = self._source.counts()
                 assert created >= destroyed, "destroyed more resources than were made"
