@@ -45,7 +45,7 @@ from tasker_executor._engine.idle import ENOUGH, WAKES_AT_ONCE, Idle, Room, Seat
 from tasker_executor._engine.lanes import Lane, Lanes
 from tasker_executor._engine.life import Life as WorkerLife
 from tasker_executor._engine.outage import Outage
-from tasker_executor._engine.recorder import Outcome, Recorder, TaskLog
+from tasker_executor._engine.recorder import LONG_LOG, Outcome, Recorder, TaskLog
 from tasker_executor._engine.reserve import Reserve
 from tasker_executor._engine.resources import End, ResourceSource, UnfitResource
 from tasker_executor._engine.run import Grip, Run
@@ -73,6 +73,7 @@ __all__ = [
     "DESTROY_PATIENCE",
     "FINISHED",
     "LIMIT",
+    "LONG_LOG",
     "PENDING",
     "RUNNING",
     "WAKES_AT_ONCE",

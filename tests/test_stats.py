@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from engine import (
+    LONG_LOG,
     Histogram,
     Lane,
     Outcome,
@@ -914,3 +915,33 @@ def test_snapshot_of_a_million_tasks_is_no_more_work_than_one_of_a_thousand(make
 
     assert pool.metrics().run.count == 1_000_000
     assert large <= 1.1 * small
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_many_short_bursts_are_folded_too(make_pool: MakePool, fails: bool) -> None:
+    """Or the log of a worker whose lane empties again and again would grow for ever."""
+    pool = make_pool(1)
+    longest = 0
+    for _ in range(1500):
+        pool.submit(int, "no number" if fails else "1").exception(DEADLINE)
+        [worker] = workers_of(pool)
+        longest = max(longest, sum(len(runs) for _, runs in worker.log.entries.values()))
+
+    assert longest <= 514  # a task may end, and be listed, between two looks
+    assert pool.metrics().run.count == 1500
+
+
+def test_a_worker_leaves_its_log_to_later_while_another_thread_folds(make_pool: MakePool) -> None:
+    recorder, log = recorder_of(make_pool(1)), TaskLog()
+    waits, runs = log.entries[False, Outcome.COMPLETED]
+    waits += [0.0] * 600
+    runs += [0.0] * 600
+    recorder._folds = True
+    recorder.fold_soon(log)
+    kept = len(runs)
+    waits += [0.0] * LONG_LOG
+    runs += [0.0] * LONG_LOG
+    recorder.fold_soon(log)
+
+    assert (kept, len(runs), log.folded) == (600, 0, 600 + LONG_LOG)
+    assert not recorder._folds
