@@ -267,7 +267,7 @@ def test_the_end_of_a_task_is_told_though_the_executor_closes_before_its_cancell
     gate.wait_until_held()
     future = pool.submit(int)
     settled, go = threading.Event(), threading.Event()
-    conclude = Task._conclude
+    conclude: Any = Task._conclude
 
     def pause(task: Task[Any], **options: Any) -> None:
         if options.get("mine"):
