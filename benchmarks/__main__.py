@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import compare, coroutines, peers, profile_task, scale, stopping
+from . import compare, coroutines, parallel, peers, profile_task, scale, stopping
 from .measure import environment, heading, use_cpu_time
 
-PARTS = ("compare", "profile", "scale", "coroutines", "peers", "stopping")
+PARTS = ("compare", "profile", "scale", "parallel", "coroutines", "peers", "stopping")
 #: Measured in ways of their own.
 EXTRA = ("pool", "run_now")
 
@@ -81,6 +81,11 @@ def main() -> None:
             "waiting": waiting,
             "durations": {title: cost.as_json() for title, cost in durations.items()},
         }
+    if "parallel" in parts:
+        heading("Tasks that compute, on all CPUs")
+        computed = parallel.compare(rounds, tasks // 20)
+        parallel.show(computed)
+        found["parallel"] = {name: cost.as_json() for name, cost in computed.items()}
     if "coroutines" in parts:
         heading("Awaited by coroutines")
         awaited = coroutines.compare(rounds, tasks // 20)

@@ -220,8 +220,8 @@ class ExecutorView(BaseExecutor[R]):
         future = self._root._enqueue(fn, args, kwargs, options)
         try:
             return self._note(future)
-        finally:
-            del future, args  # if the task ran in this call (`on_full="caller"`), its error leads to this frame
+        finally:  # if the task ran in this call (`on_full="caller"`), its error leads to this frame
+            del self, future, fn, args, kwargs
 
     @override
     def _enqueue_soon(

@@ -99,7 +99,10 @@ class TypedExecutor(Executor, Generic[R]):
             RuntimeError: The executor has been shut down, as in the standard library.
             QueueFull: ``max_queued`` tasks wait, and the executor was made with ``on_full="raise"``.
         """
-        return self._enqueue(fn, args, kwargs, self._options)
+        try:
+            return self._enqueue(fn, args, kwargs, self._options)
+        finally:  # if the task has run in this call, its error leads to this frame
+            del self, fn, args, kwargs
 
     _submit_as_defined = submit
 
@@ -115,7 +118,10 @@ class TypedExecutor(Executor, Generic[R]):
         No normal task starts while this one waits. The same as ``with_options(priority=True).submit``,
         errors included.
         """
-        return self._enqueue(fn, args, kwargs, self._options.derive(priority=True))
+        try:
+            return self._enqueue(fn, args, kwargs, self._options.derive(priority=True))
+        finally:
+            del self, fn, args, kwargs  # as in `submit`
 
     @overload
     def run_now(self: TypedExecutor[None], fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...

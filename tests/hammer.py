@@ -254,9 +254,11 @@ class Life:
         """Let go of the frames to which the errors of tasks lead, as they have variables with views; return `is_over()`."""
         done = [job.future for job in self.jobs if job.future is not None and job.future.done() and not job.future.cancelled()]
         errors = [future.exception() for future in done]
+        seen: set[int] = set()
         while errors:
             error = errors.pop()
-            if error is not None and error.__traceback__ is not None:
+            if error is not None and id(error) not in seen:  # without a traceback, too: its cause may have one
+                seen.add(id(error))
                 error.__traceback__ = None
                 errors += [error.__cause__, error.__context__]
         gc.collect()
@@ -294,11 +296,10 @@ class Life:
         assert [resource for resource in self.resources if len(resource.destroyed) != 1] == []
         if self.settings["observers"]:
             told = len(self.events.submitted), len(self.events.finished)
-            # The end may cancel a task that its submitter has queued, and which is then refused. It may refuse a task that is
-            # parked when the executor has closed already: then no observer hears of that.
-            why = f"observers were told of {told}: {self._odd_events()}"
-            assert self.parks or told[0] <= told[1] == stats.submitted, why
-            assert max(told) <= stats.submitted, why
+            # At the end both may miss a task: it is cancelled before its submitter tells of it, and refused; or another
+            # thread counts a task that was settled, and the executor closes before the thread that settled it tells.
+            assert max(told) <= stats.submitted, f"observers were told of {told}: {self._odd_events()}"
+            assert self.retired != "drop" or self.parks or told == (stats.submitted, stats.submitted), self._odd_events()
 
     def _odd_events(self) -> list[tuple[int, str]]:
         """Return the events of tasks of which observers were told only in part; an address may be used again."""

@@ -229,13 +229,6 @@ MUTATIONS = [
         "stats",
     ),
     Mutation(
-        "a worker with a long log waits for the thread that folds",
-        "_engine/recorder.py",
-        ">= LONG_LOG:",
-        "> LONG_LOG:",
-        "stats",
-    ),
-    Mutation(
         "a fold that an error ends is over",
         "_engine/recorder.py",
         "            finally:\n                self._folds = False",
@@ -3550,6 +3543,41 @@ MUTATIONS = [
         "            return now + self._interval\n        return self._next",
         "            return None\n        return self._next",
         "shared_fields",
+    ),
+    Mutation(
+        "short burst upon burst: the log is folded",
+        "_engine/worker.py",
+        "                self.place.recorder.fold_soon(log)\n            log.until = None",
+        "                pass\n            log.until = None",
+        "stats",
+    ),
+    Mutation(
+        "short burst upon burst: a log of tasks that failed is folded",
+        "_engine/recorder.py",
+        "        self.others += 1",
+        "        pass",
+        "stats",
+    ),
+    Mutation(
+        "a long log is folded, though another thread folds",
+        "_engine/recorder.py",
+        "if not self._folds or sum(len(runs) for _, runs in log.entries.values()) >= LONG_LOG:",
+        "if not self._folds:",
+        "stats",
+    ),
+    Mutation(
+        "the thread that settles a task tells what it found in the lane before",
+        "_engine/task.py",
+        "self._conclude(mine=True, tell=tell)",
+        "self._conclude(mine=True)",
+        "observers",
+    ),
+    Mutation(
+        "a frame of a view does not keep the view",
+        "_base.py",
+        "            del self, future, fn, args, kwargs",
+        "            del future, fn, args, kwargs",
+        "drop",
     ),
 ]
 

@@ -188,6 +188,27 @@ def test_a_view_keeps_its_pool(ledger: Ledger) -> None:
     ledger.wait_until_destroyed(1)
 
 
+@pytest.mark.parametrize("door", ["submit", "submit_priority"])
+def test_the_error_of_a_task_that_ran_in_its_caller_keeps_no_view(gate: Gate, door: str) -> None:
+    pool = ResourceExecutor[None](1, max_queued=0, on_full="caller")
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    view = pool.with_options(pass_resource=False)
+    reference = weakref.ref(view)
+
+    def fail(_: object) -> None:
+        raise LookupError
+
+    error = getattr(view, door)(fail, 1).exception(0)
+    del view
+    gate.release()
+    pool.shutdown()
+    alive = reference() is not None
+
+    assert isinstance(error, LookupError)
+    assert not alive
+
+
 def test_two_hundred_dropped_pools_leave_no_thread_and_no_resource(ledger: Ledger) -> None:
     ledger.any_thread = True
     before = set(threading.enumerate())

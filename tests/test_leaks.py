@@ -47,6 +47,11 @@ class Failed(Exception):
 def connect():
     return os.open(os.devnull, os.O_RDONLY)
 
+def disconnect(descriptor):
+    # Not os.close itself: inspect makes a class to find the signature of a function in C, and Python 3.13 without the
+    # GIL never frees a class.
+    os.close(descriptor)
+
 def add(descriptor, number):
     return (descriptor, number)
 
@@ -63,7 +68,7 @@ def break_once(descriptor, tried):
 
 def make(**options):
     return ResourceExecutor(
-        4, on_create=connect, on_destroy=os.close, check_health=lambda error: not isinstance(error, Broken), **options
+        4, on_create=connect, on_destroy=disconnect, check_health=lambda error: not isinstance(error, Broken), **options
     )
 
 def run_mixture(pool):

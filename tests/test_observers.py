@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine import name_of, new_task, post_aside
+from engine import Task, name_of, new_task, post_aside
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import (
     Observer,
@@ -256,6 +256,35 @@ def test_worker_that_is_written_off_is_told_and_its_task_is_finished_once(
     assert (finished.outcome, finished.error, finished.worker) == ("failed", error, "db_0")
     assert ended.worker == "db_0"
     assert notebook.names.index("worker_written_off") < notebook.names.index("worker_ended")
+
+
+def test_the_end_of_a_task_is_told_though_the_executor_closes_before_its_canceller_goes_on(
+    make_pool: MakePool, gate: Gate, notebook: Notebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A thread settles the task. 2. A worker pops it, and ends. 3. The executor closes. 4. The thread goes on."""
+    pool = make_pool(1, observers=[notebook.observer])
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    future = pool.submit(int)
+    settled, go = threading.Event(), threading.Event()
+    conclude: Any = Task._conclude
+
+    def pause(task: Task[Any], **options: Any) -> None:
+        if options.get("mine"):
+            settled.set()
+            assert go.wait(DEADLINE)
+        conclude(task, **options)
+
+    monkeypatch.setattr(Task, "_conclude", pause)
+    canceller = threading.Thread(target=future.cancel)
+    canceller.start()
+    assert settled.wait(DEADLINE)
+    gate.release()
+    pool.shutdown()
+    go.set()
+    canceller.join(DEADLINE)
+
+    assert [event.outcome for event in notebook.events["task_finished"]] == ["completed", "cancelled"]
 
 
 def test_until_another_thread_has_told_of_a_task_no_other_has_its_number(notebook: Notebook) -> None:

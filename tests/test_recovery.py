@@ -450,7 +450,7 @@ def test_in_a_row_of_failures_an_attempt_that_hangs_counts_until_it_is_late(
 def test_base_workers_are_tried_again_in_an_old_outage(
     make_old: MakeOld, factory: Factory, ledger: Ledger, clock: Clock, gate: Gate, during: str
 ) -> None:
-    pool = make_old(2, min_workers=1)
+    pool = make_old(1, min_workers=1)
     if during == "a pause":
         assert isinstance(pool.submit(FakeResource.use).exception(DEADLINE), ResourceCreationError)
     ledger.outage, factory.gate = None, gate

@@ -920,6 +920,20 @@ def test_snapshot_of_a_million_tasks_is_no_more_work_than_one_of_a_thousand(make
 # -- a worker that has filled its log --
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_many_short_bursts_are_folded_too(make_pool: MakePool, fails: bool) -> None:
+    """Or the log of a worker whose lane empties again and again would grow for ever."""
+    pool = make_pool(1)
+    longest = 0
+    for _ in range(1500):
+        pool.submit(int, "no number" if fails else "1").exception(DEADLINE)
+        [worker] = workers_of(pool)
+        longest = max(longest, sum(len(runs) for _, runs in worker.log.entries.values()))
+
+    assert longest <= 514  # a task may end, and be listed, between two looks
+    assert pool.metrics().run.count == 1500
+
+
 class HeldRecorder(Recorder):
     """Holds, at a gate, the thread that folds `slow`."""
 

@@ -53,12 +53,14 @@ class TaskLog:
     the rates need.
     """
 
-    __slots__ = ("_last", "entries", "folded", "since", "until")
+    __slots__ = ("_last", "entries", "folded", "others", "since", "until")
 
     def __init__(self) -> None:
         #: The attempt noted last (the id of its task, and its start), and its outcome.
         self._last: deque[tuple[tuple[int, float] | None, Outcome]] = deque(maxlen=1)
         self.folded = 0  # attempts
+        #: About how many attempts were listed by `note` since the last folding. Two threads may write it at once.
+        self.others = 0
         self.since = clock()
         #: The time when its owner became idle; None while it is busy.
         self.until: float | None = None
@@ -71,6 +73,7 @@ class TaskLog:
         """Count an attempt that has ended, in one step of the interpreter."""
         waits, runs = self.entries[priority, outcome]
         in_one_step(partial(waits.append, wait), partial(runs.append, run), partial(self._last.append, (attempt, outcome)))
+        self.others += 1
 
     def noted(self, attempt: tuple[int, float]) -> Outcome | None:
         """Return the outcome that was noted for this attempt, the last; None if none was noted."""
@@ -215,6 +218,7 @@ class Recorder:
                         del runs[:count]
                         self._add(key, *taken, log.since, max(log.since, now if until is None else until))
                 log.since = now
+                log.others = 0
             finally:
                 self._folds = False
 

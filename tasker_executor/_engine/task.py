@@ -230,6 +230,7 @@ class Task(Stoppable[T]):
         sidecar = self._observe()
         if sidecar is None:
             return False
+        tell = self._lane.on_settled  # before the verdict: a worker may count the task then, and the executor close
         mine = False
         try:
             with sidecar:
@@ -241,7 +242,7 @@ class Task(Stoppable[T]):
                 if self._status is not PENDING:
                     sidecar.verdict = None
                     return False
-            self._conclude(mine=True)
+            self._conclude(mine=True, tell=tell)
         finally:
             if mine:
                 sidecar.concluding = False  # after an interruption, the next thread goes on from here
@@ -268,14 +269,15 @@ class Task(Stoppable[T]):
         self._conclude()
 
     @locks_task
-    def _conclude(self, *, mine: bool = False) -> None:
+    def _conclude(self, *, mine: bool = False, tell: Callable[[Any], object] | None = None) -> None:
         """Tell all threads that the task is final, call its callbacks, and tell the lane if it was settled.
 
-        Goes on where a thread was interrupted. `mine`: this thread has settled the task.
+        Goes on where a thread was interrupted. `mine`: this thread has settled the task, and `tell` is what it
+        found in the lane before.
         """
         sidecar = self._sidecar
         if sidecar is not None:
-            tell = self._lane.on_settled  # before the task is counted: then the executor may close
+            tell = tell or self._lane.on_settled  # before the task is counted: then the executor may close
             callbacks = self._publish()
             if callbacks and aside.post is not None:  # this thread keeps time, and runs no code of the user's
                 aside.post(partial(call_each, callbacks, self))

@@ -234,6 +234,8 @@ class Worker(Hand):
         try:
             if log.until is not None and start - log.until > LULL:
                 self.place.recorder.fold(log)
+            elif len(high_runs) + len(low_runs) + log.others > len(_SHIFT):  # of many short bursts
+                self.place.recorder.fold_soon(log)
             log.until = None
             for _ in _SHIFT:
                 if careful:

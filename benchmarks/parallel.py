@@ -1,0 +1,77 @@
+"""Tasks that compute, on all CPUs: how much of what bare threads get done does a pool get done?
+
+Without the GIL, that is what threads are for. With it, all contestants do about as much as one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import wait
+
+from .measure import OURS, STANDARD, Contestant, Costs, in_rounds, nanoseconds, now, ratio_cell, start_all, table
+
+BARE = "bare threads"
+TASK_TIME = 100e-6  # seconds
+
+
+def _steps() -> int:
+    """Return how many steps of `spin` take about `TASK_TIME` on a CPU of its own."""
+    fastest = float("inf")
+    for _ in range(20):
+        begun = time.perf_counter()
+        spin(2_000)
+        fastest = min(fastest, time.perf_counter() - begun)
+    return max(50, int(2_000 * TASK_TIME / fastest))
+
+
+def spin(steps: int) -> int:
+    total = 0
+    for step in range(steps):
+        total += step
+    return total
+
+
+def _bare(cpus: int, tasks: int, steps: int) -> float:
+    """Each thread makes its share of the calls in a loop."""
+
+    def loop() -> None:
+        go.wait()
+        for _ in range(tasks // cpus):
+            spin(steps)
+
+    go = threading.Event()
+    threads = [threading.Thread(target=loop) for _ in range(cpus)]
+    for thread in threads:
+        thread.start()
+    begun = now()
+    go.set()
+    for thread in threads:
+        thread.join()
+    return (now() - begun) / (tasks // cpus * cpus)
+
+
+def _pooled(contestant: Contestant, cpus: int, tasks: int, steps: int) -> float:
+    with contestant.make(cpus) as pool:
+        start_all(pool, cpus)
+        begun = now()
+        wait([pool.submit(spin, steps) for _ in range(tasks)])
+        return (now() - begun) / tasks
+
+
+def compare(rounds: int, tasks: int) -> dict[str, Costs]:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    steps = _steps()
+    runs = {BARE: lambda: _bare(cpus, tasks, steps)}
+    for contestant in (STANDARD, OURS):
+        runs[contestant.name] = lambda contestant=contestant: _pooled(contestant, cpus, tasks, steps)
+    return in_rounds({f"{cpus} threads": ("s", runs)}, rounds, "parallel")
+
+
+def show(found: dict[str, Costs]) -> None:
+    rows = [
+        [threads, nanoseconds(costs.median(BARE)), ratio_cell(costs, STANDARD.name), ratio_cell(costs, OURS.name)]
+        for threads, costs in found.items()
+    ]
+    table(["", "a task, bare threads", "standard, of that", "ours, of that"], rows)
