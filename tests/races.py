@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine import Lane, Seat, Task, Worker, idle_workers, install_lane, lane_arguments, use_idle_stack
-from support import eventually
+from support import DEADLINE, eventually
 from tasker_executor import ResourceExecutor
 
 
@@ -62,6 +62,15 @@ def wait_until_idle(pool: ResourceExecutor[Any]) -> Worker:
     """Block until a worker is at rest, registered as idle; return it."""
     eventually(lambda: len(idle_workers(pool)) == 1, "one idle worker")
     return idle_workers(pool)[0]
+
+
+def rest_all(pool: ResourceExecutor[Any], count: int) -> None:
+    """Start that many workers, and block until all of them are at rest, registered as idle."""
+    barrier = threading.Barrier(count)
+    submit = pool.with_options(pass_resource=False).submit
+    for future in [submit(barrier.wait, DEADLINE) for _ in range(count)]:
+        future.result(DEADLINE)
+    eventually(lambda: len(idle_workers(pool)) == count, f"{count} idle workers")
 
 
 class Thrown(BaseException):

@@ -37,7 +37,7 @@ from engine import (
     woken_workers,
     workers_of,
 )
-from races import Once, RacedLane, Thrown, lie, wait_until_idle, when_idle
+from races import Once, RacedLane, Thrown, lie, rest_all, wait_until_idle, when_idle
 from support import DEADLINE, Gate, Ledger, MakePool, eventually, needs_gil
 from tasker_executor import ResourceExecutor
 
@@ -425,10 +425,7 @@ def test_a_worker_that_dies_with_a_permit_is_not_waited_for_while_it_destroys_it
     # 1. A task wakes worker A, which is about to sleep. 2. An error is thrown into A. 3. A destroys its
     # resource, and that takes long. 4. Worker B takes that task, and the tasks after it.
     pool = make_pool(2, on_create=list[int], on_destroy=lambda _: gate.hold())
-    barrier = threading.Barrier(2)
-    for future in [pool.submit(lambda _: barrier.wait(DEADLINE)) for _ in range(2)]:
-        future.result(DEADLINE)
-    eventually(lambda: len(idle_workers(pool)) == 2, "two idle workers")
+    rest_all(pool, 2)
     lane = RacedLane(pool, "priority")
     futures: list[Future[Any]] = []
 
@@ -454,14 +451,6 @@ class Lingering:
 
     def __del__(self) -> None:
         self._gate.hold()
-
-
-def rest_all(pool: ResourceExecutor[Any], count: int) -> None:
-    """Start so many workers, and block until all are registered as idle."""
-    barrier = threading.Barrier(count)
-    for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(count)]:
-        future.result(DEADLINE)
-    eventually(lambda: len(idle_workers(pool)) == count, f"{count} idle workers")
 
 
 @needs_gil

@@ -13,16 +13,13 @@ from typing import Any
 import pytest
 
 from engine import Worker, ask_to_leave, workers_of
+from races import Thrown
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import ResourceCreationError
 from tasker_executor._engine.attempt import Attempts
 from tasker_executor._engine.crew import Crew
 from tasker_executor.factory import ContextManagerFactory, Verdict
 from tasker_executor.testing import InlineExecutor
-
-
-class Thrown(BaseException):
-    """What some libraries throw into a thread to stop a task that hangs."""
 
 
 class Conflict(Exception):

@@ -20,14 +20,13 @@ from engine import (
     core_of,
     engine_lock,
     idle_stack,
-    idle_workers,
     is_terminated,
     normal_lane,
     patch_sleep,
     show_idle_stack,
     workers_of,
 )
-from races import Once
+from races import Once, rest_all
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import ResourceExecutor
 from timer_support import Script
@@ -35,10 +34,7 @@ from timer_support import Script
 
 def two_idle_workers(make_pool: MakePool) -> ResourceExecutor[None]:
     pool = make_pool(2)
-    barrier = threading.Barrier(2)
-    for future in [pool.submit(barrier.wait, DEADLINE) for _ in range(2)]:
-        future.result(DEADLINE)
-    eventually(lambda: len(idle_workers(pool)) == 2, "two idle workers")
+    rest_all(pool, 2)
     return pool
 
 

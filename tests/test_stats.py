@@ -946,10 +946,10 @@ class HeldRecorder(Recorder):
         self.folder = log
         super().fold(log)
 
-    def _add(self, key: Any, *numbers: Any) -> None:
+    def _add(self, key: Any, waits: list[float], runs: list[float], since: float, until: float) -> None:
         if self.folder is self.slow:
             self.gate.hold()
-        super()._add(key, *numbers)
+        super()._add(key, waits, runs, since, until)
 
 
 class ToldLock:

@@ -35,6 +35,7 @@ from engine import (
     workers_of,
 )
 from interruptions import AtPoint
+from races import Thrown
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, is_waited_for, join_all
 from tasker_executor import Observer, ResourceCreationError, ResourceExecutor, TaskEvent, TaskExpired
 
@@ -49,12 +50,8 @@ pytestmark = [
 Pool = ResourceExecutor[FakeResource]
 
 
-class Thrown(BaseException):
-    """What some libraries throw into a thread to stop a task that hangs."""
-
-
 class ThrownException(Exception):
-    """The same, as rq and Celery do it."""
+    """What rq and Celery throw into a thread: see `Thrown`."""
 
 
 KINDS: list[type[BaseException]] = [Thrown, ThrownException, SystemExit]
