@@ -232,7 +232,7 @@ class _QueuedPermit:
     def __init__(self) -> None:
         self._queue: SimpleQueue[None] = SimpleQueue()
         # No method in Python: `releases` looks it up between the pop and the call.
-        self.release: Callable[[], object] = partial(self._queue.put, None)
+        self.release = partial(self._queue.put, None)
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         try:

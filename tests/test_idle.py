@@ -424,7 +424,10 @@ def test_a_worker_that_dies_with_a_permit_is_not_waited_for_while_it_destroys_it
 ) -> None:
     # 1. A task wakes worker A, which is about to sleep. 2. An error is thrown into A. 3. A destroys its
     # resource, and that takes long. 4. Worker B takes that task, and the tasks after it.
-    pool = make_pool(2, on_create=list[int], on_destroy=lambda _: gate.hold())
+    def destroy(_: list[int]) -> None:
+        gate.hold()
+
+    pool = make_pool(2, on_create=list[int], on_destroy=destroy)
     rest_all(pool, 2)
     lane = RacedLane(pool, "priority")
     futures: list[Future[Any]] = []
