@@ -210,7 +210,11 @@ class Permit(Protocol):
         ...
 
     def locked(self) -> bool:
-        """Return whether the permit is not there: it was not given, or was taken."""
+        """Return whether the permit is not there: it was not given, or was taken.
+
+        A queue (`_QueuedPermit`) hands the permit to the thread that sleeps. So it counts as taken from then on,
+        before that thread has awoken.
+        """
         ...
 
 
@@ -223,14 +227,12 @@ class _QueuedPermit:
     a task and its result take two thirds of the time, and half of it if another program keeps one CPU busy.
     """
 
-    __slots__ = ("_queue",)
+    __slots__ = ("_queue", "release")
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[None] = SimpleQueue()
-
-    @property
-    def release(self) -> Callable[[], object]:
-        return partial(self._queue.put, None)
+        # No method in Python: `releases` looks it up between the pop and the call.
+        self.release: Callable[[], object] = partial(self._queue.put, None)
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         try:

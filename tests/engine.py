@@ -26,6 +26,7 @@ from tasker_executor._arrivals import note_fork
 from tasker_executor._chunks import ChunkRunner as ChunkRunner
 from tasker_executor._engine import aborts as _aborts
 from tasker_executor._engine import handoff as handoff_module
+from tasker_executor._engine import idle as idle_module
 from tasker_executor._engine import outage as _outage
 from tasker_executor._engine import stacks as stacks_module
 from tasker_executor._engine import threads as _threads
@@ -41,7 +42,7 @@ from tasker_executor._engine.handoff import LIMIT, Handoff, HandoffLost, give_ba
 from tasker_executor._engine.herald import Herald
 from tasker_executor._engine.histogram import Histogram
 from tasker_executor._engine.holding import Holding
-from tasker_executor._engine.idle import ENOUGH, WAKES_AT_ONCE, Idle, Room, Seat
+from tasker_executor._engine.idle import ENOUGH, Idle, Room, Seat
 from tasker_executor._engine.lanes import Lane, Lanes
 from tasker_executor._engine.life import Life as WorkerLife
 from tasker_executor._engine.outage import Outage
@@ -67,7 +68,7 @@ from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.worker import Worker
 from tasker_executor._report import aside
-from tasker_executor._sync import clock, releases
+from tasker_executor._sync import _QueuedPermit, clock, releases
 
 __all__ = [
     "DESTROY_PATIENCE",
@@ -76,7 +77,6 @@ __all__ = [
     "LONG_LOG",
     "PENDING",
     "RUNNING",
-    "WAKES_AT_ONCE",
     "WITHDRAWN",
     "Admission",
     "CannotStart",
@@ -194,6 +194,7 @@ __all__ = [
     "pretend_asleep",
     "pretend_awake",
     "pretend_outage",
+    "pretend_without_gil",
     "recorder_of",
     "refuse_abort_threads",
     "replace_step",
@@ -238,6 +239,7 @@ __all__ = [
     "waiting_inside",
     "wake",
     "wake_top",
+    "wakes_at_once",
     "want",
     "watch_due_in",
     "watch_has_looked",
@@ -604,6 +606,18 @@ def use_idle_stack(pool: Engine, stack: list[Any]) -> None:
     stack.extend(idle._room if entry is room else entry for entry in idle.stack)
     idle.line = idle.stack = stack
     idle._wakes = releases(stack.pop)
+
+
+def wakes_at_once() -> int:
+    """Return how many workers may be waking at a time."""
+    return idle_module.WAKES_AT_ONCE
+
+
+def pretend_without_gil(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the threads of new engines sleep, and be woken, as on a Python without the GIL."""
+    monkeypatch.setattr(idle_module, "WAKES_AT_ONCE", 1)
+    monkeypatch.setattr(idle_module, "make_permit", _QueuedPermit)
+    patch_permit_of_wait(monkeypatch, _QueuedPermit)
 
 
 def submitters_see_idle(pool: Engine) -> bool:

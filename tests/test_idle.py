@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from engine import (
-    WAKES_AT_ONCE,
     End,
     Lanes,
     Seat,
@@ -25,6 +24,7 @@ from engine import (
     idle_workers,
     lanes_of,
     patch_sleep,
+    pretend_without_gil,
     replace_step,
     report_end,
     stranger,
@@ -33,12 +33,21 @@ from engine import (
     use_woken,
     wake,
     wake_top,
+    wakes_at_once,
     woken_workers,
     workers_of,
 )
 from races import Once, RacedLane, Thrown, lie, wait_until_idle, when_idle
 from support import DEADLINE, Gate, Ledger, MakePool, eventually, needs_gil
 from tasker_executor import ResourceExecutor
+
+
+@pytest.fixture(autouse=True, params=["as built", "without the GIL"])
+def wake_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test wakes workers as this Python does, and as one without the GIL does."""
+    if request.param == "without the GIL":
+        pretend_without_gil(monkeypatch)
+
 
 # -- going idle --
 
@@ -251,7 +260,7 @@ def test_a_list_of_those_woken_that_changes_while_it_is_copied_is_no_reason_to_w
     on_its_way = stranger(pool, 1)
     on_its_way.over = True  # it never lives
     on_its_way.seat.park.release()
-    use_woken(pool, LyingDeque([on_its_way.seat] * WAKES_AT_ONCE, maxlen=WAKES_AT_ONCE))
+    use_woken(pool, LyingDeque([on_its_way.seat] * wakes_at_once(), maxlen=wakes_at_once()))
 
     assert pool.submit(int, "7").result(DEADLINE) == 7
     assert woken_workers(pool)[-1] is worker.seat
@@ -322,7 +331,7 @@ def test_a_burst_wakes_few_workers_and_those_wake_the_others(make_pool: MakePool
         parks.may_get_up = True
         parks.changed.notify_all()
 
-    assert left >= 20 - 2 * WAKES_AT_ONCE  # those woken before them are remembered, too
+    assert left >= 20 - 2 * wakes_at_once()  # those woken before them are remembered, too
     assert sorted(future.result(DEADLINE) for future in futures) == list(range(20))
     assert submitters_see_idle(pool)
 
@@ -354,7 +363,7 @@ def test_a_worker_that_will_never_come_is_not_counted_on(make_pool: MakePool, mo
     def be_counted_on_and_die() -> None:
         [worker] = workers_of(pool)
         futures.append(pool.submit(int, "7"))
-        woken_workers(pool).extend([worker.seat] * WAKES_AT_ONCE)
+        woken_workers(pool).extend([worker.seat] * wakes_at_once())
         futures.append(pool.submit(int, "8"))
         hold_back_submitters(pool)
         raise Thrown
@@ -371,12 +380,12 @@ def test_a_worker_that_will_never_come_is_not_counted_on(make_pool: MakePool, mo
 def test_workers_that_have_left_the_books_are_not_on_their_way(make_pool: MakePool) -> None:
     # 1. Submitters wake as many workers as may be on their way. 2. An error from outside ends each before it takes its permit.
     pool = make_pool(1)
-    workers = [stranger(pool, 100 + number) for number in range(WAKES_AT_ONCE)]
+    workers = [stranger(pool, 100 + number) for number in range(wakes_at_once())]
     for worker in workers:
         workers_of(pool).add(worker)
-        worker.seat.occupied = True
+        worker.seat.occupied = worker.seat.rests = True
         worker.seat.release()
-    use_woken(pool, deque((worker.seat for worker in workers), maxlen=WAKES_AT_ONCE))
+    use_woken(pool, deque((worker.seat for worker in workers), maxlen=wakes_at_once()))
     assert enough_on_their_way(pool)
 
     for worker in workers:
@@ -384,6 +393,57 @@ def test_workers_that_have_left_the_books_are_not_on_their_way(make_pool: MakePo
 
     assert not enough_on_their_way(pool)
     assert pool.submit(int, "7").result(DEADLINE) == 7
+
+
+def test_a_worker_that_is_held_up_before_it_looks_is_not_counted_on(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. Worker A, registered as idle, drops its last task. A destructor does not return. 2. A task wakes A, in
+    # vain. 3. More tasks come. These must wake the other workers.
+    pool = make_pool(4)
+    rest_all(pool, 4)
+    rest = Worker._rest
+    destructor = Gate()
+    hold_once = Once(destructor.hold)
+
+    def drop_and_rest(worker: Worker) -> Any:
+        hold_once()
+        return rest(worker)
+
+    with destructor:
+        monkeypatch.setattr(Worker, "_rest", drop_and_rest)
+        pool.submit(int).result(DEADLINE)
+        destructor.wait_until_held()
+        futures = [pool.submit(int, "7") for _ in range(10)]
+
+        assert [future.result(DEADLINE) for future in futures] == [7] * 10
+
+
+def test_a_worker_that_dies_with_a_permit_is_not_waited_for_while_it_destroys_its_resource(
+    make_pool: MakePool, gate: Gate
+) -> None:
+    # 1. A task wakes worker A, which is about to sleep. 2. An error is thrown into A. 3. A destroys its
+    # resource, and that takes long. 4. Worker B takes that task, and the tasks after it.
+    pool = make_pool(2, on_create=list[int], on_destroy=lambda _: gate.hold())
+    barrier = threading.Barrier(2)
+    for future in [pool.submit(lambda _: barrier.wait(DEADLINE)) for _ in range(2)]:
+        future.result(DEADLINE)
+    eventually(lambda: len(idle_workers(pool)) == 2, "two idle workers")
+    lane = RacedLane(pool, "priority")
+    futures: list[Future[Any]] = []
+
+    def be_woken_and_die() -> None:
+        futures.append(pool.submit(len))
+        hold_back_submitters(pool)
+        raise Thrown
+
+    lane.on_look = when_idle(pool, be_woken_and_die)
+    pool.submit(len).result(DEADLINE)
+    gate.wait_until_held()
+
+    assert futures[0].result(DEADLINE) == 0
+    assert pool.submit(len).result(DEADLINE) == 0
+    gate.release()
 
 
 class Lingering:
@@ -440,7 +500,7 @@ def test_one_worker_that_was_woken_often_is_not_many_on_their_way(make_pool: Mak
     pool.submit(work)
     submitted.set()
     gate.wait_until_held()
-    woken_workers(pool).extend([worker.seat for worker in workers] * WAKES_AT_ONCE)
+    woken_workers(pool).extend([worker.seat for worker in workers] * wakes_at_once())
     futures = [pool.submit(int, "7") for _ in range(10)]
 
     assert [future.result(DEADLINE) for future in futures] == [7] * 10
@@ -501,7 +561,7 @@ def test_the_end_may_come_while_a_submitter_looks_who_was_woken(make_pool: MakeP
             return super().__getitem__(index)
 
     pool = make_pool(1)
-    use_woken(pool, Emptied([None] * WAKES_AT_ONCE))
+    use_woken(pool, Emptied([None] * wakes_at_once()))
 
     assert not enough_on_their_way(pool)
 

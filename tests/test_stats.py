@@ -917,6 +917,9 @@ def test_snapshot_of_a_million_tasks_is_no_more_work_than_one_of_a_thousand(make
     assert large <= 1.1 * small
 
 
+# -- a worker that has filled its log --
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_many_short_bursts_are_folded_too(make_pool: MakePool, fails: bool) -> None:
     """Or the log of a worker whose lane empties again and again would grow for ever."""
@@ -931,17 +934,79 @@ def test_many_short_bursts_are_folded_too(make_pool: MakePool, fails: bool) -> N
     assert pool.metrics().run.count == 1500
 
 
-def test_a_worker_leaves_its_log_to_later_while_another_thread_folds(make_pool: MakePool) -> None:
-    recorder, log = recorder_of(make_pool(1)), TaskLog()
-    waits, runs = log.entries[False, Outcome.COMPLETED]
-    waits += [0.0] * 600
-    runs += [0.0] * 600
-    recorder._folds = True
-    recorder.fold_soon(log)
-    kept = len(runs)
-    waits += [0.0] * LONG_LOG
-    runs += [0.0] * LONG_LOG
+class HeldRecorder(Recorder):
+    """Holds, at a gate, the thread that folds `slow`."""
+
+    def __init__(self, gate: Gate, slow: TaskLog) -> None:
+        super().__init__()
+        self.gate = gate
+        self.slow = slow
+
+    def fold(self, log: TaskLog) -> None:
+        self.folder = log
+        super().fold(log)
+
+    def _add(self, key: Any, *numbers: Any) -> None:
+        if self.folder is self.slow:
+            self.gate.hold()
+        super()._add(key, *numbers)
+
+
+class ToldLock:
+    """Says when a thread begins to wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.wanted = threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.wanted.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_a_worker_leaves_its_log_while_another_thread_folds_until_it_is_long(gate: Gate) -> None:
+    slow, log = TaskLog(), TaskLog()
+    recorder = HeldRecorder(gate, slow)
+    lock = ToldLock()
+    recorder.lock = lock  # type: ignore[assignment]  # what is used of it
+    for each in (slow, log):
+        recorder.add_log(each)
+        each.note(False, Outcome.COMPLETED, 0.1, 0.2)
+    folding = threading.Thread(target=recorder.fold, args=(slow,))
+    folding.start()
+    gate.wait_until_held()
+
+    recorder.fold_soon(log)  # does not wait
+
+    assert (log.folded, log.attempts()) == (0, 1)
+    for _ in range(LONG_LOG - 1):
+        log.note(False, Outcome.COMPLETED, 0.1, 0.2)
+    waiting = threading.Thread(target=recorder.fold_soon, args=(log,))
+    waiting.start()
+    assert lock.wanted.wait(DEADLINE)
+    gate.release()
+    for thread in (folding, waiting):
+        thread.join(DEADLINE)
+    assert (log.folded, log.attempts()) == (LONG_LOG, LONG_LOG)
+    assert recorder.counts()[False, Outcome.COMPLETED] == LONG_LOG + 1
+
+
+def test_a_fold_that_an_error_ends_does_not_keep_the_workers_from_folding(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, log = Recorder(), TaskLog()
+    log.note(False, Outcome.COMPLETED, 0.1, 0.2)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recorder, "_add", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        recorder.fold(log)
+    monkeypatch.undo()
+    log.note(False, Outcome.COMPLETED, 0.1, 0.2)
     recorder.fold_soon(log)
 
-    assert (kept, len(runs), log.folded) == (600, 0, 600 + LONG_LOG)
-    assert not recorder._folds
+    assert log.folded == 2

@@ -20,6 +20,9 @@ from support import DEADLINE
 from tasker_executor._sync import (
     Bell,
     Latch,
+    Permit,
+    _lock_as_permit,
+    _QueuedPermit,
     call_into,
     exhaust,
     in_one_step,
@@ -265,3 +268,56 @@ def test_a_bell_rung_twice_at_once_tells_everybody() -> None:
 
     assert all(latch.is_open for latch in latches)
     assert not bell._listening
+
+
+# -- permits --
+
+
+@pytest.fixture(params=[_lock_as_permit, _QueuedPermit], ids=["a lock", "a queue"])
+def permit(request: pytest.FixtureRequest) -> Permit:
+    """A permit that was not given, of each kind."""
+    made: Permit = request.param()
+    return made
+
+
+def test_a_permit_is_taken_once(permit: Permit) -> None:
+    assert permit.locked()
+    assert not permit.acquire(False)
+    assert not permit.acquire(True, 0.0)
+    assert not permit.acquire(True, 0.001)
+
+    permit.release()
+
+    assert not permit.locked()
+    assert permit.acquire(True, -1)
+    assert permit.locked()
+    assert not permit.acquire(False)
+
+
+@pytest.mark.parametrize("timeout", [-1, DEADLINE, threading.TIMEOUT_MAX])
+def test_a_thread_sleeps_until_its_permit_is_given(permit: Permit, timeout: float) -> None:
+    taken: list[bool] = []
+    thread = threading.Thread(target=lambda: taken.append(permit.acquire(True, timeout)))
+    thread.start()
+
+    permit.release()
+    thread.join(DEADLINE)
+
+    assert taken == [True]
+    assert permit.locked()
+
+
+def test_the_release_of_a_permit_does_not_change(permit: Permit) -> None:
+    # A seat keeps it, and `releases` looks it up each time.
+    release = permit.release
+    for give in (release, release, partial(next, releases(iter([permit]).__next__))):
+        give()
+        assert permit.acquire(False)
+
+
+def test_no_error_comes_between_the_pop_of_a_permit_and_its_release(permit: Permit) -> None:
+    stack = [permit]
+    each = releases(stack.pop)
+
+    assert at_every_point(lambda: next(each), list) == 0
+    assert not permit.locked()

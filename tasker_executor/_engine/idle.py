@@ -15,8 +15,9 @@ popped gets exactly one.* A worker that finds a task although it is registered t
 If another thread has popped the seat already, the worker takes the permit. Then it either runs a task at
 once, or wakes another worker.
 
-**Few at a time.** At most `WAKES_AT_ONCE` workers are waking: they were given a permit and have not taken it.
-More waking workers would wait for the interpreter, and most would find no task left.
+**Few at a time.** At most `WAKES_AT_ONCE` workers are waking: they rest, were given a permit and have not taken
+it. More waking workers would wait for the interpreter, and most would find no task left. (Without the GIL, a
+permit counts as taken once a sleeping worker was given it: see `Permit.locked`.)
 
 1. A submitter queues its task and then counts the waking workers. If there are enough, it wakes none.
 2. Submitters then see `ENOUGH`, which is empty, instead of the stack, until a worker takes its permit.
@@ -80,7 +81,7 @@ _REHEARSAL.release = partial([None].__iadd__, ())
 class Seat:
     """A worker's half of the protocol: its entry on the idle stack, and the lock that it sleeps on."""
 
-    __slots__ = ("_idle", "occupied", "park", "release", "told_to_leave")
+    __slots__ = ("_idle", "occupied", "park", "release", "rests", "told_to_leave")
 
     def __init__(self, idle: Idle) -> None:
         self._idle = idle
@@ -92,6 +93,9 @@ class Seat:
         #: The worker is in the crew, and will take its permit. Written under the executor's lock. A submitter
         #: that reads an old value looks again after it has changed `line`: see `hold_back`.
         self.occupied = False
+        #: The worker looks at the lanes or sleeps, so it takes its permit soon. Before, it is registered already, but
+        #: drops its last task: a destructor may hold it. Written by the worker alone.
+        self.rests = False
 
     def rise(self) -> bool:
         """Take the seat off the stack; return False if another thread has popped it."""
@@ -187,7 +191,7 @@ class Idle:
         # The executor's end has emptied the deque; or, without the GIL, another submitter appends to it.
         except (IndexError, RuntimeError):
             return False
-        return len(woken) == WAKES_AT_ONCE and not any(seat.park.locked() or not seat.occupied for seat in woken)
+        return len(woken) == WAKES_AT_ONCE and all(seat.rests and seat.occupied and not seat.park.locked() for seat in woken)
 
     def hold_back(self) -> bool:
         """Show submitters no worker while enough are waking; return whether enough are.

@@ -179,8 +179,12 @@ class Worker(Hand):
                 if end is _STOPPED:
                     end = self.recover()
         except BaseException:
-            # Whether the permit comes, has come or was taken is unknown; the exit path looks at the lanes.
+            # Whether the permit comes, has come or was taken is unknown. Submitters may wait for this worker to
+            # take it, and must not wait until its resource is destroyed.
             self.seat.rise()
+            self.seat.rests = False
+            self.place.idle.note_arrival()
+            self.place.idle.pass_on()
             raise
         return end
 
@@ -395,6 +399,7 @@ class Worker(Hand):
         idle, lanes, admission, leave = place.idle, place.lanes, place.admission, place.leave
         idle_limit = place.settings.idle_timeout
         expires = _NEVER if holding is None else holding.rests_until
+        seat.rests = True
         while True:
             draining = place.life.state is not _RUNNING
             if lanes.look():  # registered first, and looked afterwards: see "Taking turns" in idle.py
@@ -422,6 +427,7 @@ class Worker(Hand):
                 return End.RETIRED
             idle_limit = None  # the worker is one of the base, and stays
             idle.stack.append(seat)
+        seat.rests = False
         if seat.told_to_leave:
             return End.RETIRED
         if len(lanes.normal) + len(lanes.priority) > 1 and idle.stack:
