@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -267,7 +267,7 @@ def test_the_end_of_a_task_is_told_though_the_executor_closes_before_its_cancell
     gate.wait_until_held()
     future = pool.submit(int)
     settled, go = threading.Event(), threading.Event()
-    conclude: Any = Task._conclude
+    conclude = cast("Callable[..., None]", Task._conclude)
 
     def pause(task: Task[Any], **options: Any) -> None:
         if options.get("mine"):
