@@ -3579,6 +3579,13 @@ MUTATIONS = [
         "            del future, fn, args, kwargs",
         "drop",
     ),
+    Mutation(
+        "a task that is taken while a submitter counts is counted once",
+        "_engine/crew.py",
+        "            busy, waiting = now, self._lanes.waiting()",
+        "            waiting, busy = self._lanes.waiting(), self.roster.busy()\n            break",
+        "admission",
+    ),
 ]
 
 

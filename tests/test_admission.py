@@ -22,6 +22,7 @@ from engine import (
     FINISHED,
     Admission,
     Lane,
+    Lanes,
     Step,
     Task,
     Ticket,
@@ -175,6 +176,30 @@ def test_full_queue_makes_the_caller_work(make_pool: MakePool, gate: Gate) -> No
 
     assert future.done()
     assert future.result() == threading.get_ident()
+
+
+def test_a_task_that_is_taken_while_a_submitter_counts_is_counted_once(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A submitter counts a task that waits. 2. A worker takes it. 3. The submitter counts the busy workers."""
+    begin = threading.Event()
+    pool = make_pool(2, initializer=begin.wait, initargs=(DEADLINE,), max_queued=0, on_full="raise")
+    first = pool.submit(gate.hold)
+    waiting = Lanes.waiting
+
+    def count(lanes: Lanes) -> int:
+        counted = waiting(lanes)
+        if not begin.is_set():
+            begin.set()
+            gate.wait_until_held()
+        return counted
+
+    monkeypatch.setattr(Lanes, "waiting", count)
+    second = pool.submit(int)
+    gate.release()
+
+    assert second.result(DEADLINE) == 0
+    assert first.exception(DEADLINE) is None
 
 
 def test_caller_gets_a_future_for_an_error_too(make_pool: MakePool, gate: Gate) -> None:

@@ -102,7 +102,10 @@ class Crew:
         else:
             # One more worker may try the factory, in time: else no task ever comes in at `max_queued=0`.
             limit = sum(worker.ready for worker in self.roster.workers.copy()) + self._may_start()
-        return self._lanes.waiting() - max(0, limit - self.roster.busy())
+        busy, waiting = -1, 0
+        while busy != (now := self.roster.busy()):  # else a task that is taken at this moment counts twice
+            busy, waiting = now, self._lanes.waiting()
+        return waiting - max(0, limit - busy)
 
     # -- starting workers
 
