@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from concurrent.futures import wait
 
 from .measure import OURS, STANDARD, Contestant, Costs, in_rounds, nanoseconds, now, ratio_cell, start_all, table
 
@@ -56,7 +55,8 @@ def _pooled(contestant: Contestant, cpus: int, tasks: int, steps: int) -> float:
     with contestant.make(cpus) as pool:
         start_all(pool, cpus)
         begun = now()
-        wait([pool.submit(spin, steps) for _ in range(tasks)])
+        for future in [pool.submit(spin, steps) for _ in range(tasks)]:
+            future.result()
         return (now() - begun) / tasks
 
 
