@@ -184,7 +184,7 @@ def test_a_task_that_was_settled_and_not_told_of_is_concluded_by_the_next_who_me
     # 1. A canceller has stored its verdict, and is interrupted. 2. The only worker is busy. 3. Another thread meets the task.
     story = Story("waited for")
 
-    def interrupt(_: object, *, mine: bool = False) -> None:
+    def interrupt(_: object, **options: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -204,7 +204,7 @@ def test_a_task_that_was_settled_and_not_told_of_is_concluded_by_the_next_who_me
 def test_the_worker_that_pops_it_concludes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     story = Story("waiting")
 
-    def interrupt(_: object, *, mine: bool = False) -> None:
+    def interrupt(_: object, **options: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -227,11 +227,11 @@ def test_a_worker_leaves_the_callbacks_of_a_settled_task_to_the_thread_that_sett
     story.future.add_done_callback(lambda _: threads.append(threading.get_ident()))
     conclude = cast("Any", Task)._conclude
 
-    def let_the_worker_pass(future: Task[Any], *, mine: bool = False) -> None:
-        if mine:
+    def let_the_worker_pass(future: Task[Any], **options: Any) -> None:
+        if options.get("mine"):
             story.gate.release()
             story.pool.submit(int).result(DEADLINE)
-        conclude(future, mine=mine)
+        conclude(future, **options)
 
     monkeypatch.setattr(Task, "_conclude", let_the_worker_pass)
     story.future.cancel()

@@ -26,7 +26,7 @@ class Stoppable(Foreign[T]):
 
     if TYPE_CHECKING:
 
-        def _conclude(self, *, mine: bool = False) -> None: ...
+        def _conclude(self, *, mine: bool = False, tell: Callable[[Any], object] | None = None) -> None: ...
 
     @locks_task
     def _ask_to_stop(self, asked: Stop) -> Stop | None:
