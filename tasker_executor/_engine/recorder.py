@@ -81,7 +81,11 @@ class TaskLog:
 
     def attempts(self) -> int:
         """Return how many attempts its owner has made."""
-        return sum(len(runs) for _, runs in self.entries.values()) + self.folded  # in this order: a fold may come between
+        return self.listed() + self.folded  # in this order: a fold may come between
+
+    def listed(self) -> int:
+        """Return how many attempts are listed, and not folded."""
+        return sum(len(runs) for _, runs in self.entries.values())
 
 
 class _Tally:
@@ -228,7 +232,7 @@ class Recorder:
         Workers that start together fill their logs at the same time. If each waited for the one before, their
         tasks would wait, too.
         """
-        if not self._folds or sum(len(runs) for _, runs in log.entries.values()) >= LONG_LOG:
+        if not self._folds or log.listed() >= LONG_LOG:
             self.fold(log)
 
     def _add(self, key: tuple[bool, Outcome], waits: list[float], runs: list[float], since: float, until: float) -> None:
