@@ -31,6 +31,7 @@ TELLING = {
     ],
     "basic.py": ["19 + 23 = 42", "2 tasks submitted, 2 completed, 0 failed", "2 calculators made, 2 given up"],
     "cluster.py": ["killed process", "0 failed", "The books balance."],
+    "django_views.py": ["report: {'new': 0, 'confirmed': 3}", "0 tasks failed"],
     "fastapi_service.py": ["a client went away; its query is stopped", "the request under way is answered: 3000000"],
     "http_sessions.py": ["300 of 300", "PageError: page 301: 404 Not Found", "7 x RemoteDisconnected"],
     "index_sources.py": [
