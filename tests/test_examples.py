@@ -49,6 +49,7 @@ TELLING = {
         "Workers replaced: 1; tasks retried: 1",
     ],
     "metrics_service.py": ["serving http://127.0.0.1:"],
+    "request_tracing.py": ["request B asks connection 2", "Connection.get completed resource.replaced task.retried attempt"],
     "service_load.py": ["8 stopped, 8 served, exit status 0"],
 }
 
