@@ -51,6 +51,7 @@ TELLING = {
     "metrics_service.py": ["serving http://127.0.0.1:"],
     "request_tracing.py": ["request B asks connection 2", "Connection.get completed resource.replaced task.retried attempt"],
     "service_load.py": ["8 stopped, 8 served, exit status 0"],
+    "testing_your_code.py": ["passed: a broken connection costs nobody a reminder", "passed: the policy keeps up"],
 }
 
 # Without them they could go on for ever.
