@@ -33,6 +33,7 @@ TELLING = {
     "cluster.py": ["killed process", "0 failed", "The books balance."],
     "django_views.py": ["report: {'new': 0, 'confirmed': 3}", "0 tasks failed"],
     "fastapi_service.py": ["a client went away; its query is stopped", "the request under way is answered: 3000000"],
+    "here_or_on_a_cluster.py": ["here: 23880999.9", "there: 23880999.9", "0 failed"],
     "http_sessions.py": ["300 of 300", "PageError: page 301: 404 Not Found", "7 x RemoteDisconnected"],
     "index_sources.py": [
         "Its batch will be run again.",
