@@ -1,4 +1,4 @@
-"""Log records: what they carry, that the README explains each of them, and that tasks make none."""
+"""Log records: what they carry, that the guide explains each of them, and that tasks make none."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
+from guide import GUIDE, ROOT
 from support import DEADLINE, FakeResource, Ledger, MakePool, eventually
 from tasker_executor import Observer, ScalingPolicy, TaskEvent, TaskTimeout, WorkerEvent, current_task
 from tasker_executor.stats import LoadSample
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tasker_executor"
-README = ROOT / "README.rst"
 
 LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "log": "WARNING", "error": "ERROR", "exception": "ERROR"}
 LEVELS["critical"] = "CRITICAL"
@@ -40,7 +39,7 @@ class Call:
 
     @property
     def summary(self) -> str:
-        """What the README has of the message: the name of the executor and explanations are left out."""
+        """What the guide has of the message: the name of the executor and explanations are left out."""
         return re.sub(r"%(\.\d)?[a-z]", "...", re.sub(r"^(executor %r|%s): ", "", self.message)).partition(";")[0].rstrip(":")
 
 
@@ -61,8 +60,8 @@ def calls_in(module: Path) -> Iterator[Call]:
 CALLS = [call for module in sorted(PACKAGE.rglob("*.py")) for call in calls_in(module)]
 
 
-def test_the_readme_explains_every_record_from_warning_upwards() -> None:
-    rows = re.findall(r"^   \* - ``(.+?)``\n     - (WARNING|ERROR|CRITICAL)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_guide_explains_every_record_from_warning_upwards() -> None:
+    rows = re.findall(r"^   \* - ``(.+?)``\n     - (WARNING|ERROR|CRITICAL)$", GUIDE, re.MULTILINE)
 
     assert len(rows) == len(set(rows))
     assert set(rows) == {(call.summary, call.level) for call in CALLS if call.level not in ("DEBUG", "INFO")}
