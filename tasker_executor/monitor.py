@@ -1,4 +1,4 @@
-"""See an executor at work, in the terminal: ``pip install tasker-executor[monitor]``.
+"""See an executor at work, in the terminal: ``pip install tasker-executor[monitor]``. For example::
 
     with monitor(pool):          # a live panel while the block runs
         do_the_work(pool)
