@@ -1,5 +1,7 @@
 # make demo     run examples/index_sources.py
-# make test     everything that CI runs: lint, types, then the suite on every Python here, with coverage on that of .venv
+# make test     everything that CI runs: lint, types, documentation, then the suite on every Python here, with coverage on that of .venv
+# make docs     the documentation, into build/docs
+# make dist     the sdist and the wheel, into dist
 # make suite    the suite on the Python of .venv alone, with coverage
 # make stress   the long random histories
 # make bench    measure against ThreadPoolExecutor
@@ -13,13 +15,13 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 heading = @printf '\n==== %s ====\n' '$(1)'
 
-.PHONY: demo test lint types suite pythons stress mutations bench find-python clean
+.PHONY: demo test lint types docs dist suite pythons stress mutations bench find-python clean
 .NOTPARALLEL: # The steps of `test` run in their order, and the first that fails ends it.
 
 demo: $(VENV)/.package
 	$(BIN)/python examples/index_sources.py
 
-test: lint types pythons
+test: lint types docs pythons
 
 lint: $(VENV)/.tools
 	$(call heading,ruff)
@@ -34,6 +36,16 @@ types: $(VENV)/.tools
 	$(BIN)/pyright --warnings
 	$(call heading,pyright: each public name has a type)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes tasker_executor --ignoreexternal
+
+docs: $(VENV)/.tools
+	$(call heading,sphinx)
+	$(BIN)/python -m sphinx -q -W -n -d build/doctrees -b html docs build/docs
+
+dist: $(VENV)/.tools
+	$(call heading,sdist and wheel)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 suite: $(VENV)/.tools
 	$(call heading,pytest with coverage)
@@ -73,5 +85,6 @@ $(VENV)/.package: $(VENV)/.created pyproject.toml
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.created pyproject.toml
-	$(PIP) --editable '.[test]'
+	$(PIP) 'pip>=25.1' # The first that knows --group; venv brings the one that came with Python.
+	$(PIP) --editable . --group test
 	@touch $(VENV)/.package $@

@@ -120,6 +120,9 @@ class ImageProcessor:
             rows.append(bytes(row))
         return Image(len(rows[0]) // 3, len(rows), rows)
 
+    def answers(self) -> bool:
+        return True  # A real one would ask its process, or its GPU.
+
     def close(self) -> None:
         pass  # A real one would free its memory here.
 
@@ -180,6 +183,7 @@ def process(pictures: list[Path], urgent: Path, broken: Path) -> None:
         on_create=ImageProcessor,
         on_destroy=ImageProcessor.close,
         check_health=is_healthy,
+        check_resource=ImageProcessor.answers,  # The retry may meet the other processor, which might have crashed, too.
         max_retries=1,
         resource_pool_size=1,
         observers=[Log()],

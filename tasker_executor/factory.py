@@ -42,10 +42,10 @@ class Verdict(enum.Enum):
 
     #: The task's own error. It is delivered, and the resource is kept.
     OWN = "own"
-    #: Nothing is broken, but the task may well succeed now (a deadlock, a serialization failure): run it again,
+    #: Nothing is broken, but the task may well succeed now (a deadlock, a serialization failure). It is run again,
     #: on the same worker.
     AGAIN = "again"
-    #: The resource is broken: replace it, and run the task again on another one.
+    #: The resource is broken. It is replaced, and the task is run again on another one.
     BROKEN = "broken"
 
 

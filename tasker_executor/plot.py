@@ -1,5 +1,7 @@
 """Draw what an executor did, or would do: ``pip install tasker-executor[plot]``.
 
+For example::
+
     with record(pool) as timeline:
         do_the_work(pool)
     result = simulate(policy, "load.csv", min_workers=2, max_workers=16)
@@ -72,7 +74,7 @@ class Run:
 
     @property
     def worker_seconds(self) -> float:
-        """The sum of the times that the workers lived: what the run cost."""
+        """What the run cost, the sum of the times that the workers lived."""
         pairs = zip(self.points, self.points[1:], strict=False)
         return sum(point.workers * (following.time - point.time) for point, following in pairs)
 

@@ -60,7 +60,7 @@ def when_idle(pool: ResourceExecutor[Any], action: Callable[[], object]) -> Call
 
 def wait_until_idle(pool: ResourceExecutor[Any]) -> Worker:
     """Block until a worker is at rest, registered as idle; return it."""
-    eventually(lambda: len(idle_workers(pool)) == 1, "one idle worker")
+    eventually(lambda: [worker.seat.rests for worker in idle_workers(pool)] == [True], "one worker at rest")
     return idle_workers(pool)[0]
 
 
@@ -70,7 +70,8 @@ def rest_all(pool: ResourceExecutor[Any], count: int) -> None:
     submit = pool.with_options(pass_resource=False).submit
     for future in [submit(barrier.wait, DEADLINE) for _ in range(count)]:
         future.result(DEADLINE)
-    eventually(lambda: len(idle_workers(pool)) == count, f"{count} idle workers")
+    # A worker registers before it drops its last task and rests.
+    eventually(lambda: [worker.seat.rests for worker in idle_workers(pool)] == [True] * count, f"{count} workers at rest")
 
 
 class Thrown(BaseException):

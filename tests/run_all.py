@@ -261,7 +261,11 @@ def run_suite(interpreter: Interpreter, report: Report, *options: str) -> Path |
     if not stamp.exists() or stamp.read_text() != wanted:  # Written last: what was interrupted is done again.
         pip: list[str | Path] = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         pip.append("--prefer-binary")  # The newest hypothesis has no wheel for a Python without the GIL, and is not built here.
-        if report.run(interpreter.path, "-m", "venv", "--clear", venv) or report.run(*pip, "--editable", ".[suite]"):
+        if (
+            report.run(interpreter.path, "-m", "venv", "--clear", venv)
+            or report.run(*pip, "pip>=25.1")  # The first that knows --group; venv brings the one that came with Python.
+            or report.run(*pip, "--editable", ".", "--group", "suite")
+        ):
             report.results.append("its virtual environment cannot be made, see above")
             return None
         stamp.write_text(wanted)

@@ -176,8 +176,11 @@ def cause_of_stop(future: Future[Any]) -> BaseException | None:
 
 
 def join_all(threads: Iterable[threading.Thread], timeout: float = DEADLINE) -> list[threading.Thread]:
-    """Join the threads, for `timeout` seconds in all, and return those that still run."""
-    threads = list(threads)
+    """Join the threads, for `timeout` seconds in all, and return those that still run.
+
+    Not the dummies: `logging` makes one for a thread that has left `threading` already, and drops its last objects.
+    """
+    threads = [thread for thread in threads if not isinstance(thread, threading._DummyThread)]
     deadline = time.monotonic() + timeout
     for thread in threads:
         # `threading.enumerate` lists threads that are just being started, too, and those cannot be joined yet.

@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 
+from engine import Handoff
 from support import run_python
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
@@ -320,7 +321,7 @@ def test_fork_inside_of_a_task_leaves_the_child_nothing_of_the_parents(end: str)
     ]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs eventfds")
+@pytest.mark.skipif(not Handoff.supported, reason="needs Linux, and a GIL")
 def test_a_fork_without_descriptors_closes_the_executors_all_the_same() -> None:
     # A thread waits by an eventfd, which the child replaces. There is no descriptor left to do so.
     program = """

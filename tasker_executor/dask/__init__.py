@@ -1,5 +1,7 @@
 """The same executor on a cluster of machines: `DaskResourceExecutor`. ``pip install tasker-executor[dask]``.
 
+For example::
+
     with Client("tls://scheduler:8786", security=...) as client:
         with DaskResourceExecutor(client, on_create=connect, on_destroy=Connection.close) as pool:
             rows = pool.submit(fetch, "select 1").result()

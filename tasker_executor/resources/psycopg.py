@@ -1,8 +1,10 @@
 """Connections to PostgreSQL by psycopg 3: ``pip install tasker-executor[psycopg]``.
 
-from tasker_executor.resources.psycopg import Connections
+One argument of the executor is all::
 
-pool = ResourceExecutor(8, resource=Connections("host=db dbname=shop", transaction=True))
+    from tasker_executor.resources.psycopg import Connections
+
+    pool = ResourceExecutor(8, resource=Connections("host=db dbname=shop", transaction=True))
 """
 
 from __future__ import annotations
