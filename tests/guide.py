@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-__all__ = ["GUIDE", "PAGES", "README", "ROOT", "WORDS"]
+__all__ = ["GUIDE", "PAGES", "README", "ROOT"]
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.rst").read_text("utf-8")
@@ -16,4 +15,3 @@ PAGES = {
     if "_build" not in page.parts
 }
 GUIDE = "\n".join([README, *PAGES.values()])
-WORDS = set(re.findall(r"\w+", GUIDE))

@@ -32,6 +32,7 @@ TELLING = {
     ],
     "basic.py": ["19 + 23 = 42", "2 tasks submitted, 2 completed, 0 failed", "2 calculators made, 2 given up"],
     "cluster.py": ["killed process", "0 failed", "The books balance."],
+    "coming_from_threading_local.py": ["closed: 0 of 1", "closed: 2 of 2"],
     "django_views.py": ["report: {'new': 0, 'confirmed': 3}", "0 tasks failed"],
     "fastapi_service.py": ["a client went away; its query is stopped", "the request under way is answered: 3000000"],
     "here_or_on_a_cluster.py": ["here: 23880999.9", "there: 23880999.9", "0 failed"],

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import tomllib
 import uuid
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ import tasker_executor
 from guide import PAGES, README, ROOT
 from support import DEADLINE
 
-PROJECT = "https://github.com/tasker-executor/tasker_executor"
-DOCUMENTATION = "https://tasker-executor.readthedocs.io/en/latest/"
-PICTURES = "https://raw.githubusercontent.com/tasker-executor/tasker_executor/main/"
+LINKS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
+PROJECT = LINKS["Repository"]
+DOCUMENTATION = LINKS["Documentation"] + "en/latest/"
+PICTURES = PROJECT.replace("//github.com", "//raw.githubusercontent.com") + "/main/"
 URLS = re.findall(r"https://[^\s>`]+", README)
 
 
@@ -83,7 +85,6 @@ def test_its_links_are_absolute_and_lead_to_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("side", ["-", "+"])
-@pytest.mark.filterwarnings("ignore:unclosed database", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_before_and_after_do_the_same(side: str, tmp_path: Path) -> None:
     lines = [line[1:] for line in block("diff").splitlines() if not line or line[0] in (side, " ")]
     with sqlite3.connect(tmp_path / "shop.db") as database:
