@@ -141,5 +141,5 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", show_one_signature)
 
 
-# A folder may be without pages for some time. This warning has no type that `suppress_warnings` could name.
+# `howto/*` at the end of an index takes new pages, and there may be none. The warning has no type to suppress it by.
 logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda record: "glob pattern" not in str(record.msg))
