@@ -1,6 +1,7 @@
 # make demo     run examples/index_sources.py
 # make test     everything that CI runs: lint, types, documentation, then the suite on every Python here, with coverage on that of .venv
 # make docs     the documentation, into build/docs
+# make dist     the sdist and the wheel, into dist
 # make suite    the suite on the Python of .venv alone, with coverage
 # make stress   the long random histories
 # make bench    measure against ThreadPoolExecutor
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 heading = @printf '\n==== %s ====\n' '$(1)'
 
-.PHONY: demo test lint types docs suite pythons stress mutations bench find-python clean
+.PHONY: demo test lint types docs dist suite pythons stress mutations bench find-python clean
 .NOTPARALLEL: # The steps of `test` run in their order, and the first that fails ends it.
 
 demo: $(VENV)/.package
@@ -39,6 +40,12 @@ types: $(VENV)/.tools
 docs: $(VENV)/.tools
 	$(call heading,sphinx)
 	$(BIN)/python -m sphinx -q -W -n -d build/doctrees -b html docs build/docs
+
+dist: $(VENV)/.tools
+	$(call heading,sdist and wheel)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 suite: $(VENV)/.tools
 	$(call heading,pytest with coverage)

@@ -38,7 +38,7 @@ autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-napoleon_custom_sections = [("Gauges", "Attributes"), ("Counters, since the executor was made", "Attributes")]
+napoleon_custom_sections = [("Gauges", "params_style"), ("Counters", "params_style")]
 
 # -- references --
 
@@ -47,9 +47,8 @@ default_role = "py:obj"
 nitpicky = True
 
 #: Where names are documented that are defined elsewhere: ``tasker_executor._executor.ResourceExecutor`` for example.
-PUBLIC_MODULES = """
-aio dask exceptions factory futures monitor observers opentelemetry plot policies prometheus recording simulation stats testing
-""".split()
+PUBLIC_MODULES = ["aio", "dask", "exceptions", "factory", "futures", "monitor", "observers", "opentelemetry", "plot"]
+PUBLIC_MODULES += ["policies", "prometheus", "recording", "simulation", "stats", "testing"]
 PUBLIC_NAMES: dict[str, str] = {}
 for _module in [*(f"tasker_executor.{name}" for name in PUBLIC_MODULES), "tasker_executor"]:
     for _name in importlib.import_module(_module).__all__:
@@ -58,7 +57,18 @@ for _module in [*(f"tasker_executor.{name}" for name in PUBLIC_MODULES), "tasker
             PUBLIC_NAMES[f"{_thing.__module__}.{_thing.__qualname__}"] = f"{_module}.{_name}"
 
 # The standard library and the drivers: their inventories are not here, and a build must not need the network.
-DRIVERS = ["dask", "distributed", "opentelemetry", "pika", "prometheus_client", "psycopg", "pymysql", "redis", "rich", "sqlalchemy"]
+DRIVERS = [
+    "dask",
+    "distributed",
+    "opentelemetry",
+    "pika",
+    "prometheus_client",
+    "psycopg",
+    "pymysql",
+    "redis",
+    "rich",
+    "sqlalchemy",
+]
 _elsewhere = "|".join([*sorted(sys.stdlib_module_names), *DRIVERS, *dir(builtins)])
 nitpick_ignore_regex = [
     ("py:.*", rf"({_elsewhere})(\..*)?"),
@@ -66,6 +76,9 @@ nitpick_ignore_regex = [
     ("py:class", r".*\.Unset"),  # an option that was not given
     ("py:class", "AbstractContextManager|Client|Engine|SupportsWrite|URL"),  # imported for type checkers alone
 ]
+
+#: What a short name may stand for on any page. That of a method or of a field needs the name of its class.
+LINKED = {"class", "exception", "function"}
 
 
 def find_name(app: Sphinx, env: BuildEnvironment, node: Element, content: Element) -> Element | None:
@@ -84,7 +97,11 @@ def find_name(app: Sphinx, env: BuildEnvironment, node: Element, content: Elemen
     objects = env.domains.python_domain.objects
     found = PUBLIC_NAMES.get(target)
     if found is None:
-        ends = [name for name in objects if name.endswith(f".{target}")]
+        ends = [
+            name
+            for name, entry in objects.items()
+            if name.endswith(f".{target}") and (entry.objtype in LINKED or "." in target)
+        ]
         first = [f"tasker_executor.{target}", f"tasker_executor.ResourceExecutor.{target}", *(ends if len(ends) == 1 else [])]
         found = next((name for name in first if name in objects), None)
     if found in objects:

@@ -1,4 +1,6 @@
-"""See an executor at work, in the terminal: ``pip install tasker-executor[monitor]``. For example::
+"""See an executor at work, in the terminal: ``pip install tasker-executor[monitor]``.
+
+For example::
 
     with monitor(pool):          # a live panel while the block runs
         do_the_work(pool)

@@ -1,4 +1,6 @@
-"""Draw what an executor did, or would do: ``pip install tasker-executor[plot]``. For example::
+"""Draw what an executor did, or would do: ``pip install tasker-executor[plot]``.
+
+For example::
 
     with record(pool) as timeline:
         do_the_work(pool)

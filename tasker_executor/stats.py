@@ -14,7 +14,7 @@ __all__ = ["DurationSummary", "ExecutorMetrics", "ExecutorStats", "LoadSample", 
 
 @dataclass(frozen=True)
 class ExecutorStats:
-    """Gauges and counters of an executor at one moment.
+    """Gauges and counters of an executor at one moment. Counters count since the executor was made.
 
     At every moment ``submitted == completed + failed + cancelled + queued_tasks + priority_tasks +
     running_tasks``.
@@ -31,7 +31,7 @@ class ExecutorStats:
         available_resources: Free resources in the reserve of ``run_now``.
         state: ``"running"``, ``"draining"``, ``"killed"`` or ``"closed"``.
 
-    Counters, since the executor was made:
+    Counters:
         submitted: Tasks accepted into a lane. Calls of ``run_now`` pass no lane and are not counted.
         completed: Tasks that returned.
         failed: Tasks whose future got an exception.

@@ -32,7 +32,7 @@ GIVEN_UP_AFTER = 120.0  # seconds, for a run
 # What tests wait for, in seconds: many a mutation is a test that waits in vain.
 SHORTER = {"../tasker_executor/testing/fakes.py": ("DEADLINE", 5.0), "conftest.py": ("THREADS_END_WITHIN", 2.0)}
 JOBS = 2  # at once, each in a copy of its own
-COPIED = ("tasker_executor", "tests", "pyproject.toml", "README.rst")
+COPIED = ("tasker_executor", "tests", "docs", "examples", "pyproject.toml", "README.rst")
 
 
 class Mutation(NamedTuple):

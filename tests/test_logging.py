@@ -1,4 +1,4 @@
-"""Log records: what they carry, that the README explains each of them, and that tasks make none."""
+"""Log records: what they carry, that the reference explains each of them, and that tasks make none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasker_executor.stats import LoadSample
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tasker_executor"
-README = ROOT / "README.rst"
+REFERENCE = ROOT / "docs" / "reference" / "logging.rst"
 
 LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "log": "WARNING", "error": "ERROR", "exception": "ERROR"}
 LEVELS["critical"] = "CRITICAL"
@@ -36,16 +36,30 @@ class Call:
     level: str
     message: str
     arguments: int
-    fields: bool
+    fields: frozenset[str]
 
     @property
     def summary(self) -> str:
-        """What the README has of the message: the name of the executor and explanations are left out."""
+        """What the reference has of the message: the name of the executor and explanations are left out."""
         return re.sub(r"%(\.\d)?[a-z]", "...", re.sub(r"^(executor %r|%s): ", "", self.message)).partition(";")[0].rstrip(":")
 
 
+def fields_of(call: ast.Call, tree: ast.Module) -> Iterator[str]:
+    """The names of its fields; those of ``**ids`` stand in a dict that has this name."""
+    for keyword in call.keywords:
+        if keyword.arg is not None:
+            yield keyword.arg
+            continue
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)):
+                continue
+            if ast.unparse(node.targets[0]) == ast.unparse(keyword.value):
+                yield from (str(ast.literal_eval(key)) for key in node.value.keys if key is not None)
+
+
 def calls_in(module: Path) -> Iterator[Call]:
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)):
             continue
         logger, method = node.func.value.id, node.func.attr
@@ -53,7 +67,7 @@ def calls_in(module: Path) -> Iterator[Call]:
             continue
         message, *arguments = node.args[method == "log" :]
         assert isinstance(message, ast.Constant), f"{module.name}:{node.lineno}: write the message where it is logged"
-        fields = any(keyword.arg != "exc_info" for keyword in node.keywords)
+        fields = frozenset(fields_of(node, tree)) - {"exc_info"}
         place = f"{module.relative_to(PACKAGE)}:{node.lineno}"
         yield Call(place, logger, LEVELS[method], str(message.value), len(arguments), fields)
 
@@ -61,11 +75,20 @@ def calls_in(module: Path) -> Iterator[Call]:
 CALLS = [call for module in sorted(PACKAGE.rglob("*.py")) for call in calls_in(module)]
 
 
-def test_the_readme_explains_every_record_from_warning_upwards() -> None:
-    rows = re.findall(r"^   \* - ``(.+?)``\n     - (WARNING|ERROR|CRITICAL)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_reference_explains_every_record_from_warning_upwards() -> None:
+    text = REFERENCE.read_text(encoding="utf-8")
+    rows = re.findall(r"^   \* - ``(.+?)``\n     - (WARNING|ERROR|CRITICAL)$", text, re.MULTILINE)
 
     assert len(rows) == len(set(rows))
     assert set(rows) == {(call.summary, call.level) for call in CALLS if call.level not in ("DEBUG", "INFO")}
+
+
+def test_the_reference_explains_every_field() -> None:
+    text = REFERENCE.read_text(encoding="utf-8")
+    names = {field for call in CALLS for field in call.fields}
+
+    assert {"executor", "worker", "event", "failures"} <= names
+    assert sorted(name for name in names if f"``tasker_{name}``" not in text) == []
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.place)

@@ -12,11 +12,11 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from engine import core_of, pretend_outage
+from guide import GUIDE
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import ResourceExecutor, WorkerInfo, current_task
 from tasker_executor._sync import Latch
@@ -29,8 +29,6 @@ from rich.progress import Progress
 
 from tasker_executor._progress import duration_text
 from tasker_executor.monitor import Point, Snapshot, line, monitor, panel, progress, take_snapshot, watch
-
-README = Path(__file__).parent.parent / "README.rst"
 
 
 def terminal(width: int = 80) -> Console:
@@ -165,12 +163,12 @@ def crawler(make_pool: MakePool, ledger: Ledger, gate: Gate, time: FakeTime) -> 
     return Crawler(make_pool, ledger, gate, time)
 
 
-def test_the_readme_shows_what_a_scripted_run_looks_like(crawler: Crawler) -> None:
+def test_the_guide_shows_what_a_scripted_run_looks_like(crawler: Crawler) -> None:
     text = text_of(panel(crawler.run()))
     crawler.end()
 
     shown = textwrap.indent(text.rstrip(), "    ")
-    assert shown in README.read_text(encoding="utf-8"), f"the README should show:\n\n{shown}"
+    assert shown in GUIDE, f"the guide should show:\n\n{shown}"
 
 
 def test_the_panel_answers_the_questions_of_a_bad_night(crawler: Crawler) -> None:

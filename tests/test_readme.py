@@ -1,100 +1,54 @@
-"""The README and the changelog speak of what exists. (That the snippets work: ``pytest README.rst``.)"""
+"""The README: short, true, and fit for a package index. (That its doctests work: ``pytest README.rst``.)"""
 
 from __future__ import annotations
 
-import inspect
-import operator
+import importlib
 import re
-from itertools import product
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import tomllib
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tasker_executor
-from tasker_executor import ExecutorMetrics, ExecutorStats, ResourceExecutor, exceptions, policies
-from tasker_executor._base import BaseExecutor
-from tasker_executor.observers import EVENTS
-from tasker_executor.stats import DurationSummary
+from guide import PAGES, README, ROOT
+from support import DEADLINE
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.rst").read_text("utf-8")
-WORDS = set(re.findall(r"\w+", README))
-COMING_FROM_GO = README.partition("\nComing from Go's tasker\n")[2].partition("\nWhat it gets wrong")[0]
-UNRELEASED = (ROOT / "CHANGELOG.md").read_text("utf-8").partition("## [Unreleased]")[2].partition("\n## ")[0]
+LINKS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
+PROJECT = LINKS["Repository"]
+DOCUMENTATION = LINKS["Documentation"] + "en/latest/"
+PICTURES = PROJECT.replace("//github.com", "//raw.githubusercontent.com") + "/main/"
+URLS = re.findall(r"https://[^\s>`]+", README)
 
 
-def public(thing: object) -> list[str]:
-    return [name for name in dir(thing) if not name.startswith("_")]
+def block(language: str) -> str:
+    """Return the only block of code in this language."""
+    [text] = re.findall(rf"^\.\. code-block:: {language}\n\n((?:    .*\n|\n)+)", README, re.MULTILINE)
+    return textwrap.dedent(text)
 
 
-def test_it_begins_with_commands_that_exist() -> None:
-    commands = re.findall(
-        r"^    make (\w+)", README.partition("tasker_executor\n===")[2].partition("A ``Thread")[0], re.MULTILINE
-    )
+def test_it_is_read_in_a_few_minutes() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_its_commands_exist() -> None:
+    commands = re.findall(r"^    make (\w+)", README, re.MULTILINE)
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 
     assert commands == ["demo", "test"]
     assert set(commands) <= set(targets)
 
 
-def test_every_python_snippet_is_one_that_pytest_runs() -> None:
-    blocks = re.findall(r"^\.\. (?:code|code-block|sourcecode)::.*|^(?!\.\. ).*::$", README, re.MULTILINE)
+def test_every_block_of_code_is_tested() -> None:
+    blocks = re.findall(r"^\.\. (?:code|code-block|sourcecode):: *(.*)|^(?!\.\. ).*(::)$", README, re.MULTILINE)
 
-    assert blocks == ["::"], "only the two commands are no doctest"
-
-
-def test_the_guide_speaks_of_every_argument_of_the_executor() -> None:
-    arguments = [name for name in inspect.signature(ResourceExecutor).parameters if name != "initargs"]
-
-    assert [name for name in arguments if name not in WORDS] == []
-
-
-def test_the_guide_speaks_of_every_method_of_the_executor() -> None:
-    assert [name for name in public(ResourceExecutor) if name not in WORDS] == []
-
-
-def test_the_guide_speaks_of_every_option_of_a_view() -> None:
-    options = [name for name in inspect.signature(vars(BaseExecutor)["with_options"]).parameters if name != "self"]
-
-    assert [name for name in options if f"``{name}=" not in README] == []
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        pytest.param(exceptions.__all__, id="exceptions"),
-        pytest.param([name for name in policies.__all__ if name.endswith("Policy") and name != "ScalingPolicy"], id="policies"),
-        pytest.param(EVENTS, id="events"),
-    ],
-)
-def test_the_guide_lists_all(names: list[str]) -> None:
-    assert [name for name in names if f"``{name}" not in README] == []
-
-
-def test_every_method_of_the_go_library_has_its_line() -> None:
-    variants = product(["", "WithPriority"], ["", "Once"], ["", "Async", "WithCallback"])
-    methods = ["".join(["QueueTask", *variant]) for variant in variants]
-    methods += ["NewTaskManager", "RunTask", "Stats", "Metrics", "Stop", "Kill"]
-
-    assert [method for method in methods if f"``{method}(" not in COMING_FROM_GO] == []
-
-
-@pytest.mark.parametrize(
-    "variable, thing", [("pool", ResourceExecutor), ("metrics", ExecutorMetrics), ("stats", ExecutorStats)]
-)
-def test_what_the_go_tables_name_as_ours_exists(variable: str, thing: type) -> None:
-    ours = re.findall(rf"\b{variable}\.(\w+)", COMING_FROM_GO)
-    fields = {*public(thing), *getattr(thing, "__dataclass_fields__", ())}
-
-    assert ours
-    assert [name for name in ours if name not in fields] == []
-
-
-def test_the_go_tables_name_fields_of_summaries_that_exist() -> None:
-    ours = re.findall(r"(?:\brun|\bwait|``)\.(\w+)", COMING_FROM_GO)
-
-    assert set(ours) == set(DurationSummary.__dataclass_fields__) - {"count", "total", "p50"}
+    shell = ["::", "::"]
+    assert sorted("".join(found) for found in blocks) == [*shell, "diff", "python"], "the tests below run the last two"
 
 
 def test_it_is_restructuredtext_without_warnings() -> None:
@@ -103,20 +57,77 @@ def test_it_is_restructuredtext_without_warnings() -> None:
     core.publish_doctree(README, settings_overrides={"report_level": 1, "halt_level": 1})  # raises at the first
 
 
-def test_every_name_in_the_changelog_exists() -> None:
-    gone = set(re.findall(r"^- `([\w.]+)(?:\(\))?` is now ", UNRELEASED, re.MULTILINE))
-    names = set(re.findall(r"`(tasker_executor(?:\.\w+)+)[()`]", UNRELEASED)) - gone - {"tasker_executor.lost"}  # a logger
+# -- what a package index shows --
 
-    assert names
-    for name in names:
-        module, _, rest = name.removeprefix("tasker_executor.").partition(".")
-        inner = f"{module}/{rest.partition('.')[0]}"
-        if (ROOT / "tasker_executor" / f"{inner}.py").exists():  # a module of a package
-            module, rest = inner, rest.partition(".")[2]
-        files = [ROOT / "tasker_executor" / f"{module}.py", *(ROOT / "tasker_executor" / module).glob("*.py")]
-        texts = [file.read_text("utf-8") for file in files if file.exists()]
-        if texts:  # The class is looked for in the text of its module or package: extras may be absent.
-            *_, last = rest.split(".")  # of a method, its own name
-            assert not rest or re.search(rf"^ *(?:class|def) {last}\b", "\n".join(texts), re.MULTILINE), name
+
+def test_its_pictures_are_absolute_and_exist() -> None:
+    pictures = re.findall(r"\.\. image:: (\S+)", README)
+
+    assert pictures
+    for url in pictures:
+        assert url.startswith(PICTURES), url
+        assert (ROOT / url.removeprefix(PICTURES)).exists(), url
+
+
+def test_its_links_are_absolute_and_lead_to_what_there_is() -> None:
+    for url in URLS:
+        if url.startswith(DOCUMENTATION):
+            page = url.removeprefix(DOCUMENTATION).removesuffix(".html") or "index"
+            assert page in PAGES or page == "index", url
+        elif url.startswith(PROJECT):
+            assert (ROOT / re.sub("/(tree|blob)/main/", "", url.removeprefix(PROJECT))).exists(), url
         else:
-            operator.attrgetter(name.removeprefix("tasker_executor."))(tasker_executor)
+            assert url.startswith(PICTURES), url
+    assert not re.search(r"`[^`]*<(?!https://)[^`]*>`__?", README), "a relative link"
+
+
+# -- before and after --
+
+
+@pytest.mark.parametrize("side", ["-", "+"])
+def test_before_and_after_do_the_same(side: str, tmp_path: Path) -> None:
+    lines = [line[1:] for line in block("diff").splitlines() if not line or line[0] in (side, " ")]
+    with sqlite3.connect(tmp_path / "shop.db") as database:
+        database.executescript("create table people (n); create table orders (n); insert into orders values (1)")
+    database.close()
+    program = "\n".join(["import sqlite3, threading", *lines, "print(counts)"])
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=DEADLINE
+    )
+
+    assert done.stdout.decode() == "[(0,), (1,)]\n", done.stderr.decode()
+
+
+# -- the factories --
+
+
+@pytest.mark.services
+def test_the_job_with_postgresql_does_what_it_says(postgres: str) -> None:
+    psycopg: Any = pytest.importorskip("psycopg")
+    schema = f"readme_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres, autocommit=True) as server:
+        server.execute(f"create schema {schema}")
+        try:
+            server.execute(f"create table {schema}.people (id integer, name text)")
+            server.execute(f"insert into {schema}.people values (0, 'nobody'), (1, 'nobody')")
+            address = f"{postgres} options=-csearch_path={schema}"
+            exec(block("python").replace("host=db dbname=shop", address), {})
+            names = server.execute(f"select name from {schema}.people order by id").fetchall()
+        finally:
+            server.execute(f"drop schema {schema} cascade")
+
+    assert names == [("Ada",), ("Grace",)]
+
+
+def test_the_table_of_factories_names_all_of_them() -> None:
+    rows = dict(re.findall(r"^``\.resources\.(\w+)`` +``(.+?\))``", README, re.MULTILINE))
+    modules = {file.stem for file in (ROOT / "tasker_executor/resources").glob("[a-z]*.py")}
+
+    assert set(rows) == modules
+    for name, call in rows.items():
+        try:
+            module = importlib.import_module(f"tasker_executor.resources.{name}")
+        except ImportError:
+            continue  # an extra that is not installed here
+        assert isinstance(eval(call, vars(module)), tasker_executor.ResourceFactory), name  # makes no connection yet

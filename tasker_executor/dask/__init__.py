@@ -1,4 +1,6 @@
-"""The same executor on a cluster of machines: `DaskResourceExecutor`. ``pip install tasker-executor[dask]``. For example::
+"""The same executor on a cluster of machines: `DaskResourceExecutor`. ``pip install tasker-executor[dask]``.
+
+For example::
 
     with Client("tls://scheduler:8786", security=...) as client:
         with DaskResourceExecutor(client, on_create=connect, on_destroy=Connection.close) as pool:
