@@ -88,7 +88,7 @@ def requirements_of(path: Path) -> set[str]:
             extra = PACKAGE / f"{module}.py"
             if extra.exists():
                 needed |= requirements_of(extra)
-        elif package not in sys.stdlib_module_names and package != "_typeshed":  # for type checkers alone
+        elif package not in sys.stdlib_module_names and package != "_typeshed":  # that one is for type checkers alone
             needed.add(package)
     return needed
 
