@@ -211,7 +211,7 @@ class Life:
         if how == 5:
             return pool.as_thread_pool().submit
         if how == 6:
-            return chance.choice(self.views[-5:]).submit
+            return chance.choice(self.views[-5:] or [pool]).submit  # none: it is being dropped
         return pool.submit
 
     def recent(self) -> list[TaskFuture[int]]:

@@ -4,8 +4,9 @@
 
 The Python of .venv measures coverage. Each other gets a virtual environment `.venv-X.Y` with only what the
 suite needs; its tests of integrations and servers skip. The oldest Python, the newest and that of .venv run the
-whole suite. Those between leave out the tests marked `long`. The newest then runs some tests once more, with
-threads that inherit contexts (INHERITING). A Python without the GIL is told not to take it back for any extension
+whole suite; that of .venv runs the tests marked `long` by themselves, without coverage, which makes them slow.
+Those between leave them out. The newest then runs some tests once more, with threads that inherit contexts
+(INHERITING). A Python without the GIL is told not to take it back for any extension
 module, and its suite fails if it has. CPython's tests run where their runner lies beside the project
 (CONFORMANCE). Several Pythons are tested at a time; what each printed is shown when it is through.
 
@@ -22,6 +23,7 @@ Environment:
     TASKER_TEST_PYTHONS    which Pythons beside that of .venv: all (default), ends (the oldest and the newest), none
     TASKER_TEST_LONG       who runs the tests marked `long`: ends (default), all
     TASKER_TEST_JOBS       how many at a time; default: one per CPU
+    TASKER_TEST_MINUTES    no Python begins later than that; the summary names those that were left out
 """
 
 from __future__ import annotations
@@ -31,16 +33,18 @@ import re
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from time import monotonic
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFORMANCE = PROJECT.parent / "shared" / "conformance" / "cpython_suite.py"
 CONFORMANCE_HAS_NO_TESTS = 3  # Exit status: this interpreter came without the `test` package.
 STEP_TIMEOUT = 1800.0  # seconds; a suite that hangs ends itself long before
 CORE = ["-m", "not stress and not long"]
+LONG = ["-m", "long and not stress"]
 
 # The newest Python with the GIL can do what those without it do: a thread begins in the context of its starter, and that
 # context holds the filters of warnings. The programs that tests start do so as well. These tests are the ones in which
@@ -59,6 +63,7 @@ MOST_DETAILS = 5
 MOST_LINES = 60
 MOST_COLUMNS = 300
 
+BEGUN = monotonic()
 SHOWING = Lock()  # One report is printed at a time.
 
 # How pytest heads a part of what it prints, and a failure in it. Between the frames of a traceback stands "_ _ _ _".
@@ -248,7 +253,7 @@ def missing(found: set[Interpreter]) -> list[str]:
 
 def measure_coverage(report: Report) -> None:
     """Test with the Python of .venv, which has everything. Too little coverage is a failure."""
-    report.suite(sys.executable, "--cov")
+    report.suite(sys.executable, "--cov", *CORE)
     report.results += re.findall(r"total coverage: .*", report.output[-1], re.IGNORECASE)
 
 
@@ -283,6 +288,8 @@ def run_conformance(python: Path, report: Report) -> None:
 
 
 def check(interpreter: Interpreter, *, is_here: bool = False, is_whole: bool = False, inherits: bool = False) -> Report:
+    if report := left_out(interpreter):
+        return report
     report = Report(f"Python {interpreter}", interpreter.path, interpreter.environment)
     if is_here:
         measure_coverage(report)
@@ -294,6 +301,27 @@ def check(interpreter: Interpreter, *, is_here: bool = False, is_whole: bool = F
         report.suite(python, *options, name="with threads that inherit contexts", environment=INHERITING)
     if python and CONFORMANCE.exists():
         run_conformance(python, report)
+    return shown(report)
+
+
+def check_long(interpreter: Interpreter) -> Report:
+    """Run the long tests with the Python of .venv, beside the rest."""
+    if report := left_out(interpreter):
+        return report
+    report = Report(f"Python {interpreter}", interpreter.path)
+    report.suite(sys.executable, "-p", "no:cacheprovider", *LONG, name="long tests")
+    return shown(report)
+
+
+def left_out(interpreter: Interpreter) -> Report | None:
+    """Return a report that only says that the time is over, if it is."""
+    minutes = os.environ.get("TASKER_TEST_MINUTES")
+    if not minutes or monotonic() - BEGUN < 60 * float(minutes):
+        return None
+    return Report(f"Python {interpreter}", interpreter.path, results=[f"not run: {minutes} minutes have passed"])
+
+
+def shown(report: Report) -> Report:
     with SHOWING:
         print(f"\n---- {report.title} ----", *report.output, sep="\n", flush=True)
     return report
@@ -331,23 +359,21 @@ def main() -> int:
     names = ", ".join(f"{python}{' without the long tests' * (python in core)}" for python in selected)
     print(f"{names}; {jobs} at a time", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
+
+        def begin(python: Interpreter) -> Future[Report]:
+            inherits = python is newest and (python.major, python.minor) >= INHERITING_SINCE
+            return pool.submit(check, python, is_here=python is here, is_whole=python in whole, inherits=inherits)
+
         # Those that take the longest begin first: `here` measures coverage.
-        order = sorted(selected, key=lambda python: (python is not here, python in core, python))
-        tests = {
-            python: pool.submit(
-                check,
-                python,
-                is_here=python is here,
-                is_whole=python in whole,
-                inherits=python is newest and (python.major, python.minor) >= INHERITING_SINCE,
-            )
-            for python in order
-        }
+        tests = {python: begin(python) for python in [here, *sorted(set(whole) - {here})]}
+        long_tests = pool.submit(check_long, here)
+        tests |= {python: begin(python) for python in sorted(core)}
         paths = coming() if selection == "all" else []  # While others are tested.
         late, failed = interpreters(paths, {here, *others})
         for python in late:
             tests[python] = pool.submit(check, python, is_whole=long == "all")
     reports = [tests[python].result() for python in sorted(tests)]
+    reports.append(long_tests.result())
 
     core += late if long == "ends" else []
     skipped = [f"Python {python}: TASKER_TEST_PYTHONS={selection}" for python in others if python not in selected]

@@ -31,6 +31,10 @@ TELLING = {
     ],
     "basic.py": ["19 + 23 = 42", "2 tasks submitted, 2 completed, 0 failed", "2 calculators made, 2 given up"],
     "cluster.py": ["killed process", "0 failed", "The books balance."],
+    "coming_from_threading_local.py": ["closed: 0 of 1", "closed: 2 of 2"],
+    "django_views.py": ["report: {'new': 0, 'confirmed': 3}", "0 tasks failed"],
+    "fastapi_service.py": ["a client went away; its query is stopped", "the request under way is answered: 3000000"],
+    "here_or_on_a_cluster.py": ["here: 23880999.9", "there: 23880999.9", "0 failed"],
     "http_sessions.py": ["300 of 300", "PageError: page 301: 404 Not Found", "7 x RemoteDisconnected"],
     "index_sources.py": [
         "Its batch will be run again.",
@@ -47,7 +51,9 @@ TELLING = {
         "Workers replaced: 1; tasks retried: 1",
     ],
     "metrics_service.py": ["serving http://127.0.0.1:"],
+    "request_tracing.py": ["request B asks connection 2", "Connection.get completed resource.replaced task.retried attempt"],
     "service_load.py": ["8 stopped, 8 served, exit status 0"],
+    "testing_your_code.py": ["passed: a broken connection costs nobody a reminder", "passed: the policy keeps up"],
 }
 
 # Without them they could go on for ever.

@@ -183,7 +183,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         seen.append((str(interpreter), "core" if options else "whole"))
         return interpreter.path
 
-    def suite(report: Report, python: Path, *options: str, name: str, environment: dict[str, str]) -> None:
+    def suite(report: Report, python: Path, *options: str, name: str, environment: dict[str, str] | None = None) -> None:
+        if environment is None:
+            assert set(run_all.LONG) <= set(options)
+            seen.append((report.title.removeprefix("Python "), "long"))
+            return
         assert environment == run_all.INHERITING
         assert set(run_all.CORE + run_all.INHERITING_TESTS) <= set(options)
         seen.append((report.title.removeprefix("Python "), "inheriting"))
@@ -197,6 +201,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     monkeypatch.setenv("TASKER_TEST_JOBS", "1")  # One after the other: the order is the order of the start.
     monkeypatch.delenv("TASKER_TEST_PYTHONS", raising=False)
     monkeypatch.delenv("TASKER_TEST_LONG", raising=False)
+    monkeypatch.delenv("TASKER_TEST_MINUTES", raising=False)
     monkeypatch.delenv("TASKER_PYTHONS_COMING", raising=False)
     return seen
 
@@ -207,7 +212,7 @@ def test_the_long_tests_run_here_and_on_the_oldest_and_the_newest_and_the_longes
     assert not run_all.main()
 
     ends = [("3.12", "coverage"), ("3.11", "whole"), ("3.15", "whole"), ("3.15", "inheriting")]
-    assert runs == [*ends, ("3.13", "core"), ("3.14", "core")]
+    assert runs == [*ends, ("3.12", "long"), ("3.13", "core"), ("3.14", "core")]
     printed = capsys.readouterr().out.splitlines()
     assert "skipped: the long tests on Python 3.13: TASKER_TEST_LONG=all runs them" in printed
     assert "skipped: /python3.10: 3.10 is too old" in printed
@@ -218,7 +223,7 @@ def test_all_tests_can_be_run_on_all_pythons(runs: list[tuple[str, str]], monkey
     monkeypatch.setenv("TASKER_TEST_LONG", "all")
     assert not run_all.main()
 
-    assert [kind for _, kind in runs if kind != "inheriting"] == ["coverage"] + ["whole"] * 4
+    assert [kind for _, kind in runs if kind not in ("inheriting", "long")] == ["coverage"] + ["whole"] * 4
 
 
 @pytest.mark.parametrize("selection, pythons", [("ends", ["3.12", "3.11", "3.15"]), ("none", ["3.12"])])
@@ -228,7 +233,22 @@ def test_fewer_pythons_can_be_asked_for(
     monkeypatch.setenv("TASKER_TEST_PYTHONS", selection)
     assert not run_all.main()
 
-    assert [python for python, kind in runs if kind != "inheriting"] == pythons
+    assert [python for python, kind in runs if kind not in ("inheriting", "long")] == pythons
+
+
+def test_no_python_begins_when_the_time_is_over(
+    runs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([run_all.BEGUN + 59.0] * 3 + [run_all.BEGUN + 60.0] * 9)
+    monkeypatch.setattr(run_all, "monotonic", lambda: next(clock))
+    monkeypatch.setenv("TASKER_TEST_MINUTES", "1")
+
+    assert not run_all.main()
+
+    assert {python for python, _ in runs} == {"3.12", "3.11", "3.15"}
+    printed = capsys.readouterr().out.splitlines()
+    assert "Python 3.13 (/python3.13): not run: 1 minutes have passed" in printed
+    assert "Python 3.12 (/python3.12): not run: 1 minutes have passed" in printed
 
 
 def test_a_failure_on_any_python_is_one_of_the_run(runs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +266,7 @@ def test_threads_inherit_contexts_where_the_newest_python_can_do_that(
     monkeypatch.setattr(run_all, "candidates", lambda: [Path("/python3.13"), Path("/python3.13t")])
     assert not run_all.main()
 
-    assert runs == [("3.12", "coverage"), ("3.13t", "whole"), ("3.13", "core")]
+    assert runs == [("3.12", "coverage"), ("3.13t", "whole"), ("3.12", "long"), ("3.13", "core")]
 
 
 def test_the_tests_with_inherited_contexts_exist() -> None:
@@ -326,7 +346,7 @@ def test_a_python_that_comes_and_is_there_already_is_tested_once(
     Build(monkeypatch).end("/python3.13")
     assert not run_all.main()
 
-    assert len(runs) == 6
+    assert len(runs) == 7
 
 
 def test_who_asks_for_fewer_pythons_does_not_wait(runs: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +355,7 @@ def test_who_asks_for_fewer_pythons_does_not_wait(runs: list[tuple[str, str]], m
     assert not run_all.main()
     build.end()
 
-    assert runs == [("3.12", "coverage")]
+    assert runs == [("3.12", "coverage"), ("3.12", "long")]
 
 
 # -- a Python without the GIL --
@@ -401,7 +421,6 @@ def run_ci(machine: Path) -> subprocess.CompletedProcess[str]:
     variables |= {
         "MACHINE": str(machine),
         "PATH": f"{machine / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "TASKER_BUILD_NOGIL": "1",
         "TASKER_PYTHONS": "/mine",
     }
     command = [machine / "project" / ".ci" / "run"]

@@ -13,7 +13,7 @@ from support import FakeResource, Ledger, ResourceBroken
 from tasker_executor import Verdict
 from test_thrown import KINDS, Books, Life, Pool, fail, live_once, returns
 
-pytestmark = test_thrown.pytestmark
+pytestmark = [*test_thrown.pytestmark, pytest.mark.long]
 _short_pauses = test_thrown._short_pauses
 
 
