@@ -68,14 +68,14 @@ class Costs:
     def median(self, name: str) -> float:
         return statistics.median(self.by_name[name])
 
-    def ratios(self, name: str) -> list[float]:
-        """How many times less than the first, in each round."""
-        first = next(iter(self.by_name.values()))
-        return [theirs / ours for theirs, ours in zip(first, self.by_name.get(name, []), strict=False)]
+    def ratios(self, name: str, to: str | None = None) -> list[float]:
+        """How many times less than that of `to`, by default the first, in each round."""
+        theirs = self.by_name[to] if to is not None else next(iter(self.by_name.values()))
+        return [his / ours for his, ours in zip(theirs, self.by_name.get(name, []), strict=False)]
 
-    def ratio(self, name: str) -> tuple[float, float, float]:
+    def ratio(self, name: str, to: str | None = None) -> tuple[float, float, float]:
         """(lower quartile, median, upper quartile)."""
-        ratios = self.ratios(name)
+        ratios = self.ratios(name, to)
         if len(ratios) < 3:
             return min(ratios), statistics.median(ratios), max(ratios)
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")

@@ -1,0 +1,90 @@
+"""What a task weighs that waits, and what that is made of."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+import threading
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from .compare import bytes_waiting, nothing, nothing_with
+from .measure import OURS, STANDARD, WITHOUT_CONTEXT, Contestant, Costs, in_rounds
+
+TASKS = 20_000
+
+
+def _task(_: Any, pool: Any) -> Any:
+    return pool.submit(nothing)
+
+
+def without_arguments(contestant: Contestant, tasks: int) -> float:
+    """Bytes of a task that waits and has no arguments."""
+    with contestant.make(1) as pool:
+        return sum(size for size, _ in by_line(pool, nothing, (), tasks)) / tasks
+
+
+def weigh(tasks: int = TASKS) -> dict[str, Costs]:
+    """Bytes vary by nothing, so one round is enough."""
+
+    def one_argument(contestant: Contestant) -> float:
+        with contestant.make(1) as pool:
+            return bytes_waiting(pool, tasks)
+
+    contestants = (STANDARD, OURS, WITHOUT_CONTEXT)
+    jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]] = {
+        "one argument": ("B", {c.name: lambda c=c: one_argument(c) for c in contestants}),
+        "no argument": ("B", {c.name: lambda c=c: without_arguments(c, tasks) for c in contestants}),
+    }
+    return in_rounds(jobs, 1)
+
+
+def by_line(pool: Any, function: Callable[..., object], args: tuple[Any, ...], tasks: int) -> list[tuple[int, str]]:
+    """Queue so many tasks. Return the bytes of each line of code that allocated any of them, the most first."""
+    gate, begun = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        gate.wait()
+
+    pool.submit(hold)
+    begun.wait()
+    futures: list[Any] = [None] * tasks
+    numbers = list(range(tasks))
+    tracemalloc.start()
+    try:
+        before = tracemalloc.take_snapshot()
+        for number in numbers:
+            futures[number] = pool.submit(function, *args)
+        after = tracemalloc.take_snapshot()
+    finally:
+        tracemalloc.stop()
+        gate.set()
+    here = (tracemalloc.Filter(False, tracemalloc.__file__), tracemalloc.Filter(False, linecache.__file__))
+    changes = after.filter_traces(here).compare_to(before.filter_traces(here), "lineno")
+    lines: list[tuple[int, str]] = []
+    for change in changes:
+        if change.size_diff >= tasks:  # at least a byte a task
+            frame = change.traceback[0]
+            place = f"{Path(frame.filename).name}: {linecache.getline(frame.filename, frame.lineno).strip()}"
+            lines.append((change.size_diff, place))
+    for future in futures:
+        future.result()
+    return sorted(lines, reverse=True)
+
+
+def made_of(contestant: Contestant, tasks: int = TASKS) -> list[tuple[float, str]]:
+    """Return the bytes a task of each line, for a task of one argument that exists anyway."""
+    with contestant.make(1) as pool:
+        return [(size / tasks, place) for size, place in by_line(pool, nothing_with, (None,), tasks)]
+
+
+if __name__ == "__main__":
+    for who in (STANDARD, OURS):
+        print(sys.version.split()[0], who.name)
+        for size, place in made_of(who):
+            print(f"{size:8.1f} {place}")
+    assert ThreadPoolExecutor is STANDARD.make
