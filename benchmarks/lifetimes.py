@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ from tasker_executor import ResourceExecutor
 from tasker_executor.policies import BacklogPolicy, RatePolicy
 
 from .compare import nothing_with
-from .measure import OURS, STANDARD, WITHOUT_CONTEXT, Contestant, Costs, in_rounds, now, start_all
+from .measure import OURS, STANDARD, WITHOUT_CONTEXT, Contestant, Costs, Scale, Table, as_json, in_rounds, now, read, start_all
 from .views import held
 
 #: Seconds that the factory of the burst takes.
@@ -110,13 +109,13 @@ def _ending(make: Callable[..., Any], end: Callable[[Any], object], waiting: int
     return took
 
 
-def endings(rounds: int, waiting: int = 1_000_000) -> dict[str, Costs]:
+def endings(rounds: int, waiting: int) -> dict[str, Costs]:
     runs = {
         "ThreadPoolExecutor": lambda: _ending(ThreadPoolExecutor, ENDINGS[CANCEL], waiting),
         CANCEL: lambda: _ending(ResourceExecutor, ENDINGS[CANCEL], waiting),
         KILL: lambda: _ending(ResourceExecutor, ENDINGS[KILL], waiting),
     }
-    return in_rounds({f"{waiting:,}": ("s", runs)}, rounds, "endings")
+    return in_rounds({"waiting": ("s", runs)}, rounds, "endings")
 
 
 # -- the import
@@ -151,6 +150,31 @@ def imports(rounds: int) -> dict[str, Costs]:
     return in_rounds({"import": ("s", {STANDARD_MODULE: standard, "tasker_executor": ours})}, rounds, "import")
 
 
-def typing_share() -> float:
-    """Return the part of the import of this library that is typing and typing_extensions."""
-    return statistics.median(_seconds(STANDARD_MODULE, _TYPING)[1] / _seconds("tasker_executor")[0] for _ in range(3))
+PARTS: dict[str, Callable[[Scale], dict[str, Costs]]] = {
+    "workers": lambda scale: workers(scale.rounds),
+    "burst": lambda scale: burst(min(scale.rounds, 3)),
+    "endings": lambda scale: endings(min(scale.rounds, 5), scale.tasks * 10),
+    "import": lambda scale: imports(scale.rounds),
+}
+
+
+def run(scale: Scale) -> dict[str, Any]:
+    return {name: as_json(measure(scale)) for name, measure in PARTS.items() if scale.wants(name)}
+
+
+def _show(name: str, costs: dict[str, Costs]) -> Table:
+    if name == "workers":
+        rows = [[count, *(cost.cell(c.name) for c in (OURS, WITHOUT_CONTEXT))] for count, cost in costs.items()]
+        return Table(["start workers, use each once, end them", "times less [quartiles]", WITHOUT_CONTEXT.name], rows)
+    [cost] = costs.values()
+    others = list(cost.by_name)[1:]
+    if name == "burst":
+        head = ["the first task on an extra worker", "times the factory's time [quartiles]"]
+        return Table(head, [[other, cost.cell(other, share=True)] for other in others])
+    if name == "endings":
+        return Table(["end a queue", "times less [quartiles]"], [[other, cost.cell(other)] for other in others])
+    return Table(["import", f"times as much as {cost.first}"], [[other, cost.cell(other, share=True)] for other in others])
+
+
+def tables(found: dict[str, Any]) -> dict[str, Table]:
+    return {name: _show(name, read(costs)) for name, costs in found.items()}

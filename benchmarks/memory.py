@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import linecache
-import sys
 import threading
 import tracemalloc
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from .compare import bytes_waiting, nothing, nothing_with
-from .measure import OURS, STANDARD, WITHOUT_CONTEXT, Contestant, Costs, in_rounds
+from .measure import OURS, STANDARD, WITHOUT_CONTEXT, Contestant, Costs, Scale, Table, as_json, in_rounds, read
 
 TASKS = 20_000
-
-
-def _task(_: Any, pool: Any) -> Any:
-    return pool.submit(nothing)
 
 
 def without_arguments(contestant: Contestant, tasks: int) -> float:
@@ -27,7 +21,7 @@ def without_arguments(contestant: Contestant, tasks: int) -> float:
         return sum(size for size, _ in by_line(pool, nothing, (), tasks)) / tasks
 
 
-def weigh(tasks: int = TASKS) -> dict[str, Costs]:
+def weigh(tasks: int) -> dict[str, Costs]:
     """Bytes vary by nothing, so one round is enough."""
 
     def one_argument(contestant: Contestant) -> float:
@@ -76,15 +70,25 @@ def by_line(pool: Any, function: Callable[..., object], args: tuple[Any, ...], t
     return sorted(lines, reverse=True)
 
 
-def made_of(contestant: Contestant, tasks: int = TASKS) -> list[tuple[float, str]]:
+def made_of(contestant: Contestant, tasks: int) -> list[tuple[float, str]]:
     """Return the bytes a task of each line, for a task of one argument that exists anyway."""
     with contestant.make(1) as pool:
         return [(size / tasks, place) for size, place in by_line(pool, nothing_with, (None,), tasks)]
 
 
-if __name__ == "__main__":
-    for who in (STANDARD, OURS):
-        print(sys.version.split()[0], who.name)
-        for size, place in made_of(who):
-            print(f"{size:8.1f} {place}")
-    assert ThreadPoolExecutor is STANDARD.make
+def run(scale: Scale) -> dict[str, Any]:
+    tasks = min(scale.tasks, TASKS)
+    return {"bytes": as_json(weigh(tasks)), "made of": {c.name: made_of(c, tasks) for c in (STANDARD, OURS)}}
+
+
+def tables(found: dict[str, Any]) -> dict[str, Table]:
+    rows = []
+    for title, cost in read(found["bytes"]).items():
+        row = [title, *(f"{cost.median(name):.0f}" for name in cost.by_name)]
+        rows.append([*row, *(f"{cost.shares(name).median:.3f}" for name in (OURS.name, WITHOUT_CONTEXT.name))])
+    head = ["bytes of one that waits", STANDARD.name, OURS.name, WITHOUT_CONTEXT.name]
+    made = {"bytes": Table([*head, f"share, {OURS.name}", f"share, {WITHOUT_CONTEXT.name}"], rows)}
+    for name, lines in found["made of"].items():
+        shown = [[f"{size:.0f}", f"``{place}``"] for size, place in lines]
+        made[name] = Table(["bytes", f"{name}: the line that allocates them"], shown)
+    return made

@@ -30,7 +30,7 @@ from typing import Any
 from tasker_executor import ResourceExecutor
 from tasker_executor.factory import ResourceFactory
 
-from .measure import Costs, in_rounds, now, start_all
+from .measure import Scale, Table, as_json, in_rounds, now, read, start_all
 
 WORKERS = 8
 
@@ -221,6 +221,15 @@ def _contestants(service: Service, tasks: int) -> dict[str, Callable[[], float]]
     return runs
 
 
-def compare(rounds: int, tasks: int) -> dict[str, Costs]:
-    jobs = {service.name: ("s", _contestants(service, tasks)) for service in installed()}
-    return in_rounds(jobs, rounds, "servers")
+def run(scale: Scale) -> dict[str, Any]:
+    tasks = scale.tasks // 25
+    jobs = {service.name: ("s", _contestants(service, tasks)) for service in installed() if scale.wants(service.name)}
+    return as_json(in_rounds(jobs, scale.rounds, "servers"))
+
+
+def tables(found: dict[str, Any]) -> dict[str, Table]:
+    made: dict[str, Table] = {}
+    for name, costs in read(found).items():
+        rows = [[way, costs.cell(way), costs.cell(way, BARE)] for way in costs.by_name]
+        made[name] = Table([f"{name}: calls in the same time", f"of {costs.first} [quartiles]", f"of {BARE} [quartiles]"], rows)
+    return made

@@ -11,7 +11,7 @@ from typing import Any
 from tasker_executor import ResourceExecutor
 
 from .compare import nothing
-from .measure import Costs, in_rounds, now
+from .measure import Costs, Scale, Table, as_json, in_rounds, now, read
 
 BATCH = 500
 KEPT = "a kept view"
@@ -26,6 +26,7 @@ VIEWS: dict[str, dict[str, Any]] = {
     "start_within=60": {"start_within": 60},
     "run_within=60": {"run_within": 60},
 }
+NO_LIMIT = "no limit"
 FEW, MANY = 1_000, 100_000
 
 
@@ -114,10 +115,10 @@ def _lives(options: dict[str, Any], waiting: int) -> float:
     return took / repeat / waiting
 
 
-def pending(rounds: int, many: int = MANY) -> dict[str, Costs]:
+def pending(rounds: int, many: int) -> dict[str, Costs]:
     """A task's whole life among a thousand that wait, and among very many: does a limit cost more there?"""
     cases: dict[str, dict[str, Any]] = {
-        "no limit": {},
+        NO_LIMIT: {},
         "start_within=60": {"start_within": 60},
         "run_within=60": {"run_within": 60},
     }
@@ -129,3 +130,27 @@ def pending(rounds: int, many: int = MANY) -> dict[str, Costs]:
         for title, options in cases.items()
     }
     return in_rounds(jobs, rounds, "pending")
+
+
+def run(scale: Scale) -> dict[str, Any]:
+    most = 10_000 if scale.quick else MANY
+    return {
+        "views": as_json(views(scale.rounds, max(scale.tasks // 20, 10 * BATCH))),
+        "pending": as_json(pending(min(scale.rounds, 5), most)),
+    }
+
+
+def tables(found: dict[str, Any]) -> dict[str, Table]:
+    rows = []
+    for title, costs in read(found["views"]).items():
+        cells = [costs.cell(name, share=True) for name in list(costs.by_name)[1:]]
+        rows.append([title, *cells, *[""] * (2 - len(cells))])
+    pending = read(found["pending"])
+    many = list(next(iter(pending.values())).by_name)[-1]
+    return {
+        "views": Table(["times as much as submit [quartiles]", KEPT, NEW], rows),
+        "pending": Table(
+            [f"a task among {many} that wait", f"times as much as among {FEW:,} [quartiles]"],
+            [[title, costs.cell(many, share=True)] for title, costs in pending.items()],
+        ),
+    }
