@@ -13,6 +13,7 @@ import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import Executor, as_completed, wait
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -239,7 +240,7 @@ def run(scale: Scale) -> dict[str, Any]:
     jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]] = {}
     for name, workload in WORKLOADS.items():
         if scale.wants(name):
-            runs = {c.name: lambda w=workload, c=c: w.measure(c, scale.tasks) for c in CONTESTANTS}
+            runs: dict[str, Callable[[], float]] = {c.name: partial(workload.measure, c, scale.tasks) for c in CONTESTANTS}
             jobs[name] = (workload.unit, runs)
     found = in_rounds(jobs, scale.rounds, "compare")
     if scale.wants(RUN_NOW):
@@ -257,7 +258,7 @@ def tables(found: dict[str, Any]) -> dict[str, Table]:
             worst = times(cost.gains(OURS.name).least) if cost.by_name.get(OURS.name) else ""
             rows.append([workload.title, cost.cell(OURS.name), worst, cost.cell(WITHOUT_CONTEXT.name)])
     if rows:
-        made["tasks"] = Table(["workload", "times less [quartiles]", "worst round", "propagate_context=False"], rows)
+        made["workloads"] = Table(["workload", "times less [quartiles]", "worst round", "propagate_context=False"], rows)
     if RUN_NOW in costs:
         calls = costs[RUN_NOW]
         rows = [[name, calls.cell(name, share=True)] for name in list(calls.by_name)[1:]]

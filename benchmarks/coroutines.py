@@ -85,7 +85,7 @@ def run(scale: Scale) -> dict[str, Any]:
     jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]] = {}
     for name, workload in WORKLOADS.items():
         how = measure_on_one_cpu if workload is one_by_one else measure
-        jobs[name] = ("s", {way: lambda how=how, workload=workload, way=way: how(workload, way, tasks) for way in WAYS})
+        jobs[name] = ("s", {way: partial(how, workload, way, tasks) for way in WAYS})
     return as_json(in_rounds(jobs, scale.rounds, "coroutines"))
 
 

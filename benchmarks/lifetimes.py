@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from tasker_executor import ResourceExecutor
@@ -40,10 +41,7 @@ def workers(rounds: int, counts: tuple[int, ...] = (1, 8, 64)) -> dict[str, Cost
     for count in counts:
         jobs[str(count)] = (
             "s",
-            {
-                c.name: lambda c=c, count=count: start_and_stop(c, count, max(2, 160 // count))
-                for c in (STANDARD, OURS, WITHOUT_CONTEXT)
-            },
+            {c.name: partial(start_and_stop, c, count, max(2, 160 // count)) for c in (STANDARD, OURS, WITHOUT_CONTEXT)},
         )
     return in_rounds(jobs, rounds, "workers")
 
@@ -83,7 +81,7 @@ def _first_extra_worker(policy: Callable[[], Any]) -> float:
 def burst(rounds: int) -> dict[str, Costs]:
     runs: dict[str, Callable[[], float]] = {FACTORY: lambda: CREATE_TIME}
     for title, policy in POLICIES.items():
-        runs[title] = lambda policy=policy: _first_extra_worker(policy)
+        runs[title] = partial(_first_extra_worker, policy)
     return in_rounds({"burst": ("s", runs)}, rounds, "burst")
 
 
@@ -91,7 +89,10 @@ def burst(rounds: int) -> dict[str, Costs]:
 
 CANCEL = "shutdown(cancel_futures=True)"
 KILL = "kill()"
-ENDINGS = {CANCEL: lambda pool: pool.shutdown(wait=False, cancel_futures=True), KILL: lambda pool: pool.kill()}
+ENDINGS: dict[str, Callable[[Any], object]] = {
+    CANCEL: lambda pool: pool.shutdown(wait=False, cancel_futures=True),
+    KILL: lambda pool: pool.kill(),
+}
 
 
 def _ending(make: Callable[..., Any], end: Callable[[Any], object], waiting: int) -> float:
@@ -110,10 +111,10 @@ def _ending(make: Callable[..., Any], end: Callable[[Any], object], waiting: int
 
 
 def endings(rounds: int, waiting: int) -> dict[str, Costs]:
-    runs = {
-        "ThreadPoolExecutor": lambda: _ending(ThreadPoolExecutor, ENDINGS[CANCEL], waiting),
-        CANCEL: lambda: _ending(ResourceExecutor, ENDINGS[CANCEL], waiting),
-        KILL: lambda: _ending(ResourceExecutor, ENDINGS[KILL], waiting),
+    runs: dict[str, Callable[[], float]] = {
+        "ThreadPoolExecutor": partial(_ending, ThreadPoolExecutor, ENDINGS[CANCEL], waiting),
+        CANCEL: partial(_ending, ResourceExecutor, ENDINGS[CANCEL], waiting),
+        KILL: partial(_ending, ResourceExecutor, ENDINGS[KILL], waiting),
     }
     return in_rounds({"waiting": ("s", runs)}, rounds, "endings")
 

@@ -93,7 +93,8 @@ class Spread(NamedTuple):
     def of(cls, ratios: Sequence[float]) -> Spread:
         if len(ratios) < 3:
             return cls(min(ratios), min(ratios), statistics.median(ratios), max(ratios), max(ratios))
-        return cls(min(ratios), *statistics.quantiles(ratios, n=4, method="inclusive"), max(ratios))
+        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        return cls(min(ratios), low, median, high, max(ratios))
 
     @property
     def noisy(self) -> bool:

@@ -6,6 +6,7 @@ import linecache
 import threading
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ def weigh(tasks: int) -> dict[str, Costs]:
 
     contestants = (STANDARD, OURS, WITHOUT_CONTEXT)
     jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]] = {
-        "one argument": ("B", {c.name: lambda c=c: one_argument(c) for c in contestants}),
-        "no argument": ("B", {c.name: lambda c=c: without_arguments(c, tasks) for c in contestants}),
+        "one argument": ("B", {c.name: partial(one_argument, c) for c in contestants}),
+        "no argument": ("B", {c.name: partial(without_arguments, c, tasks) for c in contestants}),
     }
     return in_rounds(jobs, 1)
 

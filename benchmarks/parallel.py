@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .measure import OURS, STANDARD, Contestant, Scale, Table, as_json, in_rounds, now, read, start_all
@@ -67,9 +69,9 @@ JOB = "on all CPUs"
 def run(scale: Scale) -> dict[str, Any]:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     tasks, steps = scale.tasks // 20, _steps()
-    runs = {BARE: lambda: _bare(cpus, tasks, steps)}
+    runs: dict[str, Callable[[], float]] = {BARE: partial(_bare, cpus, tasks, steps)}
     for contestant in (STANDARD, OURS):
-        runs[contestant.name] = lambda contestant=contestant: _pooled(contestant, cpus, tasks, steps)
+        runs[contestant.name] = partial(_pooled, contestant, cpus, tasks, steps)
     return as_json(in_rounds({JOB: ("s", runs)}, scale.rounds, "parallel"))
 
 

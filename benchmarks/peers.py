@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -86,7 +87,7 @@ def run(scale: Scale) -> dict[str, Any]:
     for name in NAMES:
         workload = WORKLOADS[name]
         able = [contestant for contestant in contestants if (contestant.name, name) not in CANNOT]
-        jobs[name] = (workload.unit, {c.name: lambda w=workload, c=c: w.measure(c, scale.tasks // 5) for c in able})
+        jobs[name] = (workload.unit, {c.name: partial(workload.measure, c, scale.tasks // 5) for c in able})
     costs = in_rounds(jobs, min(scale.rounds, 5), "peers")
     return {"versions": {c.name: c.version for c in contestants[1:]}, "costs": as_json(costs)}
 

@@ -24,7 +24,7 @@ from timeit import repeat
 from typing import Any
 
 from tasker_executor import ResourceExecutor
-from tasker_executor._engine.recorder import Recorder
+from tasker_executor._engine.recorder import Recorder, TaskLog
 from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, Task
 from tasker_executor._sync import clock
 
@@ -217,7 +217,8 @@ def _time(part: Part, names: dict[str, Any], repeats: int) -> float:
 
 def _time_folding(entries: int, repeats: int) -> float:
     recorder = Recorder()
-    log = recorder.open_log()
+    log = TaskLog()
+    recorder.add_log(log)
     waits, runs = next(iter(log.entries.values()))
     best = float("inf")
     for _ in range(repeats * 3):

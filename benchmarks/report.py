@@ -1,8 +1,11 @@
 """README.rst is generated: the text of README.rst.in, and the tables of what was measured, in ``results/``.
 
-``results/`` has a file for each Python, which ``python -m benchmarks --json FILE`` writes: all that it has measured,
-round by round. In the template ``{{ 3.11 compare.tasks }}`` stands for a table of one of them, ``{{ bars }}`` for the table
-of all, and ``{{ 3.11 python }}`` for one of the facts in `facts`.
+``results/`` has a file for each Python, which ``python -m benchmarks --write`` writes: all that it has measured, round by
+round. In the template
+
+- ``{{ 3.11 compare.workloads }}`` is a table of what Python 3.11 has measured, and ``{{ bars }}`` the table of all Pythons;
+- ``{{ 3.11 python }}`` is a fact, see `facts`;
+- what is between ``{{ if 3.13t compare }}`` and ``{{ end }}`` is left out until that Python has measured that part.
 """
 
 from __future__ import annotations
@@ -139,7 +142,13 @@ def _fill(reports: Mapping[str, Report], python: str, what: str) -> str:
 
 def render(template: str, reports: Mapping[str, Report]) -> str:
     """Return the template with its tables."""
-    text = template.replace("{{ bars }}", str(bars_table(reports))).replace("{{ legend }}", LEGEND)
+
+    def keep(match: re.Match[str]) -> str:
+        python, part, text = match.groups()
+        return text if python in reports and part in reports[python]["parts"] else ""
+
+    text = re.sub(r"\{\{ if (\S+) (\S+) \}\}\n\n(.*?)\{\{ end \}\}\n\n", keep, template, flags=re.DOTALL)
+    text = text.replace("{{ bars }}", str(bars_table(reports))).replace("{{ legend }}", LEGEND)
     return re.sub(r"\{\{ (\S+) (.+?) \}\}", lambda match: _fill(reports, match[1], match[2]), text)
 
 

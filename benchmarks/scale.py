@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 from .compare import burst_result, bytes_waiting, nothing_with, one_by_one
@@ -19,7 +20,7 @@ WAITING = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
 
 
 def _jobs(cases: Any, run: Callable[[Contestant, Any], float]) -> Any:
-    return {str(case): ("s", {c.name: lambda c=c, case=case: run(c, case) for c in CONTESTANTS}) for case in cases}
+    return {str(case): ("s", {c.name: partial(run, c, case) for c in CONTESTANTS}) for case in cases}
 
 
 # -- workers
@@ -183,7 +184,7 @@ def by_duration(rounds: int, scale: float = 1.0) -> dict[str, Costs]:
             return _bare_threads(f, a, w, n)
 
         runs: dict[str, Callable[[], float]] = {BARE: bare}
-        runs |= {c.name: lambda c=c, go=in_pool: go(c) for c in CONTESTANTS}
+        runs |= {c.name: partial(in_pool, c) for c in CONTESTANTS}
         jobs[title] = ("s", runs)
     return in_rounds(jobs, rounds, "durations")
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tasker_executor import ResourceExecutor
@@ -209,15 +210,13 @@ def _ours(service: Service, tasks: int, **options: Any) -> float:
 
 
 def _contestants(service: Service, tasks: int) -> dict[str, Callable[[], float]]:
-    runs: dict[str, Callable[[], float]] = {
-        name: lambda make=make: _in_driver_pool(make, tasks) for name, make in service.pools.items()
-    }
-    runs[LOCAL] = lambda: _thread_local(service, tasks)
+    runs: dict[str, Callable[[], float]] = {name: partial(_in_driver_pool, make, tasks) for name, make in service.pools.items()}
+    runs[LOCAL] = partial(_thread_local, service, tasks)
     for name, connect in {BARE: service.connect, **service.bare}.items():
-        runs[name] = lambda connect=connect: _bare(service, connect, tasks)
-    runs[OURS] = lambda: _ours(service, tasks)
-    runs[LIMITED] = lambda: _ours(service, tasks, run_within=60)
-    runs[CHECKED] = lambda: _ours(service, tasks, run_within=60, check_after_idle=0)
+        runs[name] = partial(_bare, service, connect, tasks)
+    runs[OURS] = partial(_ours, service, tasks)
+    runs[LIMITED] = partial(_ours, service, tasks, run_within=60)
+    runs[CHECKED] = partial(_ours, service, tasks, run_within=60, check_after_idle=0)
     return runs
 
 

@@ -242,7 +242,7 @@ READY = [
 
 
 def price(rounds: int, tasks: int) -> Costs:
-    return in_rounds({"burst": ("s", {c.name: lambda c=c: _burst(c, tasks) for c in READY})}, rounds, "stopping")["burst"]
+    return in_rounds({"burst": ("s", {c.name: partial(_burst, c, tasks) for c in READY})}, rounds, "stopping")["burst"]
 
 
 def run(scale: Scale) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def _measure(workers: int, task: Callable[[], object], waiting: int, samples: in
             into.append(time.perf_counter() - begun)
         for _ in range(100):
             pool.submit_priority(measured).result()
-        assert pool.stats().queued_normal > 0, "the pool was not saturated until the end"
+        assert pool.stats().queued_tasks > 0, "the pool was not saturated until the end"
         pool.kill()
     return {**away, REST: took}
 

@@ -6,6 +6,7 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from tasker_executor import ResourceExecutor
@@ -84,16 +85,16 @@ def views(rounds: int, tasks: int) -> dict[str, Costs]:
     jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]] = {
         "submit_priority": (
             "s",
-            {"submit": lambda: _submissions(_direct, tasks), "submit_priority": lambda: _submissions(_priority, tasks)},
+            {"submit": partial(_submissions, _direct, tasks), "submit_priority": partial(_submissions, _priority, tasks)},
         )
     }
     for title, options in VIEWS.items():
         jobs[title] = (
             "s",
             {
-                "submit": lambda: _submissions(_direct, tasks),
-                KEPT: lambda options=options: _submissions(lambda pool: _kept(options, pool), tasks),
-                NEW: lambda options=options: _submissions(lambda pool: _new(options, pool), tasks),
+                "submit": partial(_submissions, _direct, tasks),
+                KEPT: partial(_submissions, partial(_kept, options), tasks),
+                NEW: partial(_submissions, partial(_new, options), tasks),
             },
         )
     return in_rounds(jobs, rounds, "views")
@@ -125,7 +126,7 @@ def pending(rounds: int, many: int) -> dict[str, Costs]:
     jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]] = {
         title: (
             "s",
-            {f"{number:,}": lambda options=options, number=number: _lives(options, number) for number in (FEW, many)},
+            {f"{number:,}": partial(_lives, options, number) for number in (FEW, many)},
         )
         for title, options in cases.items()
     }
