@@ -35,8 +35,10 @@ def _measure(names: list[str], scale: Scale, cpu: bool, files: list[Path]) -> No
             made["parts"][name] = {"rounds": scale.rounds, "tasks": scale.tasks, "seconds": seconds, "cpu": cpu, "found": found}
             for file in files:
                 report.add(file, made)
-    heading("The bars")
-    print(report.bars_table({report.python_of(made): made}))
+    table = report.bars_table({report.python_of(made): made})
+    if table.rows:
+        heading("The bars")
+        print(table)
 
 
 def main() -> None:

@@ -48,6 +48,11 @@ def _work_item(future: Future[Any]) -> Any:
     return standard._WorkItem(future, nothing, (), {})
 
 
+#: Whose tasks these are; it is never run.
+_pool = ResourceExecutor(1)
+_lane = _pool._core.lanes.normal
+
+
 class _Callee:
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         pass
@@ -56,7 +61,7 @@ class _Callee:
 def _fresh() -> Task[Any]:
     future: Task[Any] = Task()
     future._status, future._sidecar, future._result, future._exception = PENDING, None, nothing, ()
-    future._context, future._submitted = None, clock()
+    future._context, future._submitted, future._lane = None, clock(), _lane
     return future
 
 
@@ -114,7 +119,7 @@ OUR_PARTS = {
         Part("copy the context (propagate_context=True)", "copy_context()"),
         Part("note when", "clock()"),
         Part("queue it", "append(1)", "append = deque().append"),
-        Part("is a worker idle? there is none", "if executor._core.idle: pass", "executor = EXECUTOR"),
+        Part("is a worker idle? there is none", "if executor._core.idle.line: pass", "executor = EXECUTOR"),
     ],
     "run": [
         Part(
