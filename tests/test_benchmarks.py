@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from benchmarks import bars, report
-from benchmarks.measure import MARK, Costs, Spread
+from benchmarks.measure import MARK, Costs, Scale, Spread
 
 
 def _report(python: str, *, gil: bool = True, **found: Any) -> report.Report:
@@ -81,3 +82,13 @@ def test_pythons_stand_in_order(tmp_path: Any) -> None:
         report.add(tmp_path / f"{report.python_of(one)}.json", one)
 
     assert list(report.load(tmp_path)) == ["3.9", "3.11", "3.13", "3.13t"]
+
+
+@pytest.mark.parametrize("name", ["compare", "memory", "parallel", "profile", "coroutines"])
+def test_a_part_measures_and_makes_its_tables(name: str) -> None:
+    """They reach into the engine, and nothing else would tell when they do not fit it any more."""
+    part = report.PARTS[name]
+
+    found = json.loads(json.dumps(part.run(Scale(rounds=1, tasks=2_000, quick=True))))
+
+    assert all(table.rows for table in part.tables(found).values())
