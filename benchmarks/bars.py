@@ -133,8 +133,8 @@ BARS = (
     Bar("run_within, 100,000 wait, growth", _growth("run_within=60"), most=1.5),
     Bar("64 workers: start, use, end", _gain("lifetimes", "workers", "64"), least=1),
     Bar("burst, first extra worker, of its factory", _share("lifetimes", "burst", "burst", name="BacklogPolicy"), most=1.2),
-    Bar(f"a million wait: {lifetimes.CANCEL}", _gain("lifetimes", "endings", "waiting", name=lifetimes.CANCEL), least=1),
-    Bar("a million wait: kill()", _gain("lifetimes", "endings", "waiting", name=lifetimes.KILL), least=1),
+    Bar(f"end a long queue: {lifetimes.CANCEL}", _gain("lifetimes", "endings", "waiting", name=lifetimes.CANCEL), least=1),
+    Bar("end a long queue: kill()", _gain("lifetimes", "endings", "waiting", name=lifetimes.KILL), least=1),
     Bar("import, without typing", _share("lifetimes", "import", "import", name="tasker_executor"), most=1.5),
 )
 
