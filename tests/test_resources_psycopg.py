@@ -7,8 +7,9 @@ import pickle
 import select
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, assert_type
 
 import pytest
@@ -431,14 +432,24 @@ def hang(connection: psycopg.Connection[Any]) -> Exception:
     return failure(lambda: connection.execute("select pg_sleep(%s)", (HANGS,)))
 
 
+@contextmanager
+def a_call_that_hangs(server: Server, connection: psycopg.Connection[Any]) -> Generator[Future[Exception]]:
+    """A statement hangs on the connection, in another thread. If the block fails, the server ends it."""
+    with ThreadPoolExecutor(1) as threads:
+        hanging = threads.submit(hang, connection)
+        try:
+            server.wait_until_hanging()
+            yield hanging
+        except BaseException:
+            server.terminate()
+            raise
+
+
 @pytest.mark.services
 def test_abort_cancels_the_statement_and_keeps_the_connection(server: Server, make: Made) -> None:
     factory = Connections(server.address, autocommit=True)
     connection = make(factory)
-    with ThreadPoolExecutor(1) as threads:
-        hanging = threads.submit(hang, connection)
-        server.wait_until_hanging()
-
+    with a_call_that_hangs(server, connection) as hanging:
         factory.abort(connection)
 
         error = hanging.result(DEADLINE)
@@ -456,9 +467,7 @@ def test_abort_shuts_the_socket_down_when_the_network_stalls(
     monkeypatch.setattr(resources, "RETURN_TIMEOUT", 0.05)
     factory = Connections(server.address_of(proxy), autocommit=True)
     connection = make(factory)
-    with ThreadPoolExecutor(1) as threads:
-        hanging = threads.submit(hang, connection)
-        server.wait_until_hanging()
+    with a_call_that_hangs(server, connection) as hanging:
         proxy.stall()
 
         factory.abort(connection)
@@ -501,10 +510,7 @@ def test_a_statement_that_the_server_reads_after_the_first_cancel_request_is_can
             cancel(**options)
 
     monkeypatch.setattr(connection, "cancel_safe", cancel_late)
-    with ThreadPoolExecutor(1) as threads:
-        hanging = threads.submit(hang, connection)
-        server.wait_until_hanging()
-
+    with a_call_that_hangs(server, connection) as hanging:
         factory.abort(connection)
 
         assert isinstance(hanging.result(DEADLINE), errors.QueryCanceled)
