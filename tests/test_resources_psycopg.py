@@ -18,6 +18,7 @@ from proxy import Proxy
 from support import DEADLINE, MakePool, eventually, run_python
 from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor.factory import Verdict
+from tasker_executor.resources._sockets import has_input
 from trouble import cause_of_stop, failure
 
 if not TYPE_CHECKING:
@@ -542,10 +543,18 @@ def test_abort_in_a_prepared_transaction_does_no_harm(table: Server, make: Made)
 
 
 @pytest.mark.services
-def test_a_connection_is_lost_though_libpq_has_not_looked_at_it(server: Server, proxy: Proxy, make: Made) -> None:
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_connection_is_lost_though_libpq_has_not_looked_at_it(
+    server: Server, proxy: Proxy, make: Made, answered: bool
+) -> None:
     factory = Connections(server.address_of(proxy))
     connection = make(factory)
-    connection.pgconn.send_query(b"select 1")
+    if answered:
+        connection.pgconn.send_query(b"select 1")
+        eventually(lambda: has_input(connection.fileno()), "the answer")
+    else:
+        proxy.stall()
+        connection.pgconn.send_query(b"select 1")
     proxy.reset()
     eventually(lambda: has_ended(connection), "the end of the connection")
     error = psycopg.OperationalError("connection socket closed")  # what psycopg says if it looks at the socket itself
