@@ -12,7 +12,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from copy import copy
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from typing_extensions import ParamSpec, TypeVar, override
@@ -196,7 +195,7 @@ class ExecutorView(BaseExecutor[R]):
         self._shut_down = False
 
     def __repr__(self) -> str:
-        changed = {name: value for name, value in vars(self._options).items() if value != getattr(DEFAULT_OPTIONS, name)}
+        changed = {name: value for name, value in self._options._asdict().items() if value != getattr(DEFAULT_OPTIONS, name)}
         return f"<ExecutorView {', '.join(f'{name}={value!r}' for name, value in changed.items())} of {self._root!r}>"
 
     @property
@@ -316,6 +315,8 @@ class _ThreadPoolView(ThreadPoolExecutor):
     ) -> Iterator[T]:
         view = self._view
         if "submit" in vars(self) or type(self) is not _ThreadPoolView:  # `submit` may be replaced: see `_submit_each`
+            from copy import copy
+
             view = copy(view)
             vars(view)["submit"] = self.submit
         return view.map(fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)

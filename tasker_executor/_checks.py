@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import operator
-from numbers import Number
 from threading import TIMEOUT_MAX
 from typing import Any
 
@@ -80,6 +79,10 @@ def check_buffersize(value: Any) -> int | None:
 
 def check_number(name: str, value: Any, what: str = "a number") -> float:
     """Return `value` if it is a real number, infinity included, or raise, naming the argument."""
+    if type(value) is float and value == value:  # nearly always; and `numbers` need not be imported
+        return value
+    from numbers import Number
+
     # The type decides: float() also takes a string, and NumPy's bool has a __float__.
     if isinstance(value, Number):
         is_real = not isinstance(value, bool)

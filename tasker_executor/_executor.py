@@ -31,8 +31,10 @@ from ._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, 
 from .exceptions import NoCurrentTask
 from .factory import ResourceFactory
 from .futures import TaskFuture
-from .observers import Observer
-from .policies import ScalingPolicy
+
+if TYPE_CHECKING:
+    from .observers import Observer
+    from .policies import ScalingPolicy
 
 __all__ = ["ResourceExecutor"]
 

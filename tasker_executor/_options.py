@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 __all__ = ["DEFAULT_OPTIONS", "UNSET", "TaskOptions", "Unset"]
 
@@ -21,8 +20,7 @@ class Unset:
 UNSET = Unset()
 
 
-@dataclass(frozen=True)
-class TaskOptions:
+class TaskOptions(NamedTuple):
     """What `with_options` may set for the tasks of a view."""
 
     priority: bool = False
@@ -38,9 +36,22 @@ class TaskOptions:
         """Return for how many seconds a task may run; `usual` is the executor's limit. None: without a limit."""
         return usual if isinstance(self.run_within, Unset) else self.run_within
 
-    def derive(self, **changes: Any) -> TaskOptions:
-        """Return these options with `changes`. A change that is UNSET keeps the value."""
-        return replace(self, **{name: value for name, value in changes.items() if value is not UNSET})
+    def derive(
+        self,
+        priority: bool | Unset = UNSET,
+        max_retries: int | Unset = UNSET,
+        pass_resource: bool | Unset = UNSET,
+        start_within: float | Unset | None = UNSET,
+        run_within: float | Unset | None = UNSET,
+    ) -> TaskOptions:
+        """Return these options with some changed. What is UNSET keeps its value."""
+        return TaskOptions(
+            self.priority if isinstance(priority, Unset) else priority,
+            self.max_retries if isinstance(max_retries, Unset) else max_retries,
+            self.pass_resource if isinstance(pass_resource, Unset) else pass_resource,
+            self.start_within if isinstance(start_within, Unset) else start_within,
+            self.run_within if isinstance(run_within, Unset) else run_within,
+        )
 
 
 DEFAULT_OPTIONS = TaskOptions()

@@ -1888,7 +1888,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an observer hears nothing on the timer's thread",
-        "observers.py",
+        "_hub.py",
         "if aside.post is not None:",
         "if False:",
         "herald",
@@ -2335,7 +2335,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a task is kept until observers are told of it",
-        "observers.py",
+        "_hub.py",
         "aside.post(partial(self.tell, event, what, task))",
         "aside.post(partial(self.tell, event, what))",
         "observers",

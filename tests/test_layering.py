@@ -13,11 +13,11 @@ PACKAGE = "tasker_executor"
 FOLDER = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
-    {"exceptions", "stats", "_sync", "factory", "futures", "_engine.__init__"},
+    {"exceptions", "stats", "_sync", "_frozen", "factory", "futures", "_engine.__init__"},
     {"_types", "_report", "_results", "_engine.stopping", "_engine.histogram"},
     {"_checks", "_engine.threads", "_engine.state", "_engine.run"},
     {"_options", "policies", "observers", "_engine.process", "_engine.current", "_engine.hooks"},
-    {"_chunks"},
+    {"_chunks", "_hub"},
     {"_arrivals"},
     {"_map"},
     {"_typed", "_async_map", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved", "_engine.stacks"},

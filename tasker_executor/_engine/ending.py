@@ -26,7 +26,6 @@ from typing import Any
 from .._report import Logger, refusal
 from .._sync import clock, lock_timeout, takes
 from ..exceptions import ShutdownTimeout
-from ..observers import StateEvent
 from . import process
 from .crew import Crew
 from .current import current
@@ -118,6 +117,8 @@ class Ending:
         idle.wake_all()
         self._place.admission.close()
         if after is not before and self._place.hub.hears("state_changed"):
+            from ..observers import StateEvent
+
             self._place.hub.tell("state_changed", StateEvent(self._name, after.name.lower()))
         if self._reserve is not None:
             self._reserve.close()
@@ -272,6 +273,8 @@ class Ending:
         life.terminated.open()
         lanes.detach()
         if first and self._place.hub.hears("state_changed"):
+            from ..observers import StateEvent
+
             self._place.hub.tell("state_changed", StateEvent(self._name, "closed"))
 
     def join(self, timeout: float | None, *, daemons: bool = True) -> None:

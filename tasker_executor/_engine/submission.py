@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from .._options import UNSET, TaskOptions
 from .._report import function_name, must_escape
 from ..exceptions import QueueFull, TaskCancelled, TaskStopped, TaskTimeout
-from ..observers import TaskEvent
 from .admission import Ticket
 from .calls import WithoutResource, bind, call_bare, drop_frames, new_task
 from .core import Core
@@ -97,6 +96,8 @@ def enqueue(
     if deadline is not None:
         core.deadlines.watch(future, deadline)
     if core.hub.hears("task_submitted"):
+        from ..observers import TaskEvent
+
         core.hub.tell("task_submitted", TaskEvent(core.name, id(future), function_name(fn), lane.name))
     return future
 

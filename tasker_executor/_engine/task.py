@@ -63,10 +63,10 @@ T = TypeVar("T")
 _firsts = firsts  # CPython 3.11 is slower to call a method of an imported name
 
 
-class Task(Stoppable[T]):
-    """The future of one task. It carries the call until that has run. Made by an executor only."""
+class Settling(Stoppable[T]):
+    """The half of a task that ends it, for workers, cancellers and listeners."""
 
-    __slots__ = ("_context", "_exception", "_lane", "_result", "_sidecar", "_status", "_submitted")
+    __slots__ = ()
 
     _context: Context | None  # the submitter's contextvars
     _exception: Any  # the positional arguments of the call; once final, the exception or None
@@ -76,94 +76,6 @@ class Task(Stoppable[T]):
     _status: str  # PENDING, RUNNING or FINISHED; the state of a settled task is in its sidecar
     _submitted: float  # when it was queued
     _unretrieved: Unretrieved | None = None
-
-    # The executors store the slots in line: an __init__ in Python would cost a third of the submission.
-    __init__ = object.__init__
-
-    # -- what callers use
-
-    def result(self, timeout: float | None = None) -> T:
-        """Return what the task returned, or raise what it raised. Block at most `timeout` seconds.
-
-        Raises:
-            TimeoutError: The task is not final yet (`concurrent.futures.TimeoutError`).
-            CancelledError: The task was cancelled (`concurrent.futures.CancelledError`).
-        """
-        if self._status is not FINISHED:
-            join(self, timeout)
-        if self._exception is not None:
-            self._note_retrieved()
-            try:
-                raise self._exception
-            finally:
-                self = None  # type: ignore[assignment]  # or the traceback would keep the future alive
-        return self._result  # type: ignore[no-any-return]  # the slot has two uses
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what the task raised, or None. Block, and raise, as `result` does."""
-        if self._status is not FINISHED:
-            join(self, timeout)
-        if self._exception is not None:
-            self._note_retrieved()
-        return self._exception  # type: ignore[no-any-return]  # the slot has two uses
-
-    def done(self) -> bool:
-        """Return whether the task is final: it has returned, has raised or was cancelled."""
-        if self._status is FINISHED:
-            return True
-        sidecar = self._sidecar
-        if sidecar is None:
-            return False
-        if not sidecar.published and sidecar.verdict is not None:
-            self._publish()  # another thread has settled it, and has yet to tell
-        return sidecar.published
-
-    def running(self) -> bool:
-        """Return whether the task is being run, or waits for a retry."""
-        return self._status is RUNNING and not self.done()
-
-    def cancelled(self) -> bool:
-        """Return whether the task was cancelled before it started."""
-        sidecar = self._sidecar
-        return sidecar is not None and self.done() and sidecar.published and sidecar.called_off()
-
-    @locks_task
-    def cancel(self) -> bool:
-        """Cancel the task if it has not started. Return whether it is cancelled.
-
-        The threads that wait for it are told at once, and not only when a worker pops it.
-        """
-        if self._settle(CANCELLED):
-            return True
-        sidecar = self._sidecar
-        if sidecar is None:
-            return False
-        with sidecar:
-            cancelled = sidecar.called_off()
-        if cancelled and not sidecar.concluded:
-            self._conclude()  # another thread has just cancelled it, and has yet to tell, or was interrupted
-        return cancelled
-
-    @override
-    def stop(self) -> bool:
-        return self.cancel() or (not self.done() and bool(self._lane.owner.stop(self)))
-
-    stop.__doc__ = TaskFuture.stop.__doc__
-
-    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
-        """Call `fn` with this future once it is final: on the thread that ends it, or at once on this one."""
-        sidecar = self._observe()
-        if sidecar is not None:
-            if sidecar.add_callback(fn):
-                return
-            if sidecar.verdict is not None and not sidecar.concluded:
-                self._conclude()  # callbacks that came before, if an interruption has left some
-        call_one(fn, self)
-
-    def may_expire(self) -> bool:
-        """Return whether the task fails by itself if it is not started in time."""
-        sidecar = self._sidecar
-        return sidecar is not None and sidecar.deadline is not None
 
     # -- what workers use
 
@@ -408,3 +320,99 @@ class Task(Stoppable[T]):
         if not sidecar.told:
             self._publish()
         return sidecar
+
+
+class Task(Settling[T]):
+    """The future of one task. It carries the call until that has run. Made by an executor only.
+
+    No method of this class itself assigns to an attribute of ``self``. From Python 3.14 on, each object has room
+    in line for the names that its own class assigns so, slots or not: 8 bytes each.
+    """
+
+    __slots__ = ("_context", "_exception", "_lane", "_result", "_sidecar", "_status", "_submitted")
+
+    # The executors store the slots in line: an __init__ in Python would cost a third of the submission.
+    __init__ = object.__init__
+
+    def result(self, timeout: float | None = None) -> T:
+        """Return what the task returned, or raise what it raised. Block at most `timeout` seconds.
+
+        Raises:
+            TimeoutError: The task is not final yet (`concurrent.futures.TimeoutError`).
+            CancelledError: The task was cancelled (`concurrent.futures.CancelledError`).
+        """
+        if self._status is not FINISHED:
+            join(self, timeout)
+        if self._exception is not None:
+            self._note_retrieved()
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]  # or the traceback would keep the future alive
+        return self._result  # type: ignore[no-any-return]  # the slot has two uses
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the task raised, or None. Block, and raise, as `result` does."""
+        if self._status is not FINISHED:
+            join(self, timeout)
+        if self._exception is not None:
+            self._note_retrieved()
+        return self._exception  # type: ignore[no-any-return]  # the slot has two uses
+
+    def done(self) -> bool:
+        """Return whether the task is final: it has returned, has raised or was cancelled."""
+        if self._status is FINISHED:
+            return True
+        sidecar = self._sidecar
+        if sidecar is None:
+            return False
+        if not sidecar.published and sidecar.verdict is not None:
+            self._publish()  # another thread has settled it, and has yet to tell
+        return sidecar.published
+
+    def running(self) -> bool:
+        """Return whether the task is being run, or waits for a retry."""
+        return self._status is RUNNING and not self.done()
+
+    def cancelled(self) -> bool:
+        """Return whether the task was cancelled before it started."""
+        sidecar = self._sidecar
+        return sidecar is not None and self.done() and sidecar.published and sidecar.called_off()
+
+    @locks_task
+    def cancel(self) -> bool:
+        """Cancel the task if it has not started. Return whether it is cancelled.
+
+        The threads that wait for it are told at once, and not only when a worker pops it.
+        """
+        if self._settle(CANCELLED):
+            return True
+        sidecar = self._sidecar
+        if sidecar is None:
+            return False
+        with sidecar:
+            cancelled = sidecar.called_off()
+        if cancelled and not sidecar.concluded:
+            self._conclude()  # another thread has just cancelled it, and has yet to tell, or was interrupted
+        return cancelled
+
+    @override
+    def stop(self) -> bool:
+        return self.cancel() or (not self.done() and bool(self._lane.owner.stop(self)))
+
+    stop.__doc__ = TaskFuture.stop.__doc__
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Call `fn` with this future once it is final: on the thread that ends it, or at once on this one."""
+        sidecar = self._observe()
+        if sidecar is not None:
+            if sidecar.add_callback(fn):
+                return
+            if sidecar.verdict is not None and not sidecar.concluded:
+                self._conclude()  # callbacks that came before, if an interruption has left some
+        call_one(fn, self)
+
+    def may_expire(self) -> bool:
+        """Return whether the task fails by itself if it is not started in time."""
+        sidecar = self._sidecar
+        return sidecar is not None and sidecar.deadline is not None
