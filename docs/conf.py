@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import importlib
-import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +138,3 @@ def setup(app: Sphinx) -> None:
     app.connect("missing-reference", find_name)
     app.connect("autodoc-process-docstring", drop_arguments, priority=1)  # before napoleon
     app.connect("autodoc-process-signature", show_one_signature)
-
-
-# `howto/*` at the end of an index takes new pages, and there may be none. The warning has no type to suppress it by.
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda record: "glob pattern" not in str(record.msg))
