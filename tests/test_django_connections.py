@@ -96,6 +96,9 @@ def test_a_query_that_hangs_is_stopped_and_its_connection_serves_on(postgres: st
     said = run_django(
         postgres,
         """
+import tasker_executor.resources.psycopg
+tasker_executor.resources.psycopg.RETURN_TIMEOUT = 30.0  # however busy the machine is
+
 def sleep():
     with connection.cursor() as cursor:
         cursor.execute("select pg_sleep(600)")
