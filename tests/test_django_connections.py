@@ -96,7 +96,7 @@ def test_a_query_that_hangs_is_stopped_and_its_connection_serves_on(postgres: st
     said = run_django(
         postgres,
         """
-pool().resize(0, 1)  # the last task waits for the worker of the one that is stopped
+pool().resize(max_workers=1)  # the last task waits for the worker of the one that is stopped
 
 def sleep():
     with connection.cursor() as cursor:

@@ -433,6 +433,10 @@ def hang(connection: psycopg.Connection[Any]) -> Exception:
     return failure(lambda: connection.execute("select pg_sleep(%s)", (HANGS,)))
 
 
+def is_active(connection: psycopg.Connection[Any]) -> bool:
+    return connection.pgconn.transaction_status == TransactionStatus.ACTIVE
+
+
 @contextmanager
 def a_call_that_hangs(server: Server, connection: psycopg.Connection[Any]) -> Generator[Future[Exception]]:
     """A statement hangs on the connection, in another thread. If the block fails, the server ends it."""
@@ -440,6 +444,7 @@ def a_call_that_hangs(server: Server, connection: psycopg.Connection[Any]) -> Ge
         hanging = threads.submit(hang, connection)
         try:
             server.wait_until_hanging()
+            eventually(lambda: is_active(connection), "libpq to know")  # it notes what it has sent afterwards
             yield hanging
         except BaseException:
             server.terminate()

@@ -220,7 +220,8 @@ def unblock(connection: driver.Connection[Any]) -> None:
 
     The statement is cancelled on the server: again and again, since a server that has not read the statement yet
     ignores the request. If that is not possible, or the call does not return since the network is stalled, the
-    socket is shut down, and the connection is broken.
+    socket is shut down, and the connection is broken. libpq notes a statement only after it has sent it. A statement
+    between the two is missed, and the executor calls this again.
 
     No cancel request hits a statement of the next task. 1. The server closes the connection of a cancel request
     after it has signalled the backend. libpq waits for that. 2. A backend that is idle ignores the signal, and
