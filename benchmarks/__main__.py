@@ -30,9 +30,11 @@ def _measure(names: list[str], scale: Scale, cpu: bool, files: list[Path]) -> No
         seconds = round(time.monotonic() - begun, 1)
         for title, table in part.tables(found).items():
             print(f"{title}:\n\n{table}\n")
-        print(f"{seconds:g} s, {scale.rounds} rounds, load afterwards {environment()['load']}", flush=True)
+        load = environment()["load"]
+        print(f"{seconds:g} s, {scale.rounds} rounds, load afterwards {load}", flush=True)
         if found:
-            made["parts"][name] = {"rounds": scale.rounds, "tasks": scale.tasks, "seconds": seconds, "cpu": cpu, "found": found}
+            made["parts"][name] = {"rounds": scale.rounds, "tasks": scale.tasks, "seconds": seconds, "load": load, "cpu": cpu}
+            made["parts"][name]["found"] = found
             for file in files:
                 report.add(file, made)
     table = report.bars_table({report.python_of(made): made})

@@ -3,7 +3,7 @@
 ``results/`` has a file for each Python, which ``python -m benchmarks --write`` writes: all that it has measured, round by
 round. In the template
 
-- ``{{ 3.11 compare.workloads }}`` is a table of what Python 3.11 has measured, and ``{{ bars }}`` the table of all Pythons;
+- ``{{ 3.11 compare.workloads }}`` is a table of what Python 3.11 has measured, and ``{{ bars }}`` the table of all;
 - ``{{ 3.11 python }}`` is a fact, see `facts`;
 - what is between ``{{ if 3.13t compare }}`` and ``{{ end }}`` is left out until that Python has measured that part.
 """
@@ -125,6 +125,12 @@ def facts(report: Report) -> dict[str, str]:
     return made
 
 
+def _loads(reports: Mapping[str, Report]) -> str:
+    """Return how busy the machine was during the busiest part: the load of the last minute."""
+    found = {python: [part["load"][0] for part in one["parts"].values() if part.get("load")] for python, one in reports.items()}
+    return ", ".join(f"{max(loads):g} with Python {python}" for python, loads in found.items() if loads) or "not noted"
+
+
 def _fill(reports: Mapping[str, Report], python: str, what: str) -> str:
     if python not in reports:
         return "*(not measured)*"
@@ -148,7 +154,11 @@ def render(template: str, reports: Mapping[str, Report]) -> str:
         return text if python in reports and part in reports[python]["parts"] else ""
 
     text = re.sub(r"\{\{ if (\S+) (\S+) \}\}\n\n(.*?)\{\{ end \}\}\n\n", keep, template, flags=re.DOTALL)
-    text = text.replace("{{ bars }}", str(bars_table(reports))).replace("{{ legend }}", LEGEND)
+    text = (
+        text.replace("{{ loads }}", _loads(reports))
+        .replace("{{ bars }}", str(bars_table(reports)))
+        .replace("{{ legend }}", LEGEND)
+    )
     return re.sub(r"\{\{ (\S+) (.+?) \}\}", lambda match: _fill(reports, match[1], match[2]), text)
 
 
