@@ -135,7 +135,7 @@ BARS = (
     Bar("burst, first extra worker, of its factory", _share("lifetimes", "burst", "burst", name="BacklogPolicy"), most=1.2),
     Bar(f"end a long queue: {lifetimes.CANCEL}", _gain("lifetimes", "endings", "waiting", name=lifetimes.CANCEL), least=1),
     Bar("end a long queue: kill()", _gain("lifetimes", "endings", "waiting", name=lifetimes.KILL), least=1),
-    Bar("import, without typing", _share("lifetimes", "import", "import", name="tasker_executor"), most=1.5),
+    *(Bar(f"``{name}``", _share("lifetimes", "import", "import", name=name), most=1.5) for name in lifetimes.OUR_IMPORTS),
 )
 
 

@@ -121,34 +121,49 @@ def endings(rounds: int, waiting: int) -> dict[str, Costs]:
 
 # -- the import
 
-STANDARD_MODULE = "concurrent.futures.thread"
-_TYPING = "typing, typing_extensions"
+STANDARD_IMPORT = "from concurrent.futures.thread import ThreadPoolExecutor"
+#: The second loads what the first only promises.
+OUR_IMPORTS = ("import tasker_executor", "from tasker_executor import ResourceExecutor")
+_TYPING = ("typing", "typing_extensions")
+_PROGRAM = """
+from time import perf_counter
+took = [perf_counter()]
+{statements}
+import sys
+print(*(after - before for before, after in zip(took, took[1:])), *(name for name in {typing} if name in sys.modules))
+"""
 
 
-def _seconds(*imports: str) -> list[float]:
-    """Import one after the other in a new interpreter; return what each took. The best of five."""
-    lines = ["from time import perf_counter", "took = [perf_counter()]"]
-    for name in imports:
-        lines += [f"import {name}", "took.append(perf_counter())"]
-    lines.append("print(*(after - before for before, after in zip(took, took[1:])))")
-    code = "\n".join(lines)
-    found = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True) for _ in range(5)]
-    return [min(column) for column in zip(*(map(float, one.stdout.split()) for one in found), strict=True)]
+def _seconds(*statements: str) -> tuple[list[float], list[str]]:
+    """Run one after the other in a new interpreter. Return the seconds of each, and what is loaded of typing."""
+    lines = "\n".join(f"{statement}; took.append(perf_counter())" for statement in statements)
+    program = _PROGRAM.format(statements=lines, typing=_TYPING)
+    columns: list[list[float]] = [[] for _ in statements]
+    words: list[str] = []
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+        words = done.stdout.split()
+        for column, word in zip(columns, words, strict=False):
+            column.append(float(word))
+    return [min(column) for column in columns], words[len(statements) :]
+
+
+def _without_typing(statement: str) -> float:
+    """Return the seconds of our import, less those that it takes to import what it loads of typing."""
+    [whole], loaded = _seconds(statement)
+    if not loaded:
+        return whole
+    [_, typing], _ = _seconds(STANDARD_IMPORT, f"import {', '.join(loaded)}")
+    return whole - typing
 
 
 def imports(rounds: int) -> dict[str, Costs]:
     """What an import takes, without that which it takes to import typing: no typed library does without."""
-    _seconds("tasker_executor")  # writes the byte code
-
-    def standard() -> float:
-        return _seconds(STANDARD_MODULE, _TYPING)[0]
-
-    def ours() -> float:
-        _, typing = _seconds(STANDARD_MODULE, _TYPING)
-        [whole] = _seconds("tasker_executor")
-        return whole - typing
-
-    return in_rounds({"import": ("s", {STANDARD_MODULE: standard, "tasker_executor": ours})}, rounds, "import")
+    for statement in OUR_IMPORTS:
+        _seconds(statement)  # writes the byte code
+    runs: dict[str, Callable[[], float]] = {STANDARD_IMPORT: lambda: _seconds(STANDARD_IMPORT)[0][0]}
+    runs |= {statement: partial(_without_typing, statement) for statement in OUR_IMPORTS}
+    return in_rounds({"import": ("s", runs)}, rounds, "import")
 
 
 PARTS: dict[str, Callable[[Scale], dict[str, Costs]]] = {
@@ -174,7 +189,9 @@ def _show(name: str, costs: dict[str, Costs]) -> Table:
         return Table(head, [[other, cost.cell(other, share=True)] for other in others])
     if name == "endings":
         return Table(["end a queue", "times less [quartiles]"], [[other, cost.cell(other)] for other in others])
-    return Table(["import", f"times as much as {cost.first}"], [[other, cost.cell(other, share=True)] for other in others])
+    return Table(
+        ["import", "times as much as ThreadPoolExecutor's"], [[other, cost.cell(other, share=True)] for other in others]
+    )
 
 
 def tables(found: dict[str, Any]) -> dict[str, Table]:
