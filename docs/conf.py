@@ -47,9 +47,23 @@ default_role = "py:obj"
 nitpicky = True
 
 #: Where names are documented that are defined elsewhere: ``tasker_executor._executor.ResourceExecutor`` for example.
-PUBLIC_MODULES = """
-aio dask exceptions factory futures monitor observers opentelemetry plot policies prometheus recording simulation stats testing
-""".split()
+PUBLIC_MODULES = [
+    "aio",
+    "dask",
+    "exceptions",
+    "factory",
+    "futures",
+    "monitor",
+    "observers",
+    "opentelemetry",
+    "plot",
+    "policies",
+    "prometheus",
+    "recording",
+    "simulation",
+    "stats",
+    "testing",
+]
 PUBLIC_NAMES: dict[str, str] = {}
 for _module in [*(f"tasker_executor.{name}" for name in PUBLIC_MODULES), "tasker_executor"]:
     for _name in importlib.import_module(_module).__all__:
@@ -58,7 +72,18 @@ for _module in [*(f"tasker_executor.{name}" for name in PUBLIC_MODULES), "tasker
             PUBLIC_NAMES[f"{_thing.__module__}.{_thing.__qualname__}"] = f"{_module}.{_name}"
 
 # The standard library and the drivers: their inventories are not here, and a build must not need the network.
-DRIVERS = ["dask", "distributed", "opentelemetry", "pika", "prometheus_client", "psycopg", "pymysql", "redis", "rich", "sqlalchemy"]
+DRIVERS = [
+    "dask",
+    "distributed",
+    "opentelemetry",
+    "pika",
+    "prometheus_client",
+    "psycopg",
+    "pymysql",
+    "redis",
+    "rich",
+    "sqlalchemy",
+]
 _elsewhere = "|".join([*sorted(sys.stdlib_module_names), *DRIVERS, *dir(builtins)])
 nitpick_ignore_regex = [
     ("py:.*", rf"({_elsewhere})(\..*)?"),
