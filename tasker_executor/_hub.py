@@ -36,11 +36,12 @@ class ObserverHub:
                 if methods:
                     self._listeners[event] = tuple(methods)
         self.hears_tasks: bool = any(event.startswith("task_") for event in self._listeners)
+        self.hears_submissions: bool = "task_submitted" in self._listeners
 
     def silence(self) -> None:
         """Call no observer any more."""
         self._listeners = {}
-        self.hears_tasks = False
+        self.hears_tasks = self.hears_submissions = False
 
     def hears(self, event: str) -> bool:
         """Return whether an observer listens to this event."""

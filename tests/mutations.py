@@ -1861,8 +1861,8 @@ MUTATIONS = [
     Mutation(
         "deadlines are kept in their own order",
         "_engine/deadlines.py",
-        "heapq.heappush(self._heap, (deadline",
-        "self._heap.append((deadline",
+        "            heapq.heappush(self._heap, entry)",
+        "            self._heap.append(entry)",
         "deadlines",
     ),
     Mutation(
@@ -1938,7 +1938,7 @@ MUTATIONS = [
     Mutation(
         "an overdue deadline wakes the timer",
         "_engine/deadlines.py",
-        " or first < task._submitted",
+        " or due < task._submitted",
         "",
         "deadlines",
     ),
@@ -1957,10 +1957,10 @@ MUTATIONS = [
         "timer",
     ),
     Mutation(
-        "a deadline that comes while other deadlines are forgotten is kept",
+        "a deadline that comes while other deadlines are sorted is kept",
         "_engine/deadlines.py",
-        "            if entry[1] > number:",
-        "            if False:",
+        "            if not self._sorts:",
+        "            if True:",
         "deadlines",
     ),
     Mutation(
@@ -2084,14 +2084,14 @@ MUTATIONS = [
     Mutation(
         "a duration may be a number of another library",
         "_checks.py",
-        'hasattr(kind, "__float__") and',
+        'hasattr(named, "__float__") and',
         "False and",
         "standard_library",
     ),
     Mutation(
         "a bool is no number of seconds", "_checks.py", "is_real = not isinstance(value, bool)", "is_real = True", "numbers"
     ),
-    Mutation("NumPy's bool is no number of seconds", "_checks.py", ' and not kind.__name__.startswith("bool")', "", "numbers"),
+    Mutation("NumPy's bool is no number of seconds", "_checks.py", ' and not named.__name__.startswith("bool")', "", "numbers"),
     Mutation(
         "a buffersize is refused in the words of the standard library",
         "_checks.py",
@@ -2378,9 +2378,30 @@ MUTATIONS = [
     Mutation(
         "the end of a view looks at a copy of its futures, which other threads drop",
         "_base.py",
-        "references = self._futures.copy()",
-        "references = self._futures",
+        "for noted in self._futures[:] if",
+        "for noted in self._futures if",
         "views",
+    ),
+    Mutation(
+        "a view keeps what is submitted while it forgets",
+        "_base.py",
+        "            if self._prunes:",
+        "            if False:",
+        "view_costs",
+    ),
+    Mutation(
+        "a view refuses a task that came while it was shut down",
+        "_view.py",
+        "            if self._shut_down or len(futures) > self._many:",
+        "            if len(futures) > self._many:",
+        "views",
+    ),
+    Mutation(
+        "the timer forgets when it looks next before it looks at the news",
+        "_engine/deadlines.py",
+        "            self.due = inf\n            self._sort_news()",
+        "            self._sort_news()",
+        "deadlines",
     ),
     # -- the extras
     Mutation(

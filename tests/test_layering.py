@@ -58,6 +58,7 @@ LAYERS = [
     {"_engine.scaler", "_engine.ending", "_engine.watch"},
     {"_engine.core"},
     {"_engine.submission", "_reporting"},
+    {"_view"},
     {"_executor"},
     {"resources.__init__", "resources._commit", "resources._sockets"},
     {"resources.http", "resources.pika", "resources.psycopg", "resources.pymysql", "resources.redis", "resources.sqlite3"},

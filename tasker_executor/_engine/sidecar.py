@@ -53,6 +53,7 @@ __all__ = [
     "NO_WAITERS",
     "WITHDRAWN",
     "Callbacks",
+    "OptionsSidecar",
     "Sidecar",
     "admit",
     "adopt",
@@ -287,6 +288,16 @@ class Sidecar(ReentrantLock):
 
     def notify_all(self) -> None:
         """Do nothing. Foreign code may take the sidecar for a Condition, but no thread waits on it so."""
+
+
+class OptionsSidecar(Sidecar):
+    """The sidecar that a task with options is submitted with: it has these options from the beginning.
+
+    They are in slots. Otherwise the first one would make a dict with room for all the fields: 340 bytes, and up to
+    200 ns more for each submission.
+    """
+
+    __slots__ = ("deadline", "max_retries", "run_within")
 
 
 class _Final(Sidecar):
