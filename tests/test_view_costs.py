@@ -69,7 +69,7 @@ def test_threads_that_submit_through_one_view_lose_no_future(make_pool: MakePool
     view = pool.with_options(max_retries=0)
 
     def submit() -> list[Any]:
-        return [view.submit(int) for n in range(2000) if view.submit(int).cancel()]
+        return [view.submit(int) for _ in range(2000) if view.submit(int).cancel()]
 
     with ThreadPoolExecutor(4) as threads:
         futures = [future for done in [threads.submit(submit) for _ in range(4)] for future in done.result()]

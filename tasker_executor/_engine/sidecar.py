@@ -48,6 +48,7 @@ else:
     ReentrantLock = type(threading.RLock())
 
 __all__ = [
+    "CALLED_OFF",
     "CANCELLED",
     "FINAL",
     "NO_WAITERS",
@@ -300,10 +301,24 @@ class OptionsSidecar(Sidecar):
     __slots__ = ("deadline", "max_retries", "run_within")
 
 
+class _NoWaiters(list[Any]):
+    """The ``_waiters`` of a future that was final before a thread observed it: it stays empty."""
+
+    def append(self, item: Any) -> None:
+        pass
+
+    def remove(self, item: Any) -> None:
+        pass
+
+
+NO_WAITERS = _NoWaiters()
+
+
 class _Final(Sidecar):
     """The one sidecar of all futures that were final before a thread observed them. It keeps nothing."""
 
     started = published = told = concluded = True
+    waiters = NO_WAITERS
 
     def __enter__(self) -> bool:
         return True
@@ -317,21 +332,19 @@ class _Final(Sidecar):
     def release(self) -> None:
         pass
 
+    def takes(self, handoff: Handoff) -> bool:
+        return False
+
+
+class _CalledOff(_Final):
+    """The one sidecar of all tasks that were cancelled before a thread observed them: see `Settling._cancel_popped`."""
+
+    verdict = CANCELLED
+    counted = dropped = heard = reported = True
+
 
 FINAL = _Final()
-
-
-class _NoWaiters(list[Any]):
-    """The ``_waiters`` of a future that was final before a thread observed it: it stays empty."""
-
-    def append(self, item: Any) -> None:
-        pass
-
-    def remove(self, item: Any) -> None:
-        pass
-
-
-NO_WAITERS = _NoWaiters()
+CALLED_OFF = _CalledOff()
 
 
 def admit(permit: Permit) -> None:

@@ -18,6 +18,9 @@ one of the two sees the other:
   verdict back, still under the lock: the task is not cancelled.
 - End: the worker stores ``_status = FINISHED``, then loads ``_sidecar``. A listener stores ``_sidecar``, then
   loads ``_status``. The side that sees the other publishes; `_publish` does each of its steps once.
+- Popped: the thread that cancels a whole queue pops a task first, so no worker has it. Then it gives the task
+  the sidecar `CALLED_OFF`, which says cancelled, unless another thread has just given it one: see "One sidecar for
+  life" in ``sidecar.py``. So that one step decides, and no lock is needed.
 
 That holds without the GIL, too. In free-threaded builds a store into a slot locks the object: in Python 3.13,
 and in the specialized instruction of Python 3.14 and later, too. So of two stores into *one* object, the
@@ -52,7 +55,19 @@ from ..futures import TaskFuture
 from .callbacks import call_each, call_one
 from .handoff import Handoff, HandoffLost
 from .lanes import Lane
-from .sidecar import CANCELLED, FINAL, WITHDRAWN, Callbacks, Sidecar, admit, adopt, expired, firsts, locks_task
+from .sidecar import (
+    CALLED_OFF,
+    CANCELLED,
+    FINAL,
+    WITHDRAWN,
+    Callbacks,
+    Sidecar,
+    admit,
+    adopt,
+    expired,
+    firsts,
+    locks_task,
+)
 from .stoppable import Stoppable
 from .unretrieved import Unretrieved
 from .waiting import join, note_lost
@@ -135,6 +150,24 @@ class Settling(Stoppable[T]):
         self._status = RUNNING
         if self._sidecar is None or self._may_start():
             self._fail_unrun(error)
+
+    @locks_task
+    def _cancel_popped(self) -> bool:
+        """Cancel the task if no thread has observed it. Return whether it is cancelled.
+
+        The caller has popped it, so no worker has it. If this returns False, the caller puts it back. The
+        executor's observers are not told. If an error is thrown into this, it is called again.
+        """
+        if (self._sidecar or adopt(self, CALLED_OFF)) is not CALLED_OFF:
+            return False
+        held = self._result, self._exception, self._context  # until the lock is free: it may run destructors
+        lane = self._lane
+        with lane._lock:
+            if self._exception is not None:  # or it is counted: no error comes between the next two lines
+                lane.cancelled += 1
+                self._exception = self._result = self._context = None
+        del held
+        return True
 
     @locks_task
     def _settle(self, verdict: Any) -> bool:
