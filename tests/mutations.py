@@ -3214,7 +3214,7 @@ MUTATIONS = [
     Mutation(
         "a connection is lost though libpq has not looked at it",
         "resources/psycopg.py",
-        "            connection.pgconn.consume_input()",
+        "            pgconn.consume_input()",
         "            pass",
         "resources_psycopg",
     ),

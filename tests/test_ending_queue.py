@@ -229,7 +229,12 @@ def test_each_task_is_cancelled_once_though_others_cancel_and_observe_it_meanwhi
         lambda future: future.cancel(),
         lambda future: future.add_done_callback(called.append),
     ]
-    others = [threading.Thread(target=lambda act=act: [act(future) for future in futures]) for act in acts]
+
+    def to_each(act: Callable[[Any], object]) -> None:
+        for future in futures:
+            act(future)
+
+    others = [threading.Thread(target=to_each, args=(act,)) for act in acts]
     others += [threading.Thread(target=end, args=(pool,)) for end in (shutdown, kill)]
 
     for other in others:
@@ -284,7 +289,8 @@ def test_an_executor_does_not_close_while_a_task_is_put_back(make_pool: MakePool
     ending = core_of(pool).ending
     lane: Any = normal_lane(pool)
     told: list[bool] = []
-    lane[0].add_done_callback(lambda _: told.append(is_terminated(pool)))
+    task: Future[Any] = lane[0]
+    task.add_done_callback(lambda _: told.append(is_terminated(pool)))
     with Gate() as in_hand, Gate() as back:
 
         class Tokens(set[object]):

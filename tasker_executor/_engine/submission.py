@@ -58,8 +58,11 @@ def enqueue(
         call = WithoutResource(call)
     lane = core.lanes.priority if priority else core.lanes.normal
     admission = core.admission
-    kind = Task if admission.limit is None or not isinstance(on_full, Parking) else ParkedTask
-    future: Task[T] = kind()  # `new_task`, in line
+    future: Task[T]  # made as by `new_task`, in line
+    if admission.limit is None or not isinstance(on_full, Parking):
+        future = Task()
+    else:
+        future = ParkedTask()
     future._status = PENDING
     future._sidecar = None
     future._result = call
