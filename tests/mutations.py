@@ -622,8 +622,8 @@ MUTATIONS = [
     Mutation(
         "there are no more workers than wanted",
         "_engine/roster.py",
-        "return len(self.workers) < self.max_workers and self.present() < self.limit()",
-        "return len(self.workers) <= self.max_workers and self.present() <= self.limit()",
+        "return there < self.max_workers and (there < (limit := self.limit()) or self.present() < limit)",
+        "return there <= self.max_workers and (there <= (limit := self.limit()) or self.present() <= limit)",
         "contract crew",
     ),
     Mutation(
