@@ -33,6 +33,6 @@ def frozen(cls: C) -> C:
     def __setattr__(self: Any, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"a {cls.__name__} is frozen: {name} cannot be changed")
 
-    cls.__init__ = __init__
+    cls.__init__ = __init__  # pyright: ignore[reportAttributeAccessIssue]  # it takes this for the constructor of `type`
     cls.__setattr__ = __setattr__  # type: ignore[assignment]  # mypy takes it for a method that is bound
     return cls

@@ -10,7 +10,7 @@ from __future__ import annotations
 from contextvars import Context
 from dataclasses import dataclass, field
 
-__all__ = ["EVENTS", "Observer", "ResourceEvent", "ScaleEvent", "StateEvent", "TaskEvent", "WorkerEvent"]
+__all__ = ["Observer", "ResourceEvent", "ScaleEvent", "StateEvent", "TaskEvent", "WorkerEvent"]
 
 
 @dataclass(frozen=True)

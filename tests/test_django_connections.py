@@ -96,6 +96,8 @@ def test_a_query_that_hangs_is_stopped_and_its_connection_serves_on(postgres: st
     said = run_django(
         postgres,
         """
+pool().resize(max_workers=1)  # the last task waits for the worker of the one that is stopped
+
 def sleep():
     with connection.cursor() as cursor:
         cursor.execute("select pg_sleep(600)")

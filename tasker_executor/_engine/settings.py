@@ -167,8 +167,10 @@ def _check_observers(observers: Iterable[Any]) -> tuple[Observer, ...]:
     if not isinstance(observers, Iterable):
         raise TypeError(f"observers must be an iterable of Observer instances, not {safe_repr(observers)}")
     members = tuple(observers)
-    if members:
-        from ..observers import Observer
+    if not members:
+        return ()
+    from ..observers import Observer
+
     for member in members:
         if not isinstance(member, Observer):
             raise TypeError(f"observers must be Observer instances, not {safe_repr(member)}")
