@@ -79,8 +79,8 @@ def check_buffersize(value: Any) -> int | None:
 
 def check_number(name: str, value: Any, what: str = "a number") -> float:
     """Return `value` if it is a real number, infinity included, or raise, naming the argument."""
-    kind: Any = type(value)  # nearly always one of these two; and `numbers` need not be imported for them
-    if (kind is float and value == value) or (kind is int and -1e15 < value < 1e15):
+    # Nearly always one of these two; and `numbers` need not be imported for them.
+    if (type(value) is float and value == value) or (type(value) is int and -1e15 < value < 1e15):
         return float(value)
     from numbers import Number
 
