@@ -133,7 +133,7 @@ class Life:
             "on_create": self._create,
             "resource_pool_size": self.reserve,
             "max_uses": chance.choice([None, 5]),
-            "max_age": chance.choice([None, 0.01]),
+            "max_age": chance.choice([None, 0.1]),  # a busy machine needs some time to start a worker
             "create_timeout": chance.choice([DEADLINE, 0.01]),
             "check_after_idle": chance.choice([0.0, DEADLINE]),
         }

@@ -3212,6 +3212,13 @@ MUTATIONS = [
         "resources_pymysql",
     ),
     Mutation(
+        "a task that waits for its next attempt does not run",
+        "_engine/deadlock.py",
+        "if task.running() and id(task) not in hands and not task._lane.holds(task):",
+        "if task.running() and id(task) not in hands:",
+        "deadlock",
+    ),
+    Mutation(
         "a connection is lost though libpq has not looked at it",
         "resources/psycopg.py",
         "            pgconn.consume_input()",

@@ -30,6 +30,7 @@ from tasker_executor import (
     RatePolicy,
     ResourceExecutor,
     ScalingPolicy,
+    current_task,
 )
 
 # -- a pool that waits for itself --
@@ -338,6 +339,36 @@ def test_it_is_told_when_the_worker_that_was_left_to_run_the_task_leaves(make_po
     gate.release()
 
     assert isinstance(outer.exception(DEADLINE), PoolDeadlockError)
+
+
+@pytest.mark.parametrize("checks", [False, True], ids=["parked", "in its lane"])
+def test_it_is_told_when_no_worker_is_left_for_the_next_attempt(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, checks: bool
+) -> None:
+    # 1. One worker waits for a task that the other one runs. 2. resize() wants one worker. 3. The task breaks its resource.
+    hooks = {"on_create": ledger.create, "on_destroy": ledger.destroy, "check_health": ledger.is_healthy}
+    pool = make_pool(2, **hooks, check_resource=ledger.is_usable if checks else None)
+
+    def break_the_first(resource: FakeResource) -> int:
+        gate.hold()
+        if current_task().attempt == 1:
+            resource.break_down()
+        return resource.number
+
+    def wait_inside(_: FakeResource) -> int:
+        inner.append(pool.submit(break_the_first))
+        return inner[0].result()
+
+    inner: list[Future[int]] = []
+    outer = pool.submit(wait_inside)
+    gate.wait_until_held()
+    until_waiting_inside(pool)
+
+    pool.resize(max_workers=1)
+    gate.release()
+
+    assert isinstance(outer.exception(DEADLINE), PoolDeadlockError)
+    assert inner[0].result(DEADLINE) in (0, 2)
 
 
 def test_the_worker_that_broke_has_a_successor_that_runs_the_task(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:

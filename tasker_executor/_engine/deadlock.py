@@ -95,8 +95,9 @@ class WaitsInside:
                 task = wait.task
                 if wait.timed or task.done() or task.may_expire() or wait.hopeless:
                     return
-                # The task runs on its caller's thread, or its waiters are about to be told of its end.
-                if task.running() and id(task) not in hands:
+                # The task runs on its caller's thread, or its waiters are about to be told of its end. A task that
+                # waits for its next attempt counts as running, too.
+                if task.running() and id(task) not in hands and not task._lane.holds(task):
                     return
             last = next(reversed([wait for wait in self._waits.values() if wait in waits]))
         last.give_up()

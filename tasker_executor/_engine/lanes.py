@@ -116,11 +116,15 @@ class Lane(deque[Any]):
         self.owner = _Closed(self.owner.name)
         self.on_settled = _ignore
 
-    def snapshot(self) -> tuple[Any, ...]:
-        """Return the tasks that are in the lane, tombstones included."""
+    def holds(self, task: object) -> bool:
+        """Return whether `task` is in the lane, or parked beside it. Takes time with the length of the lane."""
+        return any(entry is task for entry in self.snapshot(self.parked) + self.snapshot())
+
+    def snapshot(self, tasks: deque[Any] | None = None) -> tuple[Any, ...]:
+        """Return the tasks that are in the lane, tombstones included; or those in `tasks`."""
         while True:
             try:
-                return tuple(self)
+                return tuple(self if tasks is None else tasks)
             except RuntimeError:  # without the GIL, another thread may change the lane at this moment
                 pass
 
