@@ -547,7 +547,7 @@ MUTATIONS = [
     Mutation(
         "a task in a caller's thread is waited for",
         "_engine/deadlock.py",
-        "                if task.running() and id(task) not in hands:",
+        "                if task.running() and id(task) not in hands and not task._lane.holds(task):",
         "                if False:",
         "deadlock",
     ),
@@ -3221,8 +3221,8 @@ MUTATIONS = [
     Mutation(
         "a connection is lost though libpq has not looked at it",
         "resources/psycopg.py",
-        "            pgconn.consume_input()",
-        "            pass",
+        "                break\n            pgconn.consume_input()",
+        "                break",
         "resources_psycopg",
     ),
     Mutation(

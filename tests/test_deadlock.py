@@ -346,8 +346,8 @@ def test_it_is_told_when_no_worker_is_left_for_the_next_attempt(
     make_pool: MakePool, ledger: Ledger, gate: Gate, checks: bool
 ) -> None:
     # 1. One worker waits for a task that the other one runs. 2. resize() wants one worker. 3. The task breaks its resource.
-    hooks = {"on_create": ledger.create, "on_destroy": ledger.destroy, "check_health": ledger.is_healthy}
-    pool = make_pool(2, **hooks, check_resource=ledger.is_usable if checks else None)
+    hooks: dict[str, Any] = {"on_create": ledger.create, "on_destroy": ledger.destroy, "check_health": ledger.is_healthy}
+    pool: ResourceExecutor[Any] = make_pool(2, **hooks, check_resource=ledger.is_usable if checks else None)
 
     def break_the_first(resource: FakeResource) -> int:
         gate.hold()

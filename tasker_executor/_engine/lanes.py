@@ -56,6 +56,14 @@ class _Closed:
         return permit.acquire(True, lock_timeout(timeout))
 
 
+def _copy(tasks: deque[Any]) -> tuple[Any, ...]:
+    while True:
+        try:
+            return tuple(tasks)
+        except RuntimeError:  # without the GIL, another thread may change it at this moment
+            pass
+
+
 def _ignore(_: object) -> None:
     """Do nothing: no executor is left that a settled task matters to."""
 
@@ -118,15 +126,11 @@ class Lane(deque[Any]):
 
     def holds(self, task: object) -> bool:
         """Return whether `task` is in the lane, or parked beside it. Takes time with the length of the lane."""
-        return any(entry is task for entry in self.snapshot(self.parked) + self.snapshot())
+        return any(entry is task for entry in _copy(self.parked) + self.snapshot())
 
-    def snapshot(self, tasks: deque[Any] | None = None) -> tuple[Any, ...]:
-        """Return the tasks that are in the lane, tombstones included; or those in `tasks`."""
-        while True:
-            try:
-                return tuple(self if tasks is None else tasks)
-            except RuntimeError:  # without the GIL, another thread may change the lane at this moment
-                pass
+    def snapshot(self) -> tuple[Any, ...]:
+        """Return the tasks that are in the lane, tombstones included."""
+        return _copy(self)
 
     def withdraw(self, task: Any, taken: list[object]) -> None:
         """Move `task` from the lane, or from beside it, into `taken`, in one step. It may be in neither."""
