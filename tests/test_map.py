@@ -1054,6 +1054,7 @@ def test_ctrl_c_on_the_thread_that_ends_a_task_cannot_split_the_callback(
     assert [(type(callback), type(callback.func)) for callback in callbacks] == [(partial, BuiltinMethodType)] * 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
 @pytest.mark.parametrize("options", [{}, {"chunksize": 2, "buffersize": 2}], ids=str)
 def test_an_error_thrown_in_anywhere_loses_nothing(error: type[BaseException], options: dict[str, Any]) -> None:

@@ -170,9 +170,13 @@ def test_workers_wait_while_the_tasks_to_be_cancelled_are_copied(
     gate.wait_until_held()
     ran = threading.Event()
     futures = [pool.submit(ran.set) for _ in range(3)]
+    for future in futures:
+        future.add_done_callback(repr)  # tasks that no thread observes are popped before
     snapshot, normal = Lane.snapshot, normal_lane(pool)
+    seen: list[int] = []
 
     def copy(lane: Lane) -> tuple[Any, ...]:
+        seen.append(len(lane))
         if lane is normal and len(lane) == 3:
             gate.release()
             eventually(lambda: len(lane) == 2, "the worker to have the next task in hand")
@@ -183,6 +187,7 @@ def test_workers_wait_while_the_tasks_to_be_cancelled_are_copied(
     pool.shutdown(cancel_futures=True)
 
     assert all(future.done() for future in futures)
+    assert 3 in seen
 
 
 def test_a_task_that_was_popped_and_put_back_while_the_last_worker_ended_is_run(

@@ -190,6 +190,7 @@ def hammer_all(stops: int, *, seconds: float = 60.0) -> None:
         number += 1
 
 
+@pytest.mark.long
 def test_random_stops_and_time_outs_hit_no_other_task() -> None:
     hammer_all(5_000)
 
