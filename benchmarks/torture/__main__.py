@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from . import report
 from .faults import FAULTS
 from .referee import Cell, Referee
 from .subjects import SUBJECTS
@@ -51,8 +52,12 @@ def main() -> None:
         pairs = [(FAULTS[fault], subject) for fault in faults for subject in subjects]
         cells = list(pool.map(lambda pair: show(referee.run(*pair)), pairs))
     print(f"{len(cells)} cells in {time.monotonic() - begun:.0f} s")
+    about = report.environment() | {"PostgreSQL": referee.server_version}
     if options.json:
-        options.json.write_text(json.dumps([cell.document() for cell in cells], indent=1) + "\n", encoding="utf-8")
+        document = {"about": about, "cells": [cell.document() for cell in cells]}
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if not options.faults and not options.subjects:
+        report.README.write_text(report.page(cells, about), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -206,9 +206,9 @@ class Relay:
     async def _to_server(self, pair: Pair, requests: asyncio.StreamReader) -> None:
         assert pair.server is not None
         while data := await requests.read(65536):
-            await self._pass(pair)
-            if pair.orphaned:
-                continue  # Swallowed: nobody is there.
+            if pair.orphaned or pair.stalled:
+                continue  # It never arrives. But the end does, so that what is left on the server is not the proxy's.
+            await self._flowing.wait()
             if self._cut and b"COMMIT" in data:
                 self._cut -= 1
                 pair.cut_next_answer = True

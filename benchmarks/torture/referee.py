@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .faults import Fault
+from .faults import After, Fault
 from .subjects import SUBJECTS
 from .verdict import Counts, Verdict, judge
 
 __all__ = ["LIMIT", "Cell", "Referee"]
 
 #: Seconds for one cell. A process that still runs then hangs.
-LIMIT = 35.0
+LIMIT = {After.ALL: 60.0, After.REPORT: 60.0, After.EXIT: 20.0}
 ROOT = Path(__file__).parents[2]
 
 
@@ -49,9 +49,11 @@ class Referee:
         self.server = server
         self.folder = folder
         #: The name of the table of effects, and the beginning of all names on the servers.
+        self.server_version = ""
         self.name = f"torture_{uuid.uuid4().hex[:6]}"
 
     def __enter__(self) -> Referee:
+        [(self.server_version,)] = self._query("show server_version")
         self._execute(f"create unlogged table {self.name} (cell text not null, number int not null)")
         self._execute(f"grant all on {self.name} to public")
         return self
@@ -81,7 +83,7 @@ class Referee:
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
             try:
-                status = process.wait(LIMIT)
+                status = process.wait(LIMIT[fault.after])
                 late = False
             except subprocess.TimeoutExpired:
                 status, late = 0, True

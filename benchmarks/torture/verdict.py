@@ -79,18 +79,18 @@ def figures(counts: Counts) -> str:
 
     tell(counts.unfinished, "{number} without end")
     if not counts.ended:
-        parts.append("no end in time")
+        parts.append("no end of the pool in time")
     tell(counts.lost, "{number} lost")
     tell(counts.doubled, "{number} doubled")
     tell(counts.misreported, "{number} done, but reported as failed")
     tell(counts.defied, "{number} done in spite of it")
-    tell(counts.connections, "{number} connection{s} left")
-    tell(counts.threads, "{number} thread{s} left")
     tell(counts.transactions, "{number} transaction{s} left open")
+    if counts.ended:  # If it has not ended, it has a right to them.
+        tell(counts.connections, "{number} connection{s} left")
+        tell(counts.threads, "{number} thread{s} left")
     if counts.crashed:
         parts.append(counts.crashed)
-    failed = sum(counts.failed.values())
-    tell(failed, f"{{number}} of {counts.submitted} failed")
+    tell(sum(counts.failed.values()), f"{{number}} of {counts.submitted} failed ({', '.join(sorted(counts.failed))})")
     tell(counts.cancelled, f"{{number}} of {counts.submitted} cancelled")
     tell(counts.kept, "{number} kept by the broker")
     if not counts.recovered:

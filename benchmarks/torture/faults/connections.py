@@ -9,6 +9,9 @@ from ..subjects import SIZE
 from ..tasks import write
 from ._fault import fault
 
+#: Seconds. A task may wait for a connection for half a minute: that is the default of three of the subjects.
+PATIENCE = 32.0
+
 
 @fault("backends terminated under tasks")
 def terminated_under(stage: Stage) -> None:
@@ -76,7 +79,7 @@ def stalled(stage: Stage) -> None:
     stage.over()
 
 
-@fault("a refused port for five seconds", within=12.0)
+@fault("a refused port for five seconds", within=PATIENCE)
 def refused(stage: Stage) -> None:
     """The server is down for five seconds: all connections are reset, and new ones refused. Tasks come all the time."""
     stage.start()
@@ -98,7 +101,7 @@ def slow_connects(stage: Stage) -> None:
     stage.submit(write, count=2 * SIZE)
 
 
-@fault("a server that accepts and fails", within=12.0)
+@fault("a server that accepts and fails", within=PATIENCE)
 def accepts_and_fails(stage: Stage) -> None:
     """A restart takes three seconds. Meanwhile the server accepts connections, and answers that it is starting up."""
     stage.start()
@@ -118,7 +121,7 @@ def connect_fails_once(stage: Stage) -> None:
     stage.submit(write, count=2 * SIZE)
 
 
-@fault("connections that fail ten times", within=12.0)
+@fault("connections that fail ten times", within=PATIENCE)
 def connect_fails_ten_times(stage: Stage) -> None:
     """The first ten attempts to connect fail. Eight tasks come to a pool that has just been made."""
     stage.proxy.fail_next(10)

@@ -36,7 +36,7 @@ def stop_hanging(stage: Stage) -> None:
 @fault("interpreter exit with queued work", topic="exit", after=After.EXIT)
 def interpreter_exit(stage: Stage) -> None:
     """Twenty tasks are submitted, and the main thread ends without another word. They have to be done, and the process has
-    to end.
+    to end within twenty seconds.
     """
     stage.start()
     stage.submit(write, 0.1, count=5 * SIZE)
@@ -46,7 +46,7 @@ def interpreter_exit(stage: Stage) -> None:
 @fault("SIGTERM", topic="exit", after=After.EXIT)
 def sigterm(stage: Stage) -> None:
     """Twenty tasks are submitted, and SIGTERM comes. Its handler leaves the main program by SystemExit, and on the way out
-    the pool is shut down. The tasks have to be done, and the process has to end with status 0.
+    the pool is shut down. The tasks have to be done, and the process has to end with status 0, within twenty seconds.
     """
     stage.start()
 

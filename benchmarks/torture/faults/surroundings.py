@@ -23,12 +23,12 @@ class Raising(logging.Handler):
 
 @fault("a logging handler that raises", within=10.0)
 def raising_handler(stage: Stage) -> None:
-    """A handler of the root logger, at level DEBUG, raises at every record. Four tasks run and four wait when the server ends
-    all connections; four more raise an error of their own.
+    """A handler of the root logger, at level INFO, raises at every record, as on a full disk. Four tasks run and four wait
+    when the server ends all connections; four more raise an error of their own.
     """
-    logging.getLogger().addHandler(Raising())
-    logging.getLogger().setLevel(logging.DEBUG)
     stage.start()
+    logging.getLogger().addHandler(Raising())
+    logging.getLogger().setLevel(logging.INFO)
     stage.submit(write, 0.3, count=2 * SIZE)
     stage.until_busy()
     stage.terminate()
