@@ -18,7 +18,7 @@ from .faults import After, Fault
 from .subjects import SUBJECTS
 from .verdict import Counts, Verdict, judge
 
-__all__ = ["LIMIT", "Cell", "Referee"]
+__all__ = ["LIMIT", "Cell", "NotRun", "Referee", "compare", "count"]
 
 #: Seconds for one cell. A process that still runs then hangs.
 LIMIT = {After.ALL: 60.0, After.REPORT: 60.0, After.EXIT: 20.0}
@@ -40,6 +40,10 @@ class Cell:
 
     def document(self) -> dict[str, Any]:
         return {"fault": self.fault, "subject": self.subject, "verdict": self.verdict.value, **asdict(self.counts)}
+
+
+class NotRun(Exception):
+    """A process ended before its fault began."""
 
 
 class Referee:
@@ -68,6 +72,12 @@ class Referee:
         if fault.name in SUBJECTS[subject].absent:
             return Cell(fault.name, subject, Counts(absent=True))
         name = f"{self.name}_{fault.name}_{subject}"
+        try:
+            return self._run(fault, subject, name)
+        except NotRun:  # The machine was too busy, perhaps. It is no verdict.
+            return self._run(fault, subject, f"{name}_again")
+
+    def _run(self, fault: Fault, subject: str, name: str) -> Cell:
         setup = {
             "cell": name,
             "table": self.name,
@@ -83,19 +93,21 @@ class Referee:
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
             try:
-                status = process.wait(LIMIT[fault.after])
-                late = False
+                status: int | None = process.wait(LIMIT[fault.after])
             except subprocess.TimeoutExpired:
-                status, late = 0, True
+                status = None
             finally:
                 kill_group(process)
+        said = log.read_text(encoding="utf-8", errors="replace")
         rows = dict(self._query(f"select number, count(*) from {self.name} where cell = %s group by number", name))
         counts = count(self.folder, name, rows, SUBJECTS[subject].kept(name))
-        if late:
-            counts = replace(counts, ended=False)
+        if status is None:
+            counts = replace(counts or Counts(), ended=False)
+        elif counts is None:
+            raise NotRun(f"{fault.name}, {subject}: {said}")
         elif status:
             counts = replace(counts, crashed=f"exit status {status}")
-        return Cell(fault.name, subject, counts, log.read_text(encoding="utf-8", errors="replace"))
+        return Cell(fault.name, subject, counts, said)
 
     def _query(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
         import psycopg
@@ -110,12 +122,12 @@ class Referee:
             connection.execute(statement.encode())
 
 
-def count(folder: Path, name: str, rows: dict[int, int], kept: int = 0) -> Counts:
-    """Read what a process has left in a folder, and hold it against the rows in the database."""
+def count(folder: Path, name: str, rows: Mapping[int, int], kept: int = 0) -> Counts | None:
+    """Read what a process has left in a folder, and hold it against the rows in the database; None if it has left nothing."""
     try:
         report = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return Counts(crashed="no report")
+        return None
     file = folder / f"{name}.runs"
     runs = Counter(int(line) for line in file.read_text(encoding="ascii").split())
     return compare(replace(Counts.of(report), kept=kept), report["works"], rows, runs)

@@ -115,7 +115,7 @@ def page(cells: Iterable[Cell], about: dict[str, str]) -> str:
 
 def the_table(table: dict[tuple[str, str], Cell], faults: list[str], subjects: list[str]) -> str:
     """Return the table: one line a fault, one column a subject; the last lines count the verdicts."""
-    lines = [".. list-table::", "   :header-rows: 1", "   :class: wide", ""]
+    lines = [".. list-table::", "   :header-rows: 1", ""]
 
     def row(first: str, others: Iterable[str]) -> None:
         lines.append(f"   * - {first}")
@@ -151,7 +151,8 @@ def about_subject(name: str) -> str:
     """Return how a subject was set up."""
     subject = SUBJECTS[name]
     followed = "" if name == "ours" else f" Followed: {quote(subject.lines['setup'])}."
-    return fill(f"**{subject.title}**. {subject.__doc__}{followed} (``{subject.__module__.rpartition('.')[2]}.py``)")
+    file = f"subjects/{subject.__module__.rpartition('.')[2]}.py"
+    return fill(f"**{subject.title}** (`{file} <{file}>`__). {subject.__doc__}{followed}")
 
 
 def about_fault(name: str, table: dict[tuple[str, str], Cell], subjects: list[str]) -> str:

@@ -31,7 +31,7 @@ class AsyncPool(Subject):
             "long_running_task() is interrupted by raising asyncio.CancelledError",
         ),
         "nested": Line(
-            "https://www.psycopg.org/psycopg3/docs/advanced/pool.html",
+            "https://www.psycopg.org/psycopg3/docs/api/pool.html#psycopg_pool.ConnectionPool",
             "timeout: The default maximum time in seconds that a client can wait to receive a connection from the pool.",
         ),
         "exit": Line(
@@ -209,8 +209,8 @@ class Dramatiq(ThreadLocal):
         ),
         "deadline": THREADS["deadline"],
         "nested": Line(
-            "https://dramatiq.io/guide.html#message-results",
-            "Results: Middleware that automatically stores actor results.",
+            "https://dramatiq.io/reference.html#dramatiq.results.Results",
+            "Middleware that automatically stores actor results.",
         ),
         "fork": THREADS["fork"],
     }

@@ -184,7 +184,7 @@ class PersistentDB(_Threads):
     packages = ("DBUtils",)
     lines: ClassVar[dict[str, Line]] = THREADS | {
         "setup": Line(
-            "https://webwareforpython.github.io/dbutils/main.html#persistentdb-persistent-db",
+            "https://webwareforpython.github.io/DBUtils/main.html#persistentdb-persistent-db",
             "If the underlying database is restarted and all connections are lost, they will be automatically and "
             "transparently reopened. [...] you must explicitly start transactions with the begin() method",
         ),
@@ -261,11 +261,11 @@ class MoreExecutors(PsycopgPool):
     packages = ("more-executors",)
     lines: ClassVar[dict[str, Line]] = THREADS | {
         "setup": Line(
-            "https://more-executors.readthedocs.io/en/stable/retry.html",
+            "https://rohanpm.github.io/more-executors/reference/retry.html",
             "future will be retried if (and only if) it raises an exception inheriting from one of these classes",
         ),
         "stop": Line(
-            "https://more-executors.readthedocs.io/en/stable/cancel.html",
+            "https://rohanpm.github.io/more-executors/reference/cancel.html",
             "An executor which delegates to another executor and cancels all futures when the executor is shut down.",
         ),
         "credentials": DRAIN,
