@@ -21,7 +21,7 @@ from .verdict import Counts, Verdict, judge
 __all__ = ["LIMIT", "Cell", "NotRun", "Referee", "compare", "count"]
 
 #: Seconds for one cell. A process that still runs then hangs.
-LIMIT = {After.ALL: 60.0, After.REPORT: 60.0, After.EXIT: 20.0}
+LIMIT = {After.ALL: 60.0, After.REPORT: 80.0, After.EXIT: 20.0}
 ROOT = Path(__file__).parents[2]
 
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 from ..stage import Stage
 
-__all__ = ["FAULTS", "After", "Fault", "fault"]
+__all__ = ["FAULTS", "PATIENCE", "After", "Fault", "fault"]
+
+#: Seconds. A task may wait for a connection for half a minute: that is the default of three of the subjects.
+PATIENCE = 32.0
 
 
 class After(enum.Enum):

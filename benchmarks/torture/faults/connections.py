@@ -7,10 +7,7 @@ import time
 from ..stage import Stage
 from ..subjects import SIZE
 from ..tasks import write
-from ._fault import fault
-
-#: Seconds. A task may wait for a connection for half a minute: that is the default of three of the subjects.
-PATIENCE = 32.0
+from ._fault import PATIENCE, fault
 
 
 @fault("backends terminated under tasks")
@@ -55,7 +52,7 @@ def cut_in_commit(stage: Stage) -> None:
     stage.over()
 
 
-@fault("half-open connections", within=12.0)
+@fault("half-open connections", within=PATIENCE)
 def half_open(stage: Stage) -> None:
     """The server is gone from the other end of all four idle connections, and no packet says so, as after a failover or
     in a network that forgets. Eight tasks come. The server can be reached all the time.

@@ -13,7 +13,7 @@ from typing import NoReturn
 from ..stage import Stage
 from ..subjects import SIZE
 from ..tasks import fail, write
-from ._fault import fault
+from ._fault import PATIENCE, fault
 
 
 class Raising(logging.Handler):
@@ -21,7 +21,7 @@ class Raising(logging.Handler):
         raise RuntimeError("the log is full")
 
 
-@fault("a logging handler that raises", within=10.0)
+@fault("a logging handler that raises", within=PATIENCE)
 def raising_handler(stage: Stage) -> None:
     """A handler of the root logger, at level INFO, raises at every record, as on a full disk. Four tasks run and four wait
     when the server ends all connections; four more raise an error of their own.
@@ -72,7 +72,7 @@ def clock(stage: Stage) -> None:
     stage.over()
 
 
-@fault("file descriptors used up", within=10.0)
+@fault("file descriptors used up", within=PATIENCE)
 def descriptors(stage: Stage) -> None:
     """The process has no free file descriptor for two seconds, and the server ends all connections. Eight tasks come."""
     stage.start()
@@ -98,7 +98,7 @@ def take_all(taken: list[int]) -> None:
             taken.append(os.open(os.devnull, os.O_RDONLY))
 
 
-@fault("threads refused", within=10.0)
+@fault("threads refused", within=PATIENCE)
 def threads_refused(stage: Stage) -> None:
     """The system starts no threads for a second, just after the pool was made. Eight tasks come in that time, and eight
     afterwards.

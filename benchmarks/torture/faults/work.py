@@ -9,7 +9,7 @@ import time
 from ..stage import Stage
 from ..subjects import SIZE
 from ..tasks import fail, forget, parent, poison, refuse, write
-from ._fault import fault
+from ._fault import PATIENCE, fault
 
 
 @fault("a poison task", within=10.0)
@@ -113,7 +113,7 @@ def cancel_running(stage: Stage) -> None:
     stage.submit(write, count=2 * SIZE)
 
 
-@fault("nested submits on a full pool", topic="nested", within=6.0)
+@fault("nested submits on a full pool", topic="nested", within=PATIENCE)
 def nested(stage: Stage) -> None:
     """Each worker runs a task that submits another one to the same pool, and waits for it. No worker is left for those."""
     stage.start()

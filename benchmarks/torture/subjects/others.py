@@ -18,7 +18,7 @@ __all__ = ["AsyncPool", "Dramatiq", "Joblib"]
 
 
 class AsyncPool(Subject):
-    """Coroutines on a loop in a thread of its own borrow connections of psycopg_pool, four at a time by a semaphore."""
+    """Coroutines on a loop in a thread of its own borrow connections of psycopg_pool."""
 
     title = "asyncio + psycopg_pool"
     absent: ClassVar[dict[str, str]] = {"dropped": "a loop that runs is no object that one drops"}
@@ -45,7 +45,6 @@ class AsyncPool(Subject):
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
-        self.limit = asyncio.Semaphore(SIZE)
         self.running: dict[asyncio.Task[Any] | None, None] = {}  # In their order.
         self.pool = self.call(self.open(conninfo))
 
@@ -62,7 +61,7 @@ class AsyncPool(Subject):
         return pool
 
     async def run(self, task: Task, *arguments: Any) -> None:
-        async with self.limit, self.pool.connection() as connection:
+        async with self.pool.connection() as connection:
             for step in task(*arguments):
                 if isinstance(step, Sql):
                     await connection.execute(*step)
