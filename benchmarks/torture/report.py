@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def page(cells: Iterable[Cell], about: dict[str, str]) -> str:
 
 def the_table(table: dict[tuple[str, str], Cell], faults: list[str], subjects: list[str]) -> str:
     """Return the table: one line a fault, one column a subject; the last lines count the verdicts."""
-    lines = [".. list-table::", "   :header-rows: 1", ""]
+    lines = [".. list-table::", "   :header-rows: 1", "   :widths: auto", "   :class: torture", ""]
 
     def row(first: str, others: Iterable[str]) -> None:
         lines.append(f"   * - {first}")
@@ -162,12 +163,14 @@ def about_fault(name: str, table: dict[tuple[str, str], Cell], subjects: list[st
     parts = [title(capital(fault.title), "~"), fill(fault.text)]
 
     def told(cell: Cell) -> str:
-        why = SUBJECTS[cell.subject].absent.get(name) or figures(cell.counts)
+        # How soon a pool is back stands in the table, unless there is something worse to tell.
+        counts = cell.counts if cell.verdict in BAD else replace(cell.counts, recovery=None)
+        why = SUBJECTS[cell.subject].absent.get(name) or figures(counts)
         return f"**{cell.verdict.value}**" + (f": {why}" if why else "")
 
     def followed(cell: Cell) -> str:
-        lines = SUBJECTS[cell.subject].lines
-        return quote(lines.get(fault.topic, lines["setup"]))
+        line = SUBJECTS[cell.subject].lines.get(fault.topic)
+        return quote(line) if line and fault.topic != "setup" else "its set-up, under `The subjects`_"
 
     parts += alike(cells, told)
     bad = [cell for cell in cells if cell.verdict in BAD and cell.subject != "ours"]

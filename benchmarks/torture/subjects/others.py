@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, ClassVar
@@ -174,12 +175,13 @@ class _Message:
         return True
 
     def result(self, timeout: float = 600.0) -> None:
-        from dramatiq.results import ResultTimeout
-
-        try:
-            self.message.get_result(backend=self.backend, block=True, timeout=int(timeout * 1000) + 1)
-        except ResultTimeout as error:
-            raise TimeoutError from error
+        # Not get_result(block=True): it raises an error of its own when the socket of Redis times out.
+        deadline = time.monotonic() + timeout
+        while not self.done():
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            time.sleep(0.02)
+        self.message.get_result(backend=self.backend)
 
 
 class Dramatiq(ThreadLocal):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
@@ -19,6 +20,10 @@ CHECK = Line(
 DRAIN = Line(
     "https://www.psycopg.org/psycopg3/docs/api/pool.html#psycopg_pool.ConnectionPool.drain",
     "Remove all the connections from the pool and create new ones.",
+)
+CLOSE = Line(
+    "https://www.psycopg.org/psycopg3/docs/api/pool.html#psycopg_pool.ConnectionPool.close",
+    "hint: you can try to call 'close()' explicitly or to use the pool as context manager",
 )
 #: What all thread pools of the standard library's kind say of themselves.
 THREADS = {
@@ -118,7 +123,7 @@ class PsycopgPool(_Threads):
 
     title = "ThreadPoolExecutor + psycopg_pool"
     packages = ("psycopg_pool",)
-    lines: ClassVar[dict[str, Line]] = THREADS | {"setup": CHECK, "credentials": DRAIN}
+    lines: ClassVar[dict[str, Line]] = THREADS | {"setup": CHECK, "credentials": DRAIN, "exit": CLOSE}
 
     def open(self) -> None:
         from psycopg_pool import ConnectionPool
@@ -126,6 +131,7 @@ class PsycopgPool(_Threads):
         self.pool = ConnectionPool(
             self.conninfo, min_size=SIZE, max_size=SIZE, check=ConnectionPool.check_connection, open=True
         )
+        weakref.finalize(self, self.pool.close)  # At interpreter exit, too.
 
     def close(self) -> None:
         self.pool.close()
@@ -269,6 +275,7 @@ class MoreExecutors(PsycopgPool):
             "An executor which delegates to another executor and cancels all futures when the executor is shut down.",
         ),
         "credentials": DRAIN,
+        "exit": CLOSE,
     }
 
     def make_executor(self) -> Any:
