@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks.torture.faults import FAULTS
-from benchmarks.torture.referee import Referee, compare, count
+from benchmarks.torture.referee import Cell, Referee, compare, count
+from benchmarks.torture.report import README, heading, page
 from benchmarks.torture.stage import Stage
 from benchmarks.torture.subjects import SUBJECTS, Ours
 from benchmarks.torture.verdict import Counts, Verdict, figures, judge
@@ -139,3 +140,38 @@ def test_faults_and_subjects_explain_themselves() -> None:
         assert subject.title
         assert not subject.absent.keys() - FAULTS.keys()
         assert "setup" in subject.lines
+
+
+# -- the page --
+
+
+def test_the_page_has_a_word_for_each_cell_and_a_paragraph_for_each_fault() -> None:
+    cells = [
+        Cell("burst", "ours", replace(PERFECT, recovery=1.04)),
+        Cell("burst", "asyncio", replace(PERFECT, failed={"PoolTimeout": 3})),
+        Cell("dropped", "ours", replace(PERFECT, threads=1)),
+        Cell("dropped", "asyncio", Counts(absent=True)),
+    ]
+
+    written = page(cells, {"when": "today", "machine": "fast"})
+
+    assert "   * - a burst of ten times the size\n     - survives, 1.0\N{NO-BREAK SPACE}s\n     - says so 3/8\n" in written
+    assert "   * - a dropped pool\n     - **loses**\n     - n/a\n" in written
+    assert "- asyncio + psycopg_pool: **says so**: 3 of 8 failed (PoolTimeout)\n" in written
+    assert "- asyncio + psycopg_pool: **n/a**: a loop that runs is no object that one drops\n" in written
+    assert "today, machine fast." in written
+
+
+def test_a_line_that_was_followed_stands_beside_what_others_lose() -> None:
+    written = page([Cell("fork", "sqlalchemy", replace(PERFECT, unfinished=1))], {})
+
+    assert "- ThreadPoolExecutor + SQLAlchemy: **hangs**: 1 without end\n\nFollowed:\n" in written
+    assert "os.fork() now raises a" in written
+
+
+def test_the_page_in_the_repository_is_about_these_faults_and_subjects() -> None:
+    written = README.read_text(encoding="utf-8")
+
+    assert [fault.title for fault in FAULTS.values() if f"   * - {fault.title}\n" not in written] == []
+    assert [name for name in SUBJECTS if f"     - {heading(name)}\n" not in written] == []
+    assert written.count(".. table-begin") == written.count(".. table-end") == 1  # The guide includes what is between.

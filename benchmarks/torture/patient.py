@@ -26,7 +26,8 @@ def main() -> None:
     stage.collect(fault.within)
     if fault.after is After.ALL:
         stage.report(ended=False)
-        stage.probe()
+        if not stage.hangs():
+            stage.probe()
         stage.end(ENDING)
     stage.report()
     os._exit(0)  # What hangs has been counted.

@@ -98,6 +98,8 @@ class Referee:
                 status = None
             finally:
                 kill_group(process)
+        # What the server still does for that process would hold the table, and take connections from the next.
+        self._query("select pg_terminate_backend(pid) from pg_stat_activity where application_name = %s", name)
         said = log.read_text(encoding="utf-8", errors="replace")
         rows = dict(self._query(f"select number, count(*) from {self.name} where cell = %s group by number", name))
         counts = count(self.folder, name, rows, SUBJECTS[subject].kept(name))

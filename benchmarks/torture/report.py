@@ -23,7 +23,7 @@ from .referee import Cell
 from .subjects import SIZE, SUBJECTS, Line
 from .verdict import Counts, Verdict, figures
 
-__all__ = ["environment", "page"]
+__all__ = ["README", "environment", "heading", "page"]
 
 README = Path(__file__).with_name("README.rst")
 WIDTH = 110
@@ -101,6 +101,7 @@ def page(cells: Iterable[Cell], about: dict[str, str]) -> str:
         HEAD.format(faults=len(faults), subjects=len(subjects), size=SIZE),
         title("The table"),
         ".. table-begin\n",
+        "TPE is the ``ThreadPoolExecutor`` of the standard library.\n",
         the_table(table, faults, subjects),
         ".. table-end\n",
         title("The subjects"),
@@ -122,7 +123,7 @@ def the_table(table: dict[tuple[str, str], Cell], faults: list[str], subjects: l
         lines.append(f"   * - {first}")
         lines.extend(f"     - {other}" for other in others)
 
-    row("fault", (SUBJECTS[name].title for name in subjects))
+    row("fault", (heading(name) for name in subjects))
     for fault in faults:
         row(FAULTS[fault].title, (short(table.get((fault, subject))) for subject in subjects))
     for verdict in (Verdict.SURVIVES, Verdict.SAYS_SO, Verdict.LOSES, Verdict.HANGS):
@@ -131,12 +132,16 @@ def the_table(table: dict[tuple[str, str], Cell], faults: list[str], subjects: l
     return "\n".join(lines) + "\n"
 
 
+def heading(subject: str) -> str:
+    return SUBJECTS[subject].title.replace("ThreadPoolExecutor", "TPE")
+
+
 def short(cell: Cell | None) -> str:
     """Return what a cell of the table says: a word and a number."""
     if cell is None:
         return ""
     counts, verdict = cell.counts, cell.verdict
-    seconds = f" {counts.recovery:.1f} s" if counts.recovery is not None else ""
+    seconds = f", {counts.recovery:.1f}\N{NO-BREAK SPACE}s" if counts.recovery is not None else ""
     match verdict:
         case Verdict.SURVIVES:
             return f"survives{seconds}"

@@ -200,6 +200,10 @@ class Stage:
             if work.outcome == "unfinished":
                 work.outcome, work.error = outcome_of(work.future, deadline - time.monotonic())
 
+    def hangs(self) -> bool:
+        """Return whether some work has no end, so there is no need to see more."""
+        return any(work.outcome == "unfinished" for work in self.works)
+
     def probe(self) -> None:
         """Submit new work until a whole round of it succeeds; note how long after the fault that was."""
         over = time.monotonic() if self._over is None else self._over

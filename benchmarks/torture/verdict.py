@@ -93,7 +93,7 @@ def figures(counts: Counts) -> str:
     tell(sum(counts.failed.values()), f"{{number}} of {counts.submitted} failed ({', '.join(sorted(counts.failed))})")
     tell(counts.cancelled, f"{{number}} of {counts.submitted} cancelled")
     tell(counts.kept, "{number} kept by the broker")
-    if not counts.recovered:
+    if not counts.recovered and not counts.unfinished:
         parts.append("no recovery")
     elif counts.recovery is not None:
         parts.append(f"back in {counts.recovery:.1f} s")
