@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import report
 from .faults import FAULTS
-from .referee import Cell, Referee
+from .referee import Cell, NotRun, Referee
 from .subjects import SUBJECTS
 from .verdict import figures
 
@@ -37,7 +37,12 @@ def main() -> None:
     subjects = names(dict(SUBJECTS), options.subjects, parser)
     server = os.environ.get("TASKER_TEST_POSTGRES") or parser.error("name a PostgreSQL server in TASKER_TEST_POSTGRES")
 
-    def show(cell: Cell) -> Cell:
+    def run(fault: str, subject: str) -> Cell | None:
+        try:
+            cell = referee.run(FAULTS[fault], subject)
+        except NotRun as error:
+            print(f"not run: {error}", flush=True)
+            return None
         print(f"{cell.fault:26} {cell.subject:14} {cell.verdict.value:9} {figures(cell.counts)}", flush=True)
         if options.verbose:
             print(cell.log, cell.document())
@@ -49,13 +54,19 @@ def main() -> None:
         Referee(server, Path(folder)) as referee,
         ThreadPoolExecutor(options.jobs) as pool,
     ):
-        pairs = [(FAULTS[fault], subject) for fault in faults for subject in subjects]
-        cells = list(pool.map(lambda pair: show(referee.run(*pair)), pairs))
+        try:
+            futures = [pool.submit(run, fault, subject) for fault in faults for subject in subjects]
+            cells = [cell for future in futures if (cell := future.result()) is not None]
+        except BaseException:  # Ctrl-C: the cells that run end by themselves.
+            pool.shutdown(cancel_futures=True)
+            raise
     print(f"{len(cells)} cells in {time.monotonic() - begun:.0f} s")
     about = report.environment() | {"PostgreSQL": referee.server_version}
     if options.json:
         document = {"about": about, "cells": [cell.document() for cell in cells]}
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if len(cells) < len(futures):
+        raise SystemExit("some cells could not be run, so the page was not written")
     if not options.faults and not options.subjects:
         report.README.write_text(report.page(cells, about), encoding="utf-8")
 
