@@ -40,7 +40,9 @@ types: $(VENV)/.tools
 
 docs: $(VENV)/.tools
 	$(call heading,sphinx)
+	rm -rf build/docs # A page of source code that is left from before lacks what was documented since.
 	$(BIN)/python -m sphinx -q -W -n -d build/doctrees -b html docs build/docs
+	$(BIN)/python docs/check.py build/docs
 
 dist: $(VENV)/.tools
 	$(call heading,sdist and wheel)

@@ -13,6 +13,7 @@ import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import Executor, as_completed, wait
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -24,13 +25,15 @@ from .measure import (
     WITHOUT_CONTEXT,
     Contestant,
     Costs,
-    amount,
+    Scale,
+    Table,
+    as_json,
     in_rounds,
     now,
     one_cpu,
-    ratio_cell,
+    read,
     start_all,
-    table,
+    times,
 )
 
 
@@ -208,14 +211,6 @@ class Workload:
             return self.run(pool, max(int(tasks * self.part), 4))
 
 
-def start_and_stop(contestant: Contestant) -> float:
-    begun = now()
-    for _ in range(20):
-        with contestant.make(8) as pool:
-            start_all(pool, 8)
-    return (now() - begun) / 20
-
-
 WORKLOADS = {
     "result": Workload("burst, then result() of each", burst_result),
     "wait": Workload("burst, then wait()", burst_wait),
@@ -236,29 +231,42 @@ WORKLOADS = {
 CONTESTANTS = [STANDARD, OURS, WITHOUT_CONTEXT]
 
 
-def compare(names: list[str], rounds: int, tasks: int) -> dict[str, Costs]:
+#: Measured in a way of its own.
+RUN_NOW = "run_now"
+PLAIN = "a plain call"
+
+
+def run(scale: Scale) -> dict[str, Any]:
     jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]] = {}
-    for name in names:
-        if name == "pool":
-            jobs[name] = ("s", {c.name: lambda c=c: start_and_stop(c) for c in CONTESTANTS})
-        elif name != "run_now":
-            workload = WORKLOADS[name]
-            runs = {c.name: lambda w=workload, c=c: w.measure(c, tasks) for c in CONTESTANTS}
+    for name, workload in WORKLOADS.items():
+        if scale.wants(name):
+            runs: dict[str, Callable[[], float]] = {c.name: partial(workload.measure, c, scale.tasks) for c in CONTESTANTS}
             jobs[name] = (workload.unit, runs)
-    return in_rounds(jobs, rounds, "compare")
+    found = in_rounds(jobs, scale.rounds, "compare")
+    if scale.wants(RUN_NOW):
+        found[RUN_NOW] = _run_now(scale.rounds, scale.tasks)
+    return as_json(found)
 
 
-def show(costs: dict[str, Costs]) -> None:
+def tables(found: dict[str, Any]) -> dict[str, Table]:
+    costs = read(found)
+    made: dict[str, Table] = {}
     rows = []
-    for name, cost in costs.items():
-        title = "start 8 workers, stop them" if name == "pool" else WORKLOADS[name].title
-        first, *others = cost.by_name
-        row = [title, amount(cost.median(first), cost.unit), amount(cost.median(others[0]), cost.unit)]
-        rows.append(row + [ratio_cell(cost, other) for other in others])
-    table(["workload", "ThreadPoolExecutor", "ResourceExecutor", "times less [quartiles]", "propagate_context=False"], rows)
+    for name, workload in WORKLOADS.items():
+        if name in costs:
+            cost = costs[name]
+            worst = times(cost.gains(OURS.name).least) if cost.by_name.get(OURS.name) else ""
+            rows.append([workload.title, cost.cell(OURS.name), worst, cost.cell(WITHOUT_CONTEXT.name)])
+    if rows:
+        made["workloads"] = Table(["workload", "times less [quartiles]", "worst round", "propagate_context=False"], rows)
+    if RUN_NOW in costs:
+        calls = costs[RUN_NOW]
+        rows = [[name, calls.cell(name, share=True)] for name in list(calls.by_name)[1:]]
+        made["run_now"] = Table(["in the caller's thread", "times as much as a plain call"], rows)
+    return made
 
 
-def run_now(rounds: int, calls: int) -> Costs:
+def _run_now(rounds: int, calls: int) -> Costs:
     """`run_now` runs a task in its caller. So it is compared with calling the function: the best stretch of 500 calls."""
 
     def best(call: Callable[..., object], *args: object) -> float:
@@ -281,14 +289,5 @@ def run_now(rounds: int, calls: int) -> Costs:
         with ResourceExecutor(1, on_create=object, resource_pool_size=1) as pool:
             return best(pool.run_now, nothing_with_two, 1)
 
-    runs = {"a plain call": plain, "run_now": without_resource, "run_now with a resource": from_pool}
-    return in_rounds({"run_now": ("s", runs)}, rounds)["run_now"]
-
-
-def show_run_now(costs: Costs) -> None:
-    plain = min(costs.by_name["a plain call"])
-    rows = [
-        [name, amount(min(values), "s"), amount(min(values) - plain, "s") if min(values) > plain else ""]
-        for name, values in costs.by_name.items()
-    ]
-    table(["in the caller's thread", "a call", "above a plain call"], rows)
+    runs = {PLAIN: plain, "run_now": without_resource, "run_now with a resource": from_pool}
+    return in_rounds({RUN_NOW: ("s", runs)}, rounds)[RUN_NOW]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tasker_executor import ResourceExecutor
 
-from .measure import Costs, in_rounds, now, one_cpu, ratio_cell, start_all, table
+from .measure import Scale, Table, as_json, in_rounds, now, one_cpu, read, start_all
 
 WORKERS = 4
 AT_ONCE = 100
@@ -80,17 +80,16 @@ def measure_on_one_cpu(workload: Callable[[Call, int], Any], way: str, tasks: in
         return measure(workload, way, tasks)
 
 
-def compare(rounds: int, tasks: int) -> dict[str, Costs]:
+def run(scale: Scale) -> dict[str, Any]:
+    tasks = scale.tasks // 20
     jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]] = {}
     for name, workload in WORKLOADS.items():
         how = measure_on_one_cpu if workload is one_by_one else measure
-        jobs[name] = ("s", {way: lambda how=how, workload=workload, way=way: how(workload, way, tasks) for way in WAYS})
-    return in_rounds(jobs, rounds, "coroutines")
+        jobs[name] = ("s", {way: partial(how, workload, way, tasks) for way in WAYS})
+    return as_json(in_rounds(jobs, scale.rounds, "coroutines"))
 
 
-def show(costs: dict[str, Costs]) -> None:
-    rows = [
-        [way, *(cell for cost in costs.values() for cell in (f"{cost.median(way) * 1e6:.1f} us", ratio_cell(cost, way)))]
-        for way in WAYS
-    ]
-    table(["awaited", *(head for name in costs for head in (name, "times less [quartiles]"))], rows)
+def tables(found: dict[str, Any]) -> dict[str, Table]:
+    costs = read(found)
+    rows = [[way, *(cost.cell(way) for cost in costs.values())] for way in WAYS]
+    return {"coroutines": Table(["times less [quartiles]", *costs], rows)}

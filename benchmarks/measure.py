@@ -1,4 +1,9 @@
-"""What all benchmarks share: contestants, rounds, ratios, tables."""
+"""What all benchmarks share: contestants, rounds, ratios, tables.
+
+A part of the benchmarks is a module with two functions. ``run(scale)`` measures, and returns what may be written as
+JSON. ``tables(found)`` makes tables of that, by name. So what is shown is made of the same numbers, whether they
+were measured a moment ago, or read from a file that another Python has written.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,11 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from tasker_executor import ResourceExecutor
 
@@ -37,6 +42,21 @@ def now() -> float:
     return clock()
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    rounds: int = 7
+    #: In a burst.
+    tasks: int = 100_000
+    quick: bool = False
+    #: The workloads that were asked for; None: all.
+    only: tuple[str, ...] | None = None
+
+    def wants(self, name: str) -> bool:
+        return self.only is None or name in self.only
+
+
 GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
@@ -54,6 +74,39 @@ OURS = Contestant("ResourceExecutor", ResourceExecutor, ours=True)
 WITHOUT_CONTEXT = Contestant("propagate_context=False", partial(ResourceExecutor, propagate_context=False), ours=True)
 
 
+#: Quartiles that are further apart than this share of the median are noise, and are marked.
+NOISY = 0.2
+MARK = "~"
+LEGEND = f"{MARK}: noisy. The quartiles are further apart than {NOISY:.0%} of the median."
+
+
+class Spread(NamedTuple):
+    """What a ratio was in all rounds."""
+
+    least: float
+    low: float
+    median: float
+    high: float
+    most: float
+
+    @classmethod
+    def of(cls, ratios: Sequence[float]) -> Spread:
+        if len(ratios) < 3:
+            return cls(min(ratios), min(ratios), statistics.median(ratios), max(ratios), max(ratios))
+        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        return cls(min(ratios), low, median, high, max(ratios))
+
+    @property
+    def noisy(self) -> bool:
+        return self.high - self.low > NOISY * self.median
+
+    def __str__(self) -> str:
+        mark = f" {MARK}" if self.noisy else ""
+        if self.low == self.high:
+            return times(self.median)  # measured once, or it does not vary
+        return f"{times(self.median)} [{times(self.low)} - {times(self.high)}]{mark}"
+
+
 @dataclass
 class Costs:
     """The cost of each contestant, round by round. All are compared with the first contestant."""
@@ -62,32 +115,52 @@ class Costs:
     by_name: dict[str, list[float]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def read(cls, found: dict[str, Any]) -> Costs:
+        """Take what `as_json` has made."""
+        return cls(found["unit"], found["costs"], found["errors"])
+
     def add(self, name: str, cost: float) -> None:
         self.by_name.setdefault(name, []).append(cost)
+
+    @property
+    def first(self) -> str:
+        return next(iter(self.by_name))
 
     def median(self, name: str) -> float:
         return statistics.median(self.by_name[name])
 
-    def ratios(self, name: str) -> list[float]:
-        """How many times less than the first, in each round."""
-        first = next(iter(self.by_name.values()))
-        return [theirs / ours for theirs, ours in zip(first, self.by_name.get(name, []), strict=False)]
+    def gains(self, name: str, against: str | None = None) -> Spread:
+        """How many times less than that of `against`, by default the first: above 1 is better."""
+        return Spread.of([his / ours for ours, his in self._pairs(name, against)])
 
-    def ratio(self, name: str) -> tuple[float, float, float]:
-        """(lower quartile, median, upper quartile)."""
-        ratios = self.ratios(name)
-        if len(ratios) < 3:
-            return min(ratios), statistics.median(ratios), max(ratios)
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        return low, middle, high
+    def shares(self, name: str, against: str | None = None) -> Spread:
+        """How many times as much as that of `against`, by default the first: below 1 is better."""
+        return Spread.of([ours / his for ours, his in self._pairs(name, against)])
+
+    def _pairs(self, name: str, against: str | None) -> list[tuple[float, float]]:
+        theirs = self.by_name[against or self.first]
+        return list(zip(self.by_name[name], theirs, strict=False))  # inside of each round; who fails stops early
+
+    def cell(self, name: str, against: str | None = None, *, share: bool = False) -> str:
+        """Return the ratio as it is shown in a table."""
+        if name in self.errors:
+            return "cannot"
+        if not self.by_name.get(name):
+            return ""
+        return str(self.shares(name, against) if share else self.gains(name, against))
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "unit": self.unit,
-            "costs": self.by_name,
-            "ratios": {name: self.ratio(name) for name in list(self.by_name)[1:] if self.ratios(name)},
-            "errors": self.errors,
-        }
+        costs = {name: [float(f"{value:.4g}") for value in values] for name, values in self.by_name.items()}
+        return {"unit": self.unit, "costs": costs, "errors": self.errors}
+
+
+def as_json(costs: Mapping[str, Costs]) -> dict[str, Any]:
+    return {job: cost.as_json() for job, cost in costs.items()}
+
+
+def read(found: Mapping[str, Any]) -> dict[str, Costs]:
+    return {job: Costs.read(cost) for job, cost in found.items()}
 
 
 def in_rounds(jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]], rounds: int, progress: str = "") -> dict[str, Costs]:
@@ -157,20 +230,25 @@ def environment() -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table that reStructuredText understands."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __str__(self) -> str:
+        lines = [self.head, *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.head))]
+        rule = "  ".join("=" * width for width in widths)
+        # An empty cell in the first column would continue the row above.
+        lines = [[line[0] or "\\", *line[1:]] for line in lines]
+        text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join([rule, text[0], rule, *text[1:], rule])
+
+
 def heading(text: str) -> None:
     print(f"\n{text}\n{'-' * len(text)}\n")
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table that reStructuredText understands."""
-    widths = [max(len(line[column]) for line in [head, *rows]) for column in range(len(head))]
-    rule = "  ".join("=" * width for width in widths)
-    print(rule)
-    for number, line in enumerate([head, *rows]):
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        if not number:
-            print(rule)
-    print(rule)
 
 
 def nanoseconds(seconds: float) -> str:
@@ -186,13 +264,5 @@ def amount(value: float, unit: str) -> str:
 
 
 def times(value: float) -> str:
-    return f"{value:.0f}" if value >= 20 else f"{value:.1f}" if value >= 3 else f"{value:.2f}"
-
-
-def ratio_cell(costs: Costs, name: str) -> str:
-    if name in costs.errors:
-        return "cannot"
-    if not costs.ratios(name):
-        return ""
-    low, middle, high = costs.ratio(name)
-    return f"{times(middle)} [{times(low)} - {times(high)}]"
+    digits = 0 if value >= 20 else 1 if value >= 3 else 2 if value >= 0.2 else 3
+    return f"{value:.{digits}f}"

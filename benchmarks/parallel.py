@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from .measure import OURS, STANDARD, Contestant, Costs, in_rounds, nanoseconds, now, ratio_cell, start_all, table
+from .measure import OURS, STANDARD, Contestant, Scale, Table, as_json, in_rounds, now, read, start_all
 
 BARE = "bare threads"
 TASK_TIME = 100e-6  # seconds
@@ -60,18 +63,19 @@ def _pooled(contestant: Contestant, cpus: int, tasks: int, steps: int) -> float:
         return (now() - begun) / tasks
 
 
-def compare(rounds: int, tasks: int) -> dict[str, Costs]:
+JOB = "on all CPUs"
+
+
+def run(scale: Scale) -> dict[str, Any]:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    steps = _steps()
-    runs = {BARE: lambda: _bare(cpus, tasks, steps)}
+    tasks, steps = scale.tasks // 20, _steps()
+    runs: dict[str, Callable[[], float]] = {BARE: partial(_bare, cpus, tasks, steps)}
     for contestant in (STANDARD, OURS):
-        runs[contestant.name] = lambda contestant=contestant: _pooled(contestant, cpus, tasks, steps)
-    return in_rounds({f"{cpus} threads": ("s", runs)}, rounds, "parallel")
+        runs[contestant.name] = partial(_pooled, contestant, cpus, tasks, steps)
+    return as_json(in_rounds({JOB: ("s", runs)}, scale.rounds, "parallel"))
 
 
-def show(found: dict[str, Costs]) -> None:
-    rows = [
-        [threads, nanoseconds(costs.median(BARE)), ratio_cell(costs, STANDARD.name), ratio_cell(costs, OURS.name)]
-        for threads, costs in found.items()
-    ]
-    table(["", "a task, bare threads", "standard, of that", "ours, of that"], rows)
+def tables(found: dict[str, Any]) -> dict[str, Table]:
+    costs = read(found)[JOB]
+    rows = [[name, costs.cell(name)] for name in (STANDARD.name, OURS.name)]
+    return {"parallel": Table(["of what bare threads get done", "share [quartiles]"], rows)}

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .compare import WORKLOADS
-from .measure import OURS, STANDARD, Contestant, Costs, in_rounds, ratio_cell, table
+from .measure import OURS, STANDARD, Contestant, Scale, Table, as_json, in_rounds, read, times
 
 #: These need nothing but `submit` and futures.
 NAMES = ("result", "wait", "as_completed", "callbacks", "producers", "latency8", "sleep", "memory")
@@ -80,23 +81,21 @@ def installed() -> list[Contestant]:
     return found
 
 
-def compare(rounds: int, tasks: int, names: list[str] | None = None) -> dict[str, Costs]:
+def run(scale: Scale) -> dict[str, Any]:
     contestants = [STANDARD, OURS, *installed()]
     jobs: dict[str, tuple[str, dict[str, Callable[[], float]]]] = {}
-    for name in names or NAMES:
+    for name in NAMES:
         workload = WORKLOADS[name]
         able = [contestant for contestant in contestants if (contestant.name, name) not in CANNOT]
-        jobs[name] = (workload.unit, {c.name: lambda w=workload, c=c: w.measure(c, tasks) for c in able})
-    return in_rounds(jobs, rounds, "peers")
+        jobs[name] = (workload.unit, {c.name: partial(workload.measure, c, scale.tasks // 5) for c in able})
+    costs = in_rounds(jobs, min(scale.rounds, 5), "peers")
+    return {"versions": {c.name: c.version for c in contestants[1:]}, "costs": as_json(costs)}
 
 
-def show(costs: dict[str, Costs]) -> None:
-    contestants = [OURS, *installed()]
+def tables(found: dict[str, Any]) -> dict[str, Table]:
+    costs = read(found["costs"])
     rows = []
-    for contestant in contestants:
-        cells = [ratio_cell(cost, contestant.name).split(" [")[0] for cost in costs.values()]
-        rows.append([f"{contestant.name} {contestant.version}".strip(), *cells])
-    table(["times less than ThreadPoolExecutor", *costs], rows)
-    for name, cost in costs.items():
-        for who, error in cost.errors.items():
-            print(f"{who} cannot do {name}: {error}")
+    for name, release in found["versions"].items():
+        cells = [times(cost.gains(name).median) if cost.by_name.get(name) else "" for cost in costs.values()]
+        rows.append([f"{name} {release}".strip(), *cells])
+    return {"peers": Table(["times less", *costs], rows)}

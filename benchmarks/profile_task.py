@@ -24,12 +24,12 @@ from timeit import repeat
 from typing import Any
 
 from tasker_executor import ResourceExecutor
-from tasker_executor._engine.recorder import Recorder
+from tasker_executor._engine.recorder import Recorder, TaskLog
 from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, Task
 from tasker_executor._sync import clock
 
 from .compare import nothing
-from .measure import OURS, STANDARD, nanoseconds, one_cpu, table
+from .measure import OURS, STANDARD, Scale, Table, one_cpu, times
 from .scale import _waiting
 
 
@@ -48,6 +48,11 @@ def _work_item(future: Future[Any]) -> Any:
     return standard._WorkItem(future, nothing, (), {})
 
 
+#: Whose tasks these are; it is never run.
+_pool = ResourceExecutor(1)
+_lane = _pool._core.lanes.normal
+
+
 class _Callee:
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         pass
@@ -56,7 +61,7 @@ class _Callee:
 def _fresh() -> Task[Any]:
     future: Task[Any] = Task()
     future._status, future._sidecar, future._result, future._exception = PENDING, None, nothing, ()
-    future._context, future._submitted = None, clock()
+    future._context, future._submitted, future._lane = None, clock(), _lane
     return future
 
 
@@ -114,7 +119,7 @@ OUR_PARTS = {
         Part("copy the context (propagate_context=True)", "copy_context()"),
         Part("note when", "clock()"),
         Part("queue it", "append(1)", "append = deque().append"),
-        Part("is a worker idle? there is none", "if executor._core.idle: pass", "executor = EXECUTOR"),
+        Part("is a worker idle? there is none", "if executor._core.idle.line: pass", "executor = EXECUTOR"),
     ],
     "run": [
         Part(
@@ -217,7 +222,8 @@ def _time(part: Part, names: dict[str, Any], repeats: int) -> float:
 
 def _time_folding(entries: int, repeats: int) -> float:
     recorder = Recorder()
-    log = recorder.open_log()
+    log = TaskLog()
+    recorder.add_log(log)
     waits, runs = next(iter(log.entries.values()))
     best = float("inf")
     for _ in range(repeats * 3):
@@ -270,22 +276,39 @@ def profile(repeats: int, tasks: int) -> dict[str, Any]:
     return found
 
 
-def show(found: dict[str, Any]) -> None:
-    for name in (STANDARD.name, OURS.name):
-        stages = found[name]
-        rows = []
-        total = 0.0
-        for stage in ("submit", "run", "result"):
-            subtotal = sum(cost for what, cost in stages[stage] if "of which" not in what)
-            total += subtotal
-            for what, cost in stages[stage]:
-                shown = f"({nanoseconds(cost)})" if "of which" in what else nanoseconds(cost)
-                rows.append([stage, what.strip(), shown])
-        submitting, running = stages["whole"]
-        rows.append(["sum", "of these parts", nanoseconds(total)])
-        rows.append(["whole", "submit, with real threads", nanoseconds(submitting)])
-        rows.append(["whole", "run and result, with real threads", nanoseconds(running)])
-        rows += [["if", what, nanoseconds(cost)] for what, cost in stages["rare"]]
-        table(["where", f"{name} (a task without arguments)", "cost"], rows)
-        print()
-    print(f"Waking another thread on the same CPU, which no pool can do without: {nanoseconds(found['switch'])}")
+def run(scale: Scale) -> dict[str, Any]:
+    return profile(5 if scale.quick else 20, scale.tasks)
+
+
+def _show(stages: dict[str, Any], name: str, base: float) -> Table:
+    """Each part in percent of the whole life of a task in the standard library."""
+
+    def percent(cost: float) -> str:
+        return f"{cost / base:.1%}"
+
+    rows: list[list[str]] = []
+    total = 0.0
+    for stage in ("submit", "run", "result"):
+        for what, cost in stages[stage]:
+            included = "of which" in what
+            total += 0.0 if included else cost
+            rows.append([stage, what.strip(), f"({percent(cost)})" if included else percent(cost)])
+    submitting, running = stages["whole"]
+    rows.append(["sum", "of these parts", percent(total)])
+    rows.append(["whole", "submit, with real threads", percent(submitting)])
+    rows.append(["whole", "run and result, with real threads", percent(running)])
+    rows += [["if", what, percent(cost)] for what, cost in stages["rare"]]
+    return Table(["where", f"{name} (a task without arguments)", "cost"], rows)
+
+
+def tables(found: dict[str, Any]) -> dict[str, Table]:
+    base = sum(found[STANDARD.name]["whole"])
+    made = {name: _show(found[name], name, base) for name in (STANDARD.name, OURS.name)}
+    made["switch"] = Table(
+        ["waking another thread on the same CPU", "times as much"],
+        [
+            [f"as a whole task of {name}", times(found["switch"] / sum(found[name]["whole"]))]
+            for name in (STANDARD.name, OURS.name)
+        ],
+    )
+    return made

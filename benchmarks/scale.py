@@ -7,18 +7,20 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 from .compare import burst_result, bytes_waiting, nothing_with, one_by_one
-from .measure import OURS, STANDARD, Contestant, Costs, in_rounds, nanoseconds, now, one_cpu, start_all, table, times
+from .measure import OURS, STANDARD, Contestant, Costs, Scale, Table, as_json, in_rounds, now, one_cpu, read, start_all, times
 
 CONTESTANTS = [STANDARD, OURS]
+BARE = "threads without a pool"
 WORKERS = (1, 2, 8, 32, 128, 512)
 WAITING = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
 
 
 def _jobs(cases: Any, run: Callable[[Contestant, Any], float]) -> Any:
-    return {str(case): ("s", {c.name: lambda c=c, case=case: run(c, case) for c in CONTESTANTS}) for case in cases}
+    return {str(case): ("s", {c.name: partial(run, c, case) for c in CONTESTANTS}) for case in cases}
 
 
 # -- workers
@@ -42,16 +44,10 @@ def by_workers(rounds: int, tasks: int, most: int = 512) -> dict[str, dict[str, 
     }
 
 
-def show_by_workers(found: dict[str, dict[str, Costs]]) -> None:
-    rows = []
-    for workers in found["burst"]:
-        row = [workers]
-        for kind in ("burst", "latency"):
-            costs = found[kind][workers]
-            row += [nanoseconds(costs.median(STANDARD.name)), nanoseconds(costs.median(OURS.name))]
-            row.append(times(costs.ratio(OURS.name)[1]))
-        rows.append(row)
-    table(["workers", "burst: standard", "ours", "times less", "one by one: standard", "ours", "times less"], rows)
+def _show_by_workers(found: dict[str, Any]) -> Table:
+    burst, latency = read(found["burst"]), read(found["latency"])
+    rows = [[workers, burst[workers].cell(OURS.name), latency[workers].cell(OURS.name)] for workers in burst]
+    return Table(["workers", "burst: times less [quartiles]", "one by one: times less [quartiles]"], rows)
 
 
 # -- tasks that wait
@@ -103,17 +99,17 @@ def by_waiting(rounds: int, most: int = 1_000_000) -> dict[str, list[tuple[int, 
     return found
 
 
-def show_by_waiting(found: dict[str, list[tuple[int, float, float, float]]]) -> None:
+def _show_by_waiting(found: dict[str, Any]) -> Table:
     standard = {row[0]: row for row in found[STANDARD.name]}
+    [base] = [row for row in found[OURS.name] if row[0] == 1_000]
     rows = []
-    for waiting, submitting, fetching, weight in found[OURS.name]:
+    for waiting, *ours in found[OURS.name]:
         theirs = standard.get(waiting)
         row = [f"{waiting:,}"]
-        for mine, his in zip((submitting, fetching), theirs[1:3] if theirs else ("", ""), strict=True):
-            row += [nanoseconds(his) if isinstance(his, float) else "", nanoseconds(mine)]
-        rows.append([*row, f"{theirs[3]:.0f}" if theirs else "", f"{weight:.0f}"])
-    head = ["waiting", "submit: standard", "ours", "run, fetch: standard", "ours", "bytes: standard", "ours"]
-    table(head, rows)
+        row += [times(his / mine) for his, mine in zip(theirs[1:], ours, strict=True)] if theirs else ["", "", ""]
+        rows.append([*row, *(times(mine / usual) for mine, usual in zip(ours, base[1:], strict=True))])
+    head = ["waiting", "times less: submit", "run, fetch", "bytes", "of ours at 1,000: submit", "run, fetch", "bytes"]
+    return Table(head, rows)
 
 
 # -- tasks that do something
@@ -187,20 +183,34 @@ def by_duration(rounds: int, scale: float = 1.0) -> dict[str, Costs]:
         def bare(f: Any = function, a: Any = argument, w: int = workers, n: int = tasks) -> float:
             return _bare_threads(f, a, w, n)
 
-        runs: dict[str, Callable[[], float]] = {"no pool": bare}
-        runs |= {c.name: lambda c=c, go=in_pool: go(c) for c in CONTESTANTS}
+        runs: dict[str, Callable[[], float]] = {BARE: bare}
+        runs |= {c.name: partial(in_pool, c) for c in CONTESTANTS}
         jobs[title] = ("s", runs)
     return in_rounds(jobs, rounds, "durations")
 
 
-def show_by_duration(found: dict[str, Costs]) -> None:
+def _show_by_duration(found: dict[str, Any]) -> Table:
+    """The best round of each: noise only adds, and it would drown these differences."""
     rows = []
-    for title, costs in found.items():
+    for title, costs in read(found).items():
         best = {name: min(values) for name, values in costs.by_name.items()}
-        row = [title, nanoseconds(best["no pool"])]
-        for contestant in CONTESTANTS:
-            share = 1 - best["no pool"] / best[contestant.name]
-            row += [nanoseconds(best[contestant.name]), f"{max(share, 0):.1%}"]
-        rows.append(row)
-    head = ["a task", "threads without a pool", "ThreadPoolExecutor", "its share", "ResourceExecutor", "its share"]
-    table(head, rows)
+        rows.append([title, *(f"{max(1 - best[BARE] / best[contestant.name], 0):.1%}" for contestant in CONTESTANTS)])
+    return Table(["a task", *(f"share of {contestant.name}" for contestant in CONTESTANTS)], rows)
+
+
+def run(scale: Scale) -> dict[str, Any]:
+    few = min(scale.rounds, 3)
+    workers = by_workers(few, scale.tasks // 5, 32 if scale.quick else 512)
+    return {
+        "workers": {kind: as_json(costs) for kind, costs in workers.items()},
+        "waiting": by_waiting(few, 10_000 if scale.quick else 1_000_000),
+        "durations": as_json(by_duration(scale.rounds, 0.1 if scale.quick else 1.0)),
+    }
+
+
+def tables(found: dict[str, Any]) -> dict[str, Table]:
+    return {
+        "workers": _show_by_workers(found["workers"]),
+        "waiting": _show_by_waiting(found["waiting"]),
+        "durations": _show_by_duration(found["durations"]),
+    }

@@ -26,7 +26,7 @@ from tasker_executor import ResourceExecutor
 from tasker_executor.factory import ResourceFactory
 
 from .compare import burst_result
-from .measure import OURS, Contestant, Costs, amount, in_rounds, ratio_cell, table
+from .measure import OURS, Contestant, Costs, Scale, Table, in_rounds, nanoseconds
 
 #: The 99th percentile should be below this many seconds.
 BAR = 0.050
@@ -58,7 +58,8 @@ class Stopped:
     still_busy: bool
 
     def as_json(self) -> dict[str, Any]:
-        return {"call": self.call, "seconds": self.seconds, "asyncio: still busy": self.still_busy}
+        seconds = [float(f"{value:.4g}") for value in self.seconds]
+        return {"call": self.call, "seconds": seconds, "still busy": self.still_busy}
 
 
 # -- the drivers
@@ -212,16 +213,15 @@ def free_again(rounds: int) -> dict[str, Stopped]:
         return {case.name: Stopped(case.call, _free_again(case, rounds), busy[case.name]) for case in found}
 
 
-def show_free_again(found: dict[str, Stopped]) -> None:
+def _show_free_again(found: dict[str, Any]) -> Table:
     rows: list[list[str]] = []
     for name, stopped in found.items():
-        cuts = statistics.quantiles(stopped.seconds, n=100, method="inclusive")
-        thread = f"busy {PATIENCE:g} s later" if stopped.still_busy else "free"
+        cuts = statistics.quantiles(stopped["seconds"], n=100, method="inclusive")
+        thread = f"busy {PATIENCE:g} s later" if stopped["still busy"] else "free"
         bar = "yes" if cuts[98] < BAR else "NO"
-        rows.append(
-            [name, stopped.call, amount(cuts[49], "s"), amount(cuts[98], "s"), amount(stopped.seconds[-1], "s"), bar, thread]
-        )
-    table(["driver", "hangs in", "p50", "p99", "worst", f"p99 < {BAR * 1e3:g} ms", "asyncio.to_thread"], rows)
+        shown = [nanoseconds(value) for value in (cuts[49], cuts[98], stopped["seconds"][-1])]
+        rows.append([name, stopped["call"], *shown, bar, thread])
+    return Table(["driver", "hangs in", "p50", "p99", "worst", f"p99 < {BAR * 1e3:g} ms", "asyncio.to_thread"], rows)
 
 
 # -- the price of being ready to stop
@@ -242,10 +242,21 @@ READY = [
 
 
 def price(rounds: int, tasks: int) -> Costs:
-    return in_rounds({"burst": ("s", {c.name: lambda c=c: _burst(c, tasks) for c in READY})}, rounds, "stopping")["burst"]
+    return in_rounds({"burst": ("s", {c.name: partial(_burst, c, tasks) for c in READY})}, rounds, "stopping")["burst"]
 
 
-def show_price(costs: Costs) -> None:
-    rows = [[name, amount(costs.median(name), "s"), ratio_cell(costs, name)] for name in costs.by_name]
-    rows[0][2] = ""
-    table(["burst, then result() of each", "a task", "times less [quartiles]"], rows)
+def run(scale: Scale) -> dict[str, Any]:
+    limits = price(scale.rounds, scale.tasks)
+    return {
+        "free again": {name: one.as_json() for name, one in free_again(20 if scale.quick else 200).items()},
+        "limits": limits.as_json(),
+    }
+
+
+def tables(found: dict[str, Any]) -> dict[str, Table]:
+    limits = Costs.read(found["limits"])
+    rows = [[name, limits.cell(name, share=True)] for name in list(limits.by_name)[1:]]
+    return {
+        "free again": _show_free_again(found["free again"]),
+        "limits": Table(["burst, then result() of each", "times as much as without a limit"], rows),
+    }

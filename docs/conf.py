@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import importlib
-import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ html_copy_source = False
 html_show_sphinx = False
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
@@ -138,7 +138,3 @@ def setup(app: Sphinx) -> None:
     app.connect("missing-reference", find_name)
     app.connect("autodoc-process-docstring", drop_arguments, priority=1)  # before napoleon
     app.connect("autodoc-process-signature", show_one_signature)
-
-
-# A folder may be without pages for some time. This warning has no type that `suppress_warnings` could name.
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda record: "glob pattern" not in str(record.msg))

@@ -15,12 +15,13 @@ from typing import Any
 import django
 from django.conf import settings
 
-settings.configure(
-    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "shop.sqlite3"}},
-    ALLOWED_HOSTS=["testserver"],
-    ROOT_URLCONF=__name__,
-    DEFAULT_AUTO_FIELD="django.db.models.AutoField",
-)
+if not settings.configured:  # in a project of yours they are
+    settings.configure(
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "shop.sqlite3"}},
+        ALLOWED_HOSTS=["testserver"],
+        ROOT_URLCONF=__name__,
+        DEFAULT_AUTO_FIELD="django.db.models.AutoField",
+    )
 django.setup()
 
 # ruff: noqa: E402  # models and views need the settings

@@ -65,7 +65,8 @@ def handle(request: str, feeds: list[str]) -> list[int]:
 
 def show(span: ReadableSpan) -> str:
     parts = [span.name, str((span.attributes or {}).get("tasker_executor.outcome", ""))]
-    return " ".join(parts + [event.name.removeprefix("tasker_executor.") for event in span.events])
+    parts += [event.name.removeprefix("tasker_executor.") for event in span.events]
+    return " ".join(filter(None, parts))
 
 
 def main() -> None:

@@ -6,18 +6,18 @@ executor, and a view is an executor itself. So both classes are in one file.
 
 from __future__ import annotations
 
-import threading
-import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from copy import copy
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal, overload
+from weakref import ref
 
 from typing_extensions import ParamSpec, TypeVar, override
 
-from ._checks import check_count, check_seconds
+from ._checks import check_seconds
+from ._engine.process import after_fork_in_child
 from ._options import DEFAULT_OPTIONS, UNSET, TaskOptions, Unset
 from ._report import refusal
 from ._results import cancel_all
@@ -103,24 +103,7 @@ class BaseExecutor(TypedExecutor[R]):
         Raises:
             ValueError, TypeError: An option is no good; the message names it and its value.
         """
-        return self._view(
-            priority=priority,
-            max_retries=max_retries,
-            pass_resource=pass_resource,
-            start_within=start_within,
-            run_within=run_within,
-        )
-
-    def _view(self, *, max_retries: Any, start_within: Any, run_within: Any, **others: Any) -> ExecutorView[Any]:
-        """Return a view with these options, or raise; see `with_options`."""
-        if not isinstance(max_retries, Unset):
-            max_retries = check_count("max_retries", max_retries, 0)
-        if not isinstance(start_within, Unset) and start_within is not None:
-            start_within = check_seconds("start_within", start_within)
-        if not isinstance(run_within, Unset) and run_within is not None:
-            run_within = check_seconds("run_within", run_within)
-        options = self._options.derive(max_retries=max_retries, start_within=start_within, run_within=run_within, **others)
-        return ExecutorView(self._view_root(), options)
+        return self._make_view(self._options.derive(priority, max_retries, pass_resource, start_within, run_within))
 
     @overload
     def as_async(
@@ -157,18 +140,12 @@ class BaseExecutor(TypedExecutor[R]):
         """
         from .aio import AsyncView
 
-        view = self._view(
-            priority=priority,
-            max_retries=max_retries,
-            pass_resource=pass_resource,
-            start_within=start_within,
-            run_within=run_within,
-        )
-        return AsyncView(view)
+        options = self._options.derive(priority, max_retries, pass_resource, start_within, run_within)
+        return AsyncView(self._make_view(options))
 
-    def _view_root(self) -> BaseExecutor[Any]:
-        """Return the executor that a view of this one submits to."""
-        return self
+    def _make_view(self, options: TaskOptions) -> ExecutorView[Any]:
+        """Return a view that submits to this executor; one of a view submits to the executor behind that."""
+        return ExecutorView(self, options)
 
     def as_thread_pool(self) -> ThreadPoolExecutor:
         """Return an object that *is a* `ThreadPoolExecutor`, for APIs that insist on the class.
@@ -180,23 +157,40 @@ class BaseExecutor(TypedExecutor[R]):
         return _ThreadPoolView(self.with_options(pass_resource=False))
 
 
+#: Lets one thread at a time prune a view. Shared by all views, so that a view needs no lock of its own: at
+#: most one submission in 64 takes it. A leaf.
+_pruning = RLock()
+
+
+def _replace_lock() -> None:
+    """Replace the lock, which a thread of the parent may hold, in the child of a fork."""
+    global _pruning
+    _pruning = RLock()
+
+
+after_fork_in_child(_replace_lock)
+
+
 class ExecutorView(BaseExecutor[R]):
     """An executor that submits to another executor, with other options. Obtained from `with_options`."""
+
+    # Guarded by `_pruning`; `_many` is read without it.
+    _many = 64  # the length of `_futures` above which it is pruned
+    _prunes = False
+    # Stored once, and never taken back. A submitter looks before, and once more after its future is in
+    # `_futures`.
+    _shut_down = False
 
     def __init__(self, root: BaseExecutor[Any], options: TaskOptions) -> None:
         self._root = root
         self._options = options
-        # Guards the two fields below.
-        self._lock = threading.RLock()
-        # Futures of the tasks submitted here. Each reference removes itself when its future is collected, in
-        # one step of the interpreter and without the lock. To copy the set is one step, too. A WeakSet would
-        # not do: no thread can iterate over it while another thread drops futures.
-        self._futures: set[weakref.ref[TaskFuture[Any]]] = set()
-        # Read without the lock, too, as a first look. `_note` looks again, after the future is in the set.
-        self._shut_down = False
+        # Weak references to the futures of the tasks submitted here, some of which are gone. Each change is
+        # one call, without a lock: a submitter appends one; `_prune` replaces the front, which it has copied.
+        # So a copy of all has all that are not done.
+        self._futures: list[ref[TaskFuture[Any]]] = []
 
     def __repr__(self) -> str:
-        changed = {name: value for name, value in vars(self._options).items() if value != getattr(DEFAULT_OPTIONS, name)}
+        changed = {name: value for name, value in self._options._asdict().items() if value != getattr(DEFAULT_OPTIONS, name)}
         return f"<ExecutorView {', '.join(f'{name}={value!r}' for name, value in changed.items())} of {self._root!r}>"
 
     @property
@@ -204,8 +198,8 @@ class ExecutorView(BaseExecutor[R]):
         return self._root._max_workers
 
     @override
-    def _view_root(self) -> BaseExecutor[Any]:
-        return self._root
+    def _make_view(self, options: TaskOptions) -> ExecutorView[Any]:
+        return self._root._make_view(options)
 
     @property
     @override
@@ -237,17 +231,39 @@ class ExecutorView(BaseExecutor[R]):
 
     def _note(self, future: TaskFuture[T]) -> TaskFuture[T]:
         """Note the future of a task that was submitted here, and return it."""
-        with self._lock:
-            self._futures.add(weakref.ref(future, self._futures.discard))
-            late = self._shut_down
-        # 1. This thread passed the check above. 2. Another thread shut the view down, and did not see this
-        # task. 3. So the task is refused, unless a worker has started it.
-        if late and future.cancel():
-            self._refuse_if_shut_down()
+        futures = self._futures
+        futures.append(ref(future))
         try:
+            if self._shut_down or len(futures) > self._many:
+                self._look_again(future)
             return future
         finally:
             del future  # as in `_enqueue`
+
+    def _look_again(self, future: TaskFuture[Any]) -> None:
+        """Refuse the task of `future`, which was noted, if it came too late; or forget futures that are gone."""
+        # 1. The submitter passed the check. 2. Another thread shut the view down, and did not see this task.
+        # 3. So the task is refused, unless a worker has started it.
+        if self._shut_down and future.cancel():
+            self._refuse_if_shut_down()
+        if len(self._futures) > self._many:
+            self._prune()
+
+    def _prune(self) -> None:
+        """Drop the references to futures that are gone. The cost for each submission is constant."""
+        held: list[object] = []  # futures, until the lock is free: the last reference to one may run a destructor
+        with _pruning:
+            if self._prunes:  # a signal handler or a destructor submits in the middle of this
+                return
+            try:
+                self._prunes = True
+                seen = self._futures[:]
+                held += [noted() for noted in seen]
+                kept = [noted for noted, future in zip(seen, held, strict=True) if future is not None]
+                self._futures[: len(seen)] = kept
+                self._many = 64 + 2 * len(kept)
+            finally:
+                self._prunes = False
 
     @override
     def _run_now(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: TaskOptions) -> Any:
@@ -283,11 +299,13 @@ class ExecutorView(BaseExecutor[R]):
                 raise ShutdownTimeout(f"{len(not_done)} tasks of {self!r} are not done within {timeout} s; they go on")
 
     def _close(self) -> list[TaskFuture[Any]]:
-        """Accept no more tasks; return the futures of those that are not done."""
-        with self._lock:
-            self._shut_down = True
-            references = self._futures.copy()
-        return [future for reference in references if (future := reference()) is not None and not future.done()]
+        """Accept no more tasks; return the futures of those that are not done.
+
+        The copy is made after the store, and a submitter looks after it has appended its future. So one of the
+        two sees the other. Both pass through the lock of the list, so that holds without the GIL, too.
+        """
+        self._shut_down = True
+        return [future for noted in self._futures[:] if (future := noted()) is not None and not future.done()]
 
     @override
     def _inside(self) -> bool:
@@ -316,6 +334,8 @@ class _ThreadPoolView(ThreadPoolExecutor):
     ) -> Iterator[T]:
         view = self._view
         if "submit" in vars(self) or type(self) is not _ThreadPoolView:  # `submit` may be replaced: see `_submit_each`
+            from copy import copy
+
             view = copy(view)
             vars(view)["submit"] = self.submit
         return view.map(fn, *iterables, timeout=timeout, chunksize=chunksize, buffersize=buffersize)

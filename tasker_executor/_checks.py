@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import operator
-from numbers import Number
 from threading import TIMEOUT_MAX
 from typing import Any
 
@@ -80,12 +79,17 @@ def check_buffersize(value: Any) -> int | None:
 
 def check_number(name: str, value: Any, what: str = "a number") -> float:
     """Return `value` if it is a real number, infinity included, or raise, naming the argument."""
+    # Nearly always one of these two; and `numbers` need not be imported for them.
+    if (type(value) is float and value == value) or (type(value) is int and -1e15 < value < 1e15):
+        return float(value)
+    from numbers import Number
+
     # The type decides: float() also takes a string, and NumPy's bool has a __float__.
     if isinstance(value, Number):
         is_real = not isinstance(value, bool)
     else:
-        kind: Any = value.__class__
-        is_real = hasattr(kind, "__float__") and not kind.__name__.startswith("bool")
+        named: Any = value.__class__
+        is_real = hasattr(named, "__float__") and not named.__name__.startswith("bool")
     real: Any = value if is_real else whole(value)
     try:
         number = float(real)
@@ -105,6 +109,8 @@ def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> float:
 
     Infinity means no limit.
     """
+    if type(value) is float and value > 0.0:  # the usual case, once more: it saves a call
+        return value
     number = check_number(name, value, "a number of seconds")
     if not (number > 0 if above_zero else number >= 0):
         raise ValueError(f"{name} must {'be above 0' if above_zero else 'not be negative'}, not {value!r}")

@@ -28,11 +28,14 @@ from ._options import UNSET, TaskOptions, Unset
 from ._reporting import Reporting
 from ._sync import clock
 from ._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
+from ._view import DirectView
 from .exceptions import NoCurrentTask
 from .factory import ResourceFactory
 from .futures import TaskFuture
-from .observers import Observer
-from .policies import ScalingPolicy
+
+if TYPE_CHECKING:
+    from .observers import Observer
+    from .policies import ScalingPolicy
 
 __all__ = ["ResourceExecutor"]
 
@@ -251,6 +254,10 @@ class ResourceExecutor(Reporting, BaseExecutor[R]):
             return future
 
         submit_priority.__doc__ = BaseExecutor.submit_priority.__doc__
+
+    @override
+    def _make_view(self, options: TaskOptions) -> DirectView[Any]:
+        return DirectView(self, options)
 
     @override
     def _enqueue_each(self, fn: Callable[..., T], calls: Iterable[tuple[Any, ...]], futures: list[Future[T]]) -> None:

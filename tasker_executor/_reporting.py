@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ._checks import check_bool
 from ._engine.core import Core
-from .stats import ExecutorMetrics, ExecutorStats, WorkerInfo
+
+if TYPE_CHECKING:
+    from .stats import ExecutorMetrics, ExecutorStats, WorkerInfo
 
 __all__ = ["Reporting"]
 

@@ -9,13 +9,8 @@ from __future__ import annotations
 
 from contextvars import Context
 from dataclasses import dataclass, field
-from functools import partial
 
-from ._report import Logger, aside, must_escape, safe_repr
-
-__all__ = ["Observer", "ObserverHub", "ResourceEvent", "ScaleEvent", "StateEvent", "TaskEvent", "WorkerEvent"]
-
-logger: Logger = Logger(__name__)
+__all__ = ["Observer", "ResourceEvent", "ScaleEvent", "StateEvent", "TaskEvent", "WorkerEvent"]
 
 
 @dataclass(frozen=True)
@@ -145,46 +140,5 @@ class Observer:
         """The executor began to drain, was killed, or has closed."""
 
 
+#: The names of all events.
 EVENTS = [name for name in vars(Observer) if not name.startswith("_")]
-
-
-class ObserverHub:
-    """The methods that listen to each event, found out once."""
-
-    def __init__(self, observers: tuple[Observer, ...]) -> None:
-        # Never changed. `silence`, in the child of a fork, puts another one in its place.
-        self._listeners = {
-            event: tuple(
-                getattr(member, event) for member in observers if getattr(type(member), event) is not getattr(Observer, event)
-            )
-            for event in EVENTS
-        }
-        self.hears_tasks: bool = any(self._listeners[event] for event in EVENTS if event.startswith("task_"))
-
-    def silence(self) -> None:
-        """Call no observer any more."""
-        self._listeners = dict.fromkeys(EVENTS, ())
-        self.hears_tasks = False
-
-    def hears(self, event: str) -> bool:
-        """Return whether an observer listens to this event."""
-        return bool(self._listeners[event])
-
-    def tell(
-        self, event: str, what: TaskEvent | WorkerEvent | ResourceEvent | ScaleEvent | StateEvent, task: object = None
-    ) -> None:
-        """Call the observers that listen to this event. Never called under a lock.
-
-        If that is left to another thread, `task` is kept until then. So no other task has its number before.
-        """
-        if aside.post is not None:
-            aside.post(partial(self.tell, event, what, task))
-            return
-        for listener in self._listeners[event]:
-            try:
-                listener(what)
-            except BaseException as error:
-                if must_escape(error):
-                    raise
-                ids = {"executor": what.executor, "event": event}
-                logger.exception("observer %s raised in %s and was ignored", safe_repr(listener), event, **ids)

@@ -698,7 +698,8 @@ def herald_of(pool: Engine) -> Herald:
 
 def deadlines_of(pool: Engine) -> list[Any]:
     """Return the deadlines that the timer watches."""
-    return core_of(pool).deadlines._heap
+    deadlines = core_of(pool).deadlines
+    return deadlines._heap + deadlines._news
 
 
 def deadlines_lock(pool: Engine) -> Any:

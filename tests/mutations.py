@@ -622,8 +622,8 @@ MUTATIONS = [
     Mutation(
         "there are no more workers than wanted",
         "_engine/roster.py",
-        "return len(self.workers) < self.max_workers and self.present() < self.limit()",
-        "return len(self.workers) <= self.max_workers and self.present() <= self.limit()",
+        "return there < self.max_workers and (there < (limit := self.limit()) or self.present() < limit)",
+        "return there <= self.max_workers and (there <= (limit := self.limit()) or self.present() <= limit)",
         "contract crew",
     ),
     Mutation(
@@ -922,8 +922,8 @@ MUTATIONS = [
     Mutation(
         "a parked task that gets its place just after the end is cancelled",
         "_engine/ending.py",
-        "        if self._life.state >= State.KILLED:\n            self.cancel_queue()\n        else:",
-        "        if True:",
+        "            self.cancel_queue()\n            self.check_terminated()\n        else:\n",
+        "            pass\n        if True:\n",
         "aio_full",
     ),
     Mutation(
@@ -1861,8 +1861,8 @@ MUTATIONS = [
     Mutation(
         "deadlines are kept in their own order",
         "_engine/deadlines.py",
-        "heapq.heappush(self._heap, (deadline",
-        "self._heap.append((deadline",
+        "            heapq.heappush(self._heap, entry)",
+        "            self._heap.append(entry)",
         "deadlines",
     ),
     Mutation(
@@ -1888,7 +1888,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an observer hears nothing on the timer's thread",
-        "observers.py",
+        "_hub.py",
         "if aside.post is not None:",
         "if False:",
         "herald",
@@ -1910,8 +1910,8 @@ MUTATIONS = [
     Mutation(
         "an executor closes when all is told",
         "_engine/ending.py",
-        "            if self._failing or timer.herald.busy:",
-        "            if self._failing:",
+        " or timer.herald.busy:",
+        ":",
         "herald",
     ),
     Mutation(
@@ -1938,7 +1938,7 @@ MUTATIONS = [
     Mutation(
         "an overdue deadline wakes the timer",
         "_engine/deadlines.py",
-        " or first < task._submitted",
+        " or due < task._submitted",
         "",
         "deadlines",
     ),
@@ -1957,10 +1957,10 @@ MUTATIONS = [
         "timer",
     ),
     Mutation(
-        "a deadline that comes while other deadlines are forgotten is kept",
+        "a deadline that comes while other deadlines are sorted is kept",
         "_engine/deadlines.py",
-        "            if entry[1] > number:",
-        "            if False:",
+        "            if not self._sorts:",
+        "            if True:",
         "deadlines",
     ),
     Mutation(
@@ -2084,14 +2084,14 @@ MUTATIONS = [
     Mutation(
         "a duration may be a number of another library",
         "_checks.py",
-        'hasattr(kind, "__float__") and',
+        'hasattr(named, "__float__") and',
         "False and",
         "standard_library",
     ),
     Mutation(
         "a bool is no number of seconds", "_checks.py", "is_real = not isinstance(value, bool)", "is_real = True", "numbers"
     ),
-    Mutation("NumPy's bool is no number of seconds", "_checks.py", ' and not kind.__name__.startswith("bool")', "", "numbers"),
+    Mutation("NumPy's bool is no number of seconds", "_checks.py", ' and not named.__name__.startswith("bool")', "", "numbers"),
     Mutation(
         "a buffersize is refused in the words of the standard library",
         "_checks.py",
@@ -2335,7 +2335,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a task is kept until observers are told of it",
-        "observers.py",
+        "_hub.py",
         "aside.post(partial(self.tell, event, what, task))",
         "aside.post(partial(self.tell, event, what))",
         "observers",
@@ -2378,9 +2378,30 @@ MUTATIONS = [
     Mutation(
         "the end of a view looks at a copy of its futures, which other threads drop",
         "_base.py",
-        "references = self._futures.copy()",
-        "references = self._futures",
+        "for noted in self._futures[:] if",
+        "for noted in self._futures if",
         "views",
+    ),
+    Mutation(
+        "a view keeps what is submitted while it forgets",
+        "_base.py",
+        "            if self._prunes:",
+        "            if False:",
+        "view_costs",
+    ),
+    Mutation(
+        "a view refuses a task that came while it was shut down",
+        "_view.py",
+        "            if self._shut_down or len(futures) > self._many:",
+        "            if len(futures) > self._many:",
+        "views",
+    ),
+    Mutation(
+        "the timer forgets when it looks next before it looks at the news",
+        "_engine/deadlines.py",
+        "            self.due = inf\n            self._sort_news()",
+        "            self._sort_news()",
+        "deadlines",
     ),
     # -- the extras
     Mutation(
@@ -3193,7 +3214,7 @@ MUTATIONS = [
     Mutation(
         "a connection is lost though libpq has not looked at it",
         "resources/psycopg.py",
-        "            connection.pgconn.consume_input()",
+        "            pgconn.consume_input()",
         "            pass",
         "resources_psycopg",
     ),
@@ -3271,9 +3292,93 @@ MUTATIONS = [
     Mutation(
         "no executor closes while it fails tasks",
         "_engine/ending.py",
-        "if self._failing or timer",
-        "if timer",
+        "if self._failing.copy() or self._failed",
+        "if self._failed",
         "ending",
+    ),
+    Mutation(
+        "no executor closes while a task is put back",
+        "_engine/ending.py",
+        " or self._failed is not failed",
+        "",
+        "ending_queue",
+    ),
+    Mutation(
+        "no executor closes while a task is in the hand of its canceller",
+        "_engine/ending.py",
+        "            self._failing.add(token)\n            for lane in self._place.lanes:\n                _cancel_lane(lane)",
+        "            for lane in self._place.lanes:\n                _cancel_lane(lane)",
+        "ending_queue",
+    ),
+    Mutation(
+        "a canceller puts a task back that a thread observes",
+        "_engine/ending.py",
+        "                lane.append(put_back)",
+        "                pass",
+        "ending_queue",
+    ),
+    Mutation(
+        "an interrupted canceller is done with the task in its hand",
+        "_engine/ending.py",
+        "if task is not None and not task._cancel_popped():",
+        "if False:",
+        "ending_queue",
+    ),
+    Mutation(
+        "an interrupted canceller puts the task back that a thread observes, once",
+        "_engine/ending.py",
+        "                put_back, task = task, None  # no error comes between this and the append",
+        "                put_back = task",
+        "ending_queue",
+    ),
+    Mutation(
+        "a task in the hand of its canceller is counted once",
+        "_engine/task.py",
+        "if self._exception is not None:  # or it is counted",
+        "if True:  # or it is counted",
+        "ending_queue",
+    ),
+    Mutation(
+        "a canceller leaves a task that a thread has observed in this moment",
+        "_engine/task.py",
+        "if (self._sidecar or adopt(self, CALLED_OFF)) is not CALLED_OFF:",
+        "self._sidecar = CALLED_OFF\n        if False:",
+        "ending_queue",
+    ),
+    Mutation(
+        "what a task in the hand of its canceller held goes under no lock",
+        "_engine/task.py",
+        "        held = self._result, self._exception, self._context",
+        "        held = None",
+        "ending_queue",
+    ),
+    Mutation(
+        "tasks that no thread observes need no sidecar of their own to be cancelled",
+        "_engine/ending.py",
+        "                self._cancel_unobserved()",
+        "                pass",
+        "ending_queue",
+    ),
+    Mutation(
+        "observers are told of each task that is cancelled at the end",
+        "_engine/ending.py",
+        'if not self._place.hub.hears("task_finished"):',
+        "if True:",
+        "ending_queue",
+    ),
+    Mutation(
+        "the sidecar that cancelled tasks share keeps no handoff",
+        "_engine/sidecar.py",
+        "    def takes(self, handoff: Handoff) -> bool:\n        return False",
+        "    pass",
+        "ending_queue",
+    ),
+    Mutation(
+        "the sidecar that cancelled tasks share keeps no waiter",
+        "_engine/sidecar.py",
+        "    waiters = NO_WAITERS",
+        "    pass",
+        "ending_queue task",
     ),
     Mutation(
         "observers hear of a task whose callback outlasts the executor",

@@ -14,7 +14,7 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 _INCLUDED = re.compile(r"^\.\. literalinclude:: (\S+)$", re.MULTILINE)
-_CONSOLE = re.compile(r"^\.\. code-block:: console\n\n   \$ python (\S+)(.*)\n((?:   .*\n)*)", re.MULTILINE)
+_CONSOLE = re.compile(r"^\.\. code-block:: console\n\n   \$ python (?:\S+/)?(\S+).*\n((?:   .*\n)*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def shown_on(page: Path) -> list[Shown]:
     included = {path.name: path for path in ((page.parent / name).resolve() for name in _INCLUDED.findall(text))}
     return [
         Shown(page, included[name], re.sub("^   ", "", output, flags=re.MULTILINE))
-        for name, _, output in _CONSOLE.findall(text)
+        for name, output in _CONSOLE.findall(text)
         if name in included
     ]
 

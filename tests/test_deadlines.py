@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from engine import (
     Step,
+    deadlines_lock,
     deadlines_of,
     expire,
     kick,
@@ -22,6 +23,7 @@ from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, event
 from tasker_executor import (
     TaskExpired,
 )
+from tasker_executor._engine.deadlines import MANY_NEWS
 from tasker_executor._sync import clock
 from timer_support import Turns, watch_turns
 
@@ -52,27 +54,79 @@ def test_later_deadline_wakes_a_timer_that_has_overslept(
     assert isinstance(first.exception(DEADLINE), TaskExpired)
 
 
-def test_deadline_that_a_signal_handler_adds_while_others_are_forgotten_is_kept(make_pool: MakePool, gate: Gate) -> None:
+def test_deadline_that_a_signal_handler_adds_while_others_are_sorted_is_kept(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    late = [pool.with_options(start_within=3600).submit(int) for _ in range(70)]
+    view = pool.with_options(start_within=3600)
     comes: list[bool] = []
     came: list[Future[int]] = []
 
     def come_in_between() -> bool:
         if not comes:
             comes.append(True)
+            came.extend(pool.with_options(start_within=0.01).submit(int) for _ in range(100))
+        return False
+
+    late = [view.submit(int) for _ in range(MANY_NEWS)]
+    for _ in range(2 * MANY_NEWS):
+        late.append(view.submit(int))
+        late[-1].done = come_in_between  # type: ignore[method-assign]  # asked in the middle of it
+
+    assert len(came) == 100
+    for future in came:
+        assert isinstance(future.exception(DEADLINE / 2), TaskExpired)  # not when the gate gives up, and the worker finds it
+    assert len(deadlines_of(pool)) == len(late)
+
+
+def test_deadlines_of_tasks_that_are_done_are_forgotten_though_many_wait(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    view = pool.with_options(start_within=3600)
+    for future in [view.submit(int) for _ in range(1000)]:
+        future.cancel()
+    for _ in range(64):
+        view.submit(int)
+
+    assert len(deadlines_of(pool)) < 200
+
+
+def test_a_submission_that_comes_while_the_timer_looks_kicks_it(make_pool: MakePool, gate: Gate) -> None:
+    """1. The timer has looked at the news. 2. A task comes. 3. The timer is about to say when it looks next."""
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    view = pool.with_options(start_within=3600)
+    came: list[Future[int]] = []
+
+    def come_in_between() -> bool:
+        if not came:
             came.append(pool.with_options(start_within=0.01).submit(int))
         return False
 
-    late[0].done = come_in_between  # type: ignore[method-assign]  # asked in the middle of it
-    for future in late[1:]:
-        future.cancel()
-    pool.with_options(start_within=3600).submit(int)
+    with deadlines_lock(pool):  # the timer waits for it
+        first = view.submit(int)
+        first.done = come_in_between  # type: ignore[method-assign]  # asked after the copy was made
+    kick(pool)
 
-    assert len(deadlines_of(pool)) < 10
-    assert isinstance(came[0].exception(DEADLINE / 2), TaskExpired)  # not when the gate gives up, and the worker finds it
+    eventually(lambda: bool(came), "the timer to look")
+    assert isinstance(came[0].exception(DEADLINE / 2), TaskExpired)
+
+
+def test_threads_that_submit_at_once_lose_no_deadline(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+
+    def submit(thread: int) -> list[Future[int]]:
+        return [pool.with_options(start_within=0.02 + n % 7 / 100 + thread / 1000).submit(int) for n in range(1000)]
+
+    with ThreadPoolExecutor(4) as threads:
+        futures = [future for done in threads.map(submit, range(4)) for future in done]
+
+    assert {type(future.exception(DEADLINE / 2)) for future in futures} == {TaskExpired}
+    assert deadlines_of(pool) == []
 
 
 def test_task_expires_without_a_free_worker(make_pool: MakePool, gate: Gate) -> None:

@@ -59,9 +59,10 @@ def test_the_wheel_has_the_package_alone(built: dict[str, Path]) -> None:
     assert [name for name in names if name.endswith((".pyc", ".rst", ".md"))] == []
 
 
-def test_the_metadata_names_no_extra_that_only_developers_need(built: dict[str, Path]) -> None:
+def test_the_metadata_is_small_and_names_no_extra_that_only_developers_need(built: dict[str, Path]) -> None:
     with zipfile.ZipFile(built[".whl"]) as wheel:
         [file] = [name for name in wheel.namelist() if name.endswith("/METADATA")]
+        assert wheel.getinfo(file).file_size < 20_000, "an index shows the README on one page, and pip reads it all"
         metadata = Parser().parsestr(wheel.read(file).decode())
 
     extras = metadata.get_all("Provides-Extra", [])

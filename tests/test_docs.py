@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import tasker_executor
+from guide import PAGES
 from tasker_executor import Observer, ResourceExecutor, TaskFuture, Verdict, exceptions, observers
 from tasker_executor._base import BaseExecutor
 from tasker_executor._options import DEFAULT_OPTIONS, UNSET
@@ -223,3 +224,9 @@ def test_the_index_of_examples_names_each_and_is_a_page_of_the_documentation() -
 
     assert sorted(re.findall(r"^   \* - ``(\w+\.py)``$", index, re.MULTILINE)) == EXAMPLES
     assert ".. include:: ../../examples/README.rst" in (REFERENCE / "examples.rst").read_text("utf-8")
+
+
+def test_another_page_speaks_of_each_example() -> None:
+    texts = [text for name, text in PAGES.items() if not name.startswith("reference/")]
+
+    assert [name for name in EXAMPLES if not any(f"examples/{name}" in text for text in texts)] == []

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import tasker_executor
+from pages import DOCS, Shown, difference, shown_on
 from support import DEADLINE, run_python
 
 PACKAGE = Path(tasker_executor.__file__).parent
@@ -61,10 +62,21 @@ ARGUMENTS = {
     "metrics_service.py": ["--address", "127.0.0.1:0", "--seconds", "1"],
     "service_load.py": ["--within", f"{1.5 * DEADLINE:g}"],  # it ends the service then
 }
+# These are started with the address of a server. Where the variable is not set, there is none.
+SERVERS = {
+    "mariadb.py": "TASKER_TEST_MARIADB",
+    "postgresql.py": "TASKER_TEST_POSTGRES",
+    "rabbitmq.py": "TASKER_TEST_RABBITMQ",
+    "redis_counters.py": "TASKER_TEST_REDIS",
+}
+# These need a program that pip does not install.
+PROGRAMS = {"playwright_pages.py": "chromium"}
 # These start another example, which would go on for ever if it were run alone.
 STARTS = {"service_load.py": "service.py"}
 # A service logs to stderr, and this one has outages. The others have nothing to say there.
 LOGS_TO_STDERR = {"metrics_service.py"}
+# What pages of the documentation say that examples print.
+SHOWN: list[Shown] = [shown for page in (DOCS / "howto").glob("*.rst") for shown in shown_on(page)]
 
 
 def imports_of(path: Path) -> set[str]:
@@ -88,7 +100,7 @@ def requirements_of(path: Path) -> set[str]:
             extra = PACKAGE / f"{module}.py"
             if extra.exists():
                 needed |= requirements_of(extra)
-        elif package not in sys.stdlib_module_names:
+        elif package not in sys.stdlib_module_names and package != "_typeshed":  # that one is for type checkers alone
             needed.add(package)
     return needed
 
@@ -98,6 +110,10 @@ def skip_without_requirements(name: str) -> None:
     missing = sorted(package for package in needed if importlib.util.find_spec(package) is None)
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
+    if name in SERVERS and not os.environ.get(SERVERS[name]):
+        pytest.skip(f"{SERVERS[name]} is not set")
+    if name in PROGRAMS and not shutil.which(PROGRAMS[name]):
+        pytest.skip(f"needs {PROGRAMS[name]}")
 
 
 def run_example(name: str, folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -130,6 +146,8 @@ def arguments_of(name: str, folder: Path) -> list[str | Path]:
         skipped = shutil.ignore_patterns("__pycache__", "*-packages", "*.so", "*.a")
         shutil.copytree(library, folder / "library", ignore=skipped, ignore_dangling_symlinks=True)
         return [folder / "library"]
+    if name in SERVERS:
+        return [os.environ[SERVERS[name]]]
     return list(ARGUMENTS.get(name, []))
 
 
@@ -152,6 +170,8 @@ def test_example_runs_and_shows_what_it_promises(name: str, tmp_path: Path) -> N
     assert result.returncode == 0, result.stdout + result.stderr
     assert name in LOGS_TO_STDERR or result.stderr == ""
     assert [line for line in TELLING.get(name, []) if line not in result.stdout] == []
+    shown = [shown for shown in SHOWN if shown.program == EXAMPLES / name]
+    assert [text for text in (difference(each, result.stdout) for each in shown) if text] == []
 
 
 def test_index_sources_takes_any_folder(sources: Path, tmp_path: Path) -> None:

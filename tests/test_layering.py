@@ -13,11 +13,11 @@ PACKAGE = "tasker_executor"
 FOLDER = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
-    {"exceptions", "stats", "_sync", "factory", "futures", "_engine.__init__"},
+    {"exceptions", "stats", "_sync", "_frozen", "factory", "futures", "_engine.__init__"},
     {"_types", "_report", "_results", "_engine.stopping", "_engine.histogram"},
     {"_checks", "_engine.threads", "_engine.state", "_engine.run"},
     {"_options", "policies", "observers", "_engine.process", "_engine.current", "_engine.hooks"},
-    {"_chunks"},
+    {"_chunks", "_hub"},
     {"_arrivals"},
     {"_map"},
     {"_typed", "_async_map", "recording", "_engine.settings", "_engine.handoff", "_engine.unretrieved", "_engine.stacks"},
@@ -58,6 +58,7 @@ LAYERS = [
     {"_engine.scaler", "_engine.ending", "_engine.watch"},
     {"_engine.core"},
     {"_engine.submission", "_reporting"},
+    {"_view"},
     {"_executor"},
     {"resources.__init__", "resources._commit", "resources._sockets"},
     {"resources.http", "resources.pika", "resources.psycopg", "resources.pymysql", "resources.redis", "resources.sqlite3"},

@@ -26,7 +26,8 @@ from tasker_executor import (
     WorkerEvent,
     current_task,
 )
-from tasker_executor.observers import EVENTS, ObserverHub
+from tasker_executor._hub import ObserverHub
+from tasker_executor.observers import EVENTS
 
 TASK_EVENTS = [event for event in EVENTS if event.startswith("task_")]
 

@@ -7,8 +7,9 @@ import pickle
 import select
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, assert_type
 
 import pytest
@@ -17,6 +18,7 @@ from proxy import Proxy
 from support import DEADLINE, MakePool, eventually, run_python
 from tasker_executor import ExecutorStats, ResourceExecutor
 from tasker_executor.factory import Verdict
+from tasker_executor.resources._sockets import has_input
 from trouble import cause_of_stop, failure
 
 if not TYPE_CHECKING:
@@ -431,14 +433,29 @@ def hang(connection: psycopg.Connection[Any]) -> Exception:
     return failure(lambda: connection.execute("select pg_sleep(%s)", (HANGS,)))
 
 
+def is_active(connection: psycopg.Connection[Any]) -> bool:
+    return connection.pgconn.transaction_status == TransactionStatus.ACTIVE
+
+
+@contextmanager
+def a_call_that_hangs(server: Server, connection: psycopg.Connection[Any]) -> Generator[Future[Exception]]:
+    """A statement hangs on the connection, in another thread. If the block fails, the server ends it."""
+    with ThreadPoolExecutor(1) as threads:
+        hanging = threads.submit(hang, connection)
+        try:
+            server.wait_until_hanging()
+            eventually(lambda: is_active(connection), "libpq to know")  # it notes what it has sent afterwards
+            yield hanging
+        except BaseException:
+            server.terminate()
+            raise
+
+
 @pytest.mark.services
 def test_abort_cancels_the_statement_and_keeps_the_connection(server: Server, make: Made) -> None:
     factory = Connections(server.address, autocommit=True)
     connection = make(factory)
-    with ThreadPoolExecutor(1) as threads:
-        hanging = threads.submit(hang, connection)
-        server.wait_until_hanging()
-
+    with a_call_that_hangs(server, connection) as hanging:
         factory.abort(connection)
 
         error = hanging.result(DEADLINE)
@@ -456,9 +473,7 @@ def test_abort_shuts_the_socket_down_when_the_network_stalls(
     monkeypatch.setattr(resources, "RETURN_TIMEOUT", 0.05)
     factory = Connections(server.address_of(proxy), autocommit=True)
     connection = make(factory)
-    with ThreadPoolExecutor(1) as threads:
-        hanging = threads.submit(hang, connection)
-        server.wait_until_hanging()
+    with a_call_that_hangs(server, connection) as hanging:
         proxy.stall()
 
         factory.abort(connection)
@@ -501,10 +516,7 @@ def test_a_statement_that_the_server_reads_after_the_first_cancel_request_is_can
             cancel(**options)
 
     monkeypatch.setattr(connection, "cancel_safe", cancel_late)
-    with ThreadPoolExecutor(1) as threads:
-        hanging = threads.submit(hang, connection)
-        server.wait_until_hanging()
-
+    with a_call_that_hangs(server, connection) as hanging:
         factory.abort(connection)
 
         assert isinstance(hanging.result(DEADLINE), errors.QueryCanceled)
@@ -536,10 +548,18 @@ def test_abort_in_a_prepared_transaction_does_no_harm(table: Server, make: Made)
 
 
 @pytest.mark.services
-def test_a_connection_is_lost_though_libpq_has_not_looked_at_it(server: Server, proxy: Proxy, make: Made) -> None:
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_connection_is_lost_though_libpq_has_not_looked_at_it(
+    server: Server, proxy: Proxy, make: Made, answered: bool
+) -> None:
     factory = Connections(server.address_of(proxy))
     connection = make(factory)
-    connection.pgconn.send_query(b"select 1")
+    if answered:
+        connection.pgconn.send_query(b"select 1")
+        eventually(lambda: has_input(connection.fileno()), "the answer")
+    else:
+        proxy.stall()
+        connection.pgconn.send_query(b"select 1")
     proxy.reset()
     eventually(lambda: has_ended(connection), "the end of the connection")
     error = psycopg.OperationalError("connection socket closed")  # what psycopg says if it looks at the socket itself

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine import Deadlines
+from engine import Deadlines, Step, replace_step
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken
 from tasker_executor import ExecutorView, ResourceExecutor, ShutdownTimeout, TaskExpired, current_task
 
@@ -372,22 +372,20 @@ def test_task_may_shut_down_the_view_it_came_through(make_pool: MakePool) -> Non
         view.submit(int)
 
 
+@pytest.mark.parametrize("bound", [None, 9], ids=["in line", "with care"])
 def test_submission_that_meets_the_shutdown_of_the_view_is_refused_and_does_not_run(
-    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch, bound: int | None
 ) -> None:
-    pool = make_pool(1)
-    view = pool.with_options(priority=True)
+    pool = make_pool(1, max_queued=bound)
+    view = pool.with_options(start_within=DEADLINE)
     ran: list[int] = []
     pool.submit(gate.hold)
     gate.wait_until_held()
-    enqueue = pool._enqueue
 
-    def late(*args: Any) -> Any:
-        future = enqueue(*args)
+    def late(*_: Any) -> None:
         view.shutdown()  # by another thread, in the worst moment: the task is queued, and the view does not know it yet
-        return future
 
-    monkeypatch.setattr(pool, "_enqueue", late)
+    replace_step(pool, Step.WATCH, late, monkeypatch)
 
     with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
         view.submit(ran.append, 1)
@@ -470,7 +468,7 @@ def test_shutdown_of_a_view_while_its_futures_are_dropped(make_pool: MakePool, m
     view.shutdown()
 
     assert futures == []
-    assert [reference() for reference in view._futures] == [kept]
+    assert [reference() for reference in view._futures if reference() is not None] == [kept]
 
 
 # -- signatures --

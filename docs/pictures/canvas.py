@@ -35,7 +35,7 @@ def _style() -> str:
     for name, (colour, dark_colour) in TEXT.items():
         light.append(f".{name}{{fill:{colour}}}")
         dark.append(f".{name}{{fill:{dark_colour}}}")
-    lines = [
+    lines: list[str] = [
         f"text{{font-family:{SANS};font-size:14px}}",
         f".mono{{font-family:{MONO};font-size:13px;white-space:pre}}",
         ".small{font-size:12px}",

@@ -19,13 +19,12 @@ step or in the exit path, such as a successor, waits for that.
 from __future__ import annotations
 
 from contextvars import Context
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._report import function_name, traceback_of
 from .._sync import clock
 from ..exceptions import TaskCancelled, TaskStopped, TaskTimeout
 from ..factory import Verdict
-from ..observers import TaskEvent
 from .holding import Holding
 from .invoke import note_giving_up, note_missing_argument
 from .lanes import Lane
@@ -35,6 +34,9 @@ from .state import State
 from .stopping import Reason, Stop
 from .task import RUNNING, Task
 from .workplace import Workplace
+
+if TYPE_CHECKING:
+    from ..observers import TaskEvent
 
 __all__ = ["NOTHING", "Attempts", "describe"]
 
@@ -250,6 +252,8 @@ class Attempts:
     def _event(
         self, task: Task[Any], start: float, end: float, outcome: str = "", error: BaseException | None = None
     ) -> TaskEvent:
+        from ..observers import TaskEvent
+
         sidecar = task._sidecar
         return TaskEvent(
             self._place.settings.name,

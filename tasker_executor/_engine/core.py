@@ -11,9 +11,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from .._hub import ObserverHub
 from .._report import Logger
 from .._sync import Latch, Permit, clock
-from ..observers import ObserverHub, TaskEvent
 from . import process
 from .admission import Admission
 from .crew import Crew
@@ -209,6 +209,8 @@ class Core:
             self.admission.refill()
         sidecar = task._sidecar
         if self.hub.hears("task_finished") and (sidecar is None or (sidecar.verdict is not WITHDRAWN and sidecar.is_news())):
+            from ..observers import TaskEvent
+
             error = None if task.cancelled() else task._exception
             waited = max(0.0, clock() - task._submitted)
             outcome = "cancelled" if error is None else "failed"

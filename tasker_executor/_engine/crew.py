@@ -88,12 +88,14 @@ class Crew:
         Workers that are starting look at the lanes, so only the tasks beyond their number count.
         """
         self._lanes.look()  # for the order: a submitter whose task is not seen here sees what was stored before
-        starting = self.roster.starting()
-        while (waiting := self._lanes.waiting()) and starting != (now := self.roster.starting()):
-            starting = now  # a worker became ready, and may have taken a task: count again
-        if waiting > starting:
-            return True
-        return self._life.state is State.RUNNING and self.roster.present() < self.roster.least()
+        if self._lanes.waiting():  # otherwise no worker is counted: workers that end together all ask this
+            starting = self.roster.starting()
+            while (waiting := self._lanes.waiting()) and starting != (now := self.roster.starting()):
+                starting = now  # a worker became ready, and may have taken a task: count again
+            if waiting > starting:
+                return True
+        least = self.roster.least()
+        return self._life.state is State.RUNNING and least > 0 and self.roster.present() < least
 
     def overflow(self) -> int:
         """Return how many tasks wait beyond those that free workers are about to take; for `max_queued`."""
@@ -158,7 +160,7 @@ class Crew:
             self._hiring = True
             try:
                 self._offer_room()
-                while self._may_start() and self._needed():
+                while self._needed() and self._may_start():
                     if not hired:
                         spend_stack()
                     worker = self._make_worker(roster.free_index())
@@ -170,7 +172,7 @@ class Crew:
                     self._offer_room()
             finally:
                 self._hiring = False
-            if not (self._may_start() and self._needed()):
+            if not (self._needed() and self._may_start()):
                 break
 
     def _offer_room(self) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, 
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..futures import TaskFuture
-from .sidecar import FINAL, NO_WAITERS, Callbacks, Sidecar, locks_task
+from .sidecar import NO_WAITERS, Callbacks, Sidecar, locks_task
 
 __all__ = ["Foreign"]
 
@@ -69,8 +69,6 @@ class Foreign(TaskFuture[T]):
         # The caller holds the sidecar, and has looked at the state. `_observe` might publish an end that the
         # caller has not seen; then the waiter that it adds next would not be told. So only without a sidecar.
         sidecar = self._sidecar or self._observe() or self._seal()
-        if sidecar is FINAL:
-            return NO_WAITERS
         if sidecar.waiters is None:
             sidecar.waiters = []
         return sidecar.waiters

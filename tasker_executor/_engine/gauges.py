@@ -7,12 +7,11 @@ scaler, which shows the load to the policy.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .._frozen import frozen
 from .._sync import clock
-from ..stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
 from .attempt import describe
 from .histogram import Histogram
 from .outage import Outage
@@ -26,10 +25,13 @@ from .task import FINISHED, Task
 from .worker import Worker
 from .workplace import Workplace
 
+if TYPE_CHECKING:  # imported on use: to make its data classes takes as long as to import ten modules
+    from ..stats import ExecutorMetrics, ExecutorStats, LoadSample, WorkerInfo
+
 __all__ = ["Gauges", "Reading", "worker_info"]
 
 
-@dataclass(frozen=True)
+@frozen
 class Reading:
     """The numbers of one executor at one moment.
 
@@ -88,6 +90,8 @@ class Gauges:
         decreases, so a task that is missed counts as running. Only a retry moves backwards, and a task that a
         worker puts back: after one, the reading is repeated.
         """
+        from ..stats import ExecutorStats
+
         with self._life.lock:
             normal, priority = self._lanes.normal, self._lanes.priority
             while True:
@@ -140,6 +144,8 @@ class Gauges:
 
     def worker_infos(self, *, stacks: bool = False) -> tuple[WorkerInfo, ...]:
         """Return what each worker is doing, in the order of their numbers; with its stack, if asked for."""
+        from dataclasses import replace
+
         roster = self._roster
         ending, gone = roster.ending, roster.written_off.copy()
         workers = sorted(roster.workers.copy() | gone, key=attrgetter("index"))
@@ -163,6 +169,8 @@ class Gauges:
 
     def sample(self) -> LoadSample:
         """Return the load sample that a policy is shown."""
+        from ..stats import LoadSample
+
         arrival_rate, completion_rate, service_time = self._rates()
         oldest = self._lanes.oldest()
         now = clock()
@@ -270,6 +278,8 @@ class Gauges:
 
 def worker_info(worker: Worker, ending_since: float | None, *, written_off: bool = False) -> WorkerInfo:
     """Return what a worker is doing now; `ending_since`: when it began to destroy its resource."""
+    from ..stats import WorkerInfo
+
     task, holding, now = worker.task, worker.holding, clock()
     function = None if task is None else _name_of(task)
     with worker.place.recorder.lock:  # or what another thread folds at this moment would be counted twice

@@ -41,7 +41,6 @@ import _thread
 import errno
 import os
 import select
-import signal
 import sys
 from _thread import allocate_lock
 from collections.abc import Callable
@@ -114,6 +113,8 @@ class Handoff:
             make_poll: Callable[[], Any] = _poll,
             control: Callable[..., int] = fcntl.fcntl,
         ) -> None:
+            import signal  # on use: it takes as long to import as three files of ours
+
             mark = signal.SIGRTMIN + next(self._marks) % (signal.SIGRTMAX - signal.SIGRTMIN + 1)
             low = make(0)
             try:

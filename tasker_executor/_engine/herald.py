@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+from .._hub import ObserverHub
 from .._report import Logger, aside
-from ..observers import ObserverHub
 from .current import current
 from .settings import Settings
 from .threads import CannotStart, make_thread, start_thread

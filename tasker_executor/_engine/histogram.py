@@ -12,8 +12,10 @@ import struct
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from ..stats import DurationSummary
+if TYPE_CHECKING:
+    from ..stats import DurationSummary
 
 __all__ = ["Histogram"]
 
@@ -146,6 +148,8 @@ class Histogram:
 
     def summary(self) -> DurationSummary:
         """Return the distribution in a few numbers."""
+        from ..stats import DurationSummary
+
         if not self.count:
             return DurationSummary(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
         p50, p95, p99 = self._quantiles([0.50, 0.95, 0.99])

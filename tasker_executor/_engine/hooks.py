@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from inspect import Signature, isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import Any, Generic, TypeVar, cast
 
 from .._checks import check_callable, check_count, check_seconds
+from .._frozen import frozen
 from .._report import safe_repr
 from .._types import AbortHook, AroundHook, CreateHook, DestroyHook, ResetHook, ResourceHook
 from ..factory import ContextManagerFactory, ResourceFactory
@@ -23,7 +23,7 @@ __all__ = ["ResourceHooks", "check_hooks", "not_a_resource"]
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ResourceHooks(Generic[R]):
     """What the user said about resources: the methods of a factory. One that it leaves as it is is None."""
 

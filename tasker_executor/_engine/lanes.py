@@ -79,7 +79,8 @@ class Lane(deque[Any]):
         #: place while it is moved. So it is moved under the executor's lock, or while a token keeps the executor
         #: open.
         self.parked: deque[Any] = deque()
-        #: Called with each task of this lane that was settled before it started. No lock is held.
+        #: Called with each task of this lane that was settled before it started, but for those that no thread
+        #: observed as the queue was cancelled: see `Ending.cancel_queue`. No lock is held.
         self.on_settled = on_settled
         # Guards the five counters. A leaf: nothing else is acquired while it is held. Reentrant, for signal
         # handlers that cancel. They are read without it: one at a time, in the order that `waiting` and

@@ -47,7 +47,7 @@ class Limits:
         """Return for how many seconds a task may run, all its attempts together; None: without a limit."""
         sidecar = task._sidecar
         limit = UNSET if sidecar is None else sidecar.run_within
-        return self.run_within if limit is UNSET else limit  # type: ignore[return-value]  # mypy narrows no singleton
+        return self.run_within if limit is UNSET else limit
 
     def begins(self, task: Task[Any], start: float) -> None:
         """Note that a task begins to run at `start`. It is in its worker's hand already."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .._hub import ObserverHub
 from .._report import Logger, safe_repr
 from .._sync import clock
-from ..observers import ObserverHub, ScaleEvent, TaskEvent, WorkerEvent
 from .attempt import describe
 from .resources import End
 from .stopping import Reason
 from .task import Task
 from .worker import Worker
+
+if TYPE_CHECKING:
+    from ..observers import TaskEvent
 
 __all__ = ["Notices"]
 
@@ -33,12 +36,16 @@ class Notices:
         name = self._name
         logger.debug("executor %r: worker %s is ready", name, worker.name, executor=name, worker=worker.name)
         if self._hub.hears("worker_started"):
+            from ..observers import WorkerEvent
+
             self._hub.tell("worker_started", WorkerEvent(name, worker.name))
 
     def worker_ended(self, worker: Worker, end: End, error: BaseException | None) -> None:
         """Tell observers once that a worker ends."""
         if self._hub.hears("worker_ended") and not worker.told_of_end:
             worker.told_of_end = True
+            from ..observers import WorkerEvent
+
             self._hub.tell("worker_ended", WorkerEvent(self._name, worker.name, end.value, error))
 
     def log_end(self, worker: Worker, end: End, error: BaseException | None) -> None:
@@ -77,9 +84,13 @@ class Notices:
             worker=worker.name,
         )
         if self._hub.hears("worker_written_off"):
+            from ..observers import WorkerEvent
+
             self._hub.tell("worker_written_off", WorkerEvent(name, worker.name, f"{what} has not ended"))
 
     def _event(self, task: Task[Any], worker: Worker | None, outcome: str, error: BaseException | None = None) -> TaskEvent:
+        from ..observers import TaskEvent
+
         sidecar, since = task._sidecar, clock() if worker is None else worker.since
         return TaskEvent(
             self._name,
@@ -109,6 +120,8 @@ class Notices:
             reason=reason,
         )
         if self._hub.hears("scaled"):
+            from ..observers import ScaleEvent
+
             self._hub.tell("scaled", ScaleEvent(self._name, before, after, reason))
 
 

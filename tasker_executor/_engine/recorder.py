@@ -13,11 +13,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from threading import RLock
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .._sync import clock, in_one_step
-from ..stats import ExecutorMetrics
 from .histogram import Histogram
+
+if TYPE_CHECKING:
+    from ..stats import ExecutorMetrics
 
 __all__ = ["LONG_LOG", "LULL", "RATE_WINDOW", "Outcome", "Period", "Recorder", "TaskLog"]
 
@@ -155,6 +157,8 @@ class Period(NamedTuple):
 
     def metrics(self) -> ExecutorMetrics:
         """Return them as the user sees them."""
+        from ..stats import ExecutorMetrics
+
         finished = self.counts[Outcome.COMPLETED] + self.counts[Outcome.FAILED]
         return ExecutorMetrics(
             wait=self.wait.summary(),

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from .._report import Logger, safe_repr
 from .._sync import clock
 from ..exceptions import ResourceCreationError
-from ..observers import ResourceEvent
 from .crew import Crew
 from .outage import BACKOFF_FIRST
 from .resources import UnfitResource
@@ -147,6 +146,8 @@ class Recovery:
                 **fields,
             )
         if self._hub.hears("creation_failed"):
+            from ..observers import ResourceEvent
+
             self._hub.tell("creation_failed", ResourceEvent(self._name, worker, 0.0, error))
 
     def fail_queue(self, cause: BaseException | None, before: float | None = None) -> None:

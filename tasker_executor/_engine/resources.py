@@ -8,15 +8,14 @@ A resource is made and noted down in one step, which no error thrown in can spli
 from __future__ import annotations
 
 import enum
-import random
 import threading
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, Protocol, TypeVar
 
+from .._hub import ObserverHub
 from .._report import Logger, drop_frame, must_escape, safe_repr
 from .._sync import clock, takes
 from ..factory import NoResource, Verdict
-from ..observers import ObserverHub, ResourceEvent
 from .holding import Holding
 from .hooks import ResourceHooks, not_a_resource
 
@@ -146,6 +145,8 @@ class ResourceSource(Generic[R]):
                 keep(holding)
             self._recorder.add_creation(seconds)
             if self._hub.hears("resource_created"):
+                from ..observers import ResourceEvent
+
                 self._hub.tell("resource_created", ResourceEvent(self.name, worker, seconds))
             return holding
         except BaseException:  # the error was thrown in, or comes from `on_create`
@@ -164,7 +165,11 @@ class ResourceSource(Generic[R]):
 
     def _expiry(self) -> float:
         max_age = self.hooks.max_age
-        return _NEVER if max_age is None else clock() + max_age * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
+        if max_age is None:
+            return _NEVER
+        import random  # on use: it takes as long to import as three files of ours
+
+        return clock() + max_age * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
 
     def _count(self, holding: Holding[R]) -> None:
         with self.lock:
@@ -210,6 +215,8 @@ class ResourceSource(Generic[R]):
             if holding.gone:
                 self._living.discard(holding)
         if self._hub.hears("resource_destroyed"):
+            from ..observers import ResourceEvent
+
             self._hub.tell("resource_destroyed", ResourceEvent(self.name, worker, clock() - begun, failure))
 
     # -- what a task may have done to a resource

@@ -97,7 +97,8 @@ class Roster:
 
     def has_room(self) -> bool:
         """Return whether the limits allow one more worker."""
-        return len(self.workers) < self.max_workers and self.present() < self.limit()
+        there = len(self.workers)  # `present` is at most that, and counts: each of many workers that start would
+        return there < self.max_workers and (there < (limit := self.limit()) or self.present() < limit)
 
     def surplus(self) -> int:
         """Return the number of workers above the limit. Lock held.

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from .._report import Logger, safe_repr
 from .._sync import clock
-from ..policies import answer, interval_of
 from .gauges import Gauges
 from .idle import Idle
 from .state import State
@@ -55,6 +54,8 @@ class Scaler:
         self._policy_failed = False
         self._alarm = Alarm(self, place.idle)
         if policy is not None:
+            from ..policies import interval_of
+
             self._interval = interval_of(policy)
             self._pause()
 
@@ -78,6 +79,8 @@ class Scaler:
             self.paused = False
         if now < self._next:
             return self._next
+        from ..policies import answer, interval_of
+
         load = gauges.sample()
         self._next = now + self._interval
         try:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .._checks import check_bounds, check_count, check_max_workers, check_seconds
+from .._frozen import frozen
 from .._report import safe_repr
-from ..observers import Observer
-from ..policies import ScalingPolicy, check_policy, interval_of
 from .hooks import ResourceHooks, check_hooks
+
+if TYPE_CHECKING:  # imported on use: most executors have no observer and no policy
+    from ..observers import Observer
+    from ..policies import ScalingPolicy
 
 __all__ = ["OnFull", "Settings"]
 
@@ -27,7 +29,7 @@ OnFull = Literal["block", "raise", "caller"]
 _numbers = itertools.count()  # `next` is one step, without the GIL too
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Settings:
     """The arguments of an executor. `ResourceExecutor` documents each; all durations are seconds."""
 
@@ -153,6 +155,8 @@ def _check_policy(policy: Any) -> ScalingPolicy | None:
     """Return the policy, or raise unless it has what the scaler asks for."""
     if policy is None:
         return None
+    from ..policies import check_policy, interval_of
+
     checked = check_policy("policy", policy)
     interval_of(checked)
     return checked
@@ -163,6 +167,10 @@ def _check_observers(observers: Iterable[Any]) -> tuple[Observer, ...]:
     if not isinstance(observers, Iterable):
         raise TypeError(f"observers must be an iterable of Observer instances, not {safe_repr(observers)}")
     members = tuple(observers)
+    if not members:
+        return ()
+    from ..observers import Observer
+
     for member in members:
         if not isinstance(member, Observer):
             raise TypeError(f"observers must be Observer instances, not {safe_repr(member)}")

@@ -48,11 +48,13 @@ else:
     ReentrantLock = type(threading.RLock())
 
 __all__ = [
+    "CALLED_OFF",
     "CANCELLED",
     "FINAL",
     "NO_WAITERS",
     "WITHDRAWN",
     "Callbacks",
+    "OptionsSidecar",
     "Sidecar",
     "admit",
     "adopt",
@@ -289,25 +291,14 @@ class Sidecar(ReentrantLock):
         """Do nothing. Foreign code may take the sidecar for a Condition, but no thread waits on it so."""
 
 
-class _Final(Sidecar):
-    """The one sidecar of all futures that were final before a thread observed them. It keeps nothing."""
+class OptionsSidecar(Sidecar):
+    """The sidecar that a task with options is submitted with: it has these options from the beginning.
 
-    started = published = told = concluded = True
+    They are in slots. Otherwise the first one would make a dict with room for all the fields: 340 bytes, and up to
+    200 ns more for each submission.
+    """
 
-    def __enter__(self) -> bool:
-        return True
-
-    def __exit__(self, *exc_info: object) -> None:
-        pass
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        return True
-
-    def release(self) -> None:
-        pass
-
-
-FINAL = _Final()
+    __slots__ = ("deadline", "max_retries", "run_within")
 
 
 class _NoWaiters(list[Any]):
@@ -321,6 +312,39 @@ class _NoWaiters(list[Any]):
 
 
 NO_WAITERS = _NoWaiters()
+
+
+class _Final(Sidecar):
+    """The one sidecar of all futures that were final before a thread observed them. It keeps nothing."""
+
+    started = published = told = concluded = True
+    waiters = NO_WAITERS
+
+    def __enter__(self) -> bool:
+        return True
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+    def takes(self, handoff: Handoff) -> bool:
+        return False
+
+
+class _CalledOff(_Final):
+    """The one sidecar of all tasks that were cancelled before a thread observed them: see `Settling._cancel_popped`."""
+
+    verdict = CANCELLED
+    counted = dropped = heard = reported = True
+
+
+FINAL = _Final()
+CALLED_OFF = _CalledOff()
 
 
 def admit(permit: Permit) -> None:

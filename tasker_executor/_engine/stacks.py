@@ -15,15 +15,13 @@ the exception that `_report` names.
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import linecache
+import os
 import re
 import sys
-import tempfile
 import threading
 from collections.abc import Collection, Iterable
-from pathlib import PurePath
 from traceback import FrameSummary, StackSummary
 from types import FrameType
 
@@ -42,8 +40,8 @@ STOPS_THE_WORLD = (3, 13, 2)
 #: A call: the file, the line, and the name of the function.
 Call = tuple[str, int | None, str]
 
-_THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)\b.*")
-_CALL = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
+_THREAD = r"(?:Current thread|Thread) 0x([0-9a-f]+)\b.*"
+_CALL = r'  File "(.*)", line (\d+|\?\?\?) in (.*)'
 
 
 def stack_of(thread: threading.Thread) -> str:
@@ -131,6 +129,10 @@ def _calls_of(innermost: FrameType) -> list[Call]:
 
 def _from_faulthandler() -> dict[int, list[Call]]:
     """Return the calls of the newest threads, the innermost first."""
+    # Imported on use: together they take as long to import as all of the engine's files.
+    import faulthandler
+    import tempfile
+
     with tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
@@ -142,9 +144,9 @@ def _parsed(dump: str) -> dict[int, list[Call]]:
     threads: dict[int, list[Call]] = {}
     calls: list[Call] = []
     for line in dump.splitlines():
-        if head := _THREAD.fullmatch(line):
+        if head := re.fullmatch(_THREAD, line):
             calls = threads[int(head[1], 16)] = []
-        elif call := _CALL.fullmatch(line):
+        elif call := re.fullmatch(_CALL, line):
             calls.append((call[1], int(call[2]) if call[2].isdecimal() else None, call[3]))
     for calls in threads.values():
         if len(calls) == MOST_CALLS and not _is_ours(calls[-1][0]):  # the dump does not say that it leaves some out
@@ -166,9 +168,9 @@ def _text(calls: list[Call] | None) -> str:
 
 
 #: The files of a worker's loop: those of the engine, and what calls for it in other places.
-_ENGINE = PurePath(stacks_of.__code__.co_filename).parent
+_ENGINE = os.path.dirname(stacks_of.__code__.co_filename)
 _OTHERS = {function.__code__.co_filename for function in (ChunkRunner.__call__, pop_call_into, threading.Thread.run)}
 
 
 def _is_ours(file: str) -> bool:
-    return file in _OTHERS or PurePath(file).parent == _ENGINE
+    return file in _OTHERS or os.path.dirname(file) == _ENGINE

@@ -11,22 +11,24 @@ deletes the executor, the arguments and the future before it ends, or `drop_fram
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from .._options import UNSET, TaskOptions
 from .._report import function_name, must_escape
+from .._sync import clock
 from ..exceptions import QueueFull, TaskCancelled, TaskStopped, TaskTimeout
-from ..observers import TaskEvent
 from .admission import Ticket
-from .calls import WithoutResource, bind, call_bare, drop_frames, new_task
+from .calls import WithoutResource, bind, call_bare, drop_frames
 from .core import Core
 from .current import current
 from .parked import ParkedTask, Parking
 from .reserve import Reserve
 from .run import Run
 from .settings import OnFull
+from .sidecar import OptionsSidecar
 from .state import State
-from .task import RUNNING, Task
+from .task import PENDING, RUNNING, Task
 
 __all__ = ["enqueue", "run_now"]
 
@@ -50,21 +52,32 @@ def enqueue(
     """
     if core.life.state:
         raise core.refuse()
+    priority, max_retries, pass_resource, start_within, run_within = options
     call = bind(fn, kwargs) if kwargs else fn
-    if not options.pass_resource and core.source is not None:
+    if not pass_resource and core.source is not None:
         call = WithoutResource(call)
-    lane = core.lanes.priority if options.priority else core.lanes.normal
+    lane = core.lanes.priority if priority else core.lanes.normal
     admission = core.admission
-    kind = Task if admission.limit is None or not isinstance(on_full, Parking) else ParkedTask
-    future: Task[T] = new_task(call, args, lane, core.propagate_context, kind)
+    future: Task[T]  # made as by `new_task`, in line
+    if admission.limit is None or not isinstance(on_full, Parking):
+        future = Task()
+    else:
+        future = ParkedTask()
+    future._status = PENDING
+    future._sidecar = None
+    future._result = call
+    future._exception = args
+    future._context = copy_context() if core.propagate_context else None
+    future._lane = lane
+    future._submitted = clock()
     deadline = None
-    if options.max_retries is not None or options.start_within is not None or options.run_within is not UNSET:
-        sidecar = future._observe()
-        assert sidecar is not None
-        sidecar.max_retries = options.max_retries
-        sidecar.run_within = options.run_within
-        if options.start_within is not None:
-            sidecar.deadline = deadline = future._submitted + options.start_within
+    if max_retries is not None or start_within is not None or run_within is not UNSET:
+        if start_within is not None:
+            deadline = future._submitted + start_within
+        sidecar = future._sidecar = OptionsSidecar()  # without `adopt`: no other thread knows the task yet
+        sidecar.max_retries = max_retries
+        sidecar.run_within = run_within
+        sidecar.deadline = deadline
 
     if admission.limit is None or current.owner is core:  # a worker must not wait for itself
         lane.append(future)
@@ -96,7 +109,9 @@ def enqueue(
         core.wake(future)
     if deadline is not None:
         core.deadlines.watch(future, deadline)
-    if core.hub.hears("task_submitted"):
+    if core.hub.hears_submissions:
+        from ..observers import TaskEvent
+
         core.hub.tell("task_submitted", TaskEvent(core.name, id(future), function_name(fn), lane.name))
     return future
 

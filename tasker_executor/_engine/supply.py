@@ -6,7 +6,6 @@ This room looks at the workers, and tells an `Outage`, which knows no workers, n
 from __future__ import annotations
 
 import math
-import random
 
 from .._sync import clock
 from .outage import Outage
@@ -35,6 +34,8 @@ class Supply:
         """Note that an attempt, begun at `begun`, made no resource; return whether it counts. Lock held."""
         self._timer.kick(start=False)  # in any case: the timer waits for the last attempt of a round to end
         self.note_served()
+        import random  # on use, as in `resources`
+
         return self.outage.failed(error, begun, clock(), random.uniform)
 
     def note_end(self, worker: Worker, end: End, error: BaseException | None) -> bool:

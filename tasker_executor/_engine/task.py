@@ -18,6 +18,9 @@ one of the two sees the other:
   verdict back, still under the lock: the task is not cancelled.
 - End: the worker stores ``_status = FINISHED``, then loads ``_sidecar``. A listener stores ``_sidecar``, then
   loads ``_status``. The side that sees the other publishes; `_publish` does each of its steps once.
+- Popped: the thread that cancels a whole queue pops a task first, so no worker has it. Then it gives the task
+  the sidecar `CALLED_OFF`, which says cancelled, unless another thread has just given it one: see "One sidecar for
+  life" in ``sidecar.py``. So that one step decides, and no lock is needed.
 
 That holds without the GIL, too. In free-threaded builds a store into a slot locks the object: in Python 3.13,
 and in the specialized instruction of Python 3.14 and later, too. So of two stores into *one* object, the
@@ -52,7 +55,19 @@ from ..futures import TaskFuture
 from .callbacks import call_each, call_one
 from .handoff import Handoff, HandoffLost
 from .lanes import Lane
-from .sidecar import CANCELLED, FINAL, WITHDRAWN, Callbacks, Sidecar, admit, adopt, expired, firsts, locks_task
+from .sidecar import (
+    CALLED_OFF,
+    CANCELLED,
+    FINAL,
+    WITHDRAWN,
+    Callbacks,
+    Sidecar,
+    admit,
+    adopt,
+    expired,
+    firsts,
+    locks_task,
+)
 from .stoppable import Stoppable
 from .unretrieved import Unretrieved
 from .waiting import join, note_lost
@@ -63,10 +78,10 @@ T = TypeVar("T")
 _firsts = firsts  # CPython 3.11 is slower to call a method of an imported name
 
 
-class Task(Stoppable[T]):
-    """The future of one task. It carries the call until that has run. Made by an executor only."""
+class Settling(Stoppable[T]):
+    """The half of a task that ends it, for workers, cancellers and listeners."""
 
-    __slots__ = ("_context", "_exception", "_lane", "_result", "_sidecar", "_status", "_submitted")
+    __slots__ = ()
 
     _context: Context | None  # the submitter's contextvars
     _exception: Any  # the positional arguments of the call; once final, the exception or None
@@ -76,94 +91,6 @@ class Task(Stoppable[T]):
     _status: str  # PENDING, RUNNING or FINISHED; the state of a settled task is in its sidecar
     _submitted: float  # when it was queued
     _unretrieved: Unretrieved | None = None
-
-    # The executors store the slots in line: an __init__ in Python would cost a third of the submission.
-    __init__ = object.__init__
-
-    # -- what callers use
-
-    def result(self, timeout: float | None = None) -> T:
-        """Return what the task returned, or raise what it raised. Block at most `timeout` seconds.
-
-        Raises:
-            TimeoutError: The task is not final yet (`concurrent.futures.TimeoutError`).
-            CancelledError: The task was cancelled (`concurrent.futures.CancelledError`).
-        """
-        if self._status is not FINISHED:
-            join(self, timeout)
-        if self._exception is not None:
-            self._note_retrieved()
-            try:
-                raise self._exception
-            finally:
-                self = None  # type: ignore[assignment]  # or the traceback would keep the future alive
-        return self._result  # type: ignore[no-any-return]  # the slot has two uses
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what the task raised, or None. Block, and raise, as `result` does."""
-        if self._status is not FINISHED:
-            join(self, timeout)
-        if self._exception is not None:
-            self._note_retrieved()
-        return self._exception  # type: ignore[no-any-return]  # the slot has two uses
-
-    def done(self) -> bool:
-        """Return whether the task is final: it has returned, has raised or was cancelled."""
-        if self._status is FINISHED:
-            return True
-        sidecar = self._sidecar
-        if sidecar is None:
-            return False
-        if not sidecar.published and sidecar.verdict is not None:
-            self._publish()  # another thread has settled it, and has yet to tell
-        return sidecar.published
-
-    def running(self) -> bool:
-        """Return whether the task is being run, or waits for a retry."""
-        return self._status is RUNNING and not self.done()
-
-    def cancelled(self) -> bool:
-        """Return whether the task was cancelled before it started."""
-        sidecar = self._sidecar
-        return sidecar is not None and self.done() and sidecar.published and sidecar.called_off()
-
-    @locks_task
-    def cancel(self) -> bool:
-        """Cancel the task if it has not started. Return whether it is cancelled.
-
-        The threads that wait for it are told at once, and not only when a worker pops it.
-        """
-        if self._settle(CANCELLED):
-            return True
-        sidecar = self._sidecar
-        if sidecar is None:
-            return False
-        with sidecar:
-            cancelled = sidecar.called_off()
-        if cancelled and not sidecar.concluded:
-            self._conclude()  # another thread has just cancelled it, and has yet to tell, or was interrupted
-        return cancelled
-
-    @override
-    def stop(self) -> bool:
-        return self.cancel() or (not self.done() and bool(self._lane.owner.stop(self)))
-
-    stop.__doc__ = TaskFuture.stop.__doc__
-
-    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
-        """Call `fn` with this future once it is final: on the thread that ends it, or at once on this one."""
-        sidecar = self._observe()
-        if sidecar is not None:
-            if sidecar.add_callback(fn):
-                return
-            if sidecar.verdict is not None and not sidecar.concluded:
-                self._conclude()  # callbacks that came before, if an interruption has left some
-        call_one(fn, self)
-
-    def may_expire(self) -> bool:
-        """Return whether the task fails by itself if it is not started in time."""
-        sidecar = self._sidecar
-        return sidecar is not None and sidecar.deadline is not None
 
     # -- what workers use
 
@@ -223,6 +150,24 @@ class Task(Stoppable[T]):
         self._status = RUNNING
         if self._sidecar is None or self._may_start():
             self._fail_unrun(error)
+
+    @locks_task
+    def _cancel_popped(self) -> bool:
+        """Cancel the task if no thread has observed it. Return whether it is cancelled.
+
+        The caller has popped it, so no worker has it. If this returns False, the caller puts it back. The
+        executor's observers are not told. If an error is thrown into this, it is called again.
+        """
+        if (self._sidecar or adopt(self, CALLED_OFF)) is not CALLED_OFF:
+            return False
+        held = self._result, self._exception, self._context  # until the lock is free: it may run destructors
+        lane = self._lane
+        with lane._lock:
+            if self._exception is not None:  # or it is counted: no error comes between the next two lines
+                lane.cancelled += 1
+                self._exception = self._result = self._context = None
+        del held
+        return True
 
     @locks_task
     def _settle(self, verdict: Any) -> bool:
@@ -408,3 +353,99 @@ class Task(Stoppable[T]):
         if not sidecar.told:
             self._publish()
         return sidecar
+
+
+class Task(Settling[T]):
+    """The future of one task. It carries the call until that has run. Made by an executor only.
+
+    No method of this class itself assigns to an attribute of ``self``. From Python 3.14 on, each object has room
+    in line for the names that its own class assigns so, slots or not: 8 bytes each.
+    """
+
+    __slots__ = ("_context", "_exception", "_lane", "_result", "_sidecar", "_status", "_submitted")
+
+    # The executors store the slots in line: an __init__ in Python would cost a third of the submission.
+    __init__ = object.__init__
+
+    def result(self, timeout: float | None = None) -> T:
+        """Return what the task returned, or raise what it raised. Block at most `timeout` seconds.
+
+        Raises:
+            TimeoutError: The task is not final yet (`concurrent.futures.TimeoutError`).
+            CancelledError: The task was cancelled (`concurrent.futures.CancelledError`).
+        """
+        if self._status is not FINISHED:
+            join(self, timeout)
+        if self._exception is not None:
+            self._note_retrieved()
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]  # or the traceback would keep the future alive
+        return self._result  # type: ignore[no-any-return]  # the slot has two uses
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the task raised, or None. Block, and raise, as `result` does."""
+        if self._status is not FINISHED:
+            join(self, timeout)
+        if self._exception is not None:
+            self._note_retrieved()
+        return self._exception  # type: ignore[no-any-return]  # the slot has two uses
+
+    def done(self) -> bool:
+        """Return whether the task is final: it has returned, has raised or was cancelled."""
+        if self._status is FINISHED:
+            return True
+        sidecar = self._sidecar
+        if sidecar is None:
+            return False
+        if not sidecar.published and sidecar.verdict is not None:
+            self._publish()  # another thread has settled it, and has yet to tell
+        return sidecar.published
+
+    def running(self) -> bool:
+        """Return whether the task is being run, or waits for a retry."""
+        return self._status is RUNNING and not self.done()
+
+    def cancelled(self) -> bool:
+        """Return whether the task was cancelled before it started."""
+        sidecar = self._sidecar
+        return sidecar is not None and self.done() and sidecar.published and sidecar.called_off()
+
+    @locks_task
+    def cancel(self) -> bool:
+        """Cancel the task if it has not started. Return whether it is cancelled.
+
+        The threads that wait for it are told at once, and not only when a worker pops it.
+        """
+        if self._settle(CANCELLED):
+            return True
+        sidecar = self._sidecar
+        if sidecar is None:
+            return False
+        with sidecar:
+            cancelled = sidecar.called_off()
+        if cancelled and not sidecar.concluded:
+            self._conclude()  # another thread has just cancelled it, and has yet to tell, or was interrupted
+        return cancelled
+
+    @override
+    def stop(self) -> bool:
+        return self.cancel() or (not self.done() and bool(self._lane.owner.stop(self)))
+
+    stop.__doc__ = TaskFuture.stop.__doc__
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Call `fn` with this future once it is final: on the thread that ends it, or at once on this one."""
+        sidecar = self._observe()
+        if sidecar is not None:
+            if sidecar.add_callback(fn):
+                return
+            if sidecar.verdict is not None and not sidecar.concluded:
+                self._conclude()  # callbacks that came before, if an interruption has left some
+        call_one(fn, self)
+
+    def may_expire(self) -> bool:
+        """Return whether the task fails by itself if it is not started in time."""
+        sidecar = self._sidecar
+        return sidecar is not None and sidecar.deadline is not None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..observers import ObserverHub
+from .._frozen import frozen
+from .._hub import ObserverHub
 from .admission import Admission
 from .idle import Idle
 from .lanes import Lanes
@@ -20,7 +20,7 @@ from .timer import Timer
 __all__ = ["Employer", "Workplace"]
 
 
-@dataclass(frozen=True)
+@frozen
 class Workplace:
     """What the workers of one executor share."""
 

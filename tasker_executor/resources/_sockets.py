@@ -56,8 +56,11 @@ def shut_down(sock: Any) -> None:
             pass
 
 
-def has_input(sock: socket.socket) -> bool:
-    """Return whether a read would not block: there is input, or its end, or an error."""
+def has_input(sock: socket.socket | int) -> bool:
+    """Return whether a read would not block: there is input, or its end, or an error.
+
+    `sock` may be a file descriptor.
+    """
     if hasattr(select, "poll"):
         poll = select.poll()  # takes any file descriptor; select() none above 1023
         poll.register(sock, select.POLLIN)

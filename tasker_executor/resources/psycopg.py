@@ -22,7 +22,7 @@ from .._checks import check_bool
 from .._sync import clock
 from ..factory import ResourceFactory, Verdict
 from ._commit import NOTHING_WRITTEN, TRANSACTION_NUMBER, CommitUnknown, settle_commit
-from ._sockets import cancel_until_it_returns
+from ._sockets import cancel_until_it_returns, has_input
 
 try:
     import psycopg as driver
@@ -40,6 +40,8 @@ Row = TypeVar("Row", default=TupleRow)
 #: The numbers as plain integers: that is how libpq gives them, and to compare two of these takes 20 ns.
 IDLE = int(TransactionStatus.IDLE)
 ACTIVE = int(TransactionStatus.ACTIVE)
+#: At most so many reads look for the end of a connection: a server that is there may send rows without end.
+_LOOKS = 16
 INERROR = int(TransactionStatus.INERROR)
 
 CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
@@ -218,7 +220,8 @@ def unblock(connection: driver.Connection[Any]) -> None:
 
     The statement is cancelled on the server: again and again, since a server that has not read the statement yet
     ignores the request. If that is not possible, or the call does not return since the network is stalled, the
-    socket is shut down, and the connection is broken.
+    socket is shut down, and the connection is broken. libpq notes a statement only after it has sent it. A statement
+    between the two is missed, and the executor calls this again.
 
     No cancel request hits a statement of the next task. 1. The server closes the connection of a cancel request
     after it has signalled the backend. libpq waits for that. 2. A backend that is idle ignores the signal, and
@@ -251,13 +254,16 @@ def is_lost(connection: driver.Connection[Any]) -> bool:
     """Return whether the connection has broken.
 
     psycopg may find the socket closed, and raise, and libpq does not know. Then the connection looks as if the
-    statement still ran, until libpq looks at the socket.
+    statement still ran, until libpq looks at the socket. It first finds what the server has sent before the end.
     """
-    if connection.pgconn.transaction_status == ACTIVE:
-        try:
-            connection.pgconn.consume_input()
-        except driver.Error:
-            pass  # this has told libpq
+    pgconn = connection.pgconn
+    try:
+        for _ in range(_LOOKS):
+            if pgconn.transaction_status != ACTIVE or not has_input(pgconn.socket):
+                break
+            pgconn.consume_input()
+    except driver.Error:
+        pass  # this has told libpq
     return connection.broken
 
 

@@ -23,6 +23,7 @@ from .._engine.recorder import Recorder
 from .._engine.reserve import Reserve
 from .._engine.resources import ResourceSource
 from .._engine.state import State
+from .._hub import ObserverHub
 from .._options import TaskOptions
 from .._report import must_escape, refusal
 from .._sync import clock
@@ -30,7 +31,6 @@ from .._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook,
 from ..exceptions import NoCurrentTask, PoolDeadlockError, TaskExpired
 from ..factory import ResourceFactory
 from ..futures import TaskFuture
-from ..observers import ObserverHub
 from ..stats import ExecutorStats
 from ._books import Books
 from ._runs import InlineRuns
