@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -30,7 +29,7 @@ def main() -> None:
     parser.add_argument("--faults", metavar="A,B", help="some of the faults")
     parser.add_argument("--subjects", metavar="A,B", help="some of the subjects")
     parser.add_argument("--jobs", type=int, default=4, help="cells at a time (4)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all counts there")
+    parser.add_argument("--update", action="store_true", help="put these cells among the results that are there")
     parser.add_argument("--verbose", action="store_true", help="print what the processes print")
     options = parser.parse_args()
     faults = names(dict(FAULTS), options.faults, parser)
@@ -60,15 +59,14 @@ def main() -> None:
         except BaseException:  # Ctrl-C: the cells that run end by themselves.
             pool.shutdown(cancel_futures=True)
             raise
-    print(f"{len(cells)} cells in {time.monotonic() - begun:.0f} s")
     about = report.environment() | {"PostgreSQL": referee.server_version}
-    if options.json:
-        document = {"about": about, "cells": [cell.document() for cell in cells]}
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(cells)} cells in {time.monotonic() - begun:.0f} s")
     if len(cells) < len(futures):
         raise SystemExit("some cells could not be run, so the page was not written")
-    if not options.faults and not options.subjects:
-        report.README.write_text(report.page(cells, about), encoding="utf-8")
+    if options.update:
+        report.save(report.merge(report.load()[0], cells), about)
+    elif not options.faults and not options.subjects:
+        report.save(cells, about)
 
 
 if __name__ == "__main__":

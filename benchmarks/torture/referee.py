@@ -39,7 +39,10 @@ class Cell:
         return judge(self.counts)
 
     def document(self) -> dict[str, Any]:
-        return {"fault": self.fault, "subject": self.subject, "verdict": self.verdict.value, **asdict(self.counts)}
+        """Return it for JSON, without the counts of which there is nothing to tell."""
+        perfect = asdict(Counts())
+        told = {name: value for name, value in asdict(self.counts).items() if value != perfect[name]}
+        return {"fault": self.fault, "subject": self.subject, "verdict": self.verdict.value, **told}
 
 
 class NotRun(Exception):

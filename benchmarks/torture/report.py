@@ -1,6 +1,6 @@
 """Writes the page: the table, the machine, the versions, a paragraph for each fault.
 
-``python -m benchmarks.torture.report FILE`` writes it again from counts that ``--json FILE`` has saved.
+``python -m benchmarks.torture.report`` writes it again from the counts in results.json.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 import textwrap
 import time
 from collections import Counter
@@ -16,16 +15,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from .faults import FAULTS
 from .referee import Cell
 from .subjects import SIZE, SUBJECTS, Line
 from .verdict import Counts, Verdict, figures
 
-__all__ = ["README", "environment", "heading", "page"]
+__all__ = ["README", "environment", "heading", "load", "merge", "page", "save"]
 
 README = Path(__file__).with_name("README.rst")
+RESULTS = README.with_name("results.json")
 WIDTH = 110
 BAD = (Verdict.LOSES, Verdict.HANGS)
 
@@ -214,11 +213,27 @@ def item(text: str) -> str:
     )
 
 
-def read(document: dict[str, Any]) -> tuple[list[Cell], dict[str, str]]:
-    """Read what ``--json`` has saved."""
-    cells = [Cell(one["fault"], one["subject"], Counts.of(one)) for one in document["cells"]]
-    return cells, document["about"]
+# -- the results in a file, from which the page can be written again --
+
+
+def save(cells: Iterable[Cell], about: dict[str, str]) -> None:
+    """Write the results, and the page."""
+    lines = [f'"about": {json.dumps(about)}', *(json.dumps(cell.document()) for cell in cells)]
+    RESULTS.write_text("{" + lines[0] + ',\n"cells": [\n' + ",\n".join(lines[1:]) + "\n]}\n", encoding="utf-8")
+    README.write_text(page(*load()), encoding="utf-8")
+
+
+def load() -> tuple[list[Cell], dict[str, str]]:
+    """Return the cells of the last run, and its machine and versions."""
+    document = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return [Cell(one["fault"], one["subject"], Counts.of(one)) for one in document["cells"]], document["about"]
+
+
+def merge(old: Iterable[Cell], new: Iterable[Cell]) -> list[Cell]:
+    """Return the old cells, with the new ones in the places of those that were run again."""
+    table = {(cell.fault, cell.subject): cell for cells in (old, new) for cell in cells}
+    return [table[fault, subject] for fault in FAULTS for subject in SUBJECTS if (fault, subject) in table]
 
 
 if __name__ == "__main__":
-    README.write_text(page(*read(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))), encoding="utf-8")
+    save(*load())
