@@ -35,14 +35,16 @@ The torture report
 What becomes of work on database connections when things go wrong? {faults} faults, {subjects} ways to run such work
 in Python. Everybody can claim that nothing is lost; this is a table that you can run again::
 
-    TASKER_TEST_POSTGRES="host=127.0.0.1 user=postgres dbname=test" \\
-    TASKER_TEST_REDIS=redis://127.0.0.1:6379/0 make torture     # writes this page, within 15 minutes
-    python -m benchmarks.torture --faults half_open,fork --subjects ours,asyncio --verbose  # some cells
+    export TASKER_TEST_POSTGRES="host=127.0.0.1 user=postgres dbname=test" TASKER_TEST_REDIS=redis://127.0.0.1:6379/0
+    make torture                                   # everything, within 15 minutes: writes this page
+    .venv/bin/python -m benchmarks.torture --faults half_open,fork --subjects ours,asyncio --verbose  # some cells
+    .venv/bin/python -m benchmarks.torture --subjects ours --update  # puts some cells among the others on this page
 
 It needs Linux, a PostgreSQL server on which it may make a table and roles, and Redis for the one subject that has
 a broker. Each cell runs in a process of its own, with {size} threads or coroutines and {size} connections, through a
-proxy that makes the trouble of networks. No verdict is given by hand: the process counts what the futures say, the
-server is asked what was really done, and a function of a page (``verdict.py``) turns the counts into a word:
+proxy that makes the trouble of networks. No verdict is given by hand. The process counts what the futures say, the
+server is asked what was really done, and a function of ``verdict.py`` turns the counts into a word. The counts are in
+``results.json``. The words:
 
 - **survives**: all work is done, nothing is doubled, nothing is left behind, all in time;
 - **says so**: some work has an error (``4/8`` is 4 of 8). Nothing is left behind, and the pool works afterwards;
