@@ -5,6 +5,7 @@
 # make suite    the suite on the Python of .venv alone, with coverage
 # make stress   the long random histories
 # make bench    measure against ThreadPoolExecutor
+# make torture  thirty faults, ten ways to run work on connections: writes benchmarks/torture/README.rst
 #
 # Needs GNU make and Python 3.11 or newer (PYTHON=... names another); all else goes into .venv.
 # TASKER_PYTHONS=path:path names more Pythons for `make test`, beside those on PATH and of pyenv.
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 heading = @printf '\n==== %s ====\n' '$(1)'
 
-.PHONY: demo test lint types docs dist suite pythons stress mutations bench find-python clean
+.PHONY: demo test lint types docs dist suite pythons stress mutations bench torture find-python clean
 .NOTPARALLEL: # The steps of `test` run in their order, and the first that fails ends it.
 
 demo: $(VENV)/.package
@@ -65,6 +66,11 @@ stress: $(VENV)/.tools
 
 bench: $(VENV)/.package
 	$(BIN)/python -m benchmarks
+
+torture: $(VENV)/.created
+	$(PIP) 'pip>=25.1' # The first that knows --group.
+	$(PIP) --editable . --group torture
+	$(BIN)/python -m benchmarks.torture
 
 clean:
 	rm -rf .venv .venv-* .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist htmlcov
