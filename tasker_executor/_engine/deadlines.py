@@ -1,8 +1,8 @@
 """Deadlines: a task that has not started in time ends with TaskExpired.
 
-**A submission costs little.** It appends the deadline to a list, the *news*, and takes no lock. Of 64 news, the
-next submitter sorts those into the heap whose tasks are not done. So the cost
-grows with the logarithm of the number of tasks that wait.
+**A submission costs little.** It appends the deadline to a list, the *news*, and takes no lock. The submitter that
+finds 64 news puts those into the heap whose tasks are not done. So the cost grows with the logarithm of the number
+of tasks that wait.
 
 **No kick for each task.** A submitter kicks the timer only if its deadline is before `due`, the time at which
 the timer looks next. It appends its news first and looks at `due` afterwards. The timer forgets `due` first and
