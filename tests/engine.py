@@ -146,6 +146,7 @@ __all__ = [
     "holds_task_lock",
     "idle_stack",
     "idle_workers",
+    "innards",
     "install_lane",
     "is_closing",
     "is_killed",
@@ -666,6 +667,22 @@ def wake_top(pool: Engine) -> None:
 def waiting_inside(pool: Engine) -> dict[int, WaitInside]:
     """Return, by thread, the waits of the executor's threads for the executor's own tasks."""
     return core_of(pool).deadlock._waits
+
+
+def innards(pool: Engine) -> str:
+    """Describe what decides whether a worker is started or woken; for a hang that is hard to come by again."""
+    core = core_of(pool)
+    roster, idle = core.roster, core.idle
+    lanes = [(lane.name, len(lane), len(lane.parked), lane.tombstones) for lane in core.lanes]
+    waits = [(wait.task, wait.timed, wait.hopeless) for wait in core.deadlock._waits.copy().values()]
+    return (
+        f"workers {roster.workers.copy()} of {roster.min_workers} to {roster.max_workers}, wanted {roster.wanted}, limit "
+        f"{roster.limit()}, starting {roster.starting()}, busy {roster.busy()}, leaving {len(roster.leaving)}, ending "
+        f"{len(roster.ending)}, unborn {core.crew._unborn.copy()}, may start {core.crew._may_start()}, waits inside {waits}, "
+        f"lanes {lanes}, idle {idle.stack[:]}, {'open' if idle.line is idle.stack else 'held back or closed'}, woken "
+        f"{[(seat.rests, seat.occupied, seat.park.locked()) for seat in idle._woken.copy()]}, policy next "
+        f"{core.scaler._next}, paused {core.scaler.paused}, blocked {bool(core.admission.blocked)}"
+    )
 
 
 def use_waiting_inside(pool: Engine, waits: dict[int, Any]) -> None:

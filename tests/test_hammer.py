@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from engine import shorten_pauses
+from engine import innards, shorten_pauses
 from hammer import ENDS, Errors, Life
 from hammer_tasks import CALLER, second
 from support import DEADLINE, join_all, switch_interval
@@ -130,6 +130,9 @@ class Player:
         self.name = f"player{number}"
         self.random = random.Random(f"{arena.seed}/{self.name}")
         self.doing = "nothing"
+        # While it acts: when it began, and on which executor. What was seen when it had taken half of what a test waits.
+        self.acts: tuple[float, Life] | None = None
+        self.seen = ""
         self.actions = (
             [self.submit] * 12
             + [self.cancel, self.stop, self.wait, self.result, self.add_callback] * 3
@@ -164,11 +167,20 @@ class Player:
     def _act(self, life: Life) -> None:
         action = self.random.choice(self.actions)
         self.doing = f"{action.__name__} with {life.name}"
+        self.acts, self.seen = (time.monotonic(), life), ""
         try:
             with life.excused():
                 action(life)
         except BaseException as error:
-            raise AssertionError(f"seed {self.arena.seed}: {self.doing}: {life!r}") from error
+            raise AssertionError(f"seed {self.arena.seed}: {self.doing}: {life!r}\n{self.seen}") from error
+        finally:
+            self.acts = None
+
+    def look_for_a_hang(self) -> None:
+        """Note what there is to see while something takes long: at the end of a wait, it may be gone."""
+        acts = self.acts
+        if acts is not None and not self.seen and time.monotonic() - acts[0] > DEADLINE / 2:
+            self.seen = f"after {DEADLINE / 2:g} s: {acts[1]!r}\n{innards(acts[1].core)}\n{stacks_of_all_threads()}"
 
     def submit(self, life: Life) -> None:
         for _ in range(self.random.choice([1, 1, 1, 10])):
@@ -347,7 +359,8 @@ def test_whatever_eight_threads_do_everything_ends_and_the_books_balance(errors:
         for player in players:
             player.thread.start()
         while time.monotonic() < end and not arena.over.wait(0.5) and not errors.messages:
-            pass
+            for player in players:
+                player.look_for_a_hang()
         arena.over.set()
         late = join_all((player.thread for player in players), 2.5 * DEADLINE)
         if late and not arena.errors:
