@@ -21,6 +21,7 @@ from typing import Any
 import tasker_executor.testing.fakes
 from support import DEADLINE, FakeResource, Ledger, ResourceBroken
 from tasker_executor import ResourceExecutor
+from tasker_executor._sync import HAS_GIL
 
 
 class TimeLimit(Exception):
@@ -47,6 +48,13 @@ def handler_at(code: CodeType, offset: int) -> int | None:
         _handlers[code] = list(bytecode.exception_entries)
     targets = [entry.target for entry in _handlers[code] if entry.start <= offset < entry.end]
     return targets[-1] if targets else None
+
+
+def is_in_destructor(frame: FrameType | None) -> bool:
+    """Return whether a destructor runs. Without the GIL, that of an object that another thread dropped may come anywhere."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 class AtPoint:
@@ -77,7 +85,7 @@ class AtPoint:
 
     def _enter_function(self, frame: FrameType, event: str, _: object) -> Any:
         filename = frame.f_code.co_filename
-        if not filename.startswith(PACKAGE) or filename == self.skipped:
+        if not filename.startswith(PACKAGE) or filename == self.skipped or (not HAS_GIL and is_in_destructor(frame)):
             return None
         frame.f_trace = self._step  # Python 3.13 asks for this before the next line
         frame.f_trace_opcodes = True
