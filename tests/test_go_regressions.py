@@ -15,6 +15,7 @@ import pytest
 import tasker_executor
 from support import FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
 from tasker_executor import LoadSample, RatePolicy, current_task
+from tasker_executor._sync import HAS_GIL
 
 
 class Asked:
@@ -138,14 +139,14 @@ def test_metrics_take_constant_memory(make_pool: MakePool) -> None:
     tracemalloc.start()
     try:
         before = memory_after(5_000)
-        after = memory_after(40_000)
+        after = min(memory_after(count) for count in (20_000, 10_000, 10_000))
     finally:
         tracemalloc.stop()
 
     assert pool.metrics().run.count == 45_000
-    # 40,000 floats would take 960,000 bytes, and three are measured for each task. Without the GIL, up to 500,000 bytes
-    # of lists that have been replaced are freed when their threads come by.
-    assert after < before + 900_000
+    # 20,000 floats would take 480,000 bytes, and three are measured for each task. Without the GIL, lists that have been
+    # replaced are freed late: so the smallest of three counts.
+    assert after < before + (100_000 if HAS_GIL else 500_000)
 
 
 def test_graceful_shutdown_does_not_cancel_the_tasks_that_run(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:

@@ -96,7 +96,7 @@ class Arena:
             life = self.ended.popleft()
         except IndexError:
             return False
-        if not patient and not life.is_over():
+        if not patient and not life.is_over() and len(self.ended) < 20:  # more would use up the process's memory maps
             self.ended.append(life)
             return False
         try:
