@@ -545,6 +545,13 @@ MUTATIONS = [
         "deadlock",
     ),
     Mutation(
+        "a task that has started does not expire",
+        "_engine/task.py",
+        "sidecar.deadline is not None and not sidecar.started\n",
+        "sidecar.deadline is not None\n",
+        "deadlock",
+    ),
+    Mutation(
         "a task in a caller's thread is waited for",
         "_engine/deadlock.py",
         "                if task.running() and id(task) not in hands and not task._lane.holds(task):",

@@ -192,6 +192,25 @@ def test_a_task_that_expires_is_waited_for(make_pool: MakePool) -> None:
     assert type(pool.submit(task).result(DEADLINE)).__name__ == "TaskExpired"
 
 
+def test_a_task_that_has_started_expires_no_more_and_is_not_waited_for(make_pool: MakePool, gate: Gate) -> None:
+    # 1. A task waits for one that must start within an hour. 2. That has started, and then waits for a third one, in vain.
+    pool = make_pool(2)
+
+    def wait_in_vain() -> int:
+        gate.hold()
+        return wait_for_a_task_of(pool)
+
+    def task() -> BaseException | None:
+        return pool.with_options(start_within=3600).submit(wait_in_vain).exception()
+
+    outer = pool.submit(task)
+    gate.wait_until_held()
+    until_waiting_inside(pool)
+    gate.release()
+
+    assert isinstance(outer.result(DEADLINE), PoolDeadlockError)
+
+
 def test_a_policy_that_may_still_add_workers_is_waited_for(make_pool: MakePool) -> None:
     pool = make_pool(2, min_workers=1, policy=BacklogPolicy(threshold=1, step=1, interval=0.01))
 
@@ -341,9 +360,10 @@ def test_it_is_told_when_the_worker_that_was_left_to_run_the_task_leaves(make_po
     assert isinstance(outer.exception(DEADLINE), PoolDeadlockError)
 
 
+@pytest.mark.parametrize("limits", [{}, {"start_within": 3600}], ids=["", "with a time to start within"])
 @pytest.mark.parametrize("checks", [False, True], ids=["parked", "in its lane"])
 def test_it_is_told_when_no_worker_is_left_for_the_next_attempt(
-    make_pool: MakePool, ledger: Ledger, gate: Gate, checks: bool
+    make_pool: MakePool, ledger: Ledger, gate: Gate, checks: bool, limits: dict[str, Any]
 ) -> None:
     # 1. One worker waits for a task that the other one runs. 2. resize() wants one worker. 3. The task breaks its resource.
     hooks: dict[str, Any] = {"on_create": ledger.create, "on_destroy": ledger.destroy, "check_health": ledger.is_healthy}
@@ -356,7 +376,7 @@ def test_it_is_told_when_no_worker_is_left_for_the_next_attempt(
         return resource.number
 
     def wait_inside(_: FakeResource) -> int:
-        inner.append(pool.submit(break_the_first))
+        inner.append(pool.with_options(**limits).submit(break_the_first))
         return inner[0].result()
 
     inner: list[Future[int]] = []

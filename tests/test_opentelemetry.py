@@ -416,19 +416,23 @@ def test_an_error_is_recorded(make_pool: MakePool, traces: Traces) -> None:
     assert (span.attributes or {})["error.type"] == "ValueError"
 
 
-def test_a_stop_is_an_event_of_the_span(make_pool: MakePool, traces: Traces) -> None:
-    told = threading.Event()
+def test_a_stop_is_an_event_of_the_span(make_pool: MakePool, clock: Clock, traces: Traces) -> None:
+    begun, told = threading.Event(), threading.Event()
 
     class Listener(Observer):
         def task_stopped(self, event: TaskEvent) -> None:
             told.set()
 
     def until_told() -> None:
+        begun.set()
         told.wait(DEADLINE)  # its token is set before observers hear of it
         current_task().raise_if_cancelled()
 
     pool = make_pool(1, observers=[traces.observer, Listener()])
-    pool.with_options(run_within=0.001).submit(until_told).exception(DEADLINE)
+    future = pool.with_options(run_within=3600).submit(until_told)
+    assert begun.wait(DEADLINE)
+    clock.pass_time(3601, pool)
+    future.exception(DEADLINE)
     pool.shutdown()
 
     (span,) = traces.spans

@@ -126,6 +126,7 @@ def test_a_cell_runs_without_a_server(tmp_path: Path) -> None:
 
 @pytest.mark.services
 def test_a_cell_runs_against_a_server(postgres: str, tmp_path: Path) -> None:
+    pytest.importorskip("psycopg")
     with Referee(postgres, tmp_path) as referee:
         cell = referee.run(FAULTS["terminated_between"], "ours")
 

@@ -446,6 +446,6 @@ class Task(Settling[T]):
         call_one(fn, self)
 
     def may_expire(self) -> bool:
-        """Return whether the task fails by itself if it is not started in time."""
+        """Return whether the task fails by itself: it has not started, and has a time by which it must."""
         sidecar = self._sidecar
-        return sidecar is not None and sidecar.deadline is not None
+        return sidecar is not None and sidecar.deadline is not None and not sidecar.started
