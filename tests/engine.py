@@ -669,24 +669,17 @@ def waiting_inside(pool: Engine) -> dict[int, WaitInside]:
     return core_of(pool).deadlock._waits
 
 
-def repr_fields(sidecar: object) -> str:
-    """Describe what a sidecar holds, but for what is long."""
-    return repr({name: value for name, value in vars(sidecar).items() if name not in ("error", "token")})
-
-
 def innards(pool: Engine) -> str:
     """Describe what decides whether a worker is started or woken; for a hang that is hard to come by again."""
     core = core_of(pool)
     roster, idle = core.roster, core.idle
     lanes = [(lane.name, len(lane), len(lane.parked), lane.tombstones) for lane in core.lanes]
-    waits = [
-        (wait.task, wait.task._status, repr_fields(wait.task._sidecar), wait.timed, wait.hopeless, wait.permit.locked())
-        for wait in core.deadlock._waits.copy().values()
-    ]
+    waits = [(wait.task, wait.task.may_expire(), wait.timed, wait.hopeless) for wait in core.deadlock._waits.copy().values()]
     return (
-        f"workers {roster.workers.copy()} and written off {roster.written_off.copy()} of {roster.min_workers} to {roster.max_workers}, wanted {roster.wanted}, limit "
-        f"{roster.limit()}, starting {roster.starting()}, busy {roster.busy()}, leaving {len(roster.leaving)}, ending "
-        f"{len(roster.ending)}, unborn {core.crew._unborn.copy()}, may start {core.crew._may_start()}, waits inside {waits}, "
+        f"workers {roster.workers.copy()} of {roster.min_workers} to {roster.max_workers}, written off "
+        f"{roster.written_off.copy()}, wanted {roster.wanted}, limit {roster.limit()}, starting {roster.starting()}, busy "
+        f"{roster.busy()}, leaving {len(roster.leaving)}, ending {len(roster.ending)}, unborn {core.crew._unborn.copy()}, "
+        f"may start {core.crew._may_start()}, waits inside {waits}, "
         f"lanes {lanes}, idle {idle.stack[:]}, {'open' if idle.line is idle.stack else 'held back or closed'}, woken "
         f"{[(seat.rests, seat.occupied, seat.park.locked()) for seat in idle._woken.copy()]}, policy next "
         f"{core.scaler._next}, paused {core.scaler.paused}, blocked {bool(core.admission.blocked)}"

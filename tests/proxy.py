@@ -103,12 +103,15 @@ class _Pair:
     def __init__(self, client: asyncio.StreamWriter) -> None:
         self.writers = [client]
 
-    def reset(self) -> None:
+    def reset(self) -> list[socket.socket]:
+        """Have the loop reset both connections; return those of the sockets that it has yet to close."""
+        sockets: list[socket.socket] = [ours for writer in self.writers if (ours := writer.get_extra_info("socket"))]
+        sockets = [ours for ours in sockets if ours.fileno() >= 0]
+        for ours in sockets:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABRUPTLY)
         for writer in self.writers:
-            ours: socket.socket | None = writer.get_extra_info("socket")
-            if ours is not None and ours.fileno() >= 0:
-                ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABRUPTLY)
             writer.transport.abort()
+        return sockets
 
 
 class _Relay:
@@ -141,12 +144,12 @@ class _Relay:
         elif command == "resume":
             self._flowing.set()
         elif command == "reset":
-            return self._reset(int(argument))
+            return await self._reset(int(argument))
         elif command == "refuse":
             if self._listener is not None:
                 self._listener.close()
                 self._listener = None
-            self._reset(len(self._pairs))
+            await self._reset(len(self._pairs))
         elif command == "accept":
             if self._listener is None:
                 await self.listen()
@@ -154,11 +157,14 @@ class _Relay:
             raise ValueError(command)
         return 0
 
-    def _reset(self, most: int) -> int:
+    async def _reset(self, most: int) -> int:
         victims = list(self._pairs)[:most]
+        left: list[socket.socket] = []
         for pair in victims:
             del self._pairs[pair]
-            pair.reset()
+            left += pair.reset()
+        while any(ours.fileno() >= 0 for ours in left):  # the loop closes them in its next round
+            await asyncio.sleep(0)
         return len(victims)
 
     async def _serve(self, requests: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:

@@ -335,6 +335,38 @@ def test_destroy_does_not_wait_for_a_broker_that_does_not_answer(
     server.proxy.resume()
 
 
+def lose(proxy: Proxy, connection: pika.BlockingConnection) -> Any:
+    """Lose a connection between two calls, as a connection that is reset as it is made; return its loop."""
+    loop = connection._impl.ioloop
+    proxy.reset()
+    while connection.is_open:
+        loop.poll()
+        loop.process_timeouts()
+    assert loop._poller._w_interrupt is not None, "pika has closed it"
+    return loop
+
+
+@pytest.mark.services
+def test_nothing_is_left_of_a_connection_that_was_lost_between_two_calls(server: Server, connect: Connect) -> None:
+    factory, channel = connect()
+    loop = lose(server.proxy, channel.connection)
+
+    factory.destroy(channel)
+
+    assert loop._poller._w_interrupt is None
+
+
+@pytest.mark.services
+def test_nothing_is_left_of_a_connection_that_was_lost_as_it_was_made(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    loops: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(pika.BlockingConnection, "channel", lambda connection: loops.append(lose(server.proxy, connection)))
+        with pytest.raises(TypeError):  # there is no channel
+            Channels(server.parameters).create()
+
+    assert loops[0]._poller._w_interrupt is None
+
+
 # -- in an executor --
 
 

@@ -86,24 +86,28 @@ class Channels(ResourceFactory[BlockingChannel]):
             if self._confirm_delivery:
                 channel.confirm_delivery()
         except BaseException:
-            if connection.is_open:
-                connection.close()
+            try:
+                if connection.is_open:
+                    connection.close()
+            finally:
+                _close_loop(connection)
             raise
         return channel
 
     @override
     def destroy(self, resource: BlockingChannel) -> None:
         connection = resource.connection
-        if connection.is_open:
-            timer = threading.Timer(_PATIENCE, _cut, [resource])
-            timer.start()
-            try:
+        timer = threading.Timer(_PATIENCE, _cut, [resource])
+        try:
+            if connection.is_open:
+                timer.start()
                 connection.close()
-            except AMQPError:
-                if not vars(resource).get("is_cut"):  # nothing else is to be expected then
-                    raise
-            finally:
-                timer.cancel()
+        except AMQPError:
+            if not vars(resource).get("is_cut"):  # nothing else is to be expected then
+                raise
+        finally:
+            timer.cancel()
+            _close_loop(connection)
 
     @override
     def judge(self, error: Exception, resource: BlockingChannel) -> Verdict:
@@ -135,6 +139,13 @@ class Channels(ResourceFactory[BlockingChannel]):
     def abort(self, resource: BlockingChannel) -> None:
         vars(resource)["is_cut"] = True
         _cut(resource)
+
+
+def _close_loop(connection: pika.BlockingConnection) -> None:
+    """Close the sockets by which pika wakes itself. It leaves them open if a connection is lost between two calls."""
+    loop = getattr(getattr(connection, "_impl", None), "ioloop", None)
+    if loop is not None:
+        loop.close()  # may be called twice
 
 
 def _cut(channel: BlockingChannel) -> None:
