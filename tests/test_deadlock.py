@@ -360,10 +360,10 @@ def test_it_is_told_when_the_worker_that_was_left_to_run_the_task_leaves(make_po
     assert isinstance(outer.exception(DEADLINE), PoolDeadlockError)
 
 
-@pytest.mark.parametrize("limits", [{}, {"start_within": 3600}], ids=["", "with a time to start within"])
+@pytest.mark.parametrize("limit", [None, 3600], ids=["", "with a time to start within"])
 @pytest.mark.parametrize("checks", [False, True], ids=["parked", "in its lane"])
 def test_it_is_told_when_no_worker_is_left_for_the_next_attempt(
-    make_pool: MakePool, ledger: Ledger, gate: Gate, checks: bool, limits: dict[str, Any]
+    make_pool: MakePool, ledger: Ledger, gate: Gate, checks: bool, limit: float | None
 ) -> None:
     # 1. One worker waits for a task that the other one runs. 2. resize() wants one worker. 3. The task breaks its resource.
     hooks: dict[str, Any] = {"on_create": ledger.create, "on_destroy": ledger.destroy, "check_health": ledger.is_healthy}
@@ -376,7 +376,7 @@ def test_it_is_told_when_no_worker_is_left_for_the_next_attempt(
         return resource.number
 
     def wait_inside(_: FakeResource) -> int:
-        inner.append(pool.with_options(**limits).submit(break_the_first))
+        inner.append(pool.with_options(start_within=limit).submit(break_the_first))
         return inner[0].result()
 
     inner: list[Future[int]] = []

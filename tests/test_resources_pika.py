@@ -335,7 +335,7 @@ def test_destroy_does_not_wait_for_a_broker_that_does_not_answer(
     server.proxy.resume()
 
 
-def lose(proxy: Proxy, connection: pika.BlockingConnection) -> Any:
+def lose(proxy: Proxy, connection: Any) -> Any:
     """Lose a connection between two calls, as a connection that is reset as it is made; return its loop."""
     loop = connection._impl.ioloop
     proxy.reset()
@@ -359,8 +359,12 @@ def test_nothing_is_left_of_a_connection_that_was_lost_between_two_calls(server:
 @pytest.mark.services
 def test_nothing_is_left_of_a_connection_that_was_lost_as_it_was_made(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     loops: list[Any] = []
+
+    def channel(connection: object) -> None:
+        loops.append(lose(server.proxy, connection))
+
     with monkeypatch.context() as patch:
-        patch.setattr(pika.BlockingConnection, "channel", lambda connection: loops.append(lose(server.proxy, connection)))
+        patch.setattr(pika.BlockingConnection, "channel", channel)
         with pytest.raises(TypeError):  # there is no channel
             Channels(server.parameters).create()
 
