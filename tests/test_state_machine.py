@@ -9,6 +9,7 @@ The rules draw the same things whatever the state, and do nothing where there is
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import itertools
 import logging
@@ -592,4 +593,5 @@ def test_whatever_happens_to_an_executor_everything_ends_as_the_model_says() -> 
 
 @pytest.mark.stress
 def test_the_same_for_minutes() -> None:
+    faulthandler.cancel_dump_traceback_later()  # longer than pytest allows; whatever waits here has a time limit of its own
     run_state_machine_as_test(Machine, settings=settings(max_examples=1500, stateful_step_count=2 * STEPS))
