@@ -109,8 +109,10 @@ def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> float:
 
     Infinity means no limit.
     """
-    if type(value) is float and value > 0.0:  # the usual case, once more: it saves a call
+    if type(value) is float and value > 0.0:  # the usual cases, once more: it saves a call
         return value
+    if type(value) is int and 0 < value < 1_000_000_000:
+        return float(value)
     number = check_number(name, value, "a number of seconds")
     if not (number > 0 if above_zero else number >= 0):
         raise ValueError(f"{name} must {'be above 0' if above_zero else 'not be negative'}, not {value!r}")

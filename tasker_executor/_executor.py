@@ -28,7 +28,7 @@ from ._options import UNSET, TaskOptions, Unset
 from ._reporting import Reporting
 from ._sync import clock
 from ._types import AbortHook, AroundHook, CreateHook, DestroyHook, HealthHook, ResetHook, ResourceHook
-from ._view import DirectView
+from ._view import WithDirectViews
 from .exceptions import NoCurrentTask
 from .factory import ResourceFactory
 from .futures import TaskFuture
@@ -43,7 +43,7 @@ R = TypeVar("R", default=None)
 T = TypeVar("T")
 
 
-class ResourceExecutor(Reporting, BaseExecutor[R]):
+class ResourceExecutor(Reporting, WithDirectViews[R]):
     """A `concurrent.futures.Executor` in which each worker thread owns one resource.
 
     Without `on_create` callers see a `ThreadPoolExecutor`. With it, tasks are called
@@ -254,10 +254,6 @@ class ResourceExecutor(Reporting, BaseExecutor[R]):
             return future
 
         submit_priority.__doc__ = BaseExecutor.submit_priority.__doc__
-
-    @override
-    def _make_view(self, options: TaskOptions) -> DirectView[Any]:
-        return DirectView(self, options)
 
     @override
     def _enqueue_each(self, fn: Callable[..., T], calls: Iterable[tuple[Any, ...]], futures: list[Future[T]]) -> None:

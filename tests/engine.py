@@ -717,7 +717,7 @@ def herald_of(pool: Engine) -> Herald:
 def deadlines_of(pool: Engine) -> list[Any]:
     """Return the deadlines that the timer watches."""
     deadlines = core_of(pool).deadlines
-    return deadlines._heap + deadlines._news
+    return [*deadlines._heap, *deadlines.news]
 
 
 def deadlines_lock(pool: Engine) -> Any:
@@ -882,7 +882,7 @@ class Step(Enum):
     POPULATE_OR_RETRY = "crew.populate_or_retry"  # workers are started; the first step of kill() after the state
     RETIRE_IDLE = "crew._retire_idle"  # resize() tells those idle workers to retire that are too many
     WAKE = "wake"  # the slow half of a submission
-    WATCH = "deadlines.watch"  # a submitter tells the timer of a deadline
+    WATCH = "deadlines.look"  # a submitter tells the timer of a deadline
     KICK = "timer.kick"  # a thread wakes the timer
     TURN = "timer._turn"  # the timer does what is due
     TELL = "timer.herald.tell"  # the timer's news are told

@@ -1868,8 +1868,8 @@ MUTATIONS = [
     Mutation(
         "deadlines are kept in their own order",
         "_engine/deadlines.py",
-        "            heapq.heappush(self._heap, entry)",
-        "            self._heap.append(entry)",
+        "                    heapq.heappush(self._heap, (task._sidecar.deadline, next(self._numbers), noted))",
+        "                    self._heap.append((task._sidecar.deadline, next(self._numbers), noted))",
         "deadlines",
     ),
     Mutation(
@@ -1945,8 +1945,8 @@ MUTATIONS = [
     Mutation(
         "an overdue deadline wakes the timer",
         "_engine/deadlines.py",
-        " or due < task._submitted",
-        "",
+        "if deadline < due or due < submitted:",
+        "if deadline < due:",
         "deadlines",
     ),
     Mutation(
@@ -2404,10 +2404,38 @@ MUTATIONS = [
         "views",
     ),
     Mutation(
+        "a view kicks a timer that has overslept",
+        "_view.py",
+        " or due < submitted or len(news)",
+        " or len(news)",
+        "deadlines",
+    ),
+    Mutation(
+        "deadlines of tasks that are done are forgotten, also those of a view",
+        "_view.py",
+        " or len(news) > deadlines.many:",
+        ":",
+        "deadlines",
+    ),
+    Mutation(
+        "deadlines of tasks that are not done are not looked through again and again",
+        "_engine/deadlines.py",
+        "        self.many = MANY_NEWS + 2 * len(kept)",
+        "        self.many = MANY_NEWS",
+        "view_costs",
+    ),
+    Mutation(
+        "a timer that could not start is kicked by the next deadline",
+        "_engine/deadlines.py",
+        "                if self._timer.birth is None:",
+        "                if False:",
+        "deadlines",
+    ),
+    Mutation(
         "the timer forgets when it looks next before it looks at the news",
         "_engine/deadlines.py",
-        "            self.due = inf\n            self._sort_news()",
-        "            self._sort_news()",
+        "            self.due = inf\n            self._look_through(sort=True)",
+        "            self._look_through(sort=True)",
         "deadlines",
     ),
     # -- the extras

@@ -30,6 +30,31 @@ def test_a_new_view_and_a_submission_take_no_lock(make_pool: MakePool, gate: Gat
     assert [future.result() for future in futures] == [0, 0]
 
 
+def test_deadlines_of_tasks_that_wait_are_seldom_looked_through(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    deadlines = core_of(pool).deadlines
+    lengths: list[int] = []
+    look_through = deadlines._look_through
+
+    def count(*, sort: bool) -> None:
+        lengths.append(len(deadlines.news))
+        look_through(sort=sort)
+
+    replace_step(pool, Step.KICK, int, monkeypatch)  # the timer stays out of it
+    monkeypatch.setattr(deadlines, "_look_through", count)
+    view = pool.with_options(start_within=3600)
+    futures = [view.submit(int) for _ in range(2000)]
+    gate.release()
+
+    assert lengths == [65, 195, 455, 975, 2015][: len(lengths)]  # each time twice as many
+    assert len(lengths) == 4
+    assert futures[-1].result() == 0
+
+
 def test_a_view_forgets_futures_that_are_gone(make_pool: MakePool) -> None:
     view = make_pool(1).with_options(priority=True)
     for _ in range(1000):

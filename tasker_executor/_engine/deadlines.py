@@ -1,8 +1,9 @@
 """Deadlines: a task that has not started in time ends with TaskExpired.
 
-**A submission costs little.** It appends the deadline to a list, the *news*, and takes no lock. The submitter that
-finds 64 news puts those into the heap whose tasks are not done. So the cost grows with the logarithm of the number
-of tasks that wait.
+**A submission costs little.** It appends a weak reference to the task to a list, the *news*, and takes no lock.
+Only the timer puts news into the heap, and most tasks have started by then. The news that have become many are
+looked through by a submitter, who forgets those that are done. If most are not, it is long until the next time.
+So the cost for each submission is constant.
 
 **No kick for each task.** A submitter kicks the timer only if its deadline is before `due`, the time at which
 the timer looks next. It appends its news first and looks at `due` afterwards. The timer forgets `due` first and
@@ -26,7 +27,7 @@ from .timer import Timer
 
 __all__ = ["Deadlines"]
 
-#: At most this many news are left to the next submitter, and to the timer.
+#: At most this many news, and two times those that are not done, are left to the timer.
 MANY_NEWS = 64
 
 
@@ -37,66 +38,86 @@ class Deadlines:
         self._timer = timer
         self._lanes = lanes
         self._numbers = itertools.count()  # no two entries are equal, so no references are compared
-        #: The deadlines that are in no order yet. Each change is one call: submitters append, without the
-        #: lock; the thread that holds the lock removes those that it has put into the heap.
-        self._news: list[tuple[float, int, ref[Task[Any]]]] = []
+        #: The tasks that the timer does not know yet. Each change is one call: submitters append, without the
+        #: lock; the thread that holds the lock replaces the front, which it has copied.
+        self.news: list[ref[Task[Any]]] = []
         #: When the timer looks next. Submitters lower it, without the lock. Two that store at once both kick
         #: the timer, which looks at all news.
         self.due = inf
-        # Guards all that follows: each change of the heap is many steps. A leaf.
+        #: The length of the news above which a submitter looks through them. Read without the lock.
+        self.many = MANY_NEWS
+        # Guards all that follows, and `many`: each change of the heap is many steps. A leaf.
         self._lock = threading.RLock()
         self._heap: list[tuple[float, int, ref[Task[Any]]]] = []
         self._sorts = False
 
     def watch(self, task: Task[Any], deadline: float) -> None:
-        """End `task` with TaskExpired if it has not started by `deadline`."""
-        news = self._news
-        news.append((deadline, next(self._numbers), ref(task)))
-        due = self.due
-        if len(news) >= MANY_NEWS:
-            self._sort_news()
-        # If the timer should have looked by now, it is kicked again, since its start may have failed.
-        if deadline < due or due < task._submitted or self._timer.birth is None:
-            self.due = deadline
-            self._timer.kick()
+        """End `task` with TaskExpired if it has not started by `deadline`, which is that of its sidecar.
 
-    def _sort_news(self) -> None:
-        """Put the news into the heap. Called without the lock, or by the timer, whose thread holds it."""
+        The view has these lines in its `submit`: a call of this function would cost 10 %.
+        """
+        self.news.append(ref(task))
+        if deadline < (due := self.due) or due < task._submitted or len(self.news) > self.many:
+            self.look(task._submitted, deadline)
+
+    def look(self, submitted: float, deadline: float) -> None:
+        """Kick the timer if it must know of this deadline, which is among the news. Forget news if they are many."""
+        due = self.due
+        if len(self.news) > self.many:
+            self._look_through(sort=False)
+        # If the timer should have looked by now, it is kicked again, since its start may have failed.
+        if deadline < due or due < submitted:
+            try:
+                self.due = deadline
+                self._timer.kick()
+            finally:
+                if self._timer.birth is None:  # it could not start, or Ctrl-C came: the next submission kicks it again
+                    self.due = inf
+
+    def _look_through(self, *, sort: bool) -> None:
+        """Forget the news that are done; with `sort`, put the others into the heap. Called without the lock."""
         held: list[Any] = []  # tasks, until the lock is free: the last reference to one may run a destructor
         with self._lock:
             if not self._sorts:  # otherwise a signal handler or a destructor submits in the middle of this
                 try:
                     self._sorts = True
-                    self._take(held)
+                    self._take(held, sort)
                 finally:
                     self._sorts = False
 
-    def _take(self, held: list[Any]) -> None:
-        """Put the news into the heap; forget what is done if that is the greater part. Lock held, no other sorts.
+    def _take(self, held: list[Any], sort: bool) -> None:
+        """Look through the news; then through the heap, if the greater part of that is done. Lock held, no other sorts.
 
         After an error between two steps an entry may be in both places. The task is then settled once.
         """
-        news = self._news[:]
-        for entry in self._alive(news, held):
-            heapq.heappush(self._heap, entry)
-        del self._news[: len(news)]
+        news = self.news[:]
+        tasks = self._open(news, held)
+        kept = [noted for noted, task in zip(news, tasks, strict=True) if task is not None]
+        if sort:
+            for noted, task in zip(news, tasks, strict=True):
+                if task is not None:
+                    heapq.heappush(self._heap, (task._sidecar.deadline, next(self._numbers), noted))
+            kept = []
+        self.news[: len(news)] = kept
+        self.many = MANY_NEWS + 2 * len(kept)
         if len(self._heap) > MANY_NEWS and len(self._heap) > 2 * self._lanes.waiting():
-            kept = self._alive(self._heap, held)
-            heapq.heapify(kept)
-            self._heap = kept
+            tasks = self._open([noted for _, _, noted in self._heap], held)
+            heap = [entry for entry, task in zip(self._heap, tasks, strict=True) if task is not None]
+            heapq.heapify(heap)
+            self._heap = heap
 
     @staticmethod
-    def _alive(entries: list[Any], held: list[Any]) -> list[Any]:
-        """Return the entries whose tasks are not done. Hold the tasks in `held`."""
-        tasks = [entry[2]() for entry in entries]
+    def _open(references: list[ref[Task[Any]]], held: list[Any]) -> list[Any]:
+        """Return the task of each reference; None if it is done. Hold the tasks in `held`."""
+        tasks = [reference() for reference in references]
         held.append(tasks)
-        return [entry for entry, task in zip(entries, tasks, strict=True) if task is not None and not task.done()]
+        return [None if task is None or task.done() else task for task in tasks]
 
     def expire(self, now: float) -> float | None:
         """End the tasks that have not started in time. A duty, and one that settles tasks."""
         while True:
             self.due = inf
-            self._sort_news()
+            self._look_through(sort=True)
             with self._lock:
                 if not self._heap:
                     return None
