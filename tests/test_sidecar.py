@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import as_completed, wait
+from functools import partial
 from typing import Any
 
-from engine import PENDING, RUNNING, Task, normal_lane
-from support import DEADLINE, Gate, MakePool
+import pytest
+
+from engine import FINISHED, PENDING, RUNNING, Task, normal_lane
+from support import DEADLINE, Gate, MakePool, eventually, join_all
 
 
 def test_an_end_that_two_want_to_tell_is_told_once(make_pool: MakePool, gate: Gate) -> None:
@@ -48,3 +54,55 @@ def test_a_task_that_ends_while_somebody_begins_to_listen_is_heard_of(make_pool:
     future.add_done_callback(told.append)
 
     assert told == [future]
+
+
+def test_a_future_that_threads_wait_for_needs_no_dict(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    future: Any = pool.submit(int)
+    pool.submit(int)  # so many tasks that `result` waits on a permit
+    told: list[Any] = []
+    future.add_done_callback(told.append)
+    with pytest.raises(TimeoutError):
+        future.result(0)
+    ways: list[Callable[[], object]] = [partial(wait, [future], DEADLINE), partial(list, as_completed([future], DEADLINE))]
+    waits = [threading.Thread(target=way) for way in ways]
+    for waiting in waits:
+        waiting.start()
+    eventually(lambda: len(future._waiters) == 2, "the threads to wait")
+
+    gate.release()
+
+    assert join_all(waits) == []
+    assert future.result(DEADLINE) == 0
+    eventually(lambda: told == [future], "the callback")
+    assert vars(future._sidecar) == {}
+
+
+def test_a_task_starts_though_foreign_code_holds_its_condition(make_pool: MakePool, gate: Gate) -> None:
+    # `wait` and `as_completed` hold those of all their futures until they have looked at each.
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    started = threading.Event()
+    future: Any = pool.submit(started.set)
+
+    with future._condition:
+        gate.release()
+        assert started.wait(DEADLINE)
+        assert not future.done() or future._state == RUNNING  # it is told of only afterwards
+
+    assert future.result(DEADLINE) is None
+
+
+def test_the_condition_of_a_future_that_is_final_and_told_is_only_looked_up(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    future: Any = make_pool(1).submit(int)
+    future.result(DEADLINE)
+    condition = future._condition
+    monkeypatch.setattr(Task, "_observe", None)  # a call would fail
+
+    assert future._condition is condition
+    assert future._state == FINISHED

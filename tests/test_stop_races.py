@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -80,8 +80,9 @@ def test_stop_of_a_task_in_hand_that_has_not_begun_cancels_it(make_pool: MakePoo
     assert ran == []
 
 
+@pytest.mark.parametrize("observed", [False, True], ids=["with options", "observed"])
 def test_stop_between_running_and_the_look_at_the_sidecar(
-    make_pool: MakePool, ledger: Ledger, hook: Hook, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    make_pool: MakePool, ledger: Ledger, hook: Hook, gate: Gate, monkeypatch: pytest.MonkeyPatch, observed: bool
 ) -> None:
     # 1. The worker has stored RUNNING. 2. The stop is noted: too late to cancel. 3. The worker finds it, and runs nothing.
     pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy, on_abort=hook)
@@ -94,7 +95,14 @@ def test_stop_between_running_and_the_look_at_the_sidecar(
         return may
 
     monkeypatch.setattr(Task, "_may_start", may_start)
-    future = pool.with_options(start_within=HOUR).submit(ran.append)
+    if observed:
+        seen = threading.Event()
+        pool.submit(lambda _: seen.wait(DEADLINE))
+        future = pool.submit(ran.append)
+        cast("Any", future)._observe()
+        seen.set()
+    else:
+        future = pool.with_options(start_within=HOUR).submit(ran.append)
     gate.wait_until_held()
 
     assert future.stop()

@@ -10,7 +10,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, 
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..futures import TaskFuture
-from .sidecar import NO_WAITERS, Callbacks, Sidecar, locks_task
+from .sidecar import FINAL, NO_WAITERS, Callbacks, Sidecar, locks_task
 
 __all__ = ["Foreign"]
 
@@ -41,6 +41,8 @@ class Foreign(TaskFuture[T]):
         sidecar = self._sidecar
         if sidecar is None:
             return self._status
+        if sidecar is FINAL:  # in most calls
+            return FINISHED
         if not sidecar.published:  # perhaps final, but waiters count on being told after this
             return PENDING if self._status is PENDING else RUNNING
         return CANCELLED_AND_NOTIFIED if sidecar.called_off() else FINISHED
@@ -61,6 +63,9 @@ class Foreign(TaskFuture[T]):
     @property
     @locks_task
     def _condition(self) -> Any:  # type: ignore[override]  # a property: made when it is needed
+        sidecar = self._sidecar
+        if sidecar is not None and sidecar.told:  # in most calls
+            return sidecar
         return self._observe() or self._seal()
 
     @property

@@ -54,6 +54,7 @@ __all__ = [
     "NO_WAITERS",
     "WITHDRAWN",
     "Callbacks",
+    "ObservedSidecar",
     "OptionsSidecar",
     "Sidecar",
     "admit",
@@ -144,11 +145,11 @@ class Sidecar(ReentrantLock):
     # its lock.
     #
     # Stored under the lock, but for these: `told`, `concluding` (its end), `reported` and `concluded` only
-    # tell the next thread that it need not do a step once more; `handoff` goes back to None by the thread
-    # that waits; `breaks` is also stored by the worker between two attempts. The lane's lock guards `counted`
-    # and `dropped`. The lists do not change once `published` is set, but callbacks are popped, each in one
-    # step. Without the lock a look may be too early: it is followed by one under the lock, or by a wait for
-    # `published`.
+    # tell the next thread that it need not do a step once more; `started` by a worker that has stored RUNNING
+    # and so meets no new verdict; `handoff` goes back to None by the thread that waits; `breaks` is also stored
+    # by the worker between two attempts. The lane's lock guards `counted` and `dropped`. The lists do not change
+    # once `published` is set, but callbacks are popped, each in one step. Without the lock a look may be too
+    # early: it is followed by one under the lock, or by a wait for `published`.
     verdict: Any = None  # CANCELLED, WITHDRAWN or an exception: the task shall not start
     started = False  # a worker has run it, or is about to: too late for a verdict
     counted = False  # the lane counts the tombstone, or that the task failed without being run (again)
@@ -276,7 +277,7 @@ class Sidecar(ReentrantLock):
         An error is thrown in after a call, and not before one. So each waiter is told once.
         """
         waiters: Any = self.telling
-        if self.called_off():
+        if self.verdict is not None and self.called_off():
             for waiter in waiters:
                 waiter.add_cancelled(task)
         elif error is not None:
@@ -299,6 +300,21 @@ class OptionsSidecar(Sidecar):
     """
 
     __slots__ = ("deadline", "max_retries", "run_within")
+
+
+class ObservedSidecar(Sidecar):
+    """The sidecar that is made when a thread first observes a task. What serves threads that wait is in slots.
+
+    `wait` makes one for each task that is pending, and so does `as_completed`. A dict would be three quarters of its
+    memory. `Settling._observe` fills all slots before another thread has the sidecar. A rare field makes the dict,
+    and its first store is under the lock: see `firsts`.
+    """
+
+    # fmt: off
+    __slots__ = (
+        "callbacks", "counted", "handoff", "permits", "published", "started", "telling", "told", "waiters",
+    )
+    # fmt: on
 
 
 class _NoWaiters(list[Any]):

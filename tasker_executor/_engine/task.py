@@ -13,9 +13,9 @@ one of the two sees the other:
 
 - Start: the worker stores ``_status = RUNNING``, then loads ``_sidecar``. A canceller stores its verdict into
   the sidecar and the sidecar into ``_sidecar``, then loads ``_status``. If it finds PENDING, the worker has
-  yet to load the sidecar and will find the verdict there, under the sidecar's lock: the task is cancelled. If
-  it finds RUNNING, it cannot know whether the worker looked before or will look after. So it takes its
-  verdict back, still under the lock: the task is not cancelled.
+  yet to load the sidecar and will find the verdict there: the task is cancelled. If it finds RUNNING, it
+  cannot know whether the worker looked before or will look after. So it takes its verdict back, under the
+  sidecar's lock: the task is not cancelled. A worker that finds a verdict looks once more, under that lock.
 - End: the worker stores ``_status = FINISHED``, then loads ``_sidecar``. A listener stores ``_sidecar``, then
   loads ``_status``. The side that sees the other publishes; `_publish` does each of its steps once.
 - Popped: the thread that cancels a whole queue pops a task first, so no worker has it. Then it gives the task
@@ -61,6 +61,7 @@ from .sidecar import (
     FINAL,
     WITHDRAWN,
     Callbacks,
+    ObservedSidecar,
     Sidecar,
     admit,
     adopt,
@@ -102,6 +103,10 @@ class Settling(Stoppable[T]):
         if sidecar.concluded:  # the usual tombstone
             self._lane.drop_tombstone(sidecar)
             return False
+        plain = type(sidecar) is ObservedSidecar and not sidecar.started  # no options, and no retry
+        if plain and sidecar.verdict is None and sidecar.stop is None:
+            sidecar.started = True  # no lock: foreign code may hold it for long. A later verdict is taken back
+            return True
         with sidecar:
             settled, stop = sidecar.verdict is not None, sidecar.stop
             if not settled:
@@ -294,13 +299,10 @@ class Settling(Stoppable[T]):
                     dropped, sidecar.error = (dropped, sidecar.error), None
                 if sidecar.waiters:
                     sidecar.telling = iter(tuple(sidecar.waiters))  # a copy: waiters take themselves off
-                    sidecar.published = True
-                    sidecar.tell_waiters(self, self._exception)
-                else:
-                    sidecar.published = True
+                sidecar.published = True
             elif sidecar.told:
                 return sidecar.callbacks or None
-            elif sidecar.telling is not None:  # a thread was interrupted while it told them
+            if sidecar.telling is not None:  # perhaps from a thread that was interrupted while it told them
                 sidecar.tell_waiters(self, self._exception)
         if sidecar.permits is not None:
             for permit in sidecar.permits:
@@ -330,10 +332,10 @@ class Settling(Stoppable[T]):
         if sidecar is None:
             if self._status is FINISHED:
                 return None
-            made = Sidecar()
-            made.published = False  # makes its __dict__, while no other thread has it: see `firsts`
-            if handoff is not None:
-                made.handoff = handoff
+            made = ObservedSidecar()
+            made.counted = made.published = made.started = made.told = False
+            made.callbacks = made.permits = made.telling = made.waiters = None
+            made.handoff = handoff
             try:  # `adopt`, in line
                 winner = _firsts.setdefault(self, made)
                 sidecar = self._sidecar
