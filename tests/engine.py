@@ -674,7 +674,7 @@ def innards(pool: Engine) -> str:
     core = core_of(pool)
     roster, idle = core.roster, core.idle
     lanes = [(lane.name, len(lane), len(lane.parked), lane.tombstones) for lane in core.lanes]
-    waits = [(wait.task, wait.task.may_expire(), wait.timed, wait.hopeless) for wait in core.deadlock._waits.copy().values()]
+    waits = [(wait.task, wait.timed, wait.hopeless) for wait in core.deadlock._waits.copy().values()]
     return (
         f"workers {roster.workers.copy()} of {roster.min_workers} to {roster.max_workers}, written off "
         f"{roster.written_off.copy()}, wanted {roster.wanted}, limit {roster.limit()}, starting {roster.starting()}, busy "

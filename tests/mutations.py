@@ -540,15 +540,15 @@ MUTATIONS = [
     Mutation(
         "a task that expires is waited for",
         "_engine/deadlock.py",
-        "or task.may_expire() or wait.hopeless",
+        "or sidecar.may_expire() or wait.hopeless",
         "or wait.hopeless",
         "deadlock",
     ),
     Mutation(
         "a task that has started does not expire",
-        "_engine/task.py",
-        "sidecar.deadline is not None and not sidecar.started\n",
-        "sidecar.deadline is not None\n",
+        "_engine/sidecar.py",
+        "self.deadline is not None and not self.started\n",
+        "self.deadline is not None\n",
         "deadlock",
     ),
     Mutation(

@@ -67,9 +67,8 @@ class Core:
         self.reserve: Reserve[Any] | None = None
         if settings.hooks is not None:
             self.source = ResourceSource(self.name, settings.hooks, self.recorder, self.hub)
-            self.reserve = Reserve(
-                self.source, settings.resource_pool_size, self, life.killed, settings.max_retries, self.refuse
-            )
+            size, retries = settings.resource_pool_size, settings.max_retries
+            self.reserve = Reserve(self.source, size, self, life.killed, retries, self.refuse)
         self.idle = Idle(self.wake_if_waiting)
         herald = Herald(settings, self.hub, self, lambda: self.ending.is_near(), lambda: self.ending.check_terminated())
         self.timer = Timer(settings, life, herald, self)

@@ -93,7 +93,8 @@ class WaitsInside:
             hands = {id(worker.task) for worker in workers}
             for wait in waits:
                 task = wait.task
-                if wait.timed or task.done() or task.may_expire() or wait.hopeless:
+                sidecar: Any = task._sidecar  # there is one, as the task is waited for
+                if wait.timed or task.done() or sidecar.may_expire() or wait.hopeless:
                     return
                 # The task runs on its caller's thread, or its waiters are about to be told of its end. A task that
                 # waits for its next attempt counts as running, too.

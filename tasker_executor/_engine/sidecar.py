@@ -194,6 +194,10 @@ class Sidecar(ReentrantLock):
         """
         return self.verdict is CANCELLED or self.verdict is WITHDRAWN
 
+    def may_expire(self) -> bool:
+        """Return whether the task fails by itself: it has not started, and has a time by which it must."""
+        return self.deadline is not None and not self.started
+
     def stop_without_time(self) -> Stop | None:
         """Stop the task if no time is left to run it; return its stop, if it has one. The sidecar is held."""
         limit = self.run_within

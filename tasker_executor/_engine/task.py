@@ -446,8 +446,3 @@ class Task(Settling[T]):
             if sidecar.verdict is not None and not sidecar.concluded:
                 self._conclude()  # callbacks that came before, if an interruption has left some
         call_one(fn, self)
-
-    def may_expire(self) -> bool:
-        """Return whether the task fails by itself: it has not started, and has a time by which it must."""
-        sidecar = self._sidecar
-        return sidecar is not None and sidecar.deadline is not None and not sidecar.started
