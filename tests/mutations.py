@@ -1922,6 +1922,27 @@ MUTATIONS = [
         "scaler",
     ),
     Mutation(
+        "a policy is asked soon after a pause if tasks wait",
+        "_engine/scaler.py",
+        "if now < self._regular and not self._lanes.waiting():",
+        "if now < self._regular:",
+        "scaler",
+    ),
+    Mutation(
+        "a policy is not asked soon after a pause if no task waits",
+        "_engine/scaler.py",
+        "if now < self._regular and not self._lanes.waiting():",
+        "if False:",
+        "scaler",
+    ),
+    Mutation(
+        "two questions are an interval apart though a pause lies between",
+        "policies.py",
+        "return max(now + SOON * interval, asked + interval)",
+        "return now + SOON * interval",
+        "scaler",
+    ),
+    Mutation(
         "a policy that pauses is woken by the next task",
         "_engine/scaler.py",
         "            stack.append(self._alarm)",
