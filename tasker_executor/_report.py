@@ -61,6 +61,15 @@ class Logger:
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
 
+    def hears(self, level: int) -> bool:
+        """Return whether records of `level` are wanted, or may be."""
+        try:
+            return self._logger.isEnabledFor(level)
+        except BaseException as error:
+            if must_escape(error):
+                raise
+            return True
+
     def debug(self, message: str, *args: object, exc_info: object = None, **fields: object) -> None:
         """Log at level DEBUG."""
         self._say(logging.DEBUG, message, args, exc_info, fields)

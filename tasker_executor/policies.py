@@ -69,6 +69,9 @@ __all__ = [
 # Rounding errors of floats make a load of 3 a little more than 3. For that, 3 workers must do.
 _ROUNDING_ERROR = 1e-9
 
+# The first look after a pause comes after this share of the interval: time for the tasks of a burst to be queued.
+SOON = 0.05
+
 
 @runtime_checkable
 class ScalingPolicy(Protocol):
@@ -392,6 +395,17 @@ def check_policy(name: str, value: Any) -> ScalingPolicy:
 def interval_of(policy: ScalingPolicy) -> float:
     """Return the seconds between two questions to `policy`, or raise unless they are a number above 0."""
     return check_seconds("policy.interval", policy.interval, above_zero=True)
+
+
+def first_look(interval: float, now: float, asked: float) -> float:
+    """Return when to look for tasks that wait, after a pause that ends `now`; the policy was asked last at `asked`.
+
+    If a task waits then, the policy is asked: a burst should not wait a whole interval for its first extra worker,
+    whose resource may be made in less. If none waits, it is asked an interval after the pause. Two questions are at
+    least an interval apart all the same. So a policy is asked no more often, and one that counts its answers
+    (`Hysteresis`) counts the same time.
+    """
+    return max(now + SOON * interval, asked + interval)
 
 
 def ask(policy: ScalingPolicy, load: LoadSample) -> int:

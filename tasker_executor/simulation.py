@@ -22,7 +22,8 @@ The simulation has these rules of the executor:
   of idle workers counts.)
 - The base, ``min_workers``, is started first and kept.
 - The questions pause at rest: no task queued, no worker busy, no worker above the base. They begin, and go on
-  after a pause, one interval after an arrival.
+  after a pause, one interval after an arrival; or after a twentieth of it if a task waits then, and the last
+  question was an interval ago.
 
 It leaves out: tasks that fail, are retried or cancelled; an ``on_create`` that fails; the time that threads
 and locks take; and the processor. Simulated tasks never slow each other down, as real tasks do that compute
@@ -41,7 +42,7 @@ from typing_extensions import override
 
 from ._checks import check_bounds, check_finite, check_max_workers, check_seconds
 from ._load import Arrivals, Load, Rates, ServiceTime, make_load
-from .policies import ScalingPolicy, ask, check_policy, interval_of
+from .policies import ScalingPolicy, ask, check_policy, first_look, interval_of
 from .stats import LoadSample
 
 __all__ = ["Arrivals", "Moment", "ServiceTime", "Simulation", "simulate"]
@@ -295,7 +296,7 @@ class _Run:
         self._start_workers(self._start, self._min_workers)
         self._record(self._start)
         arrival = arrivals[0] if tasks else math.inf
-        question = math.inf  # It begins with a pause, as the executor does.
+        question, asked, regular = math.inf, -math.inf, -math.inf  # It begins with a pause, as the executor does.
         end = math.inf if undone else max(self._start, until or 0.0)
         while True:
             # A choice of four, and no common heap: the arrivals are sorted already, and would be most of its
@@ -320,8 +321,12 @@ class _Run:
                 arrival = arrivals[self._arrived] if self._arrived < tasks else math.inf
                 if question == math.inf:
                     self._record(now)
-                    question = now + self._interval()
+                    regular = now + self._interval()
+                    question = first_look(self._interval(), now, asked)
+            elif now < regular and not self._queued():
+                question = regular
             else:
+                asked = regular = now
                 if self._policy is not None:
                     self._ask(self._policy, now)
                 self._record(now)

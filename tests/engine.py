@@ -46,7 +46,7 @@ from tasker_executor._engine.idle import ENOUGH, Idle, Room, Seat
 from tasker_executor._engine.lanes import Lane, Lanes
 from tasker_executor._engine.life import Life as WorkerLife
 from tasker_executor._engine.outage import Outage
-from tasker_executor._engine.recorder import LONG_LOG, Outcome, Recorder, TaskLog
+from tasker_executor._engine.recorder import KEPT_LOGS, LONG_LOG, SHORT_LOG, Outcome, Recorder, TaskLog
 from tasker_executor._engine.reserve import Reserve
 from tasker_executor._engine.resources import End, ResourceSource, UnfitResource
 from tasker_executor._engine.run import Grip, Run
@@ -63,7 +63,7 @@ from tasker_executor._engine.stock import Stock
 from tasker_executor._engine.stopping import Reason, Stop, Token
 from tasker_executor._engine.supply import DESTROY_PATIENCE
 from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, WITHDRAWN, Sidecar, Task
-from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
+from tasker_executor._engine.threads import CannotStart, make_thread, make_worker_thread, start_thread
 from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.worker import Worker
@@ -73,10 +73,12 @@ from tasker_executor._sync import _QueuedPermit, clock, releases
 __all__ = [
     "DESTROY_PATIENCE",
     "FINISHED",
+    "KEPT_LOGS",
     "LIMIT",
     "LONG_LOG",
     "PENDING",
     "RUNNING",
+    "SHORT_LOG",
     "WITHDRAWN",
     "Admission",
     "CannotStart",
@@ -161,6 +163,7 @@ __all__ = [
     "living_holdings",
     "look_at",
     "make_thread",
+    "make_worker_thread",
     "may_retire",
     "must_go_on",
     "name_of",

@@ -444,6 +444,48 @@ MUTATIONS = [
     ),
     # -- workers that are hired under the lock and started outside of it
     Mutation(
+        "the starter of a worker does not wait until its thread begins",
+        "_engine/threads.py",
+        "    if _EAGER:\n",
+        "    if not _EAGER:\n",
+        "threads",
+    ),
+    Mutation(
+        "the thread of a worker is waited for until it begins, by whoever asks for it",
+        "_engine/threads.py",
+        "return self._begun or (self._started and self.wait())",
+        "return self._begun",
+        "threads ending",
+    ),
+    Mutation(
+        "a hiring that was interrupted looks again",
+        "_engine/crew.py",
+        "        self._missed = True\n        while",
+        "        self._missed = not self._hiring\n        while",
+        "crew",
+    ),
+    Mutation(
+        "a retry that is parked makes a worker start",
+        "_engine/crew.py",
+        "if self._lanes.look() or self._lanes.parked():",
+        "if self._lanes.look():",
+        "retries",
+    ),
+    Mutation(
+        "few logs of workers that have ended are kept",
+        "_engine/recorder.py",
+        "while len(self._closed) > KEPT_LOGS:",
+        "while False:",
+        "stats",
+    ),
+    Mutation(
+        "the log of a worker ends with it",
+        "_engine/recorder.py",
+        "            if log.until is None:\n                log.until = clock()\n",
+        "",
+        "stats",
+    ),
+    Mutation(
         "a worker starts under no lock",
         "_engine/crew.py",
         "                self._hire(hired)\n                lost =",
@@ -482,8 +524,8 @@ MUTATIONS = [
     Mutation(
         "there is room while the timer is missing",
         "_engine/crew.py",
-        "(self._may_start() or self._timer.wanted or outage)",
-        "(self._may_start() or outage)",
+        "(may_start or self._timer.wanted or outage)",
+        "(may_start or outage)",
         "threads",
     ),
     Mutation(
@@ -1922,6 +1964,27 @@ MUTATIONS = [
         "scaler",
     ),
     Mutation(
+        "a policy is asked soon after a pause if tasks wait",
+        "_engine/scaler.py",
+        "if now < self._regular and not self._lanes.waiting():",
+        "if now < self._regular:",
+        "scaler",
+    ),
+    Mutation(
+        "a policy is not asked soon after a pause if no task waits",
+        "_engine/scaler.py",
+        "if now < self._regular and not self._lanes.waiting():",
+        "if False:",
+        "scaler",
+    ),
+    Mutation(
+        "two questions are an interval apart though a pause lies between",
+        "policies.py",
+        "return max(now + SOON * interval, asked + interval)",
+        "return now + SOON * interval",
+        "scaler",
+    ),
+    Mutation(
         "a policy that pauses is woken by the next task",
         "_engine/scaler.py",
         "            stack.append(self._alarm)",
@@ -2096,8 +2159,8 @@ MUTATIONS = [
     Mutation(
         "what a worker did counts when it is gone",
         "_engine/recorder.py",
-        "            self.fold(log)\n            self._logs.discard(log)",
-        "            self._logs.discard(log)",
+        "        self.fold(log)\n        self._logs.discard(log)",
+        "        self._logs.discard(log)",
         "stats",
     ),
     Mutation(
@@ -3248,14 +3311,14 @@ MUTATIONS = [
     Mutation(
         "a slot is free once the resource of its worker is destroyed",
         "_engine/roster.py",
-        "worker.index for worker in self.workers.copy() | self.written_off.copy()}",
-        "worker.index for worker in self.workers.copy() if worker.holding}",
+        "chain(self.workers.copy(), self.written_off.copy())",
+        "[worker for worker in self.workers.copy() if worker.holding]",
         "refresh",
     ),
     Mutation(
         "the lowest free slot is taken",
         "_engine/roster.py",
-        "min(set(range(len(used) + 1)) - used)",
+        "next(filterfalse(used.__contains__, count()))",
         "max(used, default=-1) + 1",
         "refresh",
     ),
@@ -3686,8 +3749,8 @@ MUTATIONS = [
     Mutation(
         "a worker is told to leave after its seat was taken off the stack",
         "_engine/idle.py",
-        "        spend_stack()\n        try:\n            in_one_step(partial(self.stack.remove, seat), *told, seat.release)",
-        "        for tell in told:\n            tell()\n        spend_stack()\n        try:\n"
+        "        try:\n            in_one_step(partial(self.stack.remove, seat), *told, seat.release)",
+        "        for tell in told:\n            tell()\n        try:\n"
         "            in_one_step(partial(self.stack.remove, seat), seat.release)",
         "shared_fields",
     ),

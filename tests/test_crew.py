@@ -18,6 +18,8 @@ from engine import (
     Worker,
     ask_to_leave,
     bounds_of,
+    core_of,
+    count_starting,
     dismisses,
     engine_lock,
     expects_worker,
@@ -922,3 +924,36 @@ def test_wait_ready_does_not_count_a_worker_that_ends(make_pool: MakePool, ledge
     pool.wait_ready(DEADLINE)
 
     assert len(ledger.created) == 2
+
+
+def test_a_call_that_comes_after_the_last_look_of_a_hiring_has_it_look_again(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. submit() hires a worker, and finds that no other one is needed. 2. A signal handler submits. It leaves the hiring to
+    # the interrupted call. 3. That looks again.
+    pool = make_pool(2)
+    crew = core_of(pool).crew
+    needed = crew._needed
+    interrupt = Once(lambda: pool.submit(gate.hold))
+
+    def look_and_be_interrupted() -> bool:
+        if needed():
+            return True
+        interrupt()
+        return False
+
+    monkeypatch.setattr(crew, "_needed", look_and_be_interrupted)
+
+    pool.submit(gate.hold)
+
+    gate.wait_until_held(2)
+
+
+@pytest.mark.parametrize("owns", [False, True])
+def test_a_worker_that_is_ready_is_forgotten_as_one_that_is_not(make_pool: MakePool, ledger: Ledger, owns: bool) -> None:
+    pool: ResourceExecutor[Any] = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy) if owns else make_pool(2)
+
+    pool.submit(lambda *_: None).result(DEADLINE)
+
+    assert core_of(pool).roster.unready == set()
+    assert count_starting(pool) == 0

@@ -20,6 +20,7 @@ from tasker_executor import (
     LoadSample,
     ResourceExecutor,
 )
+from tasker_executor._sync import clock
 from timer_support import Script, Turns, threads_of, watch_turns
 
 
@@ -66,6 +67,61 @@ def test_tick_resumes_with_the_next_task(make_pool: MakePool, turns: Turns, gate
     policy.wait_until_asked(2)  # the first of these questions may have begun before the task did
 
     assert policy.loads[-1].busy == 1
+
+
+def rare(answer: int) -> Script:
+    """Return a policy whose interval does not pass during a test: the test has the scaler look at a time of its own."""
+    policy = Script(answer)
+    policy.interval = 1000.0
+    return policy
+
+
+def test_a_policy_is_asked_soon_after_a_pause_if_tasks_wait(make_pool: MakePool, gate: Gate) -> None:
+    policy = rare(3)
+    pool = make_pool(4, min_workers=1, policy=policy)
+    begun = clock()
+    for _ in range(4):
+        pool.submit(gate.hold)
+    gate.wait_until_held()
+
+    due = core_of(pool).scaler.tick(begun + 51.0 + DEADLINE)
+
+    gate.wait_until_held(3)
+    assert due == begun + 51.0 + DEADLINE + 1000.0
+
+
+def test_a_policy_is_asked_an_interval_after_a_pause_if_no_task_waits(make_pool: MakePool, gate: Gate) -> None:
+    policy = rare(3)
+    pool = make_pool(4, min_workers=1, policy=policy)
+    begun = clock()
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+
+    due = core_of(pool).scaler.tick(begun + 51.0 + DEADLINE)
+
+    assert policy.asked == 0
+    assert due is not None
+    assert begun + 1000.0 <= due <= begun + 1000.0 + DEADLINE
+    core_of(pool).scaler.tick(due)
+    assert policy.asked == 1
+
+
+def test_two_questions_are_an_interval_apart_though_a_pause_lies_between(make_pool: MakePool, gate: Gate) -> None:
+    policy = rare(1)
+    pool = make_pool(1, min_workers=1, policy=policy)
+    scaler = core_of(pool).scaler
+    pool.submit(int).result(DEADLINE)
+    asked = clock() + 1001.0
+    scaler.tick(asked)
+    assert scaler.paused
+    for _ in range(2):
+        pool.submit(gate.hold)
+    gate.wait_until_held()
+
+    assert scaler.tick(asked + 999.0) == asked + 1000.0
+    scaler.tick(asked + 1000.0)
+
+    assert policy.asked == 2
 
 
 def test_task_submitted_while_the_tick_pauses_is_run_at_once(make_pool: MakePool) -> None:

@@ -96,7 +96,7 @@ def test_a_worker_that_is_still_starting_costs_and_is_counted() -> None:
     result = simulate(Script(2), [0.0], 1.0, max_workers=2, create_time=3.0, until=4.0)
 
     assert result.worker_seconds == 4.0
-    assert [moment.workers for moment in result.timeline] == [0, 1, 1, 1, 1, 1]
+    assert [moment.workers for moment in result.timeline] == [0, 1, 1, 1, 1, 1, 1]
 
 
 def test_the_timeline_shows_each_question_and_the_rests() -> None:
@@ -104,12 +104,12 @@ def test_the_timeline_shows_each_question_and_the_rests() -> None:
 
     result = simulate(policy, [5.0, 5.0, 5.5, 20.0], 1.0, min_workers=1, max_workers=2)
 
-    assert result.timeline == (
+    assert result.timeline == (  # a task waits at 5.05, and none at 20.05
         Moment(0.0, workers=1, busy=0, queued=0, oldest_wait=0.0, target=1),
         Moment(5.0, workers=1, busy=1, queued=0, oldest_wait=0.0, target=1),
-        Moment(6.0, workers=2, busy=1, queued=1, oldest_wait=0.5, target=2),
-        Moment(7.0, workers=2, busy=0, queued=0, oldest_wait=0.0, target=2),
-        Moment(8.0, workers=1, busy=0, queued=0, oldest_wait=0.0, target=1),
+        Moment(5.05, workers=2, busy=1, queued=1, oldest_wait=5.05 - 5.0, target=2),
+        Moment(6.05, workers=2, busy=1, queued=0, oldest_wait=0.0, target=2),
+        Moment(7.05, workers=1, busy=0, queued=0, oldest_wait=0.0, target=1),
         Moment(20.0, workers=1, busy=1, queued=0, oldest_wait=0.0, target=1),
         Moment(21.0, workers=1, busy=0, queued=0, oldest_wait=0.0, target=1),
     )
@@ -122,7 +122,7 @@ def test_retires_idle_workers_only_and_never_the_base() -> None:
 
     result = simulate(policy, [0.0] * 4, [1.5, 5.5, 5.5, 5.5], min_workers=2, max_workers=4, until=10.0)
 
-    assert [moment.workers for moment in result.timeline if moment.time.is_integer()] == [2, 2, 4, 3, 3, 3, 3, 2, 2, 2]
+    assert [moment.workers for moment in result.timeline] == [2, 2, 4, 4, 3, 3, 3, 3, 2, 2]  # at 0.05, 1.05, and so on
 
 
 def test_zero_workers_wanted_still_runs_the_tasks() -> None:
@@ -250,26 +250,26 @@ def test_samples_show_the_load_as_the_executor_would() -> None:
 
     simulate(policy, [0.0, 0.0, 0.0, 0.5], [1.75, 2.0, 3.0, 3.0], min_workers=1, max_workers=3, create_time=0.5)
 
-    assert policy.samples[0] == LoadSample(
-        time=1.0,
-        workers=1,
-        busy=1,
+    assert policy.samples[1] == LoadSample(
+        time=1.05,
+        workers=2,
+        busy=2,
         idle=0,
-        queued_normal=3,
+        queued_normal=2,
         queued_priority=0,
-        oldest_wait=1.0,
-        arrival_rate=4.0,
+        oldest_wait=1.05,
+        arrival_rate=4 / 1.05,
         completion_rate=0.0,
         mean_service_time=0.0,
         mean_create_time=0.5,
         create_failures=0,
         min_workers=1,
         max_workers=3,
-        target=1,
+        target=2,
     )
-    assert policy.samples[2].completion_rate == pytest.approx(1 / 3)  # the first was done at 2.25
-    assert policy.samples[2].mean_service_time == 1.75
-    assert policy.samples[2].target == 2
+    assert policy.samples[3].completion_rate == pytest.approx(2 / 3.05)  # they were done at 2.25 and at 2.55
+    assert policy.samples[3].mean_service_time == (1.75 + 2.0) / 2
+    assert policy.samples[0].target == 1
 
 
 def test_rates_are_of_the_last_five_seconds_in_whole_ones() -> None:
@@ -299,6 +299,22 @@ def test_questions_pause_at_rest_and_go_on_one_interval_after_the_next_arrival()
     simulate(policy, [2.5, 100.25], 0.5, min_workers=1, max_workers=1)
 
     assert [load.time for load in policy.samples] == [3.5, 101.25]
+
+
+def test_the_first_question_after_a_pause_comes_soon_if_a_task_waits_and_an_interval_after_the_last() -> None:
+    policy = Script(1, interval=1.0)
+
+    simulate(policy, [2.5, 2.5, 4.6, 4.6], [0.5, 0.5, 0.1, 1.0], min_workers=1, max_workers=1)
+
+    assert [load.time for load in policy.samples] == pytest.approx([2.55, 3.55, 4.65, 5.65, 6.65])
+
+
+def test_a_task_that_comes_right_after_the_last_question_of_a_burst_does_not_have_the_policy_asked_at_once() -> None:
+    policy = Script(1, interval=1.0)
+
+    simulate(policy, [0.0, 0.0, 1.2, 1.2], [0.4, 0.4, 1.0, 1.0], min_workers=1, max_workers=1)
+
+    assert [load.time for load in policy.samples] == pytest.approx([0.05, 1.05, 2.05, 3.05, 4.05])
 
 
 def test_questions_go_on_while_workers_above_the_base_are_left() -> None:
@@ -418,7 +434,7 @@ def test_the_last_task_is_done_whatever_end_was_asked_for() -> None:
 
 
 def test_a_policy_that_does_not_come_back_to_the_base_is_given_a_minute() -> None:
-    assert simulate(Script(3), [0.0, 0.0], 1.0, max_workers=4).end == 62.0
+    assert simulate(Script(3), [0.0, 0.0], 1.0, max_workers=4).end == 61.05
 
 
 @pytest.mark.parametrize("start, worker_seconds", [(0.0, 1001.0), (900.0, 101.0), (None, 1.0)])

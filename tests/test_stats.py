@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from engine import (
+    KEPT_LOGS,
     LONG_LOG,
+    SHORT_LOG,
     Histogram,
     Lane,
     Outcome,
@@ -1010,3 +1012,45 @@ def test_a_fold_that_an_error_ends_does_not_keep_the_workers_from_folding(monkey
     recorder.fold_soon(log)
 
     assert log.folded == 2
+
+
+# -- the logs of workers that have ended --
+
+
+def test_a_short_log_is_kept_until_it_is_asked_for_or_there_are_many() -> None:
+    recorder = Recorder()
+    logs = [open_log(recorder) for _ in range(KEPT_LOGS + 1)]
+    for log in logs:
+        log.note(False, Outcome.COMPLETED, 0.1, 0.2)
+        recorder.close_log(log)
+        recorder.close_log(log)  # an error came after the first call
+
+    assert [log.folded for log in logs] == [1] + [0] * KEPT_LOGS
+    assert recorder.counts()[False, Outcome.COMPLETED] == KEPT_LOGS + 1
+    _, run, _, counts = recorder.durations(reset=False)
+    assert (run.count, counts[Outcome.COMPLETED]) == (KEPT_LOGS + 1, KEPT_LOGS + 1)
+    assert [log.folded for log in logs] == [1] * (KEPT_LOGS + 1)
+    assert not recorder._logs
+    assert not recorder._closed
+
+
+def test_a_long_log_is_folded_when_its_worker_ends() -> None:
+    recorder = Recorder()
+    log = open_log(recorder)
+    for _ in range(SHORT_LOG + 1):
+        log.note(True, Outcome.FAILED, 0.1, 0.2)
+
+    recorder.close_log(log)
+
+    assert log.folded == SHORT_LOG + 1
+    assert not recorder._logs
+
+
+def test_the_end_of_a_kept_log_is_that_of_its_worker(clock: Clock) -> None:
+    recorder = Recorder()
+    log = open_log(recorder)
+    log.note(False, Outcome.COMPLETED, 0.0, 0.0)
+    recorder.close_log(log)
+    clock.now += 100.0
+
+    assert recorder.rates((), [])[1] == 0.0  # none within the last seconds

@@ -7,8 +7,7 @@ when the factory may be tried again, a call of `resize`. So the next change repa
 left undone.
 
 **Decided under the lock, done outside of it.** `_hire` adds workers to the crew, and `populate` then starts
-their threads without the lock. `Thread.start` waits for the new thread, and that may run a destructor that
-needs the lock before it counts as started.
+their threads without the lock: see ``threads.py``.
 
 **A call may be interrupted** between the two, by a signal handler that calls it again, or by an error. Its
 workers are *unborn*: in the crew, without a thread. The nested call disowns them; after an error the
@@ -62,6 +61,7 @@ class Crew:
 
         # The lock guards all that follows.
         self._hiring = False
+        self._missed = False  # whether a call of `_hire` came while another one, on the same thread, was hiring
         #: The workers of the roster whose thread is yet to be started, each with the thread that is to start it.
         #: Added under the lock, before the worker is in the roster; removed without it, by one call.
         self._unborn: dict[Worker, int] = {}
@@ -87,8 +87,9 @@ class Crew:
 
         Workers that are starting look at the lanes, so only the tasks beyond their number count.
         """
-        self._lanes.look()  # for the order: a submitter whose task is not seen here sees what was stored before
-        if self._lanes.waiting():  # otherwise no worker is counted: workers that end together all ask this
+        # A submitter whose task is not seen here sees what was stored before. If there is none, no worker is counted:
+        # workers that end together all ask this.
+        if self._lanes.look() or self._lanes.parked():
             starting = self.roster.starting()
             while (waiting := self._lanes.waiting()) and starting != (now := self.roster.starting()):
                 starting = now  # a worker became ready, and may have taken a task: count again
@@ -156,33 +157,36 @@ class Crew:
         if self._unborn:
             self._disown_interrupted(hired)
         # A signal handler, or a destructor, that interrupts this leaves the work to the interrupted call.
-        while not self._hiring:
+        self._missed = True
+        while self._missed and not self._hiring:
             self._hiring = True
             try:
-                self._offer_room()
-                while self._needed() and self._may_start():
+                self._missed = False
+                may_start = self._offer_room()
+                while self._needed() and may_start:
                     if not hired:
                         spend_stack()
                     worker = self._make_worker(roster.free_index())
                     hired.append(worker)
                     self._recorder.add_log(worker.log)
                     self._unborn[worker] = get_ident()
+                    roster.unready.add(worker)
                     worker.seat.occupied = True  # in one step with the next line: an error comes only after a call
                     roster.workers.add(worker)
-                    self._offer_room()
+                    may_start = self._offer_room()
             finally:
                 self._hiring = False
-            if not (self._needed() and self._may_start()):
-                break
 
-    def _offer_room(self) -> None:
-        """Offer Room if a worker may be started, and withdraw it if none may. Lock held.
+    def _offer_room(self) -> bool:
+        """Offer Room if a worker may be started, and withdraw it if none may; return which. Lock held.
 
         Room stays while the timer's thread could not be started: only a submitter then sees the end of
         a pause. It stays in an outage, too: a submitter then looks whether its task has to fail at once.
         """
+        may_start = self._may_start()
         outage = self._owns_resources and self.outage.failures > 0 and self.outage.bare_since is not None
-        self._idle.offer_room(self._life.state is State.RUNNING and (self._may_start() or self._timer.wanted or outage))
+        self._idle.offer_room(self._life.state is State.RUNNING and (may_start or self._timer.wanted or outage))
+        return may_start
 
     def _disown_interrupted(self, hired: list[Worker]) -> None:
         """Disown the workers that an interrupted call on this thread has hired and not started. Lock held.
@@ -224,6 +228,7 @@ class Crew:
         self.supply.note_served()
         self._recorder.close_log(worker.log)
         roster.leaving.discard(worker)
+        roster.unready.discard(worker)
         roster.replaced += replaced
         worker.seat.occupied = False
         # Last: an error thrown in before this leaves the worker in the crew, and the removal is repeated.
@@ -238,11 +243,11 @@ class Crew:
         Return False if the factory fails and the resource is `in_doubt`: it must pass its check before it
         ends the outage. Otherwise each new resource of a bad server would end it, and start all the workers.
 
-        Without resources this takes no lock: its starter holds the lock, and the worker should have its task
-        in hand when `submit` returns.
+        Without resources this takes no lock, which all the workers that start together would wait for.
         """
         if not self._owns_resources and not self.outage.failures:
             worker.ready = True
+            self.roster.unready.discard(worker)
             return True
         with self._life.lock:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
@@ -254,6 +259,7 @@ class Crew:
             self.populate_or_retry()  # this worker still counts as starting: it has yet to look at the lanes
         with self._life.lock:
             worker.ready = True
+            self.roster.unready.discard(worker)
             self.outage.bare_since = None  # whatever happened while the lock was free
             if self.outage.failures:  # the timer may have seen this worker still starting, and waits for it
                 self._timer.kick(start=False)

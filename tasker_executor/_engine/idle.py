@@ -241,8 +241,11 @@ class Idle:
         Its seat leaves the stack if and only if the worker is woken. It is told afterwards: a worker that was
         woken for a task at this moment must not take that for a dismissal.
         """
-        told = (partial(setattr, seat, "told_to_leave", True),) if to_leave else ()  # a slot: all in C
         spend_stack()
+        return self._wake(seat, to_leave)
+
+    def _wake(self, seat: Seat, to_leave: bool) -> bool:
+        told = (partial(setattr, seat, "told_to_leave", True),) if to_leave else ()  # a slot: all in C
         try:
             in_one_step(partial(self.stack.remove, seat), *told, seat.release)
         except ValueError:
@@ -251,8 +254,9 @@ class Idle:
 
     def wake_all(self) -> None:
         """Wake every idle worker, so that each looks at the state and at its limits again."""
+        spend_stack()
         for seat in self.seats()[::-1]:
-            self.wake(seat)
+            self._wake(seat, False)
 
     # -- the end
 

@@ -50,8 +50,10 @@ class Notices:
 
     def log_end(self, worker: Worker, end: End, error: BaseException | None) -> None:
         """Log the end of a worker: the error that is the cause at WARNING, its traceback at DEBUG."""
+        told = end is End.BROKEN or end is End.CRASHED  # the record of a failed creation has its error
+        if not told and not logger.hears(logging.DEBUG):
+            return
         ids = {"executor": self._name, "worker": worker.name, "reason": end.value}
-        told = end in {End.BROKEN, End.CRASHED}  # the record of a failed creation has its error
         cause = safe_repr(error) if told and error is not None else None
         why = end.value if cause is None else f"{end.value}: {cause}"
         level = logging.WARNING if told else logging.DEBUG

@@ -9,7 +9,6 @@ is listed.
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from threading import RLock
@@ -27,6 +26,9 @@ __all__ = ["LONG_LOG", "LULL", "RATE_WINDOW", "Outcome", "Period", "Recorder", "
 LULL = 0.5
 #: A worker that has listed this many attempts waits for the thread that folds.
 LONG_LOG = 4096
+#: A worker that ends leaves its log unfolded if it lists at most `SHORT_LOG` attempts, and at most `KEPT_LOGS` such
+#: logs are kept. So an executor that nobody asks for numbers, and that ends soon, folds little.
+SHORT_LOG, KEPT_LOGS = 16, 64
 #: Rates look back about this many seconds.
 RATE_WINDOW = 5
 
@@ -38,6 +40,8 @@ class Outcome(enum.IntEnum):
     FAILED = 1
     RETRIED = 2
 
+    __hash__ = int.__hash__  # in C: each worker hashes all outcomes as it starts
+
 
 class Arrivals(Protocol):
     """What `Recorder.rates` asks a lane."""
@@ -45,6 +49,10 @@ class Arrivals(Protocol):
     def submitted_since(self, moment: float, /) -> int:
         """Return how many tasks of the lane were submitted at `moment` or later."""
         ...
+
+
+_KEYS = tuple((priority, outcome) for priority in (False, True) for outcome in Outcome)
+_NORMAL, _URGENT = (False, Outcome.COMPLETED), (True, Outcome.COMPLETED)
 
 
 class TaskLog:
@@ -59,27 +67,28 @@ class TaskLog:
 
     def __init__(self) -> None:
         #: The attempt noted last (the id of its task, and its start), and its outcome.
-        self._last: deque[tuple[tuple[int, float] | None, Outcome]] = deque(maxlen=1)
+        self._last: tuple[tuple[int, float] | None, Outcome] | None = None
         self.folded = 0  # attempts
         #: About how many attempts were listed by `note` since the last folding. Two threads may write it at once.
         self.others = 0
         self.since = clock()
         #: The time when its owner became idle; None while it is busy.
         self.until: float | None = None
-        #: For each lane and outcome, (waits, runs). An attempt is counted by its run, which is appended last.
-        self.entries: dict[tuple[bool, Outcome], tuple[list[float], list[float]]] = {
-            (priority, outcome): ([], []) for priority in (False, True) for outcome in Outcome
-        }
+        #: For each lane and outcome, (waits, runs). An attempt is counted by its run, which is appended last. What few
+        #: workers list is added when it is needed, so other threads iterate over a copy.
+        self.entries: dict[tuple[bool, Outcome], tuple[list[float], list[float]]] = {_URGENT: ([], []), _NORMAL: ([], [])}
 
     def note(self, priority: bool, outcome: Outcome, wait: float, run: float, attempt: tuple[int, float] | None = None) -> None:
         """Count an attempt that has ended, in one step of the interpreter."""
-        waits, runs = self.entries[priority, outcome]
-        in_one_step(partial(waits.append, wait), partial(runs.append, run), partial(self._last.append, (attempt, outcome)))
+        waits, runs = self.entries.setdefault((priority, outcome), ([], []))
+        last = partial(setattr, self, "_last", (attempt, outcome))  # a slot: all in C
+        in_one_step(partial(waits.append, wait), partial(runs.append, run), last)
         self.others += 1
 
     def noted(self, attempt: tuple[int, float]) -> Outcome | None:
         """Return the outcome that was noted for this attempt, the last; None if none was noted."""
-        return next((outcome for last, outcome in self._last if last == attempt), None)
+        last = self._last
+        return last[1] if last is not None and last[0] == attempt else None
 
     def attempts(self) -> int:
         """Return how many attempts its owner has made."""
@@ -87,7 +96,7 @@ class TaskLog:
 
     def listed(self) -> int:
         """Return how many attempts are listed, and not folded."""
-        return sum(len(runs) for _, runs in self.entries.values())
+        return sum([len(runs) for _, runs in self.entries.copy().values()])
 
 
 class _Tally:
@@ -180,7 +189,9 @@ class Recorder:
         # that ask for stats.
         self.lock = RLock()
         self._logs: set[TaskLog] = set()
-        self._tallies = {key: _Tally() for key in TaskLog().entries}
+        #: Those of `_logs` whose workers have ended, the one that ended first at the front.
+        self._closed: dict[TaskLog, None] = {}
+        self._tallies = {key: _Tally() for key in _KEYS}
         self._create = Histogram()
         self._created: list[float] = []  # not folded yet
         self._rates = _Rates()
@@ -201,10 +212,22 @@ class Recorder:
             self._logs.add(log)
 
     def close_log(self, log: TaskLog) -> None:
-        """Fold what a worker that ends has listed, and forget its log."""
+        """Fold what a worker that ends has listed, and forget its log: now, or later if it is short."""
         with self.lock:
-            self.fold(log)
-            self._logs.discard(log)
+            if log.until is None:
+                log.until = clock()
+            if log.listed() > SHORT_LOG:
+                self._forget(log)
+                return
+            self._closed[log] = None
+            while len(self._closed) > KEPT_LOGS:
+                self._forget(next(iter(self._closed)))
+
+    def _forget(self, log: TaskLog) -> None:
+        """Fold the log of a worker that has ended, and forget it. Lock held."""
+        self.fold(log)
+        self._logs.discard(log)
+        self._closed.pop(log, None)
 
     def fold(self, log: TaskLog) -> None:
         """Move what `log` lists into the histograms. An entry appended while this runs stays in the list."""
@@ -213,7 +236,7 @@ class Recorder:
                 self._folds = True
                 now = clock()
                 until = log.until
-                for key, (waits, runs) in log.entries.items():
+                for key, (waits, runs) in log.entries.copy().items():
                     count = len(runs)
                     if count:
                         taken = waits[:count], runs[:count]
@@ -269,13 +292,16 @@ class Recorder:
     def counts(self) -> dict[tuple[bool, Outcome], int]:
         """Return the number of attempts by lane and outcome."""
         with self.lock:
-            return {
-                key: tally.count + sum(len(log.entries[key][1]) for log in self._logs.copy())
-                for key, tally in self._tallies.items()
-            }
+            counts = {key: tally.count for key, tally in self._tallies.items()}
+            for log in self._logs.copy():
+                for key, (_, runs) in log.entries.copy().items():
+                    counts[key] += len(runs)
+            return counts
 
     def _fold_all(self) -> None:
         self._fold_created()
+        for log in self._closed.copy():
+            self._forget(log)
         for log in self._logs.copy():  # A signal handler may add a log while this runs.
             self.fold(log)
 

@@ -6,7 +6,9 @@ Any thread may call a method without these words: it counts over a copy of `work
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from itertools import chain, count, filterfalse
+from operator import attrgetter
 from typing import Any
 
 from .settings import Settings
@@ -15,6 +17,8 @@ from .threads import Endings
 from .worker import Worker
 
 __all__ = ["Roster"]
+
+_index_of: Callable[[Worker], int] = attrgetter("index")
 
 
 class Roster:
@@ -33,6 +37,9 @@ class Roster:
         self.wanted = settings.max_workers if settings.policy is None else settings.min_workers
         #: The workers in the crew. A worker that ends leaves before its successor enters, so the limit holds.
         self.workers: set[Worker] = set()
+        #: Those of `workers` that are not `ready`, and perhaps some that are: removed, in one call without the lock,
+        #: after that is stored.
+        self.unready: set[Worker] = set()
         #: The workers written off: no longer in the crew, and their task has yet to return.
         self.written_off: set[Worker] = set()
         self.leaving: set[Worker] = set()  # those of `workers` that have been retired and are about to end
@@ -48,8 +55,10 @@ class Roster:
 
     def starting(self) -> int:
         """Return how many workers have yet to look at the lanes for the first time, and are not late."""
+        if not self.unready:
+            return 0
         ending = self.ending
-        return sum(not (worker.ready or worker.late or worker in ending) for worker in self.workers.copy())
+        return sum(not (worker.ready or worker.late or worker in ending) for worker in self.unready.copy())
 
     def ready(self) -> int:
         """Return how many workers have their resource, and do not end."""
@@ -110,8 +119,8 @@ class Roster:
 
     def free_index(self) -> int:
         """Return the lowest number that no worker has. Lock held."""
-        used = {worker.index for worker in self.workers.copy() | self.written_off.copy()}
-        return min(set(range(len(used) + 1)) - used)
+        used = set(map(_index_of, chain(self.workers.copy(), self.written_off.copy())))
+        return next(filterfalse(used.__contains__, count()))
 
     # -- the end
 
@@ -120,6 +129,7 @@ class Roster:
         for worker in self.workers.copy():
             worker.over = True
         self.workers.clear()
+        self.unready.clear()
         self.written_off.clear()
         self.leaving.clear()
         self.ending.clear()

@@ -3,6 +3,8 @@
 It asks at the policy's interval, and pauses when the executor is at rest. While it pauses, an `Alarm` lies on
 the idle stack. The next submitter that pops the alarm ends the pause. A submitter that finds a worker above
 the alarm looks at `paused` itself.
+
+The first question after a pause comes soon if tasks wait: see `tasker_executor.policies.first_look`.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ class Scaler:
         #: When the policy is asked next; None while the scaler pauses. Only the timer's thread stores None.
         #: Two threads that end the pause at once store nearly the same.
         self._next: float | None = None
+        #: When the policy was asked last; and when it is asked after a pause although no task waits.
+        self._asked = self._regular = float("-inf")
         self.paused = False  # for a submitter that wakes a worker above the alarm: it resumes the scaler, too
         self._policy_failed = False
         self._alarm = Alarm(self, place.idle)
@@ -62,9 +66,15 @@ class Scaler:
     def resume(self) -> None:
         """End the pause, if there is one. Any thread may call this."""
         if self._next is None and self.policy is not None and self._life.state is State.RUNNING:
-            self._next = clock() + self._interval
+            self._next = self._first(clock())
             self.paused = False
             self._timer.kick()
+
+    def _first(self, now: float) -> float:
+        from ..policies import first_look
+
+        self._regular = now + self._interval
+        return first_look(self._interval, now, self._asked)
 
     def tick(self, now: float) -> float | None:
         """Ask the policy, if it is time. A duty."""
@@ -75,13 +85,17 @@ class Scaler:
             if gauges.at_rest():
                 return None
             # 1. A submitter popped the alarm. 2. An error was thrown into it before the alarm resumed.
-            self._next = now + self._interval
+            self._next = self._first(now)
             self.paused = False
         if now < self._next:
+            return self._next
+        if now < self._regular and not self._lanes.waiting():
+            self._next = self._regular
             return self._next
         from ..policies import answer, interval_of
 
         load = gauges.sample()
+        self._asked = self._regular = now
         self._next = now + self._interval
         try:
             self._interval = interval_of(policy)

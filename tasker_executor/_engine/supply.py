@@ -70,8 +70,10 @@ class Supply:
 
     def note_bare(self) -> None:
         """Tell the outage if no worker owns a resource any more. Lock held."""
-        outage, workers = self.outage, self._roster.workers.copy()
-        if outage.bare_since is None and not any(worker.ready and worker.holding is not None for worker in workers):
+        outage = self.outage
+        if outage.bare_since is not None:
+            return
+        if not any(worker.ready and worker.holding is not None for worker in self._roster.workers.copy()):
             outage.bare(clock())
 
     def note_late(self, now: float) -> tuple[list[Worker], float | None]:
