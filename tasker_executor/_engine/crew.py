@@ -169,9 +169,10 @@ class Crew:
                     worker = self._make_worker(roster.free_index())
                     hired.append(worker)
                     self._recorder.add_log(worker.log)
-                    self._unborn[worker] = get_ident()
                     roster.unready.add(worker)
-                    worker.seat.occupied = True  # in one step with the next line: an error comes only after a call
+                    # In one step, as an error, or a signal handler, comes only after a call:
+                    self._unborn[worker] = get_ident()
+                    worker.seat.occupied = True
                     roster.workers.add(worker)
                     may_start = self._offer_room()
             finally:
