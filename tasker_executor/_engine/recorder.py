@@ -216,7 +216,7 @@ class Recorder:
         with self.lock:
             if log.until is None:
                 log.until = clock()
-            if log.listed() > SHORT_LOG:
+            if not 0 < log.listed() <= SHORT_LOG:
                 self._forget(log)
                 return
             self._closed[log] = None
