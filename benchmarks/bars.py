@@ -120,7 +120,7 @@ BARS = (
     Bar("one by one, 8 workers, pinned", _gain("compare", "latency8"), least=1.9, free=1),
     Bar("one by one, 8 workers, not pinned", _gain("compare", "unpinned"), least=1),
     Bar("sleep(1 ms), 64 workers", _gain("compare", "sleep"), least=1.1),
-    Bar("computes 100 us, of bare threads", _gain("parallel", parallel.JOB), least=0.85),
+    Bar("computes 100 us, of bare threads", _gain("parallel", parallel.JOB), least=0.85, free=0.95),
     Bar("bytes of one that waits", _share("memory", "bytes", "one argument"), most=0.15),
     Bar("PostgreSQL, of psycopg_pool", _gain("servers", "PostgreSQL", name=servers.LIMITED), least=1.7),
     Bar("PostgreSQL, of bare threads", _gain("servers", "PostgreSQL", name=servers.LIMITED, against=_BARE), least=0.9),
