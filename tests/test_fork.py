@@ -191,12 +191,13 @@ def test_a_child_that_exits_in_the_ordinary_way_does_not_wait_for_the_parents_th
 
 def test_multiprocessing_can_fork_while_the_pool_works() -> None:
     output = run("""
-        import multiprocessing
+        import contextlib, multiprocessing
         stop = threading.Event()
         pool = ResourceExecutor(4, on_create=Connection, on_destroy=Connection.close)
         def again(connection):
-            if not stop.is_set():
-                pool.submit(again)
+            with contextlib.suppress(RuntimeError):  # the pool is shut down just now
+                if not stop.is_set():
+                    pool.submit(again)
         for _ in range(4):
             pool.submit(again)
         context = multiprocessing.get_context("fork")
