@@ -63,7 +63,7 @@ from tasker_executor._engine.stock import Stock
 from tasker_executor._engine.stopping import Reason, Stop, Token
 from tasker_executor._engine.supply import DESTROY_PATIENCE
 from tasker_executor._engine.task import FINISHED, PENDING, RUNNING, WITHDRAWN, Sidecar, Task
-from tasker_executor._engine.threads import CannotStart, make_thread, make_worker_thread, start_thread
+from tasker_executor._engine.threads import CannotStart, make_thread, start_thread
 from tasker_executor._engine.timer import Timer
 from tasker_executor._engine.waiting import await_handoff
 from tasker_executor._engine.worker import Worker
@@ -163,7 +163,6 @@ __all__ = [
     "living_holdings",
     "look_at",
     "make_thread",
-    "make_worker_thread",
     "may_retire",
     "must_go_on",
     "name_of",

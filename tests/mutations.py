@@ -444,20 +444,6 @@ MUTATIONS = [
     ),
     # -- workers that are hired under the lock and started outside of it
     Mutation(
-        "the starter of a worker does not wait until its thread begins",
-        "_engine/threads.py",
-        "    if _EAGER:\n",
-        "    if not _EAGER:\n",
-        "threads",
-    ),
-    Mutation(
-        "the thread of a worker is waited for until it begins, by whoever asks for it",
-        "_engine/threads.py",
-        "return self._begun or (self._started and self.wait())",
-        "return self._begun",
-        "threads ending",
-    ),
-    Mutation(
         "a hiring that was interrupted looks again",
         "_engine/crew.py",
         "        self._missed = True\n        while",
@@ -474,8 +460,8 @@ MUTATIONS = [
     Mutation(
         "few logs of workers that have ended are kept",
         "_engine/recorder.py",
-        "while len(self._closed) > KEPT_LOGS:",
-        "while False:",
+        "if len(self._closed) > KEPT_LOGS:",
+        "if False:",
         "stats",
     ),
     Mutation(
@@ -2532,9 +2518,23 @@ MUTATIONS = [
     Mutation(
         "a timer that could not start is kicked by the next deadline",
         "_engine/deadlines.py",
-        "                if self._timer.birth is None:",
-        "                if False:",
-        "deadlines",
+        "timer.refused = self.kick_again",
+        "pass",
+        "deadlines timer",
+    ),
+    Mutation(
+        "a limit kicks a timer that should have looked by now",
+        "_engine/limits.py",
+        " or self.due < start:",
+        ":",
+        "timer",
+    ),
+    Mutation(
+        "a policy is not asked twice because two threads end a pause",
+        "_engine/scaler.py",
+        "max(self._next, self._earliest)",
+        "self._next",
+        "scaler",
     ),
     Mutation(
         "the timer forgets when it looks next before it looks at the news",

@@ -26,7 +26,7 @@ from tasker_executor import (
 )
 from tasker_executor._engine.deadlines import MANY_NEWS
 from tasker_executor._sync import clock
-from timer_support import Turns, watch_turns
+from timer_support import Turns, refusing_start, watch_turns
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_timer_that_could_not_start_is_kicked_again(make_pool: MakePool, gate: G
     pool.submit(gate.hold)
     gate.wait_until_held()
     with monkeypatch.context() as patch:
-        replace_step(pool, Step.KICK, int, patch)  # the timer gets no thread
+        refusing_start(patch, "_timer")
         pool.with_options(start_within=60.0).submit(int)
     kicks: list[None] = []
     with monkeypatch.context() as patch:

@@ -124,6 +124,24 @@ def test_two_questions_are_an_interval_apart_though_a_pause_lies_between(make_po
     assert policy.asked == 2
 
 
+def test_two_threads_that_end_a_pause_do_not_have_the_policy_asked_twice(make_pool: MakePool, gate: Gate) -> None:
+    # 1. A thread ends the pause, and is held up before it stores when the policy is asked. 2. Another one ends the pause.
+    # 3. The policy is asked. 4. The first thread stores.
+    policy = rare(1)
+    pool = make_pool(1, min_workers=1, policy=policy)
+    scaler = core_of(pool).scaler
+    for _ in range(2):
+        pool.submit(gate.hold)
+    gate.wait_until_held()
+    asked = clock() + 1001.0
+    scaler.tick(asked)
+
+    scaler._next = asked - 1.0
+
+    assert scaler.tick(asked + 1.0) == asked + 1000.0
+    assert policy.asked == 1
+
+
 def test_task_submitted_while_the_tick_pauses_is_run_at_once(make_pool: MakePool) -> None:
     policy = Script(1)
     pool = make_pool(4, min_workers=1, policy=policy)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextvars
 import sys
 import threading
-from collections.abc import Callable
 
 import pytest
 
 from engine import (
     CannotStart,
     make_thread,
-    make_worker_thread,
     patch_pauses,
     patch_thread_start,
     start_thread,
@@ -361,73 +359,3 @@ def test_a_wait_inside_gets_its_worker_when_the_system_has_threads_again(
         return inner.result()
 
     assert pool.submit(outer).result(DEADLINE) == 7
-
-
-# -- a worker's thread begins later than `submit` returns --
-
-
-def begin_late(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
-    """Hold each thread of a worker at the gate before it begins."""
-    begin: Callable[[threading.Thread], None] = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]  # not in typeshed
-
-    def hold_and_begin(thread: threading.Thread) -> None:
-        if thread.name.startswith("late"):
-            gate.hold()
-        begin(thread)
-
-    monkeypatch.setattr(threading.Thread, "_bootstrap_inner", hold_and_begin)
-
-
-def test_the_starter_of_a_worker_does_not_wait_until_its_thread_begins(
-    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begin_late(monkeypatch, gate)
-    pool = make_pool(2, thread_name_prefix="late")
-
-    futures = [pool.submit(int, "7") for _ in range(3)]
-
-    gate.wait_until_held(2)
-    assert [future.done() for future in futures] == [False] * 3
-    gate.release()
-    assert [future.result(DEADLINE) for future in futures] == [7] * 3
-
-
-def test_a_thread_that_is_asked_for_before_it_begins_is_waited_for(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin_late(monkeypatch, gate)
-    end = threading.Event()
-    thread = make_worker_thread(end.wait, "late")
-    assert not thread.is_alive()
-    start_thread(thread)
-    gate.wait_until_held()
-    alive: list[bool] = []
-    asking = threading.Thread(target=lambda: alive.append(thread.is_alive()))
-    asking.start()
-    eventually(lambda: bool(thread._started._latches), "the question")  # type: ignore[attr-defined]
-
-    gate.release()
-    asking.join(DEADLINE)
-
-    assert alive == [True]
-    end.set()
-    thread.join(DEADLINE)
-    assert not thread.is_alive()
-
-
-def test_a_thread_that_never_begins_is_taken_for_dead(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin_late(monkeypatch, gate)
-    monkeypatch.setattr("tasker_executor._engine.threads.BEGINS_WITHIN", 0.0)
-    thread = make_worker_thread(int, "late")
-    start_thread(thread)
-
-    assert not thread.is_alive()
-    gate.release()
-    join_all([thread])
-
-
-def test_a_child_of_a_fork_does_not_wait_for_a_thread_of_its_parent_to_begin() -> None:
-    started = make_worker_thread(int, "late")._started  # type: ignore[attr-defined]
-    started.wait()
-
-    started._at_fork_reinit()
-
-    assert started.is_set()

@@ -12,6 +12,7 @@ import pytest
 from engine import (
     Step,
     Timer,
+    core_of,
     engine_lock,
     is_lock_held,
     kick,
@@ -161,6 +162,29 @@ def test_timer_that_cannot_start_is_tried_again_with_the_next_deadline(
 
     assert isinstance(first.exception(DEADLINE), TaskExpired)
     assert not later.done()
+
+
+def test_timer_that_cannot_start_in_another_thread_is_tried_again_with_the_next_deadline(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1. A thread starts the timer. 2. Another one stores when it is due, and leaves the kick to it. 3. The start is refused.
+    core = core_of(make_pool(1))
+    core.deadlines.due = 0.0
+    refusing_start(monkeypatch, "_timer")
+
+    core.timer.start()
+
+    assert core.deadlines.due == float("inf")
+
+
+def test_timer_that_has_not_looked_at_the_limits_in_time_is_kicked_by_the_next_limit(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    limits = core_of(pool).limits
+    limits.due = 0.0  # it could not start
+
+    pool.with_options(run_within=3600).submit(gate.hold)
+
+    eventually(lambda: limits.due > clock(), "the timer to look")
 
 
 class TimeLimit(RuntimeError):

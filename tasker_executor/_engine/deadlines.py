@@ -36,6 +36,7 @@ class Deadlines:
 
     def __init__(self, timer: Timer, lanes: Lanes) -> None:
         self._timer = timer
+        timer.refused = self.kick_again
         self._lanes = lanes
         self._numbers = itertools.count()  # no two entries are equal, so no references are compared
         #: The tasks that the timer does not know yet. Each change is one call: submitters append, without the
@@ -70,9 +71,13 @@ class Deadlines:
             try:
                 self.due = deadline
                 self._timer.kick()
-            finally:
-                if self._timer.birth is None:  # it could not start, or Ctrl-C came: the next submission kicks it again
-                    self.due = inf
+            except BaseException:  # Ctrl-C, perhaps before the kick
+                self.kick_again()
+                raise
+
+    def kick_again(self) -> None:
+        """Have the next submission kick the timer: nobody knows whether it looks."""
+        self.due = inf
 
     def _look_through(self, *, sort: bool) -> None:
         """Forget the news that are done; with `sort`, put the others into the heap. Called without the lock."""

@@ -60,7 +60,7 @@ class Limits:
         if left < self.shortest:
             self.shortest = left
         self.noted = due = start + left
-        if due < self.due:
+        if due < self.due or self.due < start:  # it should have looked by now: perhaps its thread could not start
             self.due = due
             self._timer.kick()
 

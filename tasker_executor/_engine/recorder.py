@@ -220,8 +220,8 @@ class Recorder:
                 self._forget(log)
                 return
             self._closed[log] = None
-            while len(self._closed) > KEPT_LOGS:
-                self._forget(next(iter(self._closed)))
+            if len(self._closed) > KEPT_LOGS:
+                self._forget(next(iter(self._closed.copy())))  # a copy: a destructor may fold them in the middle of this
 
     def _forget(self, log: TaskLog) -> None:
         """Fold the log of a worker that has ended, and forget it. Lock held."""

@@ -54,6 +54,7 @@ class Scaler:
         self._next: float | None = None
         #: When the policy was asked last; and when it is asked after a pause although no task waits.
         self._asked = self._regular = float("-inf")
+        self._earliest = float("-inf")  # an interval after the last question
         self.paused = False  # for a submitter that wakes a worker above the alarm: it resumes the scaler, too
         self._policy_failed = False
         self._alarm = Alarm(self, place.idle)
@@ -87,8 +88,9 @@ class Scaler:
             # 1. A submitter popped the alarm. 2. An error was thrown into it before the alarm resumed.
             self._next = self._first(now)
             self.paused = False
-        if now < self._next:
-            return self._next
+        # `_earliest`: of two threads that end a pause at once, one may store what it found before the last question.
+        if now < (due := max(self._next, self._earliest)):
+            return due
         if now < self._regular and not self._lanes.waiting():
             self._next = self._regular
             return self._next
@@ -96,7 +98,7 @@ class Scaler:
 
         load = gauges.sample()
         self._asked = self._regular = now
-        self._next = now + self._interval
+        self._next = self._earliest = now + self._interval
         try:
             self._interval = interval_of(policy)
             wanted = answer(policy, load)  # the crew clamps it: the bounds may change while the policy is asked

@@ -5,13 +5,9 @@ middle of it. Its error may be a RuntimeError, too, and belongs to the user. Onl
 becomes `CannotStart`; every other error passes unchanged. After such an error the thread may run or not. So
 each caller needs a lock that decides whether it does (`Worker.birth`).
 
-**No lock of ours is held while a thread starts.** `Thread.start` may wait for the first steps of the new thread.
+**No lock of ours is held while a thread starts.** `Thread.start` waits for the first steps of the new thread.
 There, the garbage collector may run a destructor that uses the executor. If the starter held a lock of ours,
 the starter and the new thread would wait for each other.
-
-**The starter of a worker does not wait.** It would hand the interpreter over and get it back, for each worker: a
-quarter of what a thread costs, and more where the two threads sit on two CPUs. Nothing needs the wait, since a worker
-counts from the moment it is hired. Until the thread has begun, its `ident` is None, and `is_alive` and `join` wait.
 """
 
 from __future__ import annotations
@@ -24,12 +20,9 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
-from .._sync import DAEMON, Latch
+from .._sync import DAEMON
 
-#: Seconds in which a thread that was started should begin. After that, it is taken for dead.
-BEGINS_WITHIN = 1.0
-
-__all__ = ["DAEMON", "CannotStart", "Endings", "make_thread", "make_worker_thread", "start_thread"]
+__all__ = ["DAEMON", "CannotStart", "Endings", "make_thread", "start_thread"]
 
 #: The words of CPython 3.11 to 3.15. The threads of gevent and eventlet never refuse.
 _REFUSED = "can't start new thread"
@@ -49,58 +42,6 @@ def make_thread(target: Callable[[], object], name: str) -> threading.Thread:
     """
     own: dict[str, Any] = {"context": Context()} if sys.version_info >= (3, 14) else {}
     return threading.Thread(target=target, name=name, daemon=DAEMON, **own)
-
-
-class _Started:
-    """Takes the place of the event that a thread sets as it begins. The starter does not wait for it.
-
-    A thread that asks afterwards, by `is_alive` or `join`, waits until this one has begun. This class has what
-    `threading` uses of the event in the Pythons for which `_EAGER` is true.
-    """
-
-    __slots__ = ("_begun", "_latches", "_started")
-
-    def __init__(self) -> None:
-        self._started = False
-        self._begun = False
-        self._latches: list[Latch] = []
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Return at once in the first call, which is the starter's; otherwise wait until the thread has begun."""
-        if not self._started:
-            self._started = True
-        elif not self._begun:
-            latch = Latch()
-            self._latches.append(latch)
-            if not self._begun:  # looked at again, now that `set` would see the latch
-                latch.wait(BEGINS_WITHIN if timeout is None else timeout)
-        return self._begun
-
-    def set(self) -> None:
-        """Note that the thread has begun."""
-        self._begun = True
-        for latch in self._latches:
-            latch.open()
-
-    def is_set(self) -> bool:
-        """Return whether the thread was started; wait until it has begun, if it was."""
-        return self._begun or (self._started and self.wait())
-
-    def _at_fork_reinit(self) -> None:
-        """Wait for no thread of the parent, in the child of a fork."""
-        self._begun = self._started
-
-
-#: `_started` is private. A later Python may use it in another way; there, the starter waits.
-_EAGER = sys.version_info < (3, 16)
-
-
-def make_worker_thread(target: Callable[[], object], name: str) -> threading.Thread:
-    """Return a thread as `make_thread` does. Its starter does not wait until it has begun."""
-    thread = make_thread(target, name)
-    if _EAGER:
-        thread._started = _Started()  # type: ignore[attr-defined]  # not in typeshed
-    return thread
 
 
 def start_thread(thread: threading.Thread) -> None:

@@ -56,6 +56,7 @@ class Timer:
         self._owner = owner
         self.herald = herald
         self.duties: Sequence[Duty] = ()  # set once, before the first kick
+        self.refused: Callable[[], object] = int  # called when the thread could not start; a single store
         self.farewell: Callable[[], object] = int  # called when the thread has run its last duty; `int` does nothing
         #: Once it has begun to live; stored by itself. It looks at the state afterwards; the thread that closes
         #: the executor stores the state first, and looks here afterwards.
@@ -94,6 +95,7 @@ class Timer:
             except RuntimeError as error:  # the next kick tries again
                 if type(error) is not RuntimeError:
                     raise
+                self.refused()
         elif start:
             self.start()
 
@@ -116,6 +118,7 @@ class Timer:
             if birth.acquire(False) and self.birth is birth:  # the thread has not begun to live, and never will
                 self.birth = None
                 self.wanted = True
+                self.refused()
             if not isinstance(error, CannotStart):
                 raise
             if not quiet:

@@ -41,7 +41,7 @@ from .recorder import LULL, Outcome, TaskLog
 from .resources import End, UnfitResource
 from .state import State
 from .task import FINISHED, RUNNING
-from .threads import make_worker_thread
+from .threads import make_thread
 from .workplace import Employer, Workplace
 
 __all__ = ["Worker"]
@@ -77,7 +77,7 @@ class Worker(Hand):
         self.birth = allocate_lock()  # taken by the thread as it begins to live, or by its starter to disown it
         self.seat = Seat(place.idle)
         self.started_at = self.since
-        self.thread = make_worker_thread(Life(self.live), self.name)
+        self.thread = make_thread(Life(self.live), self.name)
 
     def __repr__(self) -> str:
         return f"<Worker {self.name} {'idle' if (task := self.task) is None else describe(task)}>"
