@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine import core_of
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import ResourceExecutor, current_task
 
 pytest.importorskip("prometheus_client")
@@ -161,13 +161,14 @@ def test_cancelled_tasks_are_counted_by_lane(make_pool: MakePool, gate: Gate, re
     assert page.value("tasks_total", lane="normal", outcome="cancelled") == 0
 
 
-def test_stops_and_written_off_workers_show(make_pool: MakePool, gate: Gate, registry: CollectorRegistry) -> None:
+def test_stops_and_written_off_workers_show(make_pool: MakePool, clock: Clock, gate: Gate, registry: CollectorRegistry) -> None:
     pool = make_pool(2, abort_grace=0)
     register(pool, registry=registry)
     hanging = pool.submit(gate.hold)
-    gate.wait_until_held()
-    pool.with_options(run_within=0.001).submit(gate.hold)
+    pool.with_options(run_within=3600).submit(gate.hold)
+    gate.wait_until_held(2)
     hanging.stop()
+    clock.pass_time(3601, pool)
     eventually(lambda: pool.stats().written_off == 2, "the workers to be written off")
 
     page = scrape(registry)
