@@ -101,7 +101,9 @@ def test_deadline_that_a_signal_handler_adds_while_others_are_sorted_is_kept(mak
             came.extend(pool.with_options(start_within=0.01).submit(int) for _ in range(100))
         return False
 
-    late = [view.submit(int) for _ in range(MANY_NEWS)]
+    late = [view.submit(int)]
+    eventually(lambda: not core_of(pool).deadlines.news, "the timer to look")
+    late += [view.submit(int) for _ in range(MANY_NEWS)]
     while len(late) > 10:
         late.pop().cancel()  # is forgotten by both: the one that is interrupted, and the one that comes in between
     for _ in range(3 * MANY_NEWS):
