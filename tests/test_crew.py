@@ -696,6 +696,7 @@ def test_a_base_worker_that_destroys_its_resource_has_a_successor_if_there_is_ro
     make_pool: MakePool, ledger: Ledger, gate: Gate
 ) -> None:
     pool = make_pool(2, min_workers=1, on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=1)
+    eventually(lambda: len(idle_workers(pool)) == 1, "the base worker to rest")
     pool.submit(FakeResource.use).result(DEADLINE)
     gate.wait_until_held()
     eventually(lambda: len(idle_workers(pool)) == 1, "the successor to be idle")
@@ -759,8 +760,10 @@ def test_a_base_worker_does_not_retire_while_another_one_ends(
 ) -> None:
     answers = note_may_retire(monkeypatch)
     pool = make_pool(2, min_workers=1, on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=1, idle_timeout=0.01)
+    eventually(lambda: len(idle_workers(pool)) == 1, "the base worker to rest")
     pool.submit(FakeResource.use).result(DEADLINE)
     gate.wait_until_held()
+    answers.clear()
     eventually(lambda: bool(answers), "the idle time of the successor to be over")
 
     assert not any(answers)
