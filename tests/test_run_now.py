@@ -633,6 +633,7 @@ def test_kill_reaches_a_call_in_another_thread(make_pool: MakePool, ledger: Ledg
     call = Background(lambda: pool.run_now(task))
     gate.wait_until_held()
     pool.kill()
+    eventually(lambda: len(aborted) == 1, "the abort")
     gate.release()
 
     assert isinstance(call.result(), TaskCancelled)
