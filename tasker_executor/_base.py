@@ -29,7 +29,7 @@ from .futures import TaskFuture
 if TYPE_CHECKING:  # as_async imports it: asyncio takes longer to import than all of this library
     from .aio import AsyncView
 
-__all__ = ["BaseExecutor", "ExecutorView"]
+__all__ = ["MANY_FUTURES", "BaseExecutor", "ExecutorView"]
 
 R = TypeVar("R", default=None)
 T = TypeVar("T")
@@ -157,8 +157,11 @@ class BaseExecutor(TypedExecutor[R]):
         return _ThreadPoolView(self.with_options(pass_resource=False))
 
 
+#: At most this many futures of a view, and two times those that are not done, are kept before it is pruned.
+MANY_FUTURES = 64
+
 #: Lets one thread at a time prune a view. Shared by all views, so that a view needs no lock of its own: at
-#: most one submission in 64 takes it. A leaf.
+#: most one submission in `MANY_FUTURES` takes it. A leaf.
 _pruning = RLock()
 
 
@@ -175,7 +178,7 @@ class ExecutorView(BaseExecutor[R]):
     """An executor that submits to another executor, with other options. Obtained from `with_options`."""
 
     # Guarded by `_pruning`; `_many` is read without it.
-    _many = 64  # the length of `_futures` above which it is pruned
+    _many = MANY_FUTURES  # the length of `_futures` above which it is pruned
     _prunes = False
     # Stored once, and never taken back. A submitter looks before, and once more after its future is in
     # `_futures`.
@@ -261,7 +264,7 @@ class ExecutorView(BaseExecutor[R]):
                 held += [noted() for noted in seen]
                 kept = [noted for noted, future in zip(seen, held, strict=True) if future is not None]
                 self._futures[: len(seen)] = kept
-                self._many = 64 + 2 * len(kept)
+                self._many = MANY_FUTURES + 2 * len(kept)
             finally:
                 self._prunes = False
 

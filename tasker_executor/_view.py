@@ -16,7 +16,7 @@ from weakref import ref
 
 from typing_extensions import TypeVar, override
 
-from ._base import BaseExecutor, ExecutorView
+from ._base import MANY_FUTURES, BaseExecutor, ExecutorView
 from ._checks import check_count, check_seconds
 from ._engine.calls import WithoutResource, bind
 from ._engine.sidecar import OptionsSidecar
@@ -65,7 +65,7 @@ class WithDirectViews(BaseExecutor[R]):
             )
             view._futures = []
             view._shut_down = False
-            view._many = 64
+            view._many = MANY_FUTURES
             return view
 
         with_options.__doc__ = BaseExecutor.with_options.__doc__
@@ -74,7 +74,7 @@ class WithDirectViews(BaseExecutor[R]):
     def _make_view(self, options: TaskOptions) -> DirectView[Any]:
         view: DirectView[Any] = DirectView()
         view._root, view._values = self, tuple(options)
-        view._futures, view._shut_down, view._many = [], False, 64
+        view._futures, view._shut_down, view._many = [], False, MANY_FUTURES
         return view
 
 

@@ -1938,8 +1938,8 @@ MUTATIONS = [
     Mutation(
         "deadlines are kept in their own order",
         "_engine/deadlines.py",
-        "                    heapq.heappush(self._heap, (task._sidecar.deadline, next(self._numbers), noted))",
-        "                    self._heap.append((task._sidecar.deadline, next(self._numbers), noted))",
+        "                heapq.heappush(self._heap, (task._sidecar.deadline, next(self._numbers), noted))",
+        "                self._heap.append((task._sidecar.deadline, next(self._numbers), noted))",
         "deadlines",
     ),
     Mutation(

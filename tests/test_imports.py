@@ -35,9 +35,7 @@ def test_an_import_loads_nothing_else_until_a_name_is_used() -> None:
     "source",
     [
         "from tasker_executor import ResourceExecutor",
-        "from tasker_executor import ResourceExecutor\n"
-        "with ResourceExecutor(2) as pool: future = pool.submit(abs, -1)\n"
-        "future.result()",
+        "from tasker_executor import ResourceExecutor\nwith ResourceExecutor(2) as pool: pool.submit(abs, -1).result()",
     ],
     ids=["the executor", "a task"],
 )

@@ -8,15 +8,7 @@ import threading
 
 import pytest
 
-from engine import (
-    CannotStart,
-    make_thread,
-    patch_pauses,
-    patch_thread_start,
-    start_thread,
-    unborn_workers,
-    want,
-)
+from engine import CannotStart, make_thread, patch_pauses, patch_thread_start, start_thread, unborn_workers, want
 from support import DEADLINE, Gate, Ledger, MakePool, eventually, join_all
 from tasker_executor import ResourceExecutor
 from tasker_executor.testing.fakes import Watched

@@ -96,14 +96,12 @@ class Deadlines:
         After an error between two steps an entry may be in both places. The task is then settled once.
         """
         news = self.news[:]
-        tasks = self._open(news, held)
-        kept = [noted for noted, task in zip(news, tasks, strict=True) if task is not None]
+        kept = [(noted, task) for noted, task in zip(news, self._open(news, held), strict=True) if task is not None]
         if sort:
-            for noted, task in zip(news, tasks, strict=True):
-                if task is not None:
-                    heapq.heappush(self._heap, (task._sidecar.deadline, next(self._numbers), noted))
+            for noted, task in kept:
+                heapq.heappush(self._heap, (task._sidecar.deadline, next(self._numbers), noted))
             kept = []
-        self.news[: len(news)] = kept
+        self.news[: len(news)] = [noted for noted, _ in kept]
         self.many = MANY_NEWS + 2 * len(kept)
         if len(self._heap) > MANY_NEWS and len(self._heap) > 2 * self._lanes.waiting():
             tasks = self._open([noted for _, _, noted in self._heap], held)
