@@ -67,6 +67,7 @@ __all__ = [
     "in_one_step",
     "lock_timeout",
     "make_permit",
+    "make_sleeping_permit",
     "pop_call_into",
     "pop_into",
     "rehearsals",
@@ -212,8 +213,8 @@ class Permit(Protocol):
     def locked(self) -> bool:
         """Return whether the permit is not there: it was not given, or was taken.
 
-        A queue (`_QueuedPermit`) hands the permit to the thread that sleeps. So it counts as taken from then on,
-        before that thread has awoken.
+        A queue (`_QueuedPermit`) hands the permit to the thread that sleeps, and so may a lock without the GIL. It
+        counts as taken from then on, before that thread has awoken.
         """
         ...
 
@@ -222,9 +223,10 @@ class _QueuedPermit:
     """A permit for Pythons without the GIL: a queue, which is empty while the permit is not there.
 
     Without the GIL, a thread that takes a lock spins before it sleeps: it calls ``sched_yield`` 40 times, in
-    the hope that the lock is held for a moment only. A thread that waits for the work of another one spins for
-    nothing, and takes the CPU from the threads that it waits for. A `SimpleQueue` sleeps at once: with two CPUs,
-    a task and its result take two thirds of the time, and half of it if another program keeps one CPU busy.
+    the hope that the lock is held for a moment only. A `SimpleQueue` sleeps at once. Of two threads that wake each
+    other in turn, one should spin, and one should sleep. If both spin on one CPU, each keeps the other one from
+    it: that takes twice as long. If both sleep, each of them has to be woken: on two CPUs one and a half times as
+    long. The caller of a task sleeps; the worker, whose next task may come at any moment, spins.
     """
 
     __slots__ = ("_queue", "release")
@@ -245,14 +247,15 @@ class _QueuedPermit:
         return self._queue.empty()
 
 
-def _lock_as_permit() -> Permit:
+def make_permit() -> Permit:
+    """Make a permit that was not given, for a thread that spins, if threads do, before it sleeps."""
     lock = allocate_lock()
     lock.acquire()
     return lock
 
 
-#: Make a permit that was not given.
-make_permit: Callable[[], Permit] = _lock_as_permit if HAS_GIL else _QueuedPermit
+#: Make a permit that was not given, for a thread that sleeps at once.
+make_sleeping_permit: Callable[[], Permit] = make_permit if HAS_GIL else _QueuedPermit
 
 
 class Latch:

@@ -619,7 +619,6 @@ def wakes_at_once() -> int:
 def pretend_without_gil(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the threads of new engines sleep, and be woken, as on a Python without the GIL."""
     monkeypatch.setattr(idle_module, "WAKES_AT_ONCE", 1)
-    monkeypatch.setattr(idle_module, "make_permit", _QueuedPermit)
     patch_permit_of_wait(monkeypatch, _QueuedPermit)
 
 
@@ -1023,7 +1022,7 @@ def patch_new_task(monkeypatch: pytest.MonkeyPatch, kind: type[Task[Any]]) -> No
 
 def patch_permit_of_wait(monkeypatch: pytest.MonkeyPatch, permit: Callable[[], object]) -> None:
     """Let a thread that waits for a task wait for such a permit."""
-    monkeypatch.setattr("tasker_executor._engine.waiting.make_permit", permit)
+    monkeypatch.setattr("tasker_executor._engine.waiting.make_sleeping_permit", permit)
 
 
 def patch_door_lock(monkeypatch: pytest.MonkeyPatch, permit: Callable[[], object]) -> None:

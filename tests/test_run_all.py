@@ -421,7 +421,6 @@ def run_ci(machine: Path) -> subprocess.CompletedProcess[str]:
     variables |= {
         "MACHINE": str(machine),
         "PATH": f"{machine / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "TASKER_BUILD_NOGIL": "1",
         "TASKER_PYTHONS": "/mine",
     }
     command = [machine / "project" / ".ci" / "run"]

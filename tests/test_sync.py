@@ -21,11 +21,11 @@ from tasker_executor._sync import (
     Bell,
     Latch,
     Permit,
-    _lock_as_permit,
     _QueuedPermit,
     call_into,
     exhaust,
     in_one_step,
+    make_permit,
     pop_call_into,
     pop_into,
     rehearsals,
@@ -273,7 +273,7 @@ def test_a_bell_rung_twice_at_once_tells_everybody() -> None:
 # -- permits --
 
 
-@pytest.fixture(params=[_lock_as_permit, _QueuedPermit], ids=["a lock", "a queue"])
+@pytest.fixture(params=[make_permit, _QueuedPermit], ids=["a lock", "a queue"])
 def permit(request: pytest.FixtureRequest) -> Permit:
     """A permit that was not given, of each kind."""
     made: Permit = request.param()

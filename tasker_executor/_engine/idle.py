@@ -17,7 +17,7 @@ once, or wakes another worker.
 
 **Few at a time.** At most `WAKES_AT_ONCE` workers are waking: they rest, were given a permit and have not taken
 it. More waking workers would wait for the interpreter, and most would find no task left. (Without the GIL, a
-permit counts as taken once a sleeping worker was given it: see `Permit.locked`.)
+permit may count as taken once a sleeping worker was given it: see `Permit.locked`.)
 
 1. A submitter queues its task and then counts the waking workers. If there are enough, it wakes none.
 2. Submitters then see `ENOUGH`, which is empty, instead of the stack, until a worker takes its permit.

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from .._checks import wait_seconds
 from .._report import Logger
-from .._sync import clock, lock_timeout, make_permit
+from .._sync import clock, lock_timeout, make_sleeping_permit
 from .current import current
 from .handoff import Handoff, HandoffLost, borrow, discard, give_back
 from .lanes import Lane
@@ -95,7 +95,7 @@ def await_handoff(sidecar: Sidecar, handoff: Handoff, timeout: float | None, now
 
 def _await_permit(task: Any, sidecar: Sidecar, timeout: float | None, *, inside: bool) -> None:
     """Block on a permit until the task is published. Raises TimeoutError."""
-    permit = make_permit()
+    permit = make_sleeping_permit()
     try:
         if not sidecar.add_permit(permit):
             return
