@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from engine import (
+    WITHDRAWN,
     Step,
     core_of,
     deadlines_lock,
@@ -87,28 +88,30 @@ def test_many_deadlines_kick_the_timer_once(make_pool: MakePool, gate: Gate, mon
     assert len(deadlines_of(pool)) == 3 * MANY_NEWS
 
 
-def test_deadline_that_a_signal_handler_adds_while_others_are_sorted_is_kept(make_pool: MakePool, gate: Gate) -> None:
+def test_deadline_that_a_signal_handler_adds_while_others_are_sorted_is_kept(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
     view = pool.with_options(start_within=3600)
-    comes: list[bool] = []
+    deadlines = core_of(pool).deadlines
+    open_all = deadlines._open
     came: list[Future[int]] = []
 
-    def come_in_between() -> bool:
-        if not comes:
-            comes.append(True)
-            came.extend(pool.with_options(start_within=0.01).submit(int) for _ in range(100))
-        return False
+    def come_in_between(*args: Any) -> list[Any]:
+        monkeypatch.undo()
+        came.extend(pool.with_options(start_within=0.01).submit(int) for _ in range(100))
+        return open_all(*args)
 
     late = [view.submit(int)]
-    eventually(lambda: not core_of(pool).deadlines.news, "the timer to look")
+    eventually(lambda: not deadlines.news, "the timer to look")
     late += [view.submit(int) for _ in range(MANY_NEWS)]
     while len(late) > 10:
         late.pop().cancel()  # is forgotten by both: the one that is interrupted, and the one that comes in between
+    monkeypatch.setattr(deadlines, "_open", come_in_between)
     for _ in range(3 * MANY_NEWS):
         late.append(view.submit(int))
-        late[-1].done = come_in_between  # type: ignore[method-assign]  # asked in the middle of it
 
     assert len(came) == 100
     for future in came:
@@ -131,22 +134,25 @@ def test_deadlines_of_tasks_that_are_done_are_forgotten_though_many_wait(make_po
     assert len(deadlines_of(pool)) < 1300
 
 
-def test_a_submission_that_comes_while_the_timer_looks_kicks_it(make_pool: MakePool, gate: Gate) -> None:
+def test_a_submission_that_comes_while_the_timer_looks_kicks_it(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """1. The timer has looked at the news. 2. A task comes. 3. The timer is about to say when it looks next."""
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
     view = pool.with_options(start_within=3600)
     came: list[Future[int]] = []
+    open_all = core_of(pool).deadlines._open
 
-    def come_in_between() -> bool:
+    def come_in_between(*args: Any) -> list[Any]:  # called after the copy was made
         if not came:
             came.append(pool.with_options(start_within=0.01).submit(int))
-        return False
+        return open_all(*args)
 
     with deadlines_lock(pool):  # the timer waits for it
-        first = view.submit(int)
-        first.done = come_in_between  # type: ignore[method-assign]  # asked after the copy was made
+        view.submit(int)
+        monkeypatch.setattr(core_of(pool).deadlines, "_open", come_in_between)
     kick(pool)
 
     eventually(lambda: bool(came), "the timer to look")
@@ -225,6 +231,23 @@ def test_deadlines_of_tasks_that_are_done_are_forgotten(make_pool: MakePool) -> 
         view.submit(int).result()
 
     assert len(deadlines_of(pool)) < 200
+
+
+def test_the_timer_does_not_wait_for_a_task_that_another_thread_is_settling(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    lock = deadlines_lock(pool)
+    lock.acquire()  # the timer waits for it
+    future: Any = pool.with_options(start_within=3600).submit(int)
+    sidecar = future._sidecar
+    sidecar.verdict = WITHDRAWN  # and the thread that settles it has yet to tell
+    with ThreadPoolExecutor(1) as other, sidecar:
+        lock.release()
+
+        assert other.submit(expire, pool, clock()).result(DEADLINE) is None
+    assert deadlines_of(pool) == []
+    assert future.cancelled()
 
 
 def test_deadline_of_a_future_that_nobody_holds_any_more_is_dropped(make_pool: MakePool) -> None:

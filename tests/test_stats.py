@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -1054,3 +1055,23 @@ def test_the_end_of_a_kept_log_is_that_of_its_worker(clock: Clock) -> None:
     clock.now += 100.0
 
     assert recorder.rates((), [])[1] == 0.0  # none within the last seconds
+
+
+def test_a_signal_handler_that_folds_while_attempts_are_counted_takes_none_from_the_count() -> None:
+    recorder = Recorder()
+    logs = [open_log(recorder) for _ in range(3)]
+    for log in logs:
+        log.note(False, Outcome.COMPLETED, 0.1, 0.2)
+    handlers = [partial(recorder.durations, reset=False)]
+
+    class Interrupted(dict[Any, Any]):
+        def copy(self) -> dict[Any, Any]:
+            while handlers:
+                handlers.pop()()
+            return super().copy()
+
+    for log in logs:
+        log.entries = Interrupted(log.entries)
+
+    assert recorder.counts()[False, Outcome.COMPLETED] == len(logs)
+    assert not handlers

@@ -22,7 +22,7 @@ from weakref import ref
 
 from .lanes import Lanes
 from .sidecar import expired
-from .task import Task
+from .task import FINISHED, Task
 from .timer import Timer
 
 __all__ = ["Deadlines"]
@@ -111,10 +111,15 @@ class Deadlines:
 
     @staticmethod
     def _open(references: list[ref[Task[Any]]], held: list[Any]) -> list[Any]:
-        """Return the task of each reference; None if it is done. Hold the tasks in `held`."""
-        tasks = [reference() for reference in references]
+        """Return the task of each reference; None if it is done. Hold the tasks in `held`.
+
+        Without `Task.done`, which takes the lock of a task that was settled and tells that: not under our lock.
+        """
+        tasks: list[Any] = [reference() for reference in references]
         held.append(tasks)
-        return [None if task is None or task.done() else task for task in tasks]
+        return [
+            None if task is None or task._status is FINISHED or task._sidecar.verdict is not None else task for task in tasks
+        ]
 
     def expire(self, now: float) -> float | None:
         """End the tasks that have not started in time. A duty, and one that settles tasks."""

@@ -191,6 +191,7 @@ class Recorder:
         self._logs: set[TaskLog] = set()
         #: Those of `_logs` whose workers have ended, the one that ended first at the front.
         self._closed: dict[TaskLog, None] = {}
+        self._folded = 0  # how many lists were folded
         self._tallies = {key: _Tally() for key in _KEYS}
         self._create = Histogram()
         self._created: list[float] = []  # not folded yet
@@ -245,6 +246,7 @@ class Recorder:
                         # no count.
                         tally.count += count
                         log.folded += count
+                        self._folded += 1
                         del waits[:count]
                         del runs[:count]
                         self._add(key, *taken, log.since, max(log.since, now if until is None else until))
@@ -292,11 +294,14 @@ class Recorder:
     def counts(self) -> dict[tuple[bool, Outcome], int]:
         """Return the number of attempts by lane and outcome."""
         with self.lock:
-            counts = {key: tally.count for key, tally in self._tallies.items()}
-            for log in self._logs.copy():
-                for key, (_, runs) in log.entries.copy().items():
-                    counts[key] += len(runs)
-            return counts
+            while True:
+                folded = self._folded
+                counts = {key: tally.count for key, tally in self._tallies.items()}
+                for log in self._logs.copy():
+                    for key, (_, runs) in log.entries.copy().items():
+                        counts[key] += len(runs)
+                if folded == self._folded:  # else a signal handler has folded in between: that is in neither number
+                    return counts
 
     def _fold_all(self) -> None:
         self._fold_created()
