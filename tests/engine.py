@@ -881,6 +881,7 @@ class Step(Enum):
     MAY_RETIRE = "crew.may_retire"  # a worker that was idle for long enough asks whether it may end
     MAY_START = "crew._may_start"  # may another worker be started?
     POPULATE_OR_RETRY = "crew.populate_or_retry"  # workers are started; the first step of kill() after the state
+    STOP_RUNNING = "ending._stop_running"  # kill() stops the tasks in hand, after it has set the token
     RETIRE_IDLE = "crew._retire_idle"  # resize() tells those idle workers to retire that are too many
     WAKE = "wake"  # the slow half of a submission
     WATCH = "deadlines.look"  # a submitter tells the timer of a deadline

@@ -163,6 +163,9 @@ class Attempts:
                 note_giving_up(error, sidecar.retries)
         if not isinstance(error, TaskCancelled):  # a task raises this to obey its token
             task._arm(settings.name, describe(task), error)
+        elif place.life.killed.is_open and not isinstance(error, TaskStopped):
+            # It has seen the token before the killer, who sets that first, has found it in hand.
+            error = Stop(Reason.KILLED).error(settings.name, describe(task), error)
         self._log.note(lane.priority, Outcome.FAILED, *duration, attempt)
         return Fate(error, end=_END_AFTER[verdict])
 
