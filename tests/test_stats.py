@@ -27,6 +27,7 @@ from engine import (
     Lane,
     Outcome,
     Recorder,
+    Task,
     TaskLog,
     Token,
     normal_lane,
@@ -531,6 +532,29 @@ def test_what_is_being_folded_is_not_counted_twice(make_pool: MakePool, gate: Ga
     recorder.lock = lock
 
     assert info.resource_uses == 3
+
+
+def test_a_worker_that_drops_a_cancelled_task_does_not_run_it(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(1)
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    cancelled = pool.submit_priority(int)
+    assert cancelled.cancel()
+    seen: list[tuple[str, str | None]] = []
+    may_start: Any = Task[Any]._may_start
+
+    def look(task: Task[Any]) -> bool:  # the worker has the task in hand
+        if task is cancelled:
+            seen.extend((info.state, info.lane) for info in pool.workers())
+        return bool(may_start(task))
+
+    monkeypatch.setattr(Task, "_may_start", look)
+    gate.release()
+    pool.submit(int).result(DEADLINE)
+
+    assert seen == [("idle", None)]
 
 
 def test_executors_without_a_name_are_told_apart(make_pool: MakePool) -> None:
