@@ -5,6 +5,7 @@ Everything that waits gives up after `DEADLINE` with an AssertionError that says
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ __all__ = [
     "Sequencer",
     "Watched",
     "cause_of_stop",
+    "collected",
     "eventually",
     "join_all",
     "needs_gil",
@@ -47,7 +49,7 @@ HOUR = 3600.0
 
 #: Without the GIL an object goes when the thread that made it comes by; a worker that sleeps does not.
 needs_gil = pytest.mark.skipif(
-    not getattr(sys, "_is_gil_enabled", lambda: True)(),
+    not _sync.HAS_GIL,
     reason="without the GIL, what a thread has made goes when that comes by",
 )
 
@@ -149,6 +151,17 @@ def eventually(predicate: Callable[[], bool], claim: str) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {DEADLINE:g} s in vain for {claim}")
         pause.wait(0.001)
+
+
+def collected(*references: Callable[[], object]) -> bool:
+    """Return whether all that these weak references lead to is gone, once the garbage was collected.
+
+    Without the GIL an object goes when the thread that has made it comes by, so this waits there.
+    """
+    gc.collect()
+    if not _sync.HAS_GIL:
+        eventually(lambda: all(reference() is None for reference in references), "the objects to go")
+    return all(reference() is None for reference in references)
 
 
 class Hook:

@@ -29,7 +29,7 @@ from engine import (
     stranger,
     workers_of,
 )
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually, join_all, needs_gil
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, collected, eventually, join_all, needs_gil
 from tasker_executor import Observer, ResourceExecutor, StateEvent
 
 
@@ -47,11 +47,6 @@ def swallow(_: FakeResource, argument: Thing) -> None:
 
 def worker_threads(pool: ResourceExecutor[Any]) -> list[threading.Thread]:
     return [worker.thread for worker in workers_of(pool)]
-
-
-def collected(reference: weakref.ref[Any]) -> bool:
-    gc.collect()
-    return reference() is None
 
 
 def make(ledger: Ledger, workers: int = 1, **options: Any) -> ResourceExecutor[FakeResource]:
@@ -224,8 +219,7 @@ def test_two_hundred_dropped_pools_leave_no_thread_and_no_resource(ledger: Ledge
 
     assert join_all(set(threading.enumerate()) - before) == []
     eventually(lambda: ledger.alive == [], "every resource to be destroyed")
-    gc.collect()
-    assert [reference for reference in references if reference() is not None] == []
+    assert collected(*references)
 
 
 def test_a_kept_future_pins_neither_its_pool_nor_threads(ledger: Ledger) -> None:
@@ -251,8 +245,7 @@ def test_a_shut_down_pool_is_collected_with_all_that_it_shared(ledger: Ledger) -
 
     del pool
 
-    gc.collect()
-    assert [reference() for reference in references] == [None, None]
+    assert collected(*references)
 
 
 # -- tasks. The pool lives and its worker is idle, which is when a stale reference would last longest. --
@@ -383,9 +376,8 @@ def test_nothing_of_a_cancelled_task_stays_in_its_kept_future(watch: Watch, gate
 
     future = submit()
     future.cancel()
-    gc.collect()
 
-    assert watch.references["argument"]() is None
+    assert collected(watch.references["argument"])
     gate.release()
 
 
@@ -418,9 +410,8 @@ def test_nothing_of_a_call_of_run_now_stays(ledger: Ledger, gate: Gate) -> None:
         return [weakref.ref(argument), weakref.ref(result)]
 
     references = call()
-    gc.collect()
 
-    assert [reference() for reference in references] == [None, None]
+    assert collected(*references)
     pool.shutdown()
 
 

@@ -5,7 +5,6 @@ Tasks that no thread observes are popped, and need no sidecar of their own. Each
 
 from __future__ import annotations
 
-import gc
 import threading
 import weakref
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import pytest
 from engine import Sidecar, Task, core_of, is_terminated, lanes_of, normal_lane, workers_of
 from interruptions import ERRORS, AtPoint
 from races import Once, RacedLane
-from support import DEADLINE, Gate, MakePool, eventually, join_all
+from support import DEADLINE, Gate, MakePool, collected, eventually, join_all
 from tasker_executor import Observer, ResourceExecutor, TaskEvent
 
 End = Callable[[ResourceExecutor[Any]], object]
@@ -123,9 +122,8 @@ def test_a_cancelled_task_lets_go_of_its_call_under_no_lock(make_pool: MakePool,
     del argument
 
     end(pool)
-    gc.collect()
 
-    assert gone() is None
+    assert collected(gone)
     assert held == [False]
     assert future.cancelled()
 

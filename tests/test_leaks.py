@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually, run_python
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, collected, eventually, run_python
 from tasker_executor import QueueFull, ResourceCreationError, ResourceExecutor, TaskExpired
 
 TASKS = 100_000
@@ -232,11 +232,6 @@ def blocked(make_pool: MakePool, ledger: Ledger, gate: Gate) -> ResourceExecutor
     return pool
 
 
-def gone(reference: weakref.ref[Thing]) -> bool:
-    gc.collect()
-    return reference() is None
-
-
 def submitted(submit: Callable[..., Future[Any]]) -> tuple[Future[Any], weakref.ref[Thing]]:
     thing = Thing()
     return submit(identity, thing), weakref.ref(thing)
@@ -246,7 +241,7 @@ def test_a_task_that_expired_lets_go_of_its_argument(blocked: ResourceExecutor[F
     future, reference = submitted(blocked.with_options(start_within=0.001).submit)
 
     assert isinstance(future.exception(DEADLINE), TaskExpired)
-    eventually(lambda: gone(reference), "the argument to go")
+    eventually(lambda: collected(reference), "the argument to go")
 
 
 def test_a_task_that_was_killed_lets_go_of_its_argument(blocked: ResourceExecutor[FakeResource]) -> None:
@@ -254,7 +249,7 @@ def test_a_task_that_was_killed_lets_go_of_its_argument(blocked: ResourceExecuto
 
     blocked.kill()
 
-    assert gone(reference)
+    assert collected(reference)
     assert future.cancelled()
 
 
@@ -264,7 +259,7 @@ def test_a_task_that_got_no_resource_lets_go_of_its_argument(make_pool: MakePool
     future, reference = submitted(pool.submit)
 
     assert isinstance(future.exception(DEADLINE), ResourceCreationError)
-    eventually(lambda: gone(reference), "the argument to go")
+    eventually(lambda: collected(reference), "the argument to go")
 
 
 def test_a_task_that_was_refused_at_the_door_lets_go_of_its_argument(blocked: ResourceExecutor[FakeResource]) -> None:
@@ -277,7 +272,7 @@ def test_a_task_that_was_refused_at_the_door_lets_go_of_its_argument(blocked: Re
 
     del thing
 
-    assert gone(reference)
+    assert collected(reference)
 
 
 def test_a_task_that_was_refused_after_shutdown_lets_go_of_its_argument(blocked: ResourceExecutor[FakeResource]) -> None:
@@ -289,7 +284,7 @@ def test_a_task_that_was_refused_after_shutdown_lets_go_of_its_argument(blocked:
 
     del thing
 
-    assert gone(reference)
+    assert collected(reference)
 
 
 def test_map_lets_go_of_what_has_been_taken_from_it(make_pool: MakePool) -> None:
@@ -305,8 +300,7 @@ def test_map_lets_go_of_what_has_been_taken_from_it(make_pool: MakePool) -> None
     for _ in range(50):
         next(results)
 
-    gc.collect()
-    assert [reference() for reference in references[:50]] == [None] * 50
+    assert collected(*references[:50])
 
 
 def test_who_waited_in_vain_leaves_nothing_on_the_future(blocked: ResourceExecutor[FakeResource]) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from engine import core_of, pretend_outage
 from guide import GUIDE
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
+from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, collected, eventually
 from tasker_executor import ResourceExecutor, WorkerInfo, current_task
 from tasker_executor._sync import Latch
 
@@ -395,9 +395,8 @@ def test_the_view_keeps_no_executor_alive() -> None:
 
     with monitor(pool, console=no_terminal(), interval=0.001):
         del pool
-        gc.collect()
 
-        assert reference() is None
+        assert collected(reference)
         eventually(lambda: gc.collect() >= 0 and core() is None, "the end of the core")
 
 

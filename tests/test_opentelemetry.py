@@ -12,7 +12,7 @@ import pytest
 
 from engine import Histogram, core_of
 from interruptions import AtPoint, TimeLimit
-from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, eventually
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, ResourceBroken, collected, eventually
 from tasker_executor import Observer, ResourceCreationError, ResourceExecutor, TaskEvent, current_task
 
 pytest.importorskip("opentelemetry.sdk")
@@ -282,9 +282,8 @@ def test_instruments_keep_no_executor_alive(make_reader: MakeReader) -> None:
     core, reference = weakref.ref(core_of(pool)), weakref.ref(pool)
 
     del pool
-    gc.collect()
 
-    assert reference() is None
+    assert collected(reference)
     eventually(lambda: gc.collect() >= 0 and core() is None, "the end of the core")
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine import core_of
-from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, eventually
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, collected, eventually
 from tasker_executor import ResourceExecutor, current_task
 
 pytest.importorskip("prometheus_client")
@@ -363,9 +363,8 @@ def test_the_collector_does_not_keep_an_executor_alive(registry: CollectorRegist
     assert scrape(registry).executors == {"dropped"}
 
     del pool
-    gc.collect()
 
-    assert reference() is None
+    assert collected(reference)
     eventually(lambda: gc.collect() >= 0 and core() is None, "the end of the core")
     assert scrape(registry).samples == []
 

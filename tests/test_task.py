@@ -23,7 +23,7 @@ import pytest
 import tasker_executor
 from engine import WITHDRAWN, Lane, Sidecar, Task, adopt, holds_task_lock, must_go_on, patch_permit_of_wait
 from engine import first_of as firsts
-from support import DEADLINE, Gate, MakePool, eventually
+from support import DEADLINE, Gate, MakePool, collected, eventually
 from tasker_executor import ResourceExecutor
 
 Listen = Callable[[Future[Any]], Any]
@@ -1116,9 +1116,8 @@ def test_a_future_that_is_kept_keeps_nothing_of_a_closed_executor() -> None:
     kept[1].cancel()
     pool.shutdown()
     del app, pool
-    gc.collect()
 
-    assert reference() is None
+    assert collected(reference)
     assert kept[0].result() == 0
 
 

@@ -62,6 +62,7 @@ def test_an_error_that_nobody_asked_for_is_logged_when_the_future_goes(
     del future
     gc.collect()
 
+    eventually(lambda: bool(lost), "the record")
     assert [record.getMessage() for record in lost] == [
         "executor 'crawler': task fail raised, and its exception was never retrieved"
     ]
