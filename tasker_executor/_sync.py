@@ -213,20 +213,21 @@ class Permit(Protocol):
     def locked(self) -> bool:
         """Return whether the permit is not there: it was not given, or was taken.
 
-        A queue (`_QueuedPermit`) hands the permit to the thread that sleeps, and so may a lock without the GIL. It
-        counts as taken from then on, before that thread has awoken.
+        A queue (`_QueuedPermit`) hands the permit to the thread that sleeps, and so may a lock without the GIL. The
+        permit then counts as taken, before that thread has awoken.
         """
         ...
 
 
 class _QueuedPermit:
-    """A permit for Pythons without the GIL: a queue, which is empty while the permit is not there.
+    """A permit for a thread that waits for a result, without the GIL: a queue, empty while the permit is not there.
 
     Without the GIL, a thread that takes a lock spins before it sleeps: it calls ``sched_yield`` 40 times, in
     the hope that the lock is held for a moment only. A `SimpleQueue` sleeps at once. Of two threads that wake each
     other in turn, one should spin, and one should sleep. If both spin on one CPU, each keeps the other one from
     it: that takes twice as long. If both sleep, each of them has to be woken: on two CPUs one and a half times as
-    long. The caller of a task sleeps; the worker, whose next task may come at any moment, spins.
+    long. So the thread that waits for a result sleeps at once; the worker, whose next task may come at any moment,
+    spins first.
     """
 
     __slots__ = ("_queue", "release")

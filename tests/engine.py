@@ -617,8 +617,12 @@ def wakes_at_once() -> int:
 
 
 def pretend_without_gil(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the threads of new engines sleep, and be woken, as on a Python without the GIL."""
+    """Let the threads of new engines sleep, and be woken, as on a Python without the GIL.
+
+    There a lock may be handed to the worker that sleeps, as a queue always does.
+    """
     monkeypatch.setattr(idle_module, "WAKES_AT_ONCE", 1)
+    monkeypatch.setattr(idle_module, "make_permit", _QueuedPermit)
     patch_permit_of_wait(monkeypatch, _QueuedPermit)
 
 

@@ -233,21 +233,37 @@ def test_deadlines_of_tasks_that_are_done_are_forgotten(make_pool: MakePool) -> 
     assert len(deadlines_of(pool)) < 200
 
 
-def test_the_timer_does_not_wait_for_a_task_that_another_thread_is_settling(make_pool: MakePool, gate: Gate) -> None:
+@pytest.fixture
+def half_settled(make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A pool, and a task with a deadline that was settled by a thread that Ctrl-C hit before it told that."""
     pool = make_pool(1)
     pool.submit(gate.hold)
     gate.wait_until_held()
-    lock = deadlines_lock(pool)
-    lock.acquire()  # the timer waits for it
+    replace_step(pool, Step.KICK, int, monkeypatch)  # the test looks, and not the timer
     future: Any = pool.with_options(start_within=3600).submit(int)
-    sidecar = future._sidecar
-    sidecar.verdict = WITHDRAWN  # and the thread that settles it has yet to tell
-    with ThreadPoolExecutor(1) as other, sidecar:
-        lock.release()
+    with future._sidecar:
+        future._sidecar.verdict = WITHDRAWN
+    return pool, future
 
-        assert other.submit(expire, pool, clock()).result(DEADLINE) is None
-    assert deadlines_of(pool) == []
+
+def test_the_timer_goes_on_with_what_another_thread_has_settled(half_settled: Any) -> None:
+    pool, future = half_settled
+
+    assert expire(pool, clock()) is None
+    assert future._sidecar.published
     assert future.cancelled()
+
+
+def test_the_timer_waits_for_the_lock_of_a_task_under_no_lock(half_settled: Any) -> None:
+    pool, future = half_settled
+    with ThreadPoolExecutor(1) as other, future._sidecar:
+        expires = other.submit(expire, pool, clock())
+        eventually(lambda: deadlines_of(pool) == [], "the timer to forget the task")
+        lock = deadlines_lock(pool)
+
+        assert lock.acquire(timeout=DEADLINE)
+        lock.release()
+        assert not expires.done()
 
 
 def test_deadline_of_a_future_that_nobody_holds_any_more_is_dropped(make_pool: MakePool) -> None:

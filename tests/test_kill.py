@@ -13,7 +13,7 @@ import pytest
 
 from engine import Holding, Step, aborts_under_way, join_aborts, replace_step, reserve_of, step_of, stock_of, workers_of
 from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, ResourceBroken, Watched, cause_of_stop, eventually
-from tasker_executor import Observer, ResourceExecutor, ShutdownTimeout, TaskCancelled, TaskEvent, TaskStopped, current_task
+from tasker_executor import Observer, ResourceExecutor, ShutdownTimeout, TaskCancelled, TaskEvent, current_task
 
 ENDLESS = "with recursive counter(n) as (select 1 union all select n + 1 from counter) select count(*) from counter"
 
@@ -139,13 +139,21 @@ def test_raise_if_cancelled_ends_a_task_with_task_cancelled(make_pool: MakePool,
     assert not future.cancelled()
 
 
-def test_a_task_that_obeys_kill_before_it_is_found_in_hand_has_been_stopped(make_pool: MakePool, gate: Gate) -> None:
+def obey_by_an_error_of_its_own() -> None:
+    if current_task().cancelled:
+        raise RuntimeError("as you wish")
+
+
+@pytest.mark.parametrize("obey", [lambda: current_task().raise_if_cancelled(), obey_by_an_error_of_its_own])
+def test_a_task_that_obeys_kill_before_it_is_found_in_hand_has_been_stopped(
+    make_pool: MakePool, gate: Gate, caplog: pytest.LogCaptureFixture, obey: Callable[[], None]
+) -> None:
     """1. The killer sets the token. 2. The task asks for it, and obeys. 3. The killer looks for tasks in hand."""
     pool = make_pool(1)
 
     def work() -> None:
         gate.hold()
-        current_task().raise_if_cancelled()
+        obey()
 
     future = pool.submit(work)
     gate.wait_until_held()
@@ -153,16 +161,16 @@ def test_a_task_that_obeys_kill_before_it_is_found_in_hand_has_been_stopped(make
 
     def come_late() -> None:
         gate.release()
-        future.exception(DEADLINE)
+        wait([future], DEADLINE)
         stop_running()
 
     replace_step(pool, Step.STOP_RUNNING, come_late)
     pool.kill()
+    pool.shutdown()
 
-    error = future.exception(DEADLINE)
-    assert isinstance(error, TaskStopped)
-    assert type(error.__cause__) is TaskCancelled
-    assert "kill()" in str(error)
+    assert isinstance(cause_of_stop(future), TaskCancelled | RuntimeError)
+    assert pool.stats().stopped == 1
+    assert caplog.records == []  # as of every task that is stopped
 
 
 def test_a_task_may_ignore_its_token(make_pool: MakePool, gate: Gate) -> None:

@@ -436,7 +436,9 @@ class Machine(RuleBasedStateMachine):
     def look(self) -> None:
         if self.pool is not None:
             self.pool.metrics()
-            assert len([info for info in self.pool.workers() if info.state == "busy"]) == len(self.model.running)
+            infos = self.pool.workers
+            # A worker may have a task in hand that was cancelled as it waited, and be about to drop it.
+            self.wait(lambda: [info.state for info in infos()].count("busy") == len(self.model.running), "the workers")
             assert self.name in repr(self.pool)
 
     # -- the end

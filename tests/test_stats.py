@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -27,7 +27,6 @@ from engine import (
     Lane,
     Outcome,
     Recorder,
-    Task,
     TaskLog,
     Token,
     normal_lane,
@@ -53,6 +52,8 @@ COUNTERS = (
     "stopped",
     "timed_out",
 )
+
+S = TypeVar("S")
 
 
 def open_log(recorder: Recorder) -> TaskLog:
@@ -532,29 +533,6 @@ def test_what_is_being_folded_is_not_counted_twice(make_pool: MakePool, gate: Ga
     recorder.lock = lock
 
     assert info.resource_uses == 3
-
-
-def test_a_worker_that_drops_a_cancelled_task_does_not_run_it(
-    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool = make_pool(1)
-    pool.submit(gate.hold)
-    gate.wait_until_held()
-    cancelled = pool.submit_priority(int)
-    assert cancelled.cancel()
-    seen: list[tuple[str, str | None]] = []
-    may_start: Any = Task[Any]._may_start
-
-    def look(task: Task[Any]) -> bool:  # the worker has the task in hand
-        if task is cancelled:
-            seen.extend((info.state, info.lane) for info in pool.workers())
-        return bool(may_start(task))
-
-    monkeypatch.setattr(Task, "_may_start", look)
-    gate.release()
-    pool.submit(int).result(DEADLINE)
-
-    assert seen == [("idle", None)]
 
 
 def test_executors_without_a_name_are_told_apart(make_pool: MakePool) -> None:
@@ -1081,21 +1059,66 @@ def test_the_end_of_a_kept_log_is_that_of_its_worker(clock: Clock) -> None:
     assert recorder.rates((), [])[1] == 0.0  # none within the last seconds
 
 
-def test_a_signal_handler_that_folds_while_attempts_are_counted_takes_none_from_the_count() -> None:
-    recorder = Recorder()
-    logs = [open_log(recorder) for _ in range(3)]
+# -- a signal handler that asks for numbers --
+
+
+class Interrupted(list[float]):
+    """A list of durations. Once, after a look at it, a signal handler folds."""
+
+    def __init__(self, durations: list[float], handler: Callable[[], object]) -> None:
+        super().__init__(durations)
+        self.handlers = [handler]
+
+    def __len__(self) -> int:
+        return self.then_handle(super().__len__())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.then_handle(super().__getitem__(index))
+
+    def then_handle(self, seen: S) -> S:
+        while seen and self.handlers:
+            self.handlers.pop()()
+        return seen
+
+
+def interrupted_logs(recorder: Recorder) -> list[TaskLog]:
+    """Two logs of one attempt each, and a signal handler comes while the second list of runs is looked at."""
+    logs = [open_log(recorder) for _ in range(2)]
     for log in logs:
         log.note(False, Outcome.COMPLETED, 0.1, 0.2)
-    handlers = [partial(recorder.durations, reset=False)]
+        waits, runs = log.entries[False, Outcome.COMPLETED]
+        log.entries[False, Outcome.COMPLETED] = waits, Interrupted(runs, partial(recorder.durations, reset=False))
+    return logs
 
-    class Interrupted(dict[Any, Any]):
-        def copy(self) -> dict[Any, Any]:
-            while handlers:
-                handlers.pop()()
-            return super().copy()
 
-    for log in logs:
-        log.entries = Interrupted(log.entries)
+def test_attempts_are_counted_once_though_a_handler_folds_while_they_are_counted() -> None:
+    recorder = Recorder()
+    logs = interrupted_logs(recorder)
 
     assert recorder.counts()[False, Outcome.COMPLETED] == len(logs)
-    assert not handlers
+
+
+def test_attempts_are_counted_once_though_a_handler_folds_while_they_are_folded() -> None:
+    recorder = Recorder()
+    logs = interrupted_logs(recorder)
+
+    for log in logs:
+        recorder.fold(log)
+
+    assert [log.folded for log in logs] == [1, 1]
+    assert recorder.counts()[False, Outcome.COMPLETED] == len(logs)
+    _, run, _, _ = recorder.durations(reset=False)
+    assert run.count == len(logs)
+
+
+def test_attempts_of_one_worker_are_counted_once_though_a_handler_folds() -> None:
+    logs = interrupted_logs(Recorder())
+
+    assert [log.attempts() for log in logs] == [1, 1]
+
+
+def test_resources_made_are_counted_once_though_a_handler_folds() -> None:
+    recorder = Recorder()
+    recorder._created = Interrupted([0.1, 0.2], recorder.create_histogram)
+
+    assert recorder.create_histogram().count == 2

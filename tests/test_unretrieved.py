@@ -76,7 +76,7 @@ def test_the_log_record_can_be_searched_by_its_fields(make_pool: MakePool, lost:
     del future
     gc.collect()
 
-    eventually(lambda: bool(lost), "the record")
+    eventually(lambda: bool(lost), "the record")  # without the GIL it may come late
     assert (vars(lost[0])["tasker_executor"], vars(lost[0])["tasker_function"]) == ("crawler", "fail")
 
 

@@ -134,7 +134,12 @@ class Attempts:
     ) -> Fate:
         """Return the fate of a task that has raised, or was stopped. It is out of its worker's hand."""
         place = self._place
-        if (stop := task._stop_at_work()) is not None:
+        stop = task._stop_at_work()
+        if stop is None and place.life.killed.is_open:
+            # kill() sets the token first, and looks for tasks in hand afterwards. This one has ended in between.
+            stop = Stop(Reason.KILLED)
+            stop.unasked = True
+        if stop is not None:
             return self._judge_stopped(task, lane, holding, error, stop, start, end, None)
         assert error is not None
         source, settings = place.source, place.settings
@@ -163,9 +168,6 @@ class Attempts:
                 note_giving_up(error, sidecar.retries)
         if not isinstance(error, TaskCancelled):  # a task raises this to obey its token
             task._arm(settings.name, describe(task), error)
-        elif place.life.killed.is_open and not isinstance(error, TaskStopped):
-            # It has seen the token before the killer, who sets that first, has found it in hand.
-            error = Stop(Reason.KILLED).error(settings.name, describe(task), error)
         self._log.note(lane.priority, Outcome.FAILED, *duration, attempt)
         return Fate(error, end=_END_AFTER[verdict])
 

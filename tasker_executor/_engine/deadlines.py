@@ -89,6 +89,8 @@ class Deadlines:
                     self._take(held, sort)
                 finally:
                     self._sorts = False
+        for task in held:
+            task.done()  # tells the threads that wait, if the thread that has settled it was interrupted
 
     def _take(self, held: list[Any], sort: bool) -> None:
         """Look through the news; then through the heap, if the greater part of that is done. Lock held, no other sorts.
@@ -111,12 +113,13 @@ class Deadlines:
 
     @staticmethod
     def _open(references: list[ref[Task[Any]]], held: list[Any]) -> list[Any]:
-        """Return the task of each reference; None if it is done. Hold the tasks in `held`.
+        """Return the task of each reference; None if it has ended, or was settled. Hold the tasks in `held`.
 
-        Without `Task.done`, which takes the lock of a task that was settled and tells that: not under our lock.
+        It does not call `Task.done`: for a task that was settled and not yet published, that would take the task's
+        lock, and tell the threads that wait, while we hold our own.
         """
         tasks: list[Any] = [reference() for reference in references]
-        held.append(tasks)
+        held += filter(None, tasks)
         return [
             None if task is None or task._status is FINISHED or task._sidecar.verdict is not None else task for task in tasks
         ]

@@ -281,8 +281,6 @@ def worker_info(worker: Worker, ending_since: float | None, *, written_off: bool
     from ..stats import WorkerInfo
 
     task, holding, now = worker.task, worker.holding, clock()
-    if task is not None and (sidecar := task._sidecar) is not None and sidecar.verdict is not None and not sidecar.started:
-        task = None  # it was cancelled, for example, as it waited: the worker is about to drop it
     function = None if task is None else _name_of(task)
     with worker.place.recorder.lock:  # or what another thread folds at this moment would be counted twice
         uses = worker.log.attempts()

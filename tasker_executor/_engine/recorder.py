@@ -92,7 +92,11 @@ class TaskLog:
 
     def attempts(self) -> int:
         """Return how many attempts its owner has made."""
-        return self.listed() + self.folded  # in this order: a fold may come between
+        while True:
+            folded = self.folded
+            attempts = folded + self.listed()
+            if folded == self.folded:  # else a fold has come between
+                return attempts
 
     def listed(self) -> int:
         """Return how many attempts are listed, and not folded."""
@@ -238,12 +242,13 @@ class Recorder:
                 now = clock()
                 until = log.until
                 for key, (waits, runs) in log.entries.copy().items():
-                    count = len(runs)
-                    if count:
+                    tally, folded, count = self._tallies[key], -1, 0
+                    while folded != self._folded:  # else a signal handler, or a destructor, has folded these
+                        folded, count = self._folded, len(runs)
                         taken = waits[:count], runs[:count]
-                        tally = self._tallies[key]
-                        # No call among these: an error thrown in here may cost the histograms these values, and
-                        # no count.
+                    if count:
+                        # No call since the last look at `_folded`: nobody has folded these, and an error that is
+                        # thrown in may cost the histograms these values, and no count.
                         tally.count += count
                         log.folded += count
                         self._folded += 1
@@ -282,8 +287,12 @@ class Recorder:
                 self._fold_created()
 
     def _fold_created(self) -> None:
-        taken = self._created[:]
-        del self._created[: len(taken)]
+        taken: list[float] = []
+        folded, count = -1, 0
+        while folded != self._create.count:  # else a signal handler, or a destructor, has folded these
+            folded, taken = self._create.count, self._created[:]
+            count = len(taken)
+        del self._created[:count]
         if taken:
             self._create.add(taken)
             if self._period is not None:
@@ -300,7 +309,7 @@ class Recorder:
                 for log in self._logs.copy():
                     for key, (_, runs) in log.entries.copy().items():
                         counts[key] += len(runs)
-                if folded == self._folded:  # else a signal handler has folded in between: that is in neither number
+                if folded == self._folded:  # else a signal handler, or a destructor, has moved some from one to the other
                     return counts
 
     def _fold_all(self) -> None:

@@ -63,7 +63,8 @@ class Stop:
         self.again_at = inf
         #: Whether the resource of the task is being aborted, or was.
         self.aborted = False
-        #: Whether no thread has asked for it: the worker found that no time is left to run the task (again).
+        #: Whether no thread has asked for it: the worker found that no time is left to run the task (again), or
+        #: that the executor is being killed.
         self.unasked = False
         #: Whether the worker has seen it. From then on the worker decides what the task comes to.
         self.seen = False

@@ -1,7 +1,7 @@
 """How a thread blocks until a task is final: by a handoff, or on a permit.
 
 If hardly any task waits in the lane, the worker has little else to do. So it can hand the interpreter to the
-thread that waits: see `handoff`. Otherwise the thread parks on a permit, a lock of its own that the
+thread that waits: see `handoff`. Otherwise the thread parks on a permit of its own, that the
 publisher releases.
 
 A thread of the executor itself waits in a third way: `Owner.wait_inside`. That starts another worker for the
