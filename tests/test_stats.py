@@ -1073,7 +1073,8 @@ class Interrupted(list[float]):
         return self.then_handle(super().__len__())
 
     def __getitem__(self, index: Any) -> Any:
-        return self.then_handle(super().__getitem__(index))
+        found: Any = super().__getitem__(index)
+        return self.then_handle(found)
 
     def then_handle(self, seen: S) -> S:
         while seen and self.handlers:

@@ -243,6 +243,7 @@ class Recorder:
                 until = log.until
                 for key, (waits, runs) in log.entries.copy().items():
                     tally, folded, count = self._tallies[key], -1, 0
+                    taken: tuple[list[float], list[float]] = ([], [])
                     while folded != self._folded:  # else a signal handler, or a destructor, has folded these
                         folded, count = self._folded, len(runs)
                         taken = waits[:count], runs[:count]
