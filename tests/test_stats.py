@@ -1072,9 +1072,8 @@ class Interrupted(list[float]):
     def __len__(self) -> int:
         return self.then_handle(super().__len__())
 
-    def __getitem__(self, index: Any) -> Any:
-        found: Any = super().__getitem__(index)
-        return self.then_handle(found)
+    def __getitem__(self, index: slice) -> list[float]:  # type: ignore[override]  # nobody asks for one number
+        return self.then_handle(self.copy()[index])
 
     def then_handle(self, seen: S) -> S:
         while seen and self.handlers:
