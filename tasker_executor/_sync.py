@@ -225,9 +225,9 @@ class _QueuedPermit:
     Without the GIL, a thread that takes a lock spins before it sleeps: it calls ``sched_yield`` 40 times, in
     the hope that the lock is held for a moment only. A `SimpleQueue` sleeps at once. Of two threads that wake each
     other in turn, one should spin, and one should sleep. If both spin on one CPU, each keeps the other one from
-    it: that takes three times as long. If both sleep, each of them has to be woken: on two CPUs one and a half times as
-    long. So the thread that waits for a result sleeps at once; the worker, whose next task may come at any moment,
-    spins first.
+    it: that takes three times as long. If both sleep, each of them has to be woken: on two CPUs one and a half
+    times as long. So the thread that waits for a result sleeps at once; the worker, whose next task may come at
+    any moment, spins first.
     """
 
     __slots__ = ("_queue", "release")

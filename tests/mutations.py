@@ -1027,15 +1027,15 @@ MUTATIONS = [
     Mutation(
         "what a handler has folded is not folded again",
         "_engine/recorder.py",
-        "                    while folded != self._folded:  #",
-        "                    while folded < 0:  #",
+        "                        if folded == self._folded:  #",
+        "                        if True:  #",
         "stats",
     ),
     Mutation(
         "resources that a handler has folded are not folded again",
         "_engine/recorder.py",
-        "        while folded != self._create.count:  #",
-        "        while folded < 0:  #",
+        "            if folded == self._create.count:  #",
+        "            if True:  #",
         "stats",
     ),
     Mutation(

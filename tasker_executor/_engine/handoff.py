@@ -204,13 +204,15 @@ def borrow(loan: list[Handoff]) -> None:
 
     It is not returned: Ctrl-C may come before the caller has stored what a function returns.
     """
+    if not Handoff.supported:
+        return
     try:
         pop_into(_free.pop, loan.append)
         while loan[0].lost:  # it was thrown away after its last borrower had given it back
             loan.clear()
             pop_into(_free.pop, loan.append)
     except IndexError:
-        if Handoff.supported and len(_made) < LIMIT:
+        if len(_made) < LIMIT:
             _make(loan)
 
 

@@ -242,11 +242,12 @@ class Recorder:
                 now = clock()
                 until = log.until
                 for key, (waits, runs) in log.entries.copy().items():
-                    tally, folded, count = self._tallies[key], -1, 0
-                    taken: tuple[list[float], list[float]] = ([], [])
-                    while folded != self._folded:  # else a signal handler, or a destructor, has folded these
+                    tally = self._tallies[key]
+                    while True:
                         folded, count = self._folded, len(runs)
                         taken = waits[:count], runs[:count]
+                        if folded == self._folded:  # else a signal handler, or a destructor, has folded these
+                            break
                     if count:
                         # No call since the last look at `_folded`: nobody has folded these, and an error that is
                         # thrown in may cost the histograms these values, and no count.
@@ -288,11 +289,11 @@ class Recorder:
                 self._fold_created()
 
     def _fold_created(self) -> None:
-        taken: list[float] = []
-        folded, count = -1, 0
-        while folded != self._create.count:  # else a signal handler, or a destructor, has folded these
+        while True:
             folded, taken = self._create.count, self._created[:]
             count = len(taken)
+            if folded == self._create.count:  # else a signal handler, or a destructor, has folded these
+                break
         del self._created[:count]
         if taken:
             self._create.add(taken)

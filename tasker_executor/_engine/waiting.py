@@ -48,7 +48,7 @@ def join(task: Awaited, timeout: float | None) -> None:
     inside = owner is not None and owner is task._lane.owner and (timeout is None or timeout > 0)
     loan: list[Handoff] = []
     try:
-        if Handoff.supported and len(task._lane) < 2 and not inside:
+        if len(task._lane) < 2 and not inside:
             borrow(loan)
         sidecar = task._observe(loan[0] if loan else None)
         if sidecar is None:
