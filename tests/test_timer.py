@@ -120,7 +120,7 @@ def test_timer_that_stumbles_goes_on(
 
     assert isinstance(second.exception(), TaskExpired)
     assert isinstance(first.exception(), TaskExpired)
-    assert "stumbled" in caplog.text
+    eventually(lambda: "stumbled" in caplog.text, "the record, which the herald writes")
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["before the thread begins", "after that"])
