@@ -2076,6 +2076,13 @@ MUTATIONS = [
         "herald",
     ),
     Mutation(
+        "a thread that waits for the end knows a timer that is yet to live",
+        "_engine/timer.py",
+        "            self.thread = thread  # perhaps",
+        "            # perhaps",
+        "timer",
+    ),
+    Mutation(
         "a kick that comes before the timer sleeps is kept",
         "_engine/timer.py",
         "            self._park.release()\n",

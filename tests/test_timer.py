@@ -74,6 +74,29 @@ def test_timer_ends_with_the_executor(make_pool: MakePool, ledger: Ledger) -> No
     assert timers() == []
 
 
+def test_shutdown_waits_for_a_timer_that_is_yet_to_live(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, join = Timer._main, threading.Thread.join
+
+    def live_late(timer: Timer, birth: LockType) -> None:
+        gate.hold()
+        live(timer, birth)
+
+    def join_it(thread: threading.Thread, timeout: float | None = None) -> None:
+        if thread.name.endswith("_timer"):
+            gate.release()
+        join(thread, timeout)
+
+    monkeypatch.setattr(Timer, "_main", live_late)
+    monkeypatch.setattr(threading.Thread, "join", join_it)
+    pool = make_pool(1, on_create=ledger.create, on_destroy=ledger.destroy)
+    pool.submit(FakeResource.use).result()
+    pool.shutdown()
+
+    assert timers() == []
+
+
 def test_timer_ends_after_kill(make_pool: MakePool, ledger: Ledger) -> None:
     pool = make_pool(2, policy=Script(2), on_create=ledger.create, on_destroy=ledger.destroy)
     pool.submit(FakeResource.use).result()

@@ -58,8 +58,8 @@ class Timer:
         self.duties: Sequence[Duty] = ()  # set once, before the first kick
         self.refused: Callable[[], object] = int  # called when the thread could not start; a single store
         self.farewell: Callable[[], object] = int  # called when the thread has run its last duty; `int` does nothing
-        #: Once it has begun to live; stored by itself. It looks at the state afterwards; the thread that closes
-        #: the executor stores the state first, and looks here afterwards.
+        #: Once it has begun to live, or its starter goes on: whichever comes first. It looks at the state after its
+        #: own store; the thread that closes the executor stores the state first, and looks here afterwards.
         self.thread: threading.Thread | None = None
         # Guards the decision which thread starts it: `birth` is None, and is set. A leaf.
         self._lock = threading.RLock()
@@ -112,7 +112,9 @@ class Timer:
                 if self.birth is not None or self._life.state >= State.CLOSED:
                     return
                 self.birth = birth
-            start_thread(make_thread(partial(self._main, birth), self._thread_name))
+            thread = make_thread(partial(self._main, birth), self._thread_name)
+            start_thread(thread)
+            self.thread = thread  # perhaps before the thread itself does: `threads` must know it from now on
             self.wanted = False
         except BaseException as error:
             if birth.acquire(False) and self.birth is birth:  # the thread has not begun to live, and never will
