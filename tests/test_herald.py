@@ -210,7 +210,7 @@ def test_shutdown_waits_for_the_thread_that_called_back(
 
         with pytest.raises(ShutdownTimeout):
             pool.shutdown(timeout=0.05)
-        assert pool.stats().state == "closed"
+        eventually(lambda: pool.stats().state == "closed", "the executor to close")
 
 
 def test_callback_of_an_expired_task_may_shut_the_pool_down(make_pool: MakePool, gate: Gate) -> None:
