@@ -811,11 +811,10 @@ def test_a_base_worker_does_not_retire_while_another_one_ends(
 ) -> None:
     answers = note_may_retire(monkeypatch)
     pool = make_pool(2, min_workers=1, on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=1, idle_timeout=0.01)
-    eventually(lambda: len(idle_workers(pool)) == 1, "the base worker to rest")
+    eventually(lambda: len(answers) == 1, "the idle time of the base worker to be over")
     pool.submit(FakeResource.use).result(DEADLINE)
     gate.wait_until_held()
-    answers.clear()
-    eventually(lambda: bool(answers), "the idle time of the successor to be over")
+    eventually(lambda: len(answers) == 2, "the idle time of the successor to be over")
 
     assert not any(answers)
 
