@@ -17,7 +17,7 @@ from engine import (
     replace_step,
     thread_prefix_of,
 )
-from support import DEADLINE, FakeResource, Gate, Ledger, MakePool, eventually
+from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import (
     Observer,
     ResourceCreationError,
@@ -155,16 +155,18 @@ def test_observers_and_log_handlers_hear_nothing_on_the_thread_that_keeps_time(
     gate.release()
 
 
-def test_task_that_starved_calls_back_elsewhere(make_pool: MakePool, gate: Gate) -> None:
+def test_task_that_starved_calls_back_elsewhere(make_pool: MakePool, clock: Clock, gate: Gate) -> None:
     names: list[str] = []
 
     def create() -> FakeResource:
         gate.hold()
         raise OSError("down")
 
-    pool = make_pool(1, on_create=create, create_timeout=0.01)
+    pool = make_pool(1, on_create=create, create_timeout=60.0)
     future = pool.submit(FakeResource.use)
     future.add_done_callback(lambda _: names.append(threading.current_thread().name))
+    gate.wait_until_held()
+    clock.pass_time(61.0, pool)
     assert isinstance(future.exception(DEADLINE), ResourceCreationError)
     eventually(lambda: bool(names), "the callback")
 
