@@ -128,7 +128,6 @@ __all__ = [
     "check_books",
     "close",
     "core_of",
-    "count_coming",
     "count_starting",
     "current_holder",
     "deadlines_lock",
@@ -483,13 +482,8 @@ def worker_limit(pool: Engine) -> int:
 
 
 def count_starting(pool: Engine) -> int:
-    """Return how many workers have yet to get their resource."""
+    """Return how many workers have yet to look at the lanes for the first time."""
     return core_of(pool).roster.starting()
-
-
-def count_coming(pool: Engine) -> int:
-    """Return how many workers have yet to take a task, or to rest, for the first time."""
-    return core_of(pool).roster.coming()
 
 
 def want(pool: Engine, workers: int, reason: str) -> None:
@@ -885,9 +879,7 @@ class Step(Enum):
     """A step of the engine that a test may replace: where it is, from the core on."""
 
     AT_REST = "gauges.at_rest"  # the tick finds out whether it may pause
-    COUNT_COMING = "roster.coming"  # the engine counts the workers that have yet to take a task or to rest
-    FIRST_TASK = "crew.note_first_task"  # a worker has taken its first task, and is no longer one that is coming
-    UNPARK = "unpark"  # a worker has its resource, and is about to look at the lanes
+    COUNT_STARTING = "roster.starting"  # the engine counts the workers that are starting
     ENOUGH_ON_THEIR_WAY = "idle.enough_on_their_way"  # a submitter finds out whether it must wake a worker
     HIRE = "crew._hire"  # under the lock: it is decided which workers are started
     MAY_RETIRE = "crew.may_retire"  # a worker that was idle for long enough asks whether it may end

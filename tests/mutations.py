@@ -316,24 +316,23 @@ MUTATIONS = [
     Mutation(
         "whether a task may start is asked with the task in hand",
         "_engine/worker.py",
-        "if (last := self.employer.dismisses(self)) is not None:",
+        "if leave and (last := self.employer.dismisses(self)) is not None:",
         "if False:",
         "ending",
     ),
     Mutation(
         "a worker that is dismissed with a task in hand puts it back",
         "_engine/worker.py",
-        "lane.appendleft(put_back)\n                        put_back = None\n"
-        "                        self.employer.task_came_back(self)\n                        return last",
+        "lane.appendleft(put_back)\n                    put_back = None\n"
+        "                    self.employer.task_came_back(self)\n                    return last",
         "return last",
         "ending",
     ),
     Mutation(
         "a worker that may not start its task sees that another takes it, or cancels it",
         "_engine/worker.py",
-        " lane.appendleft(put_back)\n                        put_back = None\n"
-        "                        self.employer.task_came_back(self)",
-        " lane.appendleft(put_back)\n                        put_back = None",
+        "                    self.employer.task_came_back(self)\n                    return last",
+        "                    return last",
         "ending",
     ),
     # -- errors thrown into a worker
@@ -516,33 +515,11 @@ MUTATIONS = [
         "threads",
     ),
     Mutation(
-        "workers that are coming are counted before the tasks",
+        "workers that are starting are counted again",
         "_engine/crew.py",
-        "            coming = self.roster.coming()  # counted before the tasks: see `note_first_task`\n"
-        "            if self._lanes.waiting() > coming:",
-        "            waiting = self._lanes.waiting()\n            if waiting > self.roster.coming():",
-        "crew",
-    ),
-    Mutation(
-        "a worker that is about to look at the lanes counts for a task that waits",
-        "_engine/roster.py",
-        "        return sum(map(self._counts, self.new.copy()))",
-        "        return self.starting()",
-        "crew",
-    ),
-    Mutation(
-        "a task that was left to a worker which has one gets another worker",
-        "_engine/crew.py",
-        "        if (self._lanes.look() or self._lanes.parked()) and self.roster.has_room():",
-        "        if False:",
-        "crew",
-    ),
-    Mutation(
-        "a worker that rests is no longer coming",
-        "_engine/core.py",
-        "        self.roster.new.discard(worker)",
-        "        pass",
-        "crew",
+        "while (waiting := self._lanes.waiting()) and starting != (now := self.roster.starting()):",
+        "while (waiting := self._lanes.waiting()) and (now := starting) < 0:",
+        "crew threads",
     ),
     Mutation(
         "a list that changes while it is copied is no list of those on their way",
@@ -685,10 +662,10 @@ MUTATIONS = [
         "contract crew",
     ),
     Mutation(
-        "a worker that is coming counts for a task that waits",
+        "a worker that is starting counts for a task that waits",
         "_engine/crew.py",
-        "if self._lanes.waiting() > coming:",
-        "if self._lanes.waiting():",
+        "if waiting > starting:",
+        "if waiting:",
         "creation crew",
     ),
     Mutation(
@@ -909,8 +886,8 @@ MUTATIONS = [
     Mutation(
         "an attempt that hangs takes no place of those wanted",
         "_engine/roster.py",
-        "        return not (worker.late or self.ends(worker))",
-        "        return not self.ends(worker)",
+        "sum(not (worker.late or self.ends(worker))",
+        "sum(not self.ends(worker)",
         "creation",
     ),
     Mutation(

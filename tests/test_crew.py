@@ -19,7 +19,7 @@ from engine import (
     ask_to_leave,
     bounds_of,
     core_of,
-    count_coming,
+    count_starting,
     dismisses,
     engine_lock,
     expects_worker,
@@ -337,69 +337,18 @@ def test_a_destructor_may_use_the_pool_while_the_thread_of_a_worker_starts(
     assert len(used) == 1
 
 
-def hold_before(pool: ResourceExecutor[Any], which: Step, gate: Gate) -> None:
-    """Hold each thread at the gate before that step."""
-    step = step_of(pool, which)
-
-    def hold_and_go_on(*args: Any) -> Any:
-        gate.hold()
-        return step(*args)
-
-    replace_step(pool, which, hold_and_go_on)
-
-
-def test_a_worker_that_is_about_to_look_counts_for_the_task_that_waits(make_pool: MakePool, gate: Gate) -> None:
-    # 1. submit() starts a worker for its task. 2. That is ready, and has yet to look at the lanes. 3. Another thread looks
-    # whether a worker is needed, as each that ends does.
-    pool = make_pool(2)
-    hold_before(pool, Step.UNPARK, gate)
-    future = pool.submit(int, "7")
-    gate.wait_until_held()
-    step_of(pool, Step.POPULATE_OR_RETRY)()
-    workers = len(workers_of(pool))
-    gate.release()
-
-    assert future.result(DEADLINE) == 7
-    assert workers == 1
-
-
-def test_a_task_that_is_left_to_a_worker_with_its_first_task_in_hand_gets_another_worker(
-    make_pool: MakePool, gate: Gate
+def test_a_worker_that_is_ready_while_the_tasks_are_counted_is_not_counted_on(
+    make_pool: MakePool, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The story in `Crew.note_first_task`.
+    # 1. A submitter counts the workers that are starting: two. 2. One is ready, and has a task of its own, and then the other.
+    # 3. The submitter counts the tasks that wait: one. It must not leave that to those workers.
     pool = make_pool(2)
-    with Gate() as moment:
-        hold_before(pool, Step.FIRST_TASK, moment)
-        pool.submit(gate.hold)
-        moment.wait_until_held()
-        second = pool.submit(int, "7")
-        workers = len(workers_of(pool))
-        moment.release()
+    pool.submit(gate.hold)
+    gate.wait_until_held()
+    counts = iter([2, 1])
+    replace_step(pool, Step.COUNT_STARTING, lambda: next(counts, 0), monkeypatch)
 
-        assert second.result(DEADLINE / 2) == 7  # before the gate gives up
-    assert workers == 1
-
-
-def test_a_worker_that_takes_its_first_task_while_both_are_counted_counts_for_it(make_pool: MakePool, gate: Gate) -> None:
-    # 1. A thread looks whether a worker is needed. 2. A new worker takes the task that waits, and is no longer coming. 3. The
-    # thread has counted the workers first. So it does not count the task, without a worker for it.
-    pool = make_pool(2)
-    with Gate() as moment:
-        hold_before(pool, Step.UNPARK, moment)
-        pool.submit(gate.hold)
-        moment.wait_until_held()
-        count = step_of(pool, Step.COUNT_COMING)
-
-        def let_it_take_the_task_and_count() -> int:
-            moment.release()
-            gate.wait_until_held()
-            found: int = count()
-            return found
-
-        replace_step(pool, Step.COUNT_COMING, let_it_take_the_task_and_count)
-        step_of(pool, Step.POPULATE_OR_RETRY)()
-
-    assert len(workers_of(pool)) == 1
+    assert pool.submit(int, "7").result(DEADLINE / 2) == 7  # before the gate gives up
 
 
 def test_ctrl_c_just_after_a_worker_began_to_live_keeps_that_worker(
@@ -1003,16 +952,10 @@ def test_a_call_that_comes_after_the_last_look_of_a_hiring_has_it_look_again(
 
 
 @pytest.mark.parametrize("owns", [False, True])
-def test_a_worker_that_has_come_is_forgotten_as_one_that_is_new(make_pool: MakePool, ledger: Ledger, owns: bool) -> None:
+def test_a_worker_that_is_ready_is_forgotten_as_one_that_is_not(make_pool: MakePool, ledger: Ledger, owns: bool) -> None:
     pool: ResourceExecutor[Any] = make_pool(2, on_create=ledger.create, on_destroy=ledger.destroy) if owns else make_pool(2)
 
     pool.submit(lambda *_: None).result(DEADLINE)
 
-    assert core_of(pool).roster.new == set()
-    assert count_coming(pool) == 0
-
-
-def test_a_worker_that_rests_before_its_first_task_is_no_longer_coming(make_pool: MakePool) -> None:
-    pool = make_pool(1, min_workers=1)
-
-    eventually(lambda: core_of(pool).roster.new == set(), "the worker to rest")
+    assert core_of(pool).roster.unready == set()
+    assert count_starting(pool) == 0

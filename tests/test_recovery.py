@@ -501,7 +501,7 @@ def test_when_the_last_resource_breaks_in_an_old_outage_its_task_fails_at_once(
         2, on_create=factory, on_destroy=destroy, check_health=ledger.is_healthy, create_timeout=3600.0, max_retries=9
     )
     breaks = pool.submit(break_down)
-    eventually(breaks.running, "the task that breaks its resource to run")
+    eventually(lambda: len(ledger.created) == 1, "a resource")
     ledger.outage = REFUSED
     waits = pool.submit(FakeResource.use)
     eventually(lambda: outage_of(pool).failures == 1, "the failure")

@@ -32,7 +32,7 @@ from engine import (
     check_books,
     close,
     core_of,
-    count_coming,
+    count_starting,
     current_holder,
     free_resources,
     is_closing,
@@ -530,7 +530,7 @@ class Machine(RuleBasedStateMachine):
         self.wait(
             lambda: lanes_of(self.core).waiting() == len(model.queued), "tasks that are to be retried to be back in their lanes"
         )
-        self.wait(lambda: self.ledger.outage or not count_coming(self.core), "workers to start")
+        self.wait(lambda: self.ledger.outage or not count_starting(self.core), "workers to start")
 
     def _at_gate(self) -> list[Job]:
         return [job for job in self.jobs if job.at_gate]

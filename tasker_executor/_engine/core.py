@@ -281,10 +281,6 @@ class Core:
             with self.life.lock:  # no reader of `stats` sees a retry in both places
                 self.lanes.unpark()
 
-    def worker_came(self, worker: Worker) -> None:
-        """Count a worker no longer as one that is coming."""
-        self.roster.new.discard(worker)
-
     def dismisses(self, worker: Worker) -> End | None:
         """Return why a worker must go; None if it may stay."""
         return self.crew.dismisses(worker)
@@ -329,7 +325,7 @@ class Core:
     # -- what the executor and the scaler wish
 
     def _made_room(self) -> None:
-        """Act on new room: after a worker was written off, or the number of workers wanted has changed."""
+        """Start a successor for a worker that was written off."""
         self.crew.populate_or_retry()
         self.timer.start_if_wanted()
         if self.admission.blocked:
@@ -359,7 +355,12 @@ class Core:
 
     def _follow(self, before: int, after: int, reason: str) -> None:
         """Act on a new number of workers wanted: start workers, let submissions in, tell observers."""
-        self._made_room()
+        self.crew.populate_or_retry()
+        self.timer.start_if_wanted()
+        self.wake_if_waiting()
+        self.deadlock.end_a_hopeless_wait()
+        if self.admission.blocked:
+            self.admission.refill()
         if after != before:
             self.notices.scaled(before, after, reason)
 

@@ -85,13 +85,15 @@ class Crew:
     def _needed(self) -> bool:
         """Return whether another worker is needed.
 
-        Workers that are coming take one task each, so only the tasks beyond their number count.
+        Workers that are starting look at the lanes, so only the tasks beyond their number count.
         """
         # A submitter whose task is not seen here sees what was stored before. If there is none, no worker is counted:
         # workers that end together all ask this.
         if self._lanes.look() or self._lanes.parked():
-            coming = self.roster.coming()  # counted before the tasks: see `note_first_task`
-            if self._lanes.waiting() > coming:
+            starting = self.roster.starting()
+            while (waiting := self._lanes.waiting()) and starting != (now := self.roster.starting()):
+                starting = now  # a worker became ready, and may have taken a task: count again
+            if waiting > starting:
                 return True
         least = self.roster.least()
         return self._life.state is State.RUNNING and least > 0 and self.roster.present() < least
@@ -167,7 +169,7 @@ class Crew:
                     worker = self._make_worker(roster.free_index())
                     hired.append(worker)
                     self._recorder.add_log(worker.log)
-                    roster.new.add(worker)
+                    roster.unready.add(worker)
                     # In one step, as an error, or a signal handler, comes only after a call:
                     self._unborn[worker] = get_ident()
                     worker.seat.occupied = True
@@ -227,7 +229,7 @@ class Crew:
         self.supply.note_served()
         self._recorder.close_log(worker.log)
         roster.leaving.discard(worker)
-        roster.new.discard(worker)
+        roster.unready.discard(worker)
         roster.replaced += replaced
         worker.seat.occupied = False
         # Last: an error thrown in before this leaves the worker in the crew, and the removal is repeated.
@@ -246,6 +248,7 @@ class Crew:
         """
         if not self._owns_resources and not self.outage.failures:
             worker.ready = True
+            self.roster.unready.discard(worker)
             return True
         with self._life.lock:
             held = self.outage.error  # until the lock is free: to drop an error may run destructors
@@ -254,9 +257,10 @@ class Crew:
             recovered = self.outage.made(clock())
         del held
         if recovered:
-            self.populate_or_retry()  # this worker still counts as starting
+            self.populate_or_retry()  # this worker still counts as starting: it has yet to look at the lanes
         with self._life.lock:
             worker.ready = True
+            self.roster.unready.discard(worker)
             self.outage.bare_since = None  # whatever happened while the lock was free
             if self.outage.failures:  # the timer may have seen this worker still starting, and waits for it
                 self._timer.kick(start=False)
@@ -265,16 +269,6 @@ class Crew:
                 if self.roster.surplus() > 0:
                     self.leave[:] = [None]  # another worker has taken its place
         return True
-
-    def note_first_task(self, worker: Worker) -> None:
-        """Note that a worker has its first task in hand. Called without the lock.
-
-        1. It takes the task. 2. A submitter queues another one, and counts this worker as one that is coming. So it
-        starts none. 3. This worker is no longer coming. 4. It looks, finds the other task, and starts a worker.
-        """
-        self.roster.new.discard(worker)
-        if (self._lanes.look() or self._lanes.parked()) and self.roster.has_room():
-            self.populate_or_retry()
 
     def note_unfit(self, worker: Worker, fault: UnfitResource) -> bool:
         """Note that a resource failed its check before it had served a task; return whether that counts."""
@@ -346,12 +340,8 @@ class Crew:
     def dismisses(self, worker: Worker) -> End | None:
         """Return why this worker must go instead of taking a task; None if it may stay.
 
-        A worker asks this before its first task, and while `leave` is not empty.
+        A worker asks this while `leave` is not empty.
         """
-        if worker in self.roster.new:
-            self.note_first_task(worker)
-        if not self.leave:
-            return None
         with self._life.lock:
             if worker in self.roster.written_off:
                 return End.WRITTEN_OFF

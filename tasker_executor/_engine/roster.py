@@ -37,9 +37,9 @@ class Roster:
         self.wanted = settings.max_workers if settings.policy is None else settings.min_workers
         #: The workers in the crew. A worker that ends leaves before its successor enters, so the limit holds.
         self.workers: set[Worker] = set()
-        #: Those of `workers` that have yet to take a task, or to rest, for the first time. Each removes itself, in one
-        #: call without the lock: see `Crew.note_first_task`.
-        self.new: set[Worker] = set()
+        #: Those of `workers` that are not `ready`, and perhaps some that are: removed, in one call without the lock,
+        #: after that is stored.
+        self.unready: set[Worker] = set()
         #: The workers written off: no longer in the crew, and their task has yet to return.
         self.written_off: set[Worker] = set()
         self.leaving: set[Worker] = set()  # those of `workers` that have been retired and are about to end
@@ -54,17 +54,11 @@ class Roster:
     # -- how many there are
 
     def starting(self) -> int:
-        """Return how many workers have yet to get their resource, and are not late."""
-        if not self.new:
+        """Return how many workers have yet to look at the lanes for the first time, and are not late."""
+        if not self.unready:
             return 0
         ending = self.ending
-        return sum(not (worker.ready or worker.late or worker in ending) for worker in self.new.copy())
-
-    def coming(self) -> int:
-        """Return how many workers have yet to take a task, or to rest, for the first time, and are not late."""
-        if not self.new:
-            return 0
-        return sum(map(self._counts, self.new.copy()))
+        return sum(not (worker.ready or worker.late or worker in ending) for worker in self.unready.copy())
 
     def ready(self) -> int:
         """Return how many workers have their resource, and do not end."""
@@ -88,10 +82,7 @@ class Roster:
 
         It cannot count on a worker that ends, or that has been starting for `create_timeout`.
         """
-        return sum(map(self._counts, self.workers.copy()))
-
-    def _counts(self, worker: Worker) -> bool:
-        return not (worker.late or self.ends(worker))
+        return sum(not (worker.late or self.ends(worker)) for worker in self.workers.copy())
 
     def ends(self, worker: Worker) -> bool:
         """Return whether a worker serves no task any more."""
@@ -138,7 +129,7 @@ class Roster:
         for worker in self.workers.copy():
             worker.over = True
         self.workers.clear()
-        self.new.clear()
+        self.unready.clear()
         self.written_off.clear()
         self.leaving.clear()
         self.ending.clear()

@@ -23,7 +23,6 @@ tells whether there is one. The end of a task starts the next.
 from __future__ import annotations
 
 from _thread import allocate_lock
-from collections.abc import Sequence
 from operator import call
 from types import CoroutineType
 from typing import Any
@@ -51,7 +50,6 @@ futures_logger = Logger("concurrent.futures")
 
 _SHIFT = (None,) * 512  # the tasks between two foldings of the log; a tuple is iterated over without making objects
 _NEVER = float("inf")
-_ASK = (None,)  # what `_work` sees instead of `Workplace.leave` before its first task
 _TRIES = (None,) * 10  # attempts to destroy a resource, while other threads throw errors into this one
 _Coroutine: Any = CoroutineType
 _RUNNING, _SUSPECT, _STOPPED = State.RUNNING, End.SUSPECT, End.STOPPED  # a look-up in an enum is slow
@@ -171,19 +169,15 @@ class Worker(Hand):
 
     def _serve(self) -> End:
         """Run tasks until there is a reason to end; return it."""
+        end: End | None = None
+        tools = self._tools()
         self.log.until = clock()
         self.employer.unpark()  # after it counts as ready: see `Core.retry_parked`
         try:
-            end = self._work(self._tools(_ASK))
-            self.employer.worker_came(self)
-            tools = self._tools(self.place.leave)
-            while True:
-                end = end or self._rest()
+            while end is None:
+                end = self._work(tools) or self._rest()
                 if end is _STOPPED:
                     end = self.recover()
-                if end is not None:
-                    break
-                end = self._work(tools)
         except BaseException:
             # Whether the permit comes, has come or was taken is unknown. Submitters may wait for this worker to
             # take it, and must not wait until its resource is destroyed.
@@ -194,8 +188,8 @@ class Worker(Hand):
             raise
         return end
 
-    def _tools(self, leave: Sequence[None]) -> tuple[Any, ...]:
-        """Look up once what `_work` needs for each task. It asks whether it must go while `leave` is not empty."""
+    def _tools(self) -> tuple[Any, ...]:
+        """Look up once what `_work` needs for each task."""
         place, log, holding = self.place, self.log, self.holding
         high, low, source = place.lanes.priority, place.lanes.normal, place.source
         around = None if source is None else source.hooks.around
@@ -211,7 +205,7 @@ class Worker(Hand):
             source is not None and source.can_retry,  # a retry must not see what the attempt before it set
             around,
             place.hub.hears_tasks or place.limits.for_all or (source is not None and source.needs_care),
-            leave,
+            place.leave,
             place.admission.blocked,
             place.idle.stack.append,
         )
@@ -265,18 +259,16 @@ class Worker(Hand):
                 last = None
                 self.since = start
                 self.task = task  # in its hand from here on: see `stops`
-                if leave:  # after `kill` no task starts
-                    leave = self.place.leave
-                    if (last := self.employer.dismisses(self)) is not None:
-                        if self.let_go(task) is not None and task.done():  # a retry, and it was given up just now
-                            task = None
-                            return last
-                        lane.note_return()
-                        put_back, task = task, None
-                        lane.appendleft(put_back)
-                        put_back = None
-                        self.employer.task_came_back(self)
+                if leave and (last := self.employer.dismisses(self)) is not None:  # after `kill` no task starts
+                    if self.let_go(task) is not None and task.done():  # a retry, and it was given up just now
+                        task = None
                         return last
+                    lane.note_return()
+                    put_back, task = task, None
+                    lane.appendleft(put_back)
+                    put_back = None
+                    self.employer.task_came_back(self)
+                    return last
 
                 # -- run it
                 task._status = RUNNING

@@ -35,8 +35,7 @@ class Workplace:
     timer: Timer
     limits: Limits
     runs: Runs
-    #: While it is not empty, a worker that is about to start a task asks `Employer.dismisses`; before its first task
-    #: it always does.
+    #: While it is not empty, a worker that is about to start a task asks `Employer.dismisses`.
     leave: list[None]
 
 
@@ -62,9 +61,6 @@ class Employer(Protocol):
 
     def unpark(self) -> None:
         """Move the parked retries to the heads of their lanes: a worker with a new resource is about to look there."""
-
-    def worker_came(self, worker: Any) -> None:
-        """Note that a worker has looked at the lanes for the first time. It rests next, and looks again, or ends."""
 
     def dismisses(self, worker: Any) -> End | None:
         """Return why a worker must go instead of taking a task; None if it may stay."""
