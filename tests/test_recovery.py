@@ -125,7 +125,7 @@ def test_a_resource_that_breaks_when_all_other_workers_have_drained_is_replaced(
     gate.release()
     pool.shutdown()
 
-    assert future.result(0) == 2
+    assert future.result(0) >= 2  # 3 if a second worker was started at the moment in which the first one was ready
 
 
 def test_tasks_fail_in_time_while_the_initializer_hangs(make_pool: MakePool, ledger: Ledger, clock: Clock) -> None:
@@ -501,7 +501,7 @@ def test_when_the_last_resource_breaks_in_an_old_outage_its_task_fails_at_once(
         2, on_create=factory, on_destroy=destroy, check_health=ledger.is_healthy, create_timeout=3600.0, max_retries=9
     )
     breaks = pool.submit(break_down)
-    eventually(lambda: len(ledger.created) == 1, "a resource")
+    eventually(breaks.running, "the task that breaks its resource to run")
     ledger.outage = REFUSED
     waits = pool.submit(FakeResource.use)
     eventually(lambda: outage_of(pool).failures == 1, "the failure")

@@ -85,7 +85,9 @@ class Crew:
     def _needed(self) -> bool:
         """Return whether another worker is needed.
 
-        Workers that are starting look at the lanes, so only the tasks beyond their number count.
+        Workers that are starting look at the lanes, so only the tasks beyond their number count. One that has its
+        resource counts no more, though it has yet to look: an observer, or its first check, may hold it up. So a look
+        at that moment may start one worker more than tasks need. The other mistake would leave a task without any.
         """
         # A submitter whose task is not seen here sees what was stored before. If there is none, no worker is counted:
         # workers that end together all ask this.
