@@ -49,6 +49,7 @@ from races import Once
 from support import DEADLINE, Clock, FakeResource, Gate, Ledger, MakePool, eventually
 from tasker_executor import ResourceCreationError, ResourceExecutor
 from tasker_executor._sync import clock
+from tasker_executor.observers import Observer, WorkerEvent
 from timer_support import Script, threads_of
 
 
@@ -349,6 +350,37 @@ def test_a_worker_that_is_ready_while_the_tasks_are_counted_is_not_counted_on(
     replace_step(pool, Step.COUNT_STARTING, lambda: next(counts, 0), monkeypatch)
 
     assert pool.submit(int, "7").result(DEADLINE / 2) == 7  # before the gate gives up
+
+
+def test_a_worker_whose_observer_waits_for_a_task_is_not_counted_on_for_it(make_pool: MakePool) -> None:
+    answers: list[int] = []
+
+    class Warm(Observer):
+        def worker_started(self, event: WorkerEvent) -> None:
+            if event.worker.endswith("_0"):
+                made.hold()
+                answers.append(pool.submit(int, "7").result(DEADLINE))
+
+    with Gate() as made:
+        pool = make_pool(2, min_workers=1, observers=[Warm()])
+
+    eventually(lambda: answers == [7], "the observer's task")
+
+
+def test_a_worker_whose_first_check_hangs_is_not_counted_on(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
+    def check(resource: FakeResource) -> bool:
+        if resource.number == 0:
+            checking.hold()
+        return True
+
+    with Gate() as checking:
+        pool = make_pool(3, on_create=ledger.create, on_destroy=ledger.destroy, check_resource=check, check_after_idle=0.0)
+        pool.submit(gate.hold)
+        checking.wait_until_held()
+        second = pool.submit(FakeResource.use)
+        gate.wait_until_held()
+
+        assert second.result(DEADLINE / 2) > 0  # before the gates give up
 
 
 def test_ctrl_c_just_after_a_worker_began_to_live_keeps_that_worker(
