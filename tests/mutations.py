@@ -515,6 +515,27 @@ MUTATIONS = [
         "threads",
     ),
     Mutation(
+        "a worker that has left the crew while it is counted is not ready",
+        "_engine/roster.py",
+        " or worker in self.ending or worker not in self.workers",
+        " or worker in self.ending",
+        "crew",
+    ),
+    Mutation(
+        "a worker that has left the crew meanwhile is not told of",
+        "_engine/gauges.py",
+        " if worker not in left)",
+        ")",
+        "crew",
+    ),
+    Mutation(
+        "a worker that retires counts as one that ends until it has left the crew",
+        "_engine/crew.py",
+        "        roster.unready.discard(worker)\n        roster.replaced",
+        "        roster.leaving.discard(worker)\n        roster.unready.discard(worker)\n        roster.replaced",
+        "crew",
+    ),
+    Mutation(
         "workers that are starting are counted again",
         "_engine/crew.py",
         "while (waiting := self._lanes.waiting()) and starting != (now := self.roster.starting()):",

@@ -767,6 +767,51 @@ def test_a_worker_that_leaves_the_crew_is_at_no_moment_ready_again(make_pool: Ma
     assert states == ["ending", "0"]
 
 
+@pytest.mark.parametrize("count", ["ready", "present", "infos"])
+def test_a_worker_that_leaves_the_crew_while_it_is_counted_is_not_ready(
+    make_pool: MakePool, ledger: Ledger, gate: Gate, count: str
+) -> None:
+    # 1. A thread, without the lock, copies the set of workers. 2. One of them leaves. 3. The thread looks at each of its copy.
+    class LeftBehind(set[Worker]):
+        def copy(self) -> set[Worker]:
+            found = super().copy()
+            if counting and threading.current_thread() is threading.main_thread():
+                gate.release()
+                eventually(lambda: not self and not core_of(pool).roster.ending, "the worker to leave")
+            return found
+
+    counting = list[bool]()
+    pool = make_pool(1, on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=1)
+    use_workers(pool, LeftBehind())
+    pool.submit(FakeResource.use).result(DEADLINE)
+    gate.wait_until_held()
+    counting.append(True)
+    roster = core_of(pool).roster
+    counts: dict[str, Callable[[], int]] = {
+        "ready": roster.ready,
+        "present": roster.present,
+        "infos": lambda: len(pool.workers()),
+    }
+
+    assert counts[count]() == 0
+
+
+def test_a_worker_that_retires_is_at_no_moment_ready_again(make_pool: MakePool) -> None:
+    class Watched(set[Worker]):
+        def discard(self, worker: Any, /) -> None:
+            ready.append(core_of(pool).roster.ready())
+            super().discard(worker)
+            ready.append(core_of(pool).roster.ready())
+
+    ready: list[int] = []
+    pool = make_pool(1, idle_timeout=0.001)
+    use_workers(pool, Watched())
+    pool.submit(int).result(DEADLINE)
+    eventually(lambda: len(ready) == 2, "the worker to leave")
+
+    assert ready == [0, 0]
+
+
 def test_a_worker_that_ends_takes_no_place_of_those_a_policy_wants(make_pool: MakePool, ledger: Ledger, gate: Gate) -> None:
     pool = make_pool(2, policy=Script(1), on_create=ledger.create, on_destroy=Held(ledger, gate), max_uses=1)
     pool.submit(FakeResource.use).result(DEADLINE)

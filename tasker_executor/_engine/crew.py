@@ -230,7 +230,6 @@ class Crew:
         roster = self.roster
         self.supply.note_served()
         self._recorder.close_log(worker.log)
-        roster.leaving.discard(worker)
         roster.unready.discard(worker)
         roster.replaced += replaced
         worker.seat.occupied = False
@@ -314,8 +313,7 @@ class Crew:
             elif written_off:
                 self.roster.written_off.discard(worker)
                 self._timer.kick(start=False)  # another one may be written off now
-            # Afterwards: a thread that looks without the lock must not take this worker for an idle one.
-            self.roster.ending.pop(worker, None)
+            self.roster.note_left(worker)
         del held
         return failed
 
@@ -330,7 +328,7 @@ class Crew:
                 return False
             roster.written_off.add(worker)
             self._forget(worker)
-            roster.ending.pop(worker, None)
+            roster.note_left(worker)
             return True
 
     def wrote_off(self, worker: Worker) -> bool:

@@ -147,8 +147,10 @@ class Gauges:
         from dataclasses import replace
 
         roster = self._roster
-        ending, gone = roster.ending, roster.written_off.copy()
-        workers = sorted(roster.workers.copy() | gone, key=attrgetter("index"))
+        # In this order: a worker enters `written_off` before it leaves the crew, and `ending` until it has left.
+        ending, crew = roster.ending, roster.workers.copy()
+        gone = roster.written_off.copy()
+        workers = sorted(crew | gone, key=attrgetter("index"))
         before = [(worker.task, worker.ready, worker in ending) for worker in workers]
         infos = [worker_info(worker, ending.get(worker), written_off=worker in gone) for worker in workers]
         if stacks:
@@ -157,7 +159,8 @@ class Gauges:
                 # Otherwise the worker has gone on, and this may be the stack of what it does now.
                 if before[number] == (worker.task, worker.ready, worker in ending):
                     infos[number] = replace(infos[number], stack=texts.get(worker.thread, ""))
-        return tuple(infos)
+        left = crew - gone - roster.workers.copy() - roster.written_off.copy()
+        return tuple(info for worker, info in zip(workers, infos, strict=True) if worker not in left)
 
     def metrics(self, *, reset: bool) -> ExecutorMetrics:
         """Return durations and rates of the period; start a new one if `reset`."""

@@ -57,8 +57,7 @@ class Roster:
         """Return how many workers have yet to look at the lanes for the first time, and are not late."""
         if not self.unready:
             return 0
-        ending = self.ending
-        return sum(not (worker.ready or worker.late or worker in ending) for worker in self.unready.copy())
+        return sum(not (worker.ready or worker.late or self.ends(worker)) for worker in self.unready.copy())
 
     def ready(self) -> int:
         """Return how many workers have their resource, and do not end."""
@@ -85,8 +84,16 @@ class Roster:
         return sum(not (worker.late or self.ends(worker)) for worker in self.workers.copy())
 
     def ends(self, worker: Worker) -> bool:
-        """Return whether a worker serves no task any more."""
-        return worker in self.leaving or worker in self.ending
+        """Return whether a worker serves no task any more.
+
+        Without the lock the crew is looked at last: a worker is in `leaving`, or in `ending`, until it has left.
+        """
+        return worker in self.leaving or worker in self.ending or worker not in self.workers
+
+    def note_left(self, worker: Worker) -> None:
+        """Forget how a worker ended, after it has left the crew: see `ends`. Lock held."""
+        self.leaving.discard(worker)
+        self.ending.pop(worker, None)
 
     # -- how many there may be
 
