@@ -858,8 +858,8 @@ MUTATIONS = [
     Mutation(
         "a worker that destroys an unfit resource is no attempt",
         "_engine/roster.py",
-        "or worker in ending)",
-        "or worker is ending)",
+        "worker.late or self.ends(worker)) for worker in self.unready",
+        "worker.late) for worker in self.unready",
         "recovery",
     ),
     Mutation(
@@ -2441,8 +2441,8 @@ MUTATIONS = [
     Mutation(
         "a worker that was written off is listed",
         "_engine/gauges.py",
-        "sorted(roster.workers.copy() | gone,",
-        "sorted(roster.workers.copy(),",
+        "sorted(crew | gone,",
+        "sorted(crew,",
         "stacks",
     ),
     Mutation(
@@ -3769,8 +3769,8 @@ MUTATIONS = [
     Mutation(
         "the end of a worker that was written off lets another one be",
         "_engine/crew.py",
-        "                self._timer.kick(start=False)  # another one may be written off now\n            # Afterwards",
-        "                pass\n            # Afterwards",
+        "                self._timer.kick(start=False)  # another one may be written off now\n            self.roster",
+        "                pass\n            self.roster",
         "written_off",
     ),
     Mutation(
