@@ -146,7 +146,7 @@ class Report:
 
         failed = 0
         if counts:  # pytest ends with "3 failed, 5 passed, 1 error in 2 s", the conformance suite with "5 passed, 3 failed".
-            last = output.rpartition("\n")[2]
+            last = counting_line(output)
             self.passed += count("passed", last)
             failed = count("failed", last) + count("error", last)
         if status not in (0, tolerated):
@@ -162,8 +162,14 @@ class Report:
 
     def last_line(self, what: str, status: int) -> str:
         """A few words about what the last command has printed."""
-        said = self.output[-1].rpartition("\n")[2]
+        said = counting_line(self.output[-1])
         return f"{what}: {said}" if count("passed", said) else f"{what}: exit status {status}, see above"
+
+
+def counting_line(output: str) -> str:
+    """Return the last line that counts tests. The interpreter may say more as it exits."""
+    words = "passed", "failed", "error"
+    return next((line for line in reversed(output.splitlines()) if any(count(word, line) for word in words)), "")
 
 
 def count(word: str, line: str) -> int:

@@ -93,6 +93,16 @@ def test_a_failure_of_the_conformance_suite_has_its_name_in_the_summary() -> Non
     assert "Traceback ..." in report.details[0]
 
 
+def test_what_the_interpreter_says_as_it_exits_hides_no_counts() -> None:
+    report = run_program(
+        "print('5 passed, 1 skipped in 2 s'); print('Exception ignored in __del__'); print('TypeError: ...')", counts=True
+    )
+    report.results.append(report.last_line("suite", 0))
+
+    assert (report.passed, report.failed) == (5, 0)
+    assert report.results == ["suite: 5 passed, 1 skipped in 2 s"]
+
+
 def test_too_little_coverage_is_a_failure_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "FAIL Required test coverage of 98% not reached. Total coverage: 12.00%"
     report = Report("Python 3.99")
