@@ -159,6 +159,7 @@ class Gauges:
                 # Otherwise the worker has gone on, and this may be the stack of what it does now.
                 if before[number] == (worker.task, worker.ready, worker in ending):
                     infos[number] = replace(infos[number], stack=texts.get(worker.thread, ""))
+        # What was found of these may be neither "busy" nor "ending" any more, and so "idle".
         left = crew - gone - roster.workers.copy() - roster.written_off.copy()
         return tuple(info for worker, info in zip(workers, infos, strict=True) if worker not in left)
 
