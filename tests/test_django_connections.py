@@ -60,11 +60,12 @@ end(first)
 print(tasks().submit(process).result() != first)
 pool().shutdown()
 stats = pool().stats()
-print(stats.resources_created - stats.resources_destroyed, stats.failed)
+made = stats.resources_created
+print(made in (2, 3), made - stats.resources_destroyed, stats.failed)  # 3: see `Crew._needed`
 """,
     )
 
-    assert said == "True\n0 0\n"
+    assert said == "True\nTrue 0 0\n"
 
 
 @pytest.mark.services

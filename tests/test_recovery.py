@@ -125,7 +125,7 @@ def test_a_resource_that_breaks_when_all_other_workers_have_drained_is_replaced(
     gate.release()
     pool.shutdown()
 
-    assert future.result(0) >= 2  # 3 if a second worker was started at the moment in which the first one was ready
+    assert future.result(0) in (2, 3)  # 3 if another worker was started at the moment in which the first one was ready
 
 
 def test_tasks_fail_in_time_while_the_initializer_hangs(make_pool: MakePool, ledger: Ledger, clock: Clock) -> None:
